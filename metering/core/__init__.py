@@ -1,0 +1,1 @@
+"""Pure arithmetic of usage and money: no clock, no I/O, no floats near either."""

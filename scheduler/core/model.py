@@ -1,0 +1,254 @@
+"""The nouns: accounts, nodes, GPUs, jobs, allocations, and the quantities they are measured in.
+
+Values here are frozen; whatever changes is replaced by `state.ClusterState.apply` in answer to an event. Times are
+integer UTC milliseconds (`*_ms`), GPUs are integer capacity units, CPU is millicores, memory is bytes. Nothing here
+knows what a job runs: argv, environment and image belong to the executor (`scheduler.executor.LaunchSpec`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NewType
+
+GPU_UNITS = 12_600
+"""Capacity units of one whole GPU: divisible by 7, 8, 9 and 100, so MIG sevenths, halves and percent shares are exact."""
+
+AccountId = NewType("AccountId", str)  # a path in the account tree: `acme`, `acme/vision`
+UserName = NewType("UserName", str)
+GpuClass = NewType("GpuClass", str)
+PoolName = NewType("PoolName", str)
+NodeName = NewType("NodeName", str)
+DeviceId = NewType("DeviceId", str)  # the GPU's UUID, or a node's slot on Kubernetes
+JobId = NewType("JobId", int)
+AllocationId = NewType("AllocationId", str)  # a ULID
+
+ROOT_ACCOUNT = AccountId("")
+"""The centre itself, parent of every tenant."""
+
+
+class BookingWanted(StrEnum):
+    """What a job accepts to be booked as."""
+
+    AUTO = "auto"
+    GUARANTEED = "guaranteed"
+    SPOT = "spot"
+
+
+class Booking(StrEnum):
+    """How a running gang is held."""
+
+    GUARANTEED = "guaranteed"
+    BURST = "burst"
+    SPOT = "spot"
+
+
+class JobState(StrEnum):
+    """The states users see. `lifecycle` holds which may follow which."""
+
+    PENDING = "pending"
+    HELD = "held"
+    STARTING = "starting"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    TIMEOUT = "timeout"
+
+
+class HoldKind(StrEnum):
+    """Who put a hold on a job, and so who may release it."""
+
+    USER = "user"
+    ADMIN = "admin"
+
+
+class EndReason(StrEnum):
+    """Why an allocation ended, and with its last allocation the job. A completed job has no reason."""
+
+    EXIT_NONZERO = "exit_nonzero"
+    OOM = "oom"
+    NODE_LOST = "node_lost"
+    IMAGE_PULL = "image_pull"
+    GPU_ERROR = "gpu_error"
+    LAUNCH_FAILED = "launch_failed"
+    WALLTIME = "walltime"
+    DEADLINE = "deadline"
+    IDLE_STOP = "idle_stop"
+    BUDGET_STOP = "budget_stop"
+    PREEMPTED = "preempted"
+    CANCELLED = "cancelled"
+    REQUEUED = "requeued"
+
+
+class Phase(StrEnum):
+    """What an allocated device is doing between the decision and its release."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    STOPPING = "stopping"
+
+
+class NodeAvailability(StrEnum):
+    """Slurm's drain: running jobs finish and nothing new starts; a node that is down lost its jobs."""
+
+    UP = "up"
+    DRAINING = "draining"
+    DOWN = "down"
+
+
+class DeviceHealth(StrEnum):
+    """`draining` finishes what runs; `failed` can hold nothing."""
+
+    OK = "ok"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """A node of the account tree. `guarantee` and `limit` are whole GPUs per class; a class left out has none."""
+
+    id: AccountId
+    weight: int = 1
+    guarantee: Mapping[GpuClass, int] = field(default_factory=dict)
+    limit: Mapping[GpuClass, int] = field(default_factory=dict)
+    is_suspended: bool = False
+
+    @property
+    def parent(self) -> AccountId | None:
+        """The account above; None for the centre."""
+        if self.id == ROOT_ACCOUNT:
+            return None
+        head, _, _ = self.id.rpartition("/")
+        return AccountId(head)
+
+
+def tenant_of(account: AccountId) -> AccountId:
+    """Returns the tenant that an account belongs to: the first step of its path."""
+    return AccountId(account.partition("/")[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A GPU, a MIG instance, or a slot that the kubelet fills. `units` is its whole size in capacity units."""
+
+    id: DeviceId
+    node: NodeName
+    gpu_class: GpuClass
+    units: int = GPU_UNITS
+    health: DeviceHealth = DeviceHealth.OK
+    reason: str | None = None
+    is_foreign: bool = False
+    """Held by something that is not ours: counts as used, never as free."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A machine of one GPU class. CPU and memory are what jobs may have, after the system's share."""
+
+    name: NodeName
+    gpu_class: GpuClass
+    pool: PoolName
+    cpu_millicores: int
+    memory_bytes: int
+    labels: Mapping[str, str] = field(default_factory=dict)
+    availability: NodeAvailability = NodeAvailability.UP
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """All that placement asks about a job. Jobs of one shape fit or fail together, so a tick tries each shape once.
+
+    `gpu_units` is per node: a multiple of GPU_UNITS for whole GPUs, less than one GPU_UNITS for a share of one.
+    `cpu_millicores` and `memory_bytes` are per node; None means the node's share per GPU, which always fits.
+    """
+
+    gpu_classes: tuple[GpuClass, ...]  # in order of preference, never empty
+    nodes: int
+    gpu_units: int
+    cpu_millicores: int | None = None
+    memory_bytes: int | None = None
+    pool: PoolName | None = None
+    only_nodes: tuple[NodeName, ...] = ()  # sorted; empty means any
+    exclude_nodes: tuple[NodeName, ...] = ()  # sorted
+    constraints: tuple[tuple[str, str], ...] = ()  # sorted (label, value) pairs that a node must carry
+
+    @property
+    def total_units(self) -> int:
+        """Capacity units of the whole gang."""
+        return self.nodes * self.gpu_units
+
+    @property
+    def gpus_per_node(self) -> int:
+        """Whole devices that the gang touches on each node; a share touches one."""
+        return max(1, self.gpu_units // GPU_UNITS)
+
+    @property
+    def is_share(self) -> bool:
+        """True when the job asks for part of one GPU."""
+        return self.gpu_units < GPU_UNITS
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job as the scheduler sees it. Finished jobs live in the store only."""
+
+    id: JobId
+    account: AccountId  # a project
+    user: UserName
+    shape: Shape
+    time_limit_ms: int
+    submitted_ms: int
+    wanted: BookingWanted = BookingWanted.AUTO
+    priority: int = 0  # inside its project: low -1, normal 0, high 1
+    begin_ms: int | None = None
+    """Not before this: the user's --begin, or the back-off after a failed start."""
+    is_backing_off: bool = False
+    deadline_ms: int | None = None
+    state: JobState = JobState.PENDING
+    hold: HoldKind | None = None
+    attempt: int = 0
+    """Starts so far; 0 before the first."""
+    retries_left: int = 0
+    allocation: AllocationId | None = None
+    array: JobId | None = None
+    array_index: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What an allocation holds on one node: these devices, `units` of each, and CPU and memory."""
+
+    node: NodeName
+    devices: tuple[DeviceId, ...]
+    units: int
+    cpu_millicores: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """One start of a job. `grants` are in order of node rank."""
+
+    id: AllocationId
+    job: JobId
+    account: AccountId
+    user: UserName
+    gpu_class: GpuClass
+    booking: Booking
+    grants: tuple[Grant, ...]
+    decided_ms: int
+    attempt: int
+    time_limit_ms: int
+    phase: Phase = Phase.STARTING
+    started_ms: int | None = None
+    segment: int = 1
+    stop_reason: EndReason | None = None
+    """Why it is being stopped, once it is."""
+
+    @property
+    def total_units(self) -> int:
+        """Capacity units held over all nodes."""
+        return sum(grant.units * len(grant.devices) for grant in self.grants)

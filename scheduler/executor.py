@@ -1,0 +1,163 @@
+"""What the scheduler needs of something that runs jobs. Implemented by `local`, `simulated`, and `k8s.jobs`.
+
+The protocol is level-triggered and idempotent, because either side may die at any instant: `start` of an allocation
+that already runs does nothing; an end is reported by every `observe` until it is `acknowledge`d, which the controller
+does after the end is committed. Implementations are called from one thread at a time and never call back.
+
+    ExecutorError            the executor itself is out of order; the caller keeps state as it is and tries again
+      StartRefused           this allocation can never start here (the message says why); it ends as launch_failed
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from scheduler.core.model import (
+    AccountId,
+    Allocation,
+    AllocationId,
+    Device,
+    EndReason,
+    Node,
+    NodeName,
+)
+
+
+class ExecutorError(Exception):
+    """The executor is out of order for now. Nothing about any allocation follows from it."""
+
+
+class StartRefused(ExecutorError):  # noqa: N818 -- a refusal, not a fault
+    """This allocation can never start here; the message is shown to the job's owner."""
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchSpec:
+    """What to run, as submitted. Never exported, never in a metric, never in another tenant's sight."""
+
+    argv: tuple[str, ...]
+    name: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+    workdir: str | None = None
+    image: str | None = None
+    output: str | None = None
+    """A file for the job's output besides the kept log; None for the kept log alone."""
+    grace_seconds: float = 30.0
+    """Between SIGTERM and SIGKILL."""
+    log_limit_bytes: int = 64 * 1024 * 1024
+    run_as: str | None = None
+    """The system user that the job's processes run as; None for the daemon's own (single-user installations)."""
+    simulated_seconds: float | None = None
+    """How long the simulated executor lets it run; other executors ignore it."""
+    simulated_exit_code: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StartOrder:
+    """An allocation to start, with all that its processes are to know. `allocation.grants` are in rank order."""
+
+    allocation: Allocation
+    spec: LaunchSpec
+    array_index: int | None = None
+
+    @property
+    def account(self) -> AccountId:
+        """The project that the job runs for."""
+        return self.allocation.account
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The gang's processes exist since `at_ms`."""
+
+    allocation: AllocationId
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The gang is gone since `at_ms` and holds its devices no more.
+
+    `exit_code` is the job's own (0 to 255; 128 + n for signal n), None when it never ran. `reason` is None for success.
+    `started_ms` is known even when `Started` was never observed, so that a run between two observations is billed.
+    """
+
+    allocation: AllocationId
+    at_ms: int
+    exit_code: int | None
+    reason: EndReason | None
+    started_ms: int | None = None
+    detail: str | None = None
+
+
+Observation = Started | Ended
+
+
+@dataclass(frozen=True, slots=True)
+class NodeInventory:
+    """A node that the executor offers, with its devices. Absent from the next inventory means gone."""
+
+    node: Node
+    devices: tuple[Device, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LogChunk:
+    """Bytes of one rank's log from `offset`; `next_offset` continues it. `is_complete` when no more will ever come."""
+
+    data: bytes
+    next_offset: int
+    is_complete: bool
+    is_truncated: bool = False
+    """The log outgrew its cap and its middle was dropped."""
+
+
+class Executor(Protocol):
+    """Runs allocations. Every method but `observe` is idempotent; all raise ExecutorError when out of order."""
+
+    def inventory(self) -> Sequence[NodeInventory]:
+        """Returns the nodes that jobs may be placed on now, with health as this executor sees it."""
+        ...
+
+    def recover(self, live: Sequence[StartOrder]) -> None:
+        """Takes up the allocations that the store holds as live, after a restart: finds them again, or reports their end.
+
+        An allocation that was decided but never started is started now; one whose traces are gone ends as `node_lost`.
+        """
+        ...
+
+    def start(self, order: StartOrder) -> None:
+        """Starts the allocation's gang, or does nothing if it already runs. Raises StartRefused."""
+        ...
+
+    def stop(self, allocation: AllocationId, grace_seconds: float, reason: EndReason) -> None:
+        """Asks the gang to end: its stop signal, the grace, then the kill. Returns at once; the end is observed later."""
+        ...
+
+    def observe(self) -> Sequence[Observation]:
+        """Returns what happened since the last call, and every end not yet acknowledged. Never blocks."""
+        ...
+
+    def acknowledge(self, allocation: AllocationId) -> None:
+        """Says that the end is committed: the executor may forget the allocation, but keeps its logs."""
+        ...
+
+    def logs(self, allocation: AllocationId, node_rank: int, offset: int, limit_bytes: int) -> LogChunk:
+        """Returns up to `limit_bytes` of a rank's output (stdout and stderr as they came). Raises KeyError if unknown."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of this process's resources. Jobs keep running."""
+        ...
+
+
+class DeviceWitness(Protocol):
+    """Tells which allocation holds which devices, where the platform and not the scheduler chooses (Kubernetes)."""
+
+    def holders(self) -> Mapping[str, AllocationId]:
+        """Returns device UUID to allocation, as seen on the nodes."""
+        ...
+
+    def last_seen_ms(self, node: NodeName) -> int | None:
+        """Returns when the node last gave a sign of life, in UTC milliseconds; None if never."""
+        ...

@@ -1,0 +1,1 @@
+"""The scheduler's only SQL: tables, the database and its lease, reading, writing."""
