@@ -27,7 +27,7 @@ class ExecutorError(Exception):
     """The executor is out of order for now. Nothing about any allocation follows from it."""
 
 
-class StartRefused(ExecutorError):  # noqa: N818 -- a refusal, not a fault
+class StartRefused(ExecutorError):
     """This allocation can never start here; the message is shown to the job's owner."""
 
 
@@ -120,7 +120,7 @@ class Executor(Protocol):
         ...
 
     def recover(self, live: Sequence[StartOrder]) -> None:
-        """Takes up the allocations that the store holds as live, after a restart: finds them again, or reports their end.
+        """Takes up the allocations that the store holds as live, after a restart: finds them, or reports their end.
 
         An allocation that was decided but never started is started now; one whose traces are gone ends as `node_lost`.
         """
@@ -131,7 +131,7 @@ class Executor(Protocol):
         ...
 
     def stop(self, allocation: AllocationId, grace_seconds: float, reason: EndReason) -> None:
-        """Asks the gang to end: its stop signal, the grace, then the kill. Returns at once; the end is observed later."""
+        """Asks the gang to end: stop signal, grace, kill. Returns at once; the end is observed later."""
         ...
 
     def observe(self) -> Sequence[Observation]:
@@ -143,7 +143,7 @@ class Executor(Protocol):
         ...
 
     def logs(self, allocation: AllocationId, node_rank: int, offset: int, limit_bytes: int) -> LogChunk:
-        """Returns up to `limit_bytes` of a rank's output (stdout and stderr as they came). Raises KeyError if unknown."""
+        """Returns up to `limit_bytes` of a rank's output as it came. Raises KeyError if unknown."""
         ...
 
     def close(self) -> None:

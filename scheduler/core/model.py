@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import NewType
 
 GPU_UNITS = 12_600
-"""Capacity units of one whole GPU: divisible by 7, 8, 9 and 100, so MIG sevenths, halves and percent shares are exact."""
+"""Capacity units of one GPU: divisible by 7, 8, 9 and 100, so MIG sevenths, halves and percent shares are exact."""
 
 AccountId = NewType("AccountId", str)  # a path in the account tree: `acme`, `acme/vision`
 UserName = NewType("UserName", str)

@@ -70,4 +70,4 @@ class Reason:
     free: int | None = None
     until_ms: int | None = None
     detail: str | None = None
-    """A short fact for people: a node's drain reason, the nodes that are whole and free. Never another tenant's name."""
+    """A short fact for people: a node's drain reason, how many nodes are free. Never another tenant's name."""

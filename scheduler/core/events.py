@@ -1,0 +1,151 @@
+"""What happened: the only way that `state.ClusterState` changes. Each event is durable before the state sees it.
+
+Events of the centre: AccountChanged, AccountRemoved, NodeChanged, NodeRemoved.
+Events of a waiting job: JobSubmitted, JobChanged, JobHeld, JobReleased, JobEnded.
+Events of an allocation, in this order: AllocationMade, AllocationStarted, AllocationStopping, AllocationEnded.
+"""
+
+from dataclasses import dataclass
+
+from scheduler.core.model import (
+    Account,
+    AccountId,
+    Allocation,
+    AllocationId,
+    Device,
+    EndReason,
+    HoldKind,
+    Job,
+    JobId,
+    JobState,
+    Node,
+    NodeName,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class AccountChanged:
+    """An account was made or has new terms."""
+
+    at_ms: int
+    account: Account
+
+
+@dataclass(frozen=True, slots=True)
+class AccountRemoved:
+    """An account without jobs and children is gone."""
+
+    at_ms: int
+    account: AccountId
+
+
+@dataclass(frozen=True, slots=True)
+class NodeChanged:
+    """A node appeared, or anything about it or its devices changed. `devices` are all that it has now."""
+
+    at_ms: int
+    node: Node
+    devices: tuple[Device, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRemoved:
+    """A node is gone from the inventory; no allocation holds it any more."""
+
+    at_ms: int
+    node: NodeName
+
+
+@dataclass(frozen=True, slots=True)
+class JobSubmitted:
+    """A job waits, pending or held."""
+
+    at_ms: int
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class JobChanged:
+    """A waiting job has other terms (time limit, priority, begin time); its state and id are as they were."""
+
+    at_ms: int
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class JobHeld:
+    """A pending job waits for a release."""
+
+    at_ms: int
+    job: JobId
+    kind: HoldKind
+
+
+@dataclass(frozen=True, slots=True)
+class JobReleased:
+    """A held job is pending again."""
+
+    at_ms: int
+    job: JobId
+
+
+@dataclass(frozen=True, slots=True)
+class JobEnded:
+    """A job ended without running (again): cancelled while it waited, or past its deadline."""
+
+    at_ms: int
+    job: JobId
+    state: JobState
+    reason: EndReason | None
+
+
+@dataclass(frozen=True, slots=True)
+class AllocationMade:
+    """A gang holds its devices from now on; the job is starting."""
+
+    at_ms: int
+    allocation: Allocation
+
+
+@dataclass(frozen=True, slots=True)
+class AllocationStarted:
+    """The gang runs; `at_ms` is when its processes began."""
+
+    at_ms: int
+    allocation: AllocationId
+
+
+@dataclass(frozen=True, slots=True)
+class AllocationStopping:
+    """The gang was asked to end."""
+
+    at_ms: int
+    allocation: AllocationId
+    reason: EndReason
+
+
+@dataclass(frozen=True, slots=True)
+class AllocationEnded:
+    """The gang is gone and its devices are free. `job` is the job afterwards: ended, or pending again."""
+
+    at_ms: int
+    allocation: AllocationId
+    reason: EndReason | None
+    job: Job
+
+
+Event = (
+    AccountChanged
+    | AccountRemoved
+    | NodeChanged
+    | NodeRemoved
+    | JobSubmitted
+    | JobChanged
+    | JobHeld
+    | JobReleased
+    | JobEnded
+    | AllocationMade
+    | AllocationStarted
+    | AllocationStopping
+    | AllocationEnded
+)

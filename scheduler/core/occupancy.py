@@ -1,0 +1,127 @@
+"""The partition of every device's life: who held which GPU from when to when, in integers, chained by hashes.
+
+An `Interval` is one closed row of the ledger's physical half: append-only, never changed. A `Cursor` is the one open
+interval of a lane. A device's lanes divide its capacity units: lane 0 is the whole device, or what is left of it beside
+the lanes that hold shares; the units of a device's open cursors always sum to the device's. Hence, per device and in
+total: tenants + reserved unused + idle + draining + unavailable + foreign + unknown = capacity, exactly.
+
+`gpu_eq_units` is what is charged (a job pays for the CPU and memory that it makes unavailable); `units`, what is held.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from enum import StrEnum
+
+from scheduler.core.model import AccountId, AllocationId, Booking, DeviceId, GpuClass, JobId, Phase
+
+GENESIS_HASH = "0" * 64
+"""What the first row of a ledger is chained to."""
+
+
+class OccupancyState(StrEnum):
+    """What a lane of a device is at an instant."""
+
+    ALLOCATED = "allocated"
+    RESERVED_UNUSED = "reserved_unused"
+    IDLE = "idle"
+    DRAINING = "draining"
+    UNAVAILABLE = "unavailable"
+    FOREIGN = "foreign"
+    UNKNOWN = "unknown"
+
+
+class Evidence(StrEnum):
+    """Who says that the interval ended when it did."""
+
+    CONTROLLER = "controller"
+    NODE = "node"
+    HEARTBEAT = "heartbeat"
+    OPERATOR = "operator"
+
+
+@dataclass(frozen=True, slots=True)
+class Occupant:
+    """What an interval is about, beside its device and times. Holder fields are set in state `allocated` only."""
+
+    state: OccupancyState
+    units: int
+    cause: str | None = None
+    """Why it is unavailable or draining, as a short code."""
+    phase: Phase | None = None
+    holder: AccountId | None = None
+    job: JobId | None = None
+    allocation: AllocationId | None = None
+    segment: int | None = None
+    booking: Booking | None = None
+    gpu_eq_units: int = 0
+
+    def __post_init__(self) -> None:
+        is_held = self.state is OccupancyState.ALLOCATED
+        fields = (self.phase, self.holder, self.job, self.allocation, self.segment, self.booking)
+        assert all((value is not None) == is_held for value in fields), "an interval has a holder when it is allocated"
+        assert self.units >= 0, "units are never negative"
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """The open interval of a lane. `version` rises by one with each move: the compare of compare-and-swap."""
+
+    device: DeviceId
+    lane: int
+    gpu_class: GpuClass
+    since_ms: int
+    version: int
+    occupant: Occupant
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """One closed, half-open interval `[from_ms, to_ms)` of a lane, as it stands in the ledger."""
+
+    sequence: int
+    device: DeviceId
+    lane: int
+    gpu_class: GpuClass
+    from_ms: int
+    to_ms: int
+    occupant: Occupant
+    evidence: Evidence
+    recorded_ms: int
+    idempotency_key: str
+    previous_hash: str
+    hash: str
+
+    @property
+    def unit_ms(self) -> int:
+        """Capacity units times milliseconds held: the conserved quantity."""
+        return self.occupant.units * (self.to_ms - self.from_ms)
+
+
+def interval_hash(previous_hash: str, interval: Interval) -> str:
+    """Returns the SHA-256 (hex) that chains an interval to the one before; every field but `hash` goes into it."""
+    occupant = interval.occupant
+    fields = (
+        previous_hash,
+        interval.sequence,
+        interval.device,
+        interval.lane,
+        interval.gpu_class,
+        interval.from_ms,
+        interval.to_ms,
+        occupant.state,
+        occupant.units,
+        occupant.cause,
+        occupant.phase,
+        occupant.holder,
+        occupant.job,
+        occupant.allocation,
+        occupant.segment,
+        occupant.booking,
+        occupant.gpu_eq_units,
+        interval.evidence,
+        interval.recorded_ms,
+        interval.idempotency_key,
+    )
+    # Length-prefixed, so that no two different rows share an encoding; None is told from the empty string.
+    parts = ["-" if value is None else f"{len(str(value))}:{value}" for value in fields]
+    return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()

@@ -1,0 +1,56 @@
+"""What becomes of a job when one of its allocations ends: a pure rule, used by the store and by replay alike."""
+
+from dataclasses import replace
+from enum import StrEnum
+
+from scheduler.core.lifecycle import check_transition
+from scheduler.core.model import EndReason, Job, JobState
+from scheduler.core.policy import Policy
+
+_STATE_OF = {
+    EndReason.CANCELLED: JobState.CANCELLED,
+    EndReason.WALLTIME: JobState.TIMEOUT,
+    EndReason.DEADLINE: JobState.TIMEOUT,
+}
+_GOES_BACK = frozenset({EndReason.NODE_LOST, EndReason.GPU_ERROR, EndReason.PREEMPTED, EndReason.REQUEUED})
+"""The centre's doing or an explicit request: the job waits again, in its old place, at no cost to its retries."""
+_RETRIED = frozenset({EndReason.EXIT_NONZERO, EndReason.OOM, EndReason.LAUNCH_FAILED, EndReason.IMAGE_PULL})
+
+
+class Verdict(StrEnum):
+    """Whether the job goes on."""
+
+    ENDED = "ended"
+    WAITS_AGAIN = "waits_again"
+
+
+def after_end(job: Job, reason: EndReason | None, at_ms: int, policy: Policy) -> tuple[Job, Verdict]:
+    """Returns the job as it is after its allocation ended, and whether that was its end.
+
+    `reason` is None for success. Raises IllegalTransition when the job is not active.
+    """
+    state = job.state
+    changed: Job
+    if reason in _GOES_BACK and job.attempt < policy.most_attempts:
+        backs_off = reason in {EndReason.NODE_LOST, EndReason.GPU_ERROR}
+        changed = replace(
+            job,
+            state=JobState.PENDING,
+            allocation=None,
+            begin_ms=at_ms + policy.backoff_ms(job.attempt) if backs_off else job.begin_ms,
+            is_backing_off=backs_off,
+        )
+    elif reason in _RETRIED and job.retries_left > 0 and job.attempt < policy.most_attempts:
+        changed = replace(
+            job,
+            state=JobState.PENDING,
+            allocation=None,
+            retries_left=job.retries_left - 1,
+            begin_ms=at_ms + policy.backoff_ms(job.attempt),
+            is_backing_off=True,
+        )
+    else:
+        end = JobState.COMPLETED if reason is None else _STATE_OF.get(reason, JobState.FAILED)
+        changed = replace(job, state=end, allocation=None)
+    check_transition(job.id, state, changed.state)
+    return changed, Verdict.WAITS_AGAIN if changed.state is JobState.PENDING else Verdict.ENDED

@@ -1,0 +1,55 @@
+"""What a tick decides. A Plan is a value: the store checks each gang again and commits it whole or not at all."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from scheduler.core.model import AllocationId, Booking, EndReason, GpuClass, Grant, JobId, Shape
+from scheduler.core.reasons import Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Start this job on these devices. `grants` are in order of node rank."""
+
+    job: JobId
+    gpu_class: GpuClass
+    booking: Booking
+    grants: tuple[Grant, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Ask this allocation to end, for this reason."""
+
+    allocation: AllocationId
+    reason: EndReason
+    preemptor: JobId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ShapeVerdict:
+    """Why no job of this shape can start now, found once a tick for all of them. The first reason dominates."""
+
+    shape: Shape
+    reasons: tuple[Reason, ...]
+    nodes_considered: int
+    """Nodes of the shape's classes and pool."""
+    nodes_fit: int
+    """How many of them could hold one node's part of the gang right now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The outcome of one tick over one version of the state.
+
+    `is_partial` when the cap on starts was reached; the caller ticks again at once. `wake_at_ms` is the next instant at
+    which something would change by time alone (a begin time or back-off passes); None if nothing waits for time.
+    """
+
+    decision: int
+    now_ms: int
+    starts: tuple[Start, ...] = ()
+    stops: tuple[Stop, ...] = ()
+    verdicts: Mapping[Shape, ShapeVerdict] = field(default_factory=dict)
+    is_partial: bool = False
+    wake_at_ms: int | None = None
