@@ -1,1 +1,1 @@
-"""Speaks Kubernetes: the only package that may import its client. Implements the scheduler's Executor over a cluster."""
+"""Speaks Kubernetes: the only package that may import its client; runs allocations as Jobs of a cluster."""

@@ -97,6 +97,19 @@ class Interval:
         return self.occupant.units * (self.to_ms - self.from_ms)
 
 
+def charged_units(held_units: int, cpu_ratio: tuple[int, int], memory_ratio: tuple[int, int], node_units: int) -> int:
+    """Returns the capacity units that a grant on one node is charged for, at least `held_units`.
+
+    `cpu_ratio` and `memory_ratio` are (granted, the node's whole); `node_units` is what the node's devices add up to.
+    A job that takes half a node's memory pays for half its GPUs. Rounded up to a whole unit (1/12,600 of a GPU).
+    """
+    charged = held_units
+    for granted, whole in (cpu_ratio, memory_ratio):
+        if whole > 0:
+            charged = max(charged, -(-granted * node_units // whole))
+    return charged
+
+
 def interval_hash(previous_hash: str, interval: Interval) -> str:
     """Returns the SHA-256 (hex) that chains an interval to the one before; every field but `hash` goes into it."""
     occupant = interval.occupant
