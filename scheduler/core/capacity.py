@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from sortedcontainers import SortedList, SortedSet
 
 from scheduler.core.model import (
-    GPU_UNITS,
     Device,
     DeviceHealth,
     DeviceId,
@@ -101,6 +100,8 @@ class Capacity:
     def __init__(self) -> None:
         self.rooms: dict[NodeName, NodeRoom] = {}
         self.pools: dict[PoolKey, PoolRoom] = {}
+        self.inventory_version = 0
+        """Rises with every change of a node or its devices; grants don't move it."""
         self._pools_of: dict[GpuClass, list[PoolName]] = {}
         self._position: dict[DeviceId, tuple[NodeName, int]] = {}
 
@@ -142,6 +143,7 @@ class Capacity:
             self._unfile(old)
         room = NodeRoom(node, devices, cpu_free, memory_free, SortedList(), held)
         self.rooms[node.name] = room
+        self.inventory_version += 1
         for position, device in enumerate(devices):
             self._position[device.id] = (node.name, position)
             if is_schedulable(node, device) and device.id not in held:
@@ -154,6 +156,7 @@ class Capacity:
         assert not room.held_units, f"node {name} still holds grants"
         self._unfile(room)
         del self.rooms[name]
+        self.inventory_version += 1
 
     def take(self, grant: Grant) -> None:
         """Marks a grant's devices, CPU and memory as held. The units must be free."""
@@ -271,13 +274,3 @@ class Capacity:
             assert list(pool.free_counts) == sorted(wanted), f"bucket keys of {key} are off"
             assert list(pool.partial) == sorted(partial.get(key, ())), f"shared devices of {key} are off"
             assert pool.free_gpus == sum(free * len(names) for free, names in wanted.items()), f"sum of {key} is off"
-
-
-def free_whole_gpus(room: NodeRoom) -> int:
-    """Returns how many wholly free, schedulable GPUs a node has."""
-    return len(room.free)
-
-
-def units_of(gpus: int) -> int:
-    """Returns the capacity units of so many whole GPUs."""
-    return gpus * GPU_UNITS
