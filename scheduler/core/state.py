@@ -136,10 +136,6 @@ class ClusterState:
             released += 1
         return released
 
-    def forget_failures(self) -> None:
-        """Drops the memo of what did not fit: what a plan had taken was not started after all and is still free."""
-        self.failed.clear()
-
     def next_due_ms(self) -> int | None:
         """Returns the next begin time of a pending job; None if none waits for time."""
         return self.timed[0][0] if self.timed else None
