@@ -19,7 +19,7 @@ JsonObject = dict[str, Any]  # Any: JSON as the driver gives it; codec.py is the
 
 
 def _column(kind: "sa.types.TypeEngine[Any]", *, nullable: bool = False, **named: Any) -> Any:  # as Field() is typed
-    return Field(sa_type=kind, nullable=nullable, **named)  # type: ignore[call-overload]  # sa_type takes instances too
+    return Field(sa_type=kind, nullable=nullable, **named)
 
 
 def _big(*, nullable: bool = False) -> Any:
