@@ -15,9 +15,6 @@ from typing import Protocol
 
 from scheduler.core.model import GPU_UNITS, GpuClass
 
-MIG_SEVENTH_UNITS = GPU_UNITS // 7
-"""Capacity units of one MIG compute slice: a GPU has seven."""
-
 
 class ThrottleReason(StrEnum):
     """Why a GPU's clocks are held down. The words are label values of `turnstile_gpu_throttled`."""
@@ -62,15 +59,15 @@ class ProblemCode(StrEnum):
     READER_STARTING = "reader_starting"
     READER_HUNG = "reader_hung"
     READER_DIED = "reader_died"
-    READER_BACKING_OFF = "reader_backing_off"
 
 
 @dataclass(frozen=True, slots=True)
 class GpuIdentity:
     """A GPU or a MIG instance: what stays the same between two samples.
 
-    `units` is its size in capacity units: GPU_UNITS for a whole GPU, MIG_SEVENTH_UNITS per compute slice of a MIG
-    instance. A GPU in MIG mode is listed as well as its instances (`is_mig_parent`); only the instances can be held.
+    `units` is its size in capacity units: GPU_UNITS for a whole GPU, and for a MIG instance the part of that which its
+    compute slices are (sevenths on most models, quarters on the small ones). A GPU in MIG mode is listed as well as its
+    instances (`is_mig_parent`); only the instances can be held.
     """
 
     uuid: str

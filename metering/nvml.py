@@ -44,13 +44,16 @@ _THROTTLE_BITS = (
 
 @dataclass(frozen=True, slots=True)
 class FoundDevice:
-    """A GPU or MIG instance of one enumeration, with its handle; `parent` and `mig_index` only for an instance."""
+    """A GPU or MIG instance of one enumeration, with its handle.
+
+    `parent` and `mig_index` are an instance's; `mig_slots` is a GPU's in MIG mode: how many instances it can hold.
+    """
 
     uuid: str
     handle: Handle
     parent: "FoundDevice | None" = None
     mig_index: int | None = None
-    is_mig_parent: bool = False
+    mig_slots: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from metering import nvml
 from metering.gpu_classes import gpu_class_of, mig_class, mig_profile, mig_profile_of
-from metering.gpus import MIG_SEVENTH_UNITS, GpuIdentity, GpuProblem, GpuSample, ProblemCode, XidEvent
+from metering.gpus import GpuIdentity, GpuProblem, GpuSample, ProblemCode, XidEvent
 from metering.nvml import FoundDevice, Handle
 from metering.nvml_errors import GpuFault, NotOffered, NvmlError, NvmlUnavailable
 from metering.nvml_xids import XID_BURST_LIMIT, XidWatch
@@ -116,7 +116,7 @@ class NvmlReader:
             where = f"GPU {index}" + (f" ({known})" if known else "")
             problems.append(GpuProblem(error.code, f"{where}: {error}", uuid=known, index=index))
             return []
-        parent = FoundDevice(uuid, handle, is_mig_parent=slots is not None)
+        parent = FoundDevice(uuid, handle, mig_slots=slots)
         return [parent, *self._mig_found(parent, slots or 0, problems)]
 
     def _mig_found(self, parent: FoundDevice, slots: int, problems: list[GpuProblem]) -> list[FoundDevice]:
@@ -146,7 +146,7 @@ class NvmlReader:
                 pci_bus_id=nvml.pci_bus_id(device.handle),
                 minor_number=self._field(nvml.minor_number, device.handle, device.uuid, problems),
                 serial=self._field(nvml.serial, device.handle, device.uuid, problems),
-                is_mig_parent=device.is_mig_parent,
+                is_mig_parent=device.mig_slots is not None,
             )
         except NvmlError as error:
             problems.append(GpuProblem(error.code, f"{device.uuid}: {error}", uuid=device.uuid))
@@ -157,6 +157,7 @@ class NvmlReader:
         memory = self._field(nvml.memory_bytes, device.handle, device.uuid, problems)
         instance_bytes = memory[0] if memory else 0
         product = nvml.name(parent.handle)
+        slots = parent.mig_slots or 1  # one slot per compute slice: seven on most models, four on small ones
         profile = mig_profile_of(nvml.name(device.handle))
         if profile is None:
             profile = mig_profile(gpu_slices, compute_slices, instance_bytes, nvml.memory_bytes(parent.handle)[0])
@@ -172,7 +173,7 @@ class NvmlReader:
             parent_uuid=parent.uuid,
             mig_profile=profile,
             mig_index=device.mig_index,
-            units=compute_slices * MIG_SEVENTH_UNITS if compute_slices < 7 else GPU_UNITS,
+            units=GPU_UNITS * min(compute_slices, slots) // slots,
         )
 
     def _sample(self, device: FoundDevice, problems: list[GpuProblem]) -> GpuSample | None:
