@@ -17,7 +17,7 @@ from metering.reader_process import ProcessReader, ReaderLimits
 from scheduler.clock import ManualClock
 
 FACTORY = "tests.metering.child_readers:scripted"
-QUICK = ReaderLimits(call_seconds=0.4, start_seconds=30.0, first_pause_seconds=0.0, longest_pause_seconds=0.0)
+QUICK = ReaderLimits(call_seconds=1.0, start_seconds=30.0, first_pause_seconds=0.0, longest_pause_seconds=0.0)
 PATIENT = ReaderLimits(call_seconds=30.0, first_pause_seconds=0.0, longest_pause_seconds=0.0)
 MakeReader = Callable[..., ProcessReader]
 
@@ -76,7 +76,7 @@ def test_a_call_that_hangs_returns_at_its_deadline_and_its_process_is_ended(
     samples, (problem,) = reader.sample()
     assert time.monotonic() - before < QUICK.call_seconds + 2
     assert (samples, problem.code, problem.is_machine_wide) == ([], ProblemCode.READER_HUNG, True)
-    assert "did not answer `sample` within 0.4 s" in problem.message
+    assert "did not answer `sample` within 1 s" in problem.message
     assert not is_alive(pid)
 
 
@@ -102,7 +102,7 @@ def test_a_hang_in_xids_gives_none_and_the_deadline_includes_the_wait(make_reade
     (tmp_path / "hang-xids").touch()
     before = time.monotonic()
     assert list(reader.xids(200)) == []
-    assert 0.6 <= time.monotonic() - before < 3
+    assert 1.2 <= time.monotonic() - before < 4
 
 
 def test_between_two_tries_calls_return_at_once_with_the_last_problem(make_reader: MakeReader, tmp_path: Path) -> None:
@@ -226,6 +226,12 @@ def test_a_second_thread_does_not_wait_longer_than_its_own_deadline(make_reader:
     for thread in threads:
         thread.join(timeout=30)
     assert time.monotonic() - before < 2 * QUICK.call_seconds + 2
+
+
+def test_a_key_pressed_on_the_daemons_terminal_does_not_reach_the_child(make_reader: MakeReader) -> None:
+    pid = started(make_reader()).process_id
+    assert pid is not None
+    assert os.getsid(pid) == pid != os.getsid(0)
 
 
 def test_a_closed_reader_has_no_process_and_says_so(make_reader: MakeReader) -> None:

@@ -113,6 +113,11 @@ def test_energy_spans_a_gap_and_utilisation_does_not() -> None:
     assert window.coverage_ratio == 100 / 201
 
 
+def test_an_interval_of_just_the_gap_limit_is_still_measured() -> None:
+    assert window_of([(0, 80, None), (GAP_MS, 80, None)]).measured_ms == GAP_MS
+    assert window_of([(0, 80, None), (GAP_MS + 1, 80, None)]).measured_ms == 0
+
+
 def test_a_window_without_any_value_says_none_and_not_zero() -> None:
     window = window_of([(0, None, None), (50, None, None)])
     assert (window.utilization_mean_percent, window.energy_millijoules) == (None, None)
