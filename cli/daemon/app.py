@@ -19,15 +19,19 @@ from typing import IO
 
 import uvicorn
 from apscheduler.schedulers.background import BackgroundScheduler
+from metering.pricing import PricesWithoutBudgets
+from metering.routes import ledger_routes
 from platformdirs import user_data_path
+from scheduler.routes.app import api
+from scheduler.routes.needs import ApiSettings
+from scheduler.telemetry import Telemetry
+from scheduler.wire.submission import SubmissionRules
 
 from cli.daemon import migrate
 from cli.daemon.bootstrap import bootstrap
 from cli.daemon.gpus import Gpus, real_gpus, simulated_gpus
 from cli.daemon.settings import Settings, SettingsProblem
 from metering.samples import StoreWindows
-from metering.pricing import PricesWithoutBudgets
-from metering.routes import ledger_routes
 from metering.telemetry import GpuCollector
 from scheduler.clock import LedgerClock
 from scheduler.core.policy import Policy
@@ -35,13 +39,9 @@ from scheduler.executor import Executor, ExecutorError
 from scheduler.local import LocalExecutor
 from scheduler.loop import LEASE_TTL_MS, Controller
 from scheduler.refusal import Refused
-from scheduler.routes.app import api
-from scheduler.routes.needs import ApiSettings
 from scheduler.simulated import SimulatedExecutor
 from scheduler.store.database import Database, StoreError
 from scheduler.store.lease import LeaderLease
-from scheduler.telemetry import Telemetry
-from scheduler.wire.submission import SubmissionRules
 
 logger = logging.getLogger(__name__)
 
@@ -151,9 +151,7 @@ class Daemon:
         seconds = self.settings.metering.sample_seconds
         periodic.add_job(_guarded(lambda: self._sample(gpus)), "interval", seconds=seconds)
         periodic.add_job(_guarded(lambda: self._store_windows(gpus)), "interval", seconds=WINDOW_SECONDS)
-        periodic.add_job(
-            _guarded(lambda: self.controller.refresh_inventory()), "interval", seconds=INVENTORY_SECONDS
-        )
+        periodic.add_job(_guarded(lambda: self.controller.refresh_inventory()), "interval", seconds=INVENTORY_SECONDS)
         if isinstance(executor, LocalExecutor):
             keep_ms = self.settings.executor.log_retention_days * DAY_MS
             periodic.add_job(_guarded(lambda: executor.forget_logs(clock.now_ms() - keep_ms)), "interval", hours=6)
@@ -236,5 +234,3 @@ def bind(settings: Settings) -> socket.socket:
             f"cannot listen on {settings.server.listen}: {problem.strerror}; choose another with --listen"
         ) from problem
     return listener
-
-

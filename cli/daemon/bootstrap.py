@@ -4,9 +4,9 @@ import logging
 import os
 from pathlib import Path
 
+from scheduler.auth import Role, new_secret, secret_hash
 from ulid import ULID
 
-from scheduler.auth import Role, new_secret, secret_hash
 from scheduler.core.model import ROOT_ACCOUNT, AccountId, UserName
 from scheduler.loop import Controller
 from scheduler.refusal import Refused
