@@ -38,7 +38,8 @@ class Server:
 
     listen: str = _key(
         "127.0.0.1:8470",
-        "host:port. Loopback until somebody decides otherwise: the API speaks plain HTTP, so put TLS in front of it before it leaves the machine",
+        "host:port. Loopback until somebody decides otherwise: the API speaks plain HTTP, so put TLS in "
+        "front of it before it leaves the machine",
     )
     url: str | None = _key(None, "the address that users and followers reach it at; default http://<listen>")
     metrics_open: bool = _key(
@@ -48,7 +49,8 @@ class Server:
     body_limit_bytes: int = _key(1_048_576, "largest request body. A job with a 128 KiB environment fits eight times")
     requests_per_second: float = _key(
         200.0,
-        "per token, sustained, with a burst of twice that. Above what a person or a submit loop needs, below what would slow others",
+        "per token, sustained, with a burst of twice that. Above what a person or a submit loop needs, "
+        "below what would slow others",
     )
     longest_time_limit_seconds: int = _key(2_592_000, "longest time limit of a job: 30 days")
 
@@ -68,7 +70,8 @@ class ExecutorSettings:
     kind: str = _key("local", "local (processes on this machine) or simulated (no processes; jobs end by the clock)")
     sim: str | None = _key(
         None,
-        "simulated GPUs instead of NVML's, as NODESxGPUSxCLASS[,…]: 2x8xH200. With kind local, jobs are still real processes",
+        "simulated GPUs instead of NVML's, as NODESxGPUSxCLASS[,…]: 2x8xH200. With kind local, jobs are "
+        "still real processes",
     )
     run_as: str | None = _key(
         None, "system user that jobs run as; needs a daemon that runs as root. Default: the daemon's own user"
@@ -272,8 +275,10 @@ def reference() -> str:
     lines = [
         "# Configuration",
         "",
-        "One TOML file (`turnstile serve --config turnstile.toml`), overridden by environment variables, overridden by flags.",
-        "The variable of a key is `TURNSTILE_<SECTION>_<KEY>`. This page is made from `cli/daemon/settings.py`; a test holds them together.",
+        "One TOML file (`turnstile serve --config turnstile.toml`), overridden by environment variables, "
+        "overridden by flags.",
+        "The variable of a key is `TURNSTILE_<SECTION>_<KEY>`. This page is made from "
+        "`cli/daemon/settings.py`; a test holds them together.",
         "",
     ]
     tables: list[tuple[str, type]] = [("", Settings), *_sections().items()]
