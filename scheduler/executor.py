@@ -2,7 +2,8 @@
 
 The protocol is level-triggered and idempotent, because either side may die at any instant: `start` of an allocation
 that already runs does nothing; an end is reported by every `observe` until it is `acknowledge`d, which the controller
-does after the end is committed. Implementations are called from one thread at a time and never call back.
+does after the end is committed. Implementations are called from one thread at a time, but for `wake`, `logs` and
+`wait_for_news`, and never call back.
 
     ExecutorError            the executor itself is out of order; the caller keeps state as it is and tries again
       StartRefused           this allocation can never start here (the message says why); it ends as launch_failed
@@ -140,6 +141,14 @@ class Executor(Protocol):
 
     def acknowledge(self, allocation: AllocationId) -> None:
         """Says that the end is committed: the executor may forget the allocation, but keeps its logs."""
+        ...
+
+    def wait_for_news(self, timeout_seconds: float) -> bool:
+        """Sleeps until `observe` is worth a call, `wake` was called, or the time is over; False for the last."""
+        ...
+
+    def wake(self) -> None:
+        """Ends a `wait_for_news`, from whatever thread."""
         ...
 
     def logs(self, allocation: AllocationId, node_rank: int, offset: int, limit_bytes: int) -> LogChunk:
