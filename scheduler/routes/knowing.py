@@ -29,6 +29,7 @@ from scheduler.core.plan import Plan
 from scheduler.core.reasons import Reason
 from scheduler.refusal import Refused
 from scheduler.routes.door import Door
+from scheduler.store.jobs import JobDraft
 from scheduler.wire.problems import Json
 from scheduler.wire.submission import Offer
 
@@ -39,7 +40,11 @@ _COST_LIFE_MS = 2000
 _MOST_COSTS = 4096
 MOST_NEW_COSTS = 64
 """Questions of money that one list asks; jobs beyond them show no cost there, and do when they are looked at."""
-_DEAREST = {BookingWanted.AUTO: Booking.BURST, BookingWanted.GUARANTEED: Booking.GUARANTEED, BookingWanted.SPOT: Booking.SPOT}
+_DEAREST = {
+    BookingWanted.AUTO: Booking.BURST,
+    BookingWanted.GUARANTEED: Booking.GUARANTEED,
+    BookingWanted.SPOT: Booking.SPOT,
+}
 """What a job may be booked as at the most it can cost: `auto` may be wholly burst."""
 
 
@@ -51,6 +56,11 @@ class Priced:
     shape: Shape
     wanted: BookingWanted
     time_limit_ms: int
+
+    @classmethod
+    def of(cls, job: Job | JobDraft) -> "Priced":
+        """Returns what the cost of a job, or of one that is asked for, follows from."""
+        return cls(job.account, job.shape, job.wanted, job.time_limit_ms)
 
 
 class Knowing:
@@ -113,12 +123,7 @@ class Knowing:
         """Returns the most that each job can cost, in order, asking the store about at most so many new sizes."""
         now_ms = self._door.now_ms
         questions = [self._questions(job) for job in jobs]
-        unknown = {
-            question: None
-            for asked in questions
-            for question in asked
-            if not self._is_known(question, now_ms)
-        }
+        unknown = {question: None for asked in questions for question in asked if not self._is_known(question, now_ms)}
         wanted = list(unknown)[:most_new]
         if wanted:
             quotes = await self._door.read(lambda connection: self._quotes(connection, wanted, now_ms))

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 
 from scheduler.clock import iso_utc
 from scheduler.core.explain import Explanation
+from scheduler.core.lifecycle import WAITING
 from scheduler.core.model import GPU_UNITS, GpuClass, JobId, PoolName
 from scheduler.core.reasons import SLURM_WORDS, Reason
-from scheduler.store.queries import AllocationRecord, HistoryEntry, JobRecord
+from scheduler.store.queries import AllocationRecord, HistoryLine, JobRecord
 from scheduler.wire.problems import Json
 from scheduler.wire.spec import PRIORITY_WORDS
 
@@ -47,45 +48,49 @@ class JobView:
 
 def job_answer(job: JobRecord, view: JobView, *, with_command: bool) -> Json:
     """Returns a job. Its command and its environment's names stand in it only `with_command`; values never."""
-    shape = job.shape
-    account, _, project = job.account.partition("/")
+    core = job.job
+    shape = core.shape
+    tenant, _, project = core.account.partition("/")
     ended_or_now_ms = view.now_ms if job.ended_ms is None else job.ended_ms
     elapsed_ms = None if job.started_ms is None else max(0, ended_or_now_ms - job.started_ms)
     pools = view.pools.get(job.gpu_class, ())
-    pool = shape.pool or (pools[0] if len(pools) == 1 else None)
+    # A job that waits again keeps its last start in `allocations`; what it has now is nothing.
+    is_placed = core.state not in WAITING
     return {
-        "id": job_answer_id(job.id, job.array_id, job.array_index),
-        "array_id": job.array_id,
-        "array_index": job.array_index,
+        "id": job_answer_id(core.id, core.array, core.array_index),
+        "array_id": core.array,
+        "array_index": core.array_index,
         "name": job.name,
-        "tenant": account,
+        "tenant": tenant,
         "project": project or None,
-        "user": job.user,
-        "state": job.state.value,
+        "user": core.user,
+        "state": core.state.value,
         "reason": None if job.reason is None else job.reason.value,
         "detail": job.detail,
-        "hold": None if job.hold is None else job.hold.value,
+        "hold": None if core.hold is None else core.hold.value,
         "gpus_per_node": gpu_count(shape.gpu_units),
         "nodes": shape.nodes,
         "gpus_total": gpu_count(shape.total_units),
         "gpu_model": job.gpu_class,
         "gpu_classes": list(shape.gpu_classes),
-        "pool": pool,
-        "booking": job.wanted.value if job.booking is None else job.booking.value,
-        "priority": PRIORITY_WORDS.get(job.priority, "normal"),
-        "time_limit_seconds": job.time_limit_ms // 1000,
-        "submitted_at": iso_utc(job.submitted_ms),
+        "pool": shape.pool or (pools[0] if len(pools) == 1 else None),
+        "booking": job.booking.value if is_placed and job.booking is not None else core.wanted.value,
+        "priority": PRIORITY_WORDS.get(core.priority, "normal"),
+        "time_limit_seconds": core.time_limit_ms // 1000,
+        "submitted_at": iso_utc(core.submitted_ms),
         "started_at": time_or_none(job.started_ms),
         "ended_at": time_or_none(job.ended_ms),
+        "begin_at": time_or_none(core.begin_ms),
+        "deadline_at": time_or_none(core.deadline_ms),
         "exit_code": job.exit_code,
-        "attempt": job.attempt,
-        "retries_left": job.retries_left,
-        "node_names": [grant.node for grant in job.grants],
+        "attempt": core.attempt,
+        "retries_left": core.retries_left,
+        "node_names": [grant.node for grant in job.grants] if is_placed else [],
         "elapsed_seconds": None if elapsed_ms is None else elapsed_ms // 1000,
-        "position": view.positions.get(job.id),
-        "reasons": reason_answers(view.reasons.get(job.id, ())),
+        "position": view.positions.get(core.id),
+        "reasons": reason_answers(view.reasons.get(core.id, ())),
         "start_estimate": None,
-        "max_cost": view.max_costs.get(job.id),
+        "max_cost": view.max_costs.get(core.id),
         "command": list(job.launch.argv) if with_command else None,
         "environment_names": sorted(job.launch.environment) if with_command else None,
         "labels": dict(job.labels),
@@ -110,9 +115,10 @@ def reason_answers(reasons: Sequence[Reason]) -> list[Json]:
 
 def explanation_answer(job: JobRecord, found: Explanation) -> Json:
     """Returns the content of an Explanation."""
+    core = job.job
     return {
-        "job_id": job_answer_id(job.id, job.array_id, job.array_index),
-        "state": job.state.value,
+        "job_id": job_answer_id(core.id, core.array, core.array_index),
+        "state": core.state.value,
         "as_of": iso_utc(found.as_of_ms),
         "decision": found.decision,
         "reasons": reason_answers(found.reasons),
@@ -124,15 +130,16 @@ def explanation_answer(job: JobRecord, found: Explanation) -> Json:
     }
 
 
-def allocation_answer(found: AllocationRecord, job: JobRecord) -> Json:
+def allocation_answer(record: AllocationRecord, job: JobRecord) -> Json:
     """Returns one start of a job. Devices are told by number: their ids are the operator's business."""
+    found, core = record.allocation, job.job
     return {
         "id": found.id,
-        "job_id": job_answer_id(job.id, job.array_id, job.array_index),
+        "job_id": job_answer_id(core.id, core.array, core.array_index),
         "attempt": found.attempt,
         "gpu_model": found.gpu_class,
         "booking": found.booking.value,
-        "phase": None if found.ended_ms is not None else found.phase.value,
+        "phase": None if record.ended_ms is not None else found.phase.value,
         "nodes": [
             {
                 "name": grant.node,
@@ -145,15 +152,15 @@ def allocation_answer(found: AllocationRecord, job: JobRecord) -> Json:
         "time_limit_seconds": found.time_limit_ms // 1000,
         "decided_at": iso_utc(found.decided_ms),
         "started_at": time_or_none(found.started_ms),
-        "stopping_at": time_or_none(found.stopping_ms),
-        "ended_at": time_or_none(found.ended_ms),
+        "stopping_at": time_or_none(record.stopping_ms),
+        "ended_at": time_or_none(record.ended_ms),
         "stop_reason": None if found.stop_reason is None else found.stop_reason.value,
-        "end_reason": None if found.end_reason is None else found.end_reason.value,
-        "exit_code": found.exit_code,
-        "detail": found.detail,
+        "end_reason": None if record.end_reason is None else record.end_reason.value,
+        "exit_code": record.exit_code,
+        "detail": record.detail,
     }
 
 
-def history_answer(entry: HistoryEntry) -> Json:
+def history_answer(line: HistoryLine) -> Json:
     """Returns one line of a job's history."""
-    return {"at": iso_utc(entry.at_ms), "kind": entry.kind, "detail": dict(entry.detail)}
+    return {"at": iso_utc(line.at_ms), "kind": line.kind, "detail": dict(line.detail)}
