@@ -44,7 +44,9 @@ class LaunchSpec:
     output: str | None = None
     """A file for the job's output besides the kept log; None for the kept log alone."""
     grace_seconds: float = 30.0
-    """Between SIGTERM and SIGKILL."""
+    """Between the stop signal and SIGKILL."""
+    stop_signal: str = "SIGTERM"
+    """What asks the job to end, by name: a job's checkpoint signal if it has one."""
     log_limit_bytes: int = 64 * 1024 * 1024
     run_as: str | None = None
     """The system user that the job's processes run as; None for the daemon's own (single-user installations)."""

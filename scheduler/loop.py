@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from scheduler.clock import LedgerClock
-from scheduler.core.events import AccountChanged, AllocationStopping, Event, NodeChanged, PoolChanged
+from scheduler.core.events import AllocationStopping, Event
 from scheduler.core.model import AllocationId
 from scheduler.core.plan import Plan
 from scheduler.core.policy import Policy
@@ -30,7 +30,7 @@ from scheduler.refusal import RefusalCode, Refused
 from scheduler.runner import Runner
 from scheduler.store.database import Database, Fenced, StoreError
 from scheduler.store.lease import LeaderLease
-from scheduler.store.read import StateParts, latest_known_ms, live_orders, load_state_parts
+from scheduler.store.read import build_state, latest_known_ms, live_orders, load_state_parts
 from scheduler.store.write import Command, Writer
 
 T = TypeVar("T")
@@ -257,19 +257,3 @@ class Controller:
             self._changed.notify_all()
         for listener in tuple(self._listeners):
             listener()
-
-
-def build_state(parts: StateParts) -> ClusterState:
-    """Returns a state made of its stored parts, in the order in which they need each other."""
-    state = ClusterState()
-    for account in parts.accounts:
-        state.apply(AccountChanged(0, account))
-    for node, devices in parts.nodes:
-        state.apply(NodeChanged(0, node, devices))
-    for pool, reason in parts.closed_pools:
-        state.apply(PoolChanged(0, pool, True, reason))
-    for job in parts.jobs:
-        state.restore(job)
-    for allocation in parts.allocations:
-        state.restore_allocation(allocation)
-    return state

@@ -8,12 +8,10 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 
 from scheduler.clock import ManualClock
 from scheduler.core.cycle import plan
 from scheduler.core.events import AllocationEnded, AllocationMade, AllocationStarted, JobSubmitted, NodeChanged
-from scheduler.core.fairshare import water_fill
 from scheduler.core.model import (
     GPU_UNITS,
     AccountId,
@@ -65,7 +63,7 @@ class _Integrals:
 
     held: int = 0
     stranded: int = 0
-    unfair: Fraction = Fraction(0)
+    unfair: int = 0
     contended_ms: int = 0
 
 
@@ -221,16 +219,20 @@ class Replay:
             free -= largest * len(pool.by_free.get(largest, ())) if largest else 0
         return free * GPU_UNITS
 
-    def _unfairness(self) -> Fraction:
-        """The part of the centre that is held by other tenants than an equal division by need would have it."""
+    def _unfairness(self) -> int:
+        """Units held by other tenants than an equal division by need would have it."""
         pending: Counter[AccountId] = Counter()
         for (tenant, _), units in self._state.pending_units.items():
             pending[tenant] += units
-        caps = {tenant: self._tenant_held[tenant] + pending[tenant] for tenant in {*self._tenant_held, *pending}}
-        fair = water_fill(self._capacity_units, dict.fromkeys(caps, Fraction(1)), caps)
-        return sum((max(Fraction(0), self._tenant_held[each] - fair[each]) for each in caps), Fraction(0)) / (
-            self._capacity_units
-        )
+        wanted = {tenant: self._tenant_held[tenant] + pending[tenant] for tenant in {*self._tenant_held, *pending}}
+        left, sharing = self._capacity_units, len(wanted)
+        for units in sorted(wanted.values()):
+            if units * sharing > left:
+                break
+            left -= units
+            sharing -= 1
+        level = left // sharing if sharing else self._capacity_units
+        return sum(max(0, self._tenant_held[tenant] - min(units, level)) for tenant, units in wanted.items())
 
     def report(self) -> dict[str, object]:
         """Returns the run in figures: seconds, ratios between 0 and 1, None for a mean of nothing."""
@@ -256,7 +258,7 @@ class Replay:
             "fragmentation_ratio": sums.stranded / capacity_ms if capacity_ms else None,
             "preemptions": self.preemptions,
             "gpu_seconds_lost": self.lost_unit_ms / GPU_UNITS / 1000,
-            "fairness_error": float(sums.unfair / sums.contended_ms) if sums.contended_ms else 0.0,
+            "fairness_error": sums.unfair / (sums.contended_ms * self._capacity_units) if sums.contended_ms else 0.0,
             "jain_index": _jain([float(str(tenant["mean_bounded_slowdown"])) for tenant in tenants]),
             "per_tenant": tenants,
             "ticks": len(self.tick_seconds),

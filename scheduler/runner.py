@@ -15,6 +15,7 @@ from itertools import count
 
 from scheduler.clock import Clock
 from scheduler.core.model import AllocationId, EndReason
+from scheduler.core.occupancy import Evidence
 from scheduler.desk import Desk
 from scheduler.executor import (
     Ended,
@@ -199,7 +200,7 @@ class Runner:
         if found == self._inventory:
             return
         try:
-            self._desk.carry_out(SyncInventory(found), is_internal=True).result()
+            self._desk.carry_out(SyncInventory(found, Evidence.CONTROLLER), is_internal=True).result()
         except (StoreError, Refused) as problem:
             logger.warning("the inventory was not stored: %s", problem)
             return

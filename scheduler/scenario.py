@@ -97,6 +97,7 @@ def _nodes(table: Any, number: int, problems: list[Problem]) -> Iterator[NodeInv
             problems.append(Problem(f"must be a whole number from {least} up, not {value!r}", f"{where}.{key}"))
     if problems:
         return
+    assert isinstance(gpus, int), "checked above"
     base = str(table.get("name", f"{str(gpu_class).lower()}-{number}"))
     width = len(str(copies - 1))
     for index in range(copies):

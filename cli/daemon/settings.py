@@ -151,10 +151,9 @@ def load(
     _merge_environment(raw, os.environ if environment is None else environment, problems)
     for dotted, value in (overrides or {}).items():
         _put(raw, dotted, value)
-    settings = _build(Settings, raw, "", problems)
-    if settings is not None:
-        _check(settings, problems)
-    if problems or settings is None:
+    settings: Settings = _build(Settings, raw, "", problems)
+    _check(settings, problems)
+    if problems:
         raise SettingsProblem(problems)
     return settings
 
@@ -191,7 +190,7 @@ def _put(raw: dict[str, Any], dotted: str, value: Any) -> None:
 def _build(kind: type, raw: Any, where: str, problems: list[str]) -> Any:
     if not isinstance(raw, dict):
         problems.append(f"{where.rstrip('.')}: must be a table, [{where.rstrip('.')}]")
-        return None
+        return kind()
     hints = get_type_hints(kind)
     names = {each.name for each in fields(kind)}
     for unknown in sorted(set(raw) - names):

@@ -5,7 +5,7 @@ plan's order, and taken whole or not at all; what does not fit any more is repor
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import sqlalchemy as sa
 from ulid import ULID
@@ -36,11 +36,19 @@ from scheduler.store.database import chunks
 from scheduler.store.gangs import stop
 from scheduler.store.nodes import load_nodes
 from scheduler.store.partition import Lanes
+from scheduler.store.prepared import Prepared, json_text
 from scheduler.store.tables import ALLOCATION, JOB, POOL, JsonObject
-from scheduler.store.write import Transaction
+from scheduler.store.transaction import Transaction
 
-_INSERT_ALLOCATION = sa.insert(ALLOCATION)
-_UPDATE_JOB = sa.update(JOB).where(JOB.c.id == sa.bindparam("at_id"))
+_ALLOCATION_NAMES = (
+    *("id", "job_id", "account", "user", "gpu_class", "booking", "phase", "segment", "grants", "time_limit_ms"),
+    *("attempt", "decided_ms"),
+)
+_INSERT_ALLOCATION = Prepared(sa.insert(ALLOCATION), _ALLOCATION_NAMES)
+_UPDATE_JOB = Prepared(
+    sa.update(JOB).where(JOB.c.id == sa.bindparam("at_id")),
+    ("state", "gpu_class", "attempt", "allocation_id", "begin_ms", "is_backing_off", "at_id"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +97,7 @@ class _Starts:
         self.orders: list[StartOrder] = []
         self.rejected: list[tuple[JobId, str]] = []
         self._tx = tx
+        self._taken: set[JobId] = set()
         self._jobs: dict[JobId, Job] = {}
         self._launches: dict[JobId, JsonObject] = {}
         for part in chunks([start.job for start in starts]):
@@ -124,14 +133,13 @@ class _Starts:
 
     def write(self) -> None:
         """Writes all gangs that were taken."""
-        if self._allocation_rows:
-            self._tx.connection.execute(_INSERT_ALLOCATION, self._allocation_rows)
-            self._tx.connection.execute(_UPDATE_JOB, self._job_rows)
+        _INSERT_ALLOCATION.many(self._tx.connection, self._allocation_rows)
+        _UPDATE_JOB.many(self._tx.connection, self._job_rows)
         self._lanes.flush()
 
     def _why_not_job(self, job: Job, start: Start) -> str | None:
-        if job.state is not JobState.PENDING:
-            return f"the job is {job.state}"
+        if job.state is not JobState.PENDING or job.id in self._taken:
+            return "the job starts already" if job.id in self._taken else f"the job is {job.state}"
         if job.begin_ms is not None and job.begin_ms > self._tx.now_ms:
             return "the job's begin time is not come"
         shape = job.shape
@@ -200,7 +208,7 @@ class _Starts:
                 "is_backing_off": False,
             }
         )
-        self._jobs[job.id] = replace(job, state=JobState.STARTING)
+        self._taken.add(job.id)
         self.orders.append(StartOrder(allocation, launch_of(self._launches[job.id]), job.array_index))
         self._tx.emit(AllocationMade(now_ms, allocation))
         self._tx.note(job.id, "allocated", now_ms, allocation=allocation.id, booking=start.booking.value)
@@ -242,7 +250,7 @@ def _allocation_values(allocation: Allocation) -> JsonObject:
         "booking": allocation.booking.value,
         "phase": allocation.phase.value,
         "segment": allocation.segment,
-        "grants": grants_json(allocation.grants),
+        "grants": json_text(grants_json(allocation.grants)),
         "time_limit_ms": allocation.time_limit_ms,
         "attempt": allocation.attempt,
         "decided_ms": allocation.decided_ms,
