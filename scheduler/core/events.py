@@ -1,6 +1,6 @@
 """What happened: the only way that `state.ClusterState` changes. Each event is durable before the state sees it.
 
-Events of the centre: AccountChanged, AccountRemoved, NodeChanged, NodeRemoved.
+Events of the centre: AccountChanged, AccountRemoved, NodeChanged, NodeRemoved, PoolChanged.
 Events of a waiting job: JobSubmitted, JobChanged, JobHeld, JobReleased, JobEnded.
 Events of an allocation, in this order: AllocationMade, AllocationStarted, AllocationStopping, AllocationEnded.
 """
@@ -20,6 +20,7 @@ from scheduler.core.model import (
     JobState,
     Node,
     NodeName,
+    PoolName,
 )
 
 
@@ -54,6 +55,16 @@ class NodeRemoved:
 
     at_ms: int
     node: NodeName
+
+
+@dataclass(frozen=True, slots=True)
+class PoolChanged:
+    """An admin closed a pool to new starts, or opened it again."""
+
+    at_ms: int
+    pool: PoolName
+    is_closed: bool
+    reason: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +150,7 @@ Event = (
     | AccountRemoved
     | NodeChanged
     | NodeRemoved
+    | PoolChanged
     | JobSubmitted
     | JobChanged
     | JobHeld

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from scheduler.core.model import AllocationId, Booking, EndReason, GpuClass, Grant, JobId, Shape
 from scheduler.core.reasons import Reason
+from scheduler.core.state import Group
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +35,6 @@ class ShapeVerdict:
     reasons: tuple[Reason, ...]
     nodes_considered: int
     """Nodes of the shape's classes and pool."""
-    nodes_fit: int
-    """How many of them could hold one node's part of the gang right now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,5 +50,8 @@ class Plan:
     starts: tuple[Start, ...] = ()
     stops: tuple[Stop, ...] = ()
     verdicts: Mapping[Shape, ShapeVerdict] = field(default_factory=dict)
+    """For every shape that some pending job has and that did not fit."""
+    blocks: Mapping[Group, Reason] = field(default_factory=dict)
+    """For every group that a limit, a guarantee or a suspension keeps from starting, whatever is free."""
     is_partial: bool = False
     wake_at_ms: int | None = None

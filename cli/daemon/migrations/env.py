@@ -1,0 +1,18 @@
+"""Alembic's environment: runs inside the connection and transaction that `cli.daemon.migrate` opened, never alone."""
+
+from alembic import context
+from sqlmodel import SQLModel
+
+import scheduler.store.tables  # noqa: F401  # fills the metadata
+
+connection = context.config.attributes.get("connection")
+if connection is None:
+    raise RuntimeError("migrations run through cli.daemon.migrate, which holds the database's lock; not by themselves")
+context.configure(
+    connection=connection,
+    target_metadata=SQLModel.metadata,
+    compare_type=True,
+    # SQLite's DDL is transactional once the driver's own transaction rules are off, as they are in store.database.
+    transactional_ddl=True,
+)
+context.run_migrations()

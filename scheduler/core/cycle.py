@@ -1,0 +1,164 @@
+"""One tick: `plan(state, policy, now)` decides what starts, and records why the rest does not.
+
+The planner walks the order, and for each job asks in this way: is its account suspended; does a limit stand in the way;
+which booking does it get; where does it fit. What it grants it takes from the capacity at once, so that the next job
+sees it, and gives all of it back before it returns: the state after is the state before, and the plan is the only
+outcome. A shape that did not fit is not tried again until something becomes free in its class.
+
+The cost follows the starts and the groups of like jobs that wait, not the jobs.
+"""
+
+from collections import Counter
+
+from scheduler.core.model import (
+    GPU_UNITS,
+    AccountId,
+    Booking,
+    BookingWanted,
+    GpuClass,
+    Grant,
+    JobId,
+    Shape,
+    tenant_of,
+)
+from scheduler.core.order import Line
+from scheduler.core.placement import place, verdict
+from scheduler.core.plan import Plan, ShapeVerdict, Start
+from scheduler.core.policy import Policy
+from scheduler.core.reasons import Reason, ReasonCode
+from scheduler.core.state import ClusterState, Group, lineage
+
+_ALL_BOOKINGS = tuple(Booking)
+
+
+def plan(state: ClusterState, policy: Policy, now_ms: int, decision: int = 0) -> Plan:
+    """Returns what to do now. The state is as before, but for jobs whose begin time came and memos of what failed."""
+    state.release_due(now_ms)
+    tick = _Tick(state)
+    versions = state.capacity.versions()
+    line = Line(state)
+    is_partial = False
+    while (candidate := line.next()) is not None:
+        if len(tick.starts) == policy.most_starts_per_tick:
+            is_partial = True
+            break
+        if tick.try_start(*candidate):
+            line.started()
+        else:
+            line.drop()
+    for start in reversed(tick.starts):
+        for grant in start.grants:
+            state.capacity.give_back(grant)
+    state.capacity.restore_versions(versions)
+    return Plan(
+        decision=decision,
+        now_ms=now_ms,
+        starts=tuple(tick.starts),
+        verdicts=tick.verdicts,
+        blocks=tick.blocks,
+        is_partial=is_partial,
+        wake_at_ms=state.next_due_ms(),
+    )
+
+
+class _Tick:
+    """What one walk of the order has decided so far."""
+
+    def __init__(self, state: ClusterState) -> None:
+        self._state = state
+        self._taken: Counter[tuple[AccountId, GpuClass, Booking]] = Counter()
+        self.starts: list[Start] = []
+        self.verdicts: dict[Shape, ShapeVerdict] = {}
+        self.blocks: dict[Group, Reason] = {}
+
+    def try_start(self, job_id: JobId, group: Group) -> bool:
+        """Starts the job, or records why no job of its group can start in this tick."""
+        state, shape = self._state, group.shape
+        blocked = self._suspension(group.account)
+        has_failed = False
+        for gpu_class in shape.gpu_classes if blocked is None else ():
+            booking = self._booking(group, gpu_class)
+            if isinstance(booking, Reason):
+                blocked = blocked or booking
+                continue
+            grants = self._place(shape, gpu_class)
+            if grants is None:
+                has_failed = True
+                continue
+            for grant in grants:
+                state.capacity.take(grant)
+            for account in lineage(group.account):
+                self._taken[account, gpu_class, booking] += shape.total_units
+            self.starts.append(Start(job_id, gpu_class, booking, grants))
+            return True
+        if has_failed:
+            if shape not in self.verdicts:
+                self.verdicts[shape] = verdict(state.capacity, shape, state.closed_pools, state.structures)
+        else:
+            assert blocked is not None, "a job that does not start has a reason"
+            self.blocks[group] = blocked
+        return False
+
+    def _place(self, shape: Shape, gpu_class: GpuClass) -> tuple[Grant, ...] | None:
+        state = self._state
+        version = state.capacity.version(gpu_class)
+        if state.failed.get((shape, gpu_class)) == version:
+            return None
+        grants = place(state.capacity, shape, gpu_class, state.closed_pools)
+        if grants is None:
+            state.failed[shape, gpu_class] = version
+        else:
+            state.failed.pop((shape, gpu_class), None)
+        return grants
+
+    def _suspension(self, account: AccountId) -> Reason | None:
+        for name in lineage(account):
+            known = self._state.accounts.get(name)
+            if known is not None and known.is_suspended:
+                return Reason(ReasonCode.SUSPENDED, detail=name)
+        return None
+
+    def _booking(self, group: Group, gpu_class: GpuClass) -> Booking | Reason:
+        """Returns how the gang would be held in the class, or what forbids it."""
+        units = group.shape.total_units
+        over = self._over_limit(group.account, gpu_class, units)
+        if over is not None:
+            return over
+        if group.wanted is BookingWanted.SPOT:
+            return Booking.SPOT
+        left = self._guarantee_left(group.account, gpu_class)
+        if units <= left:
+            return Booking.GUARANTEED
+        if group.wanted is BookingWanted.GUARANTEED:
+            return Reason(ReasonCode.GUARANTEE, need=-(-units // GPU_UNITS), free=max(0, left) // GPU_UNITS)
+        return Booking.BURST
+
+    def _over_limit(self, account: AccountId, gpu_class: GpuClass, units: int) -> Reason | None:
+        tenant = tenant_of(account)
+        for name in lineage(account):
+            known = self._state.accounts.get(name)
+            limit = None if known is None else known.limit.get(gpu_class)
+            if limit is None:
+                continue
+            left = limit * GPU_UNITS - self._held(name, gpu_class, _ALL_BOOKINGS)
+            if units > left:
+                code = ReasonCode.QUOTA_TENANT if name == tenant else ReasonCode.QUOTA_PROJECT
+                return Reason(code, need=-(-units // GPU_UNITS), free=max(0, left) // GPU_UNITS, detail=name)
+        return None
+
+    def _guarantee_left(self, account: AccountId, gpu_class: GpuClass) -> int:
+        """Returns the units of the tenant's guarantee left to the account; a project's own part binds too."""
+        tenant = tenant_of(account)
+        left: int | None = None
+        for name in lineage(account):
+            known = self._state.accounts.get(name)
+            bought = None if known is None else known.guarantee.get(gpu_class)
+            if bought is None and name != tenant:
+                continue
+            here = (bought or 0) * GPU_UNITS - self._held(name, gpu_class, (Booking.GUARANTEED,))
+            left = here if left is None else min(left, here)
+        return left or 0
+
+    def _held(self, account: AccountId, gpu_class: GpuClass, bookings: tuple[Booking, ...]) -> int:
+        in_tick = sum(self._taken[account, gpu_class, booking] for booking in bookings)
+        return self._state.held_by(account, gpu_class, *bookings) + in_tick

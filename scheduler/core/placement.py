@@ -1,0 +1,193 @@
+"""Where a gang fits, or why it does not: best fit on whole GPUs, then on shares, through the capacity's indexes.
+
+Best fit keeps large holes: a node whose free GPUs the job uses up is taken before one that would keep a remainder. A
+gang stays inside one pool where one pool can hold it, because nodes of a pool share their network.
+"""
+
+from collections.abc import Iterable, Iterator
+from heapq import merge
+from itertools import islice
+
+from scheduler.core.capacity import Capacity, NodeRoom, is_schedulable
+from scheduler.core.model import GPU_UNITS, DeviceId, GpuClass, Grant, NodeAvailability, NodeName, PoolName, Shape
+from scheduler.core.plan import ShapeVerdict
+from scheduler.core.reasons import Reason, ReasonCode
+from scheduler.core.state import Structure
+
+ClosedPools = dict[PoolName, str | None]
+
+
+def place(capacity: Capacity, shape: Shape, gpu_class: GpuClass, closed: ClosedPools) -> tuple[Grant, ...] | None:
+    """Returns the grants of a whole gang in one class, in rank order, or None. Takes nothing.
+
+    Costs what the gang's nodes cost, plus the nodes passed over because CPU, memory or a constraint ruled them out.
+    """
+    pools = _open_pools(capacity, shape, gpu_class, closed)
+    if shape.is_share:
+        return _place_shares(capacity, shape, gpu_class, pools)
+    gpus = shape.gpus_per_node
+    best: list[NodeRoom] | None = None
+    for pool in pools:
+        rooms = list(islice(_fitting(capacity.nodes_by_free((gpu_class, pool), gpus), shape), shape.nodes))
+        if len(rooms) == shape.nodes and (best is None or _waste(rooms, gpus) < _waste(best, gpus)):
+            best = rooms
+    if best is None and len(pools) > 1 and shape.nodes > 1:
+        streams = (_fitting(capacity.nodes_by_free((gpu_class, pool), gpus), shape) for pool in pools)
+        rooms = list(islice(merge(*streams, key=_by_free), shape.nodes))
+        best = rooms if len(rooms) == shape.nodes else None
+    if best is None:
+        return None
+    return tuple(_grant(room, shape, [room.devices[position].id for position in room.free[:gpus]]) for room in best)
+
+
+def verdict(
+    capacity: Capacity, shape: Shape, closed: ClosedPools, structures: dict[Shape, tuple[int, Structure]]
+) -> ShapeVerdict:
+    """Returns why no gang of the shape fits now. Scans the nodes once for each change of the inventory."""
+    version, structure = structures.get(shape, (-1, None))
+    if structure is None or version != capacity.inventory_version:
+        structure = _structure(capacity, shape, closed)
+        structures[shape] = (capacity.inventory_version, structure)
+    need = -(-shape.total_units // GPU_UNITS)
+    if not structure.is_any_pool_open:
+        detail = next((closed[pool] for pool in sorted(closed) if shape.pool in {None, pool}), None)
+        reason = Reason(ReasonCode.POOL_CLOSED, detail=detail)
+    elif not structure.matching:
+        reason = Reason(ReasonCode.CONSTRAINT, need=shape.nodes, free=0)
+    elif structure.capable < shape.nodes:
+        reason = Reason(ReasonCode.NODES_DOWN, need=shape.nodes, free=structure.capable, detail=structure.down)
+    else:
+        free = _free_gpus(capacity, shape, closed)
+        reason = Reason(ReasonCode.FRAGMENTATION if free >= need else ReasonCode.CAPACITY, need=need, free=free)
+    return ShapeVerdict(shape, (reason,), structure.considered)
+
+
+def count_fitting(capacity: Capacity, shape: Shape, closed: ClosedPools) -> int:
+    """Returns how many nodes could hold one node's part of the gang right now. Linear in the nodes."""
+    return sum(_fits_now(room, shape) for room in _rooms(capacity, shape, closed) if _is_named(room, shape))
+
+
+def _structure(capacity: Capacity, shape: Shape, closed: ClosedPools) -> Structure:
+    considered = matching = capable = 0
+    down: str | None = None
+    for room in _rooms(capacity, shape, closed):
+        considered += 1
+        if not _is_named(room, shape):
+            continue
+        matching += 1
+        if _could_hold(room, shape):
+            capable += 1
+        elif down is None and room.node.availability is not NodeAvailability.UP:
+            down = f"{room.node.name}: {room.node.reason or room.node.availability}"
+    is_any_open = any(_open_pools(capacity, shape, gpu_class, closed) for gpu_class in shape.gpu_classes)
+    return Structure(considered, matching, capable, is_any_open, down)
+
+
+def _free_gpus(capacity: Capacity, shape: Shape, closed: ClosedPools) -> int:
+    if shape.only_nodes or shape.exclude_nodes or shape.constraints:
+        return sum(len(room.free) for room in _rooms(capacity, shape, closed) if _is_named(room, shape))
+    return sum(
+        capacity.pools[gpu_class, pool].free_gpus
+        for gpu_class in shape.gpu_classes
+        for pool in _open_pools(capacity, shape, gpu_class, closed)
+    )
+
+
+def _rooms(capacity: Capacity, shape: Shape, closed: ClosedPools) -> Iterator[NodeRoom]:
+    for gpu_class in shape.gpu_classes:
+        for pool in _open_pools(capacity, shape, gpu_class, closed):
+            yield from capacity.nodes_by_free((gpu_class, pool), 0)
+
+
+def _open_pools(capacity: Capacity, shape: Shape, gpu_class: GpuClass, closed: ClosedPools) -> list[PoolName]:
+    return [pool for pool in capacity.pools_of(gpu_class) if pool not in closed and shape.pool in (None, pool)]
+
+
+def _by_free(room: NodeRoom) -> tuple[int, str]:
+    return len(room.free), room.node.name
+
+
+def _waste(rooms: list[NodeRoom], gpus: int) -> int:
+    return sum(len(room.free) - gpus for room in rooms)
+
+
+def _fitting(rooms: Iterable[NodeRoom], shape: Shape) -> Iterator[NodeRoom]:
+    return (room for room in rooms if _is_named(room, shape) and _has_cpu_and_memory(room, shape))
+
+
+def _is_named(room: NodeRoom, shape: Shape) -> bool:
+    name, labels = room.node.name, room.node.labels
+    return (
+        (not shape.only_nodes or name in shape.only_nodes)
+        and name not in shape.exclude_nodes
+        and all(labels.get(label) == value for label, value in shape.constraints)
+    )
+
+
+def _needs(room: NodeRoom, shape: Shape) -> tuple[int, int]:
+    cpu = room.cpu_share(shape.gpu_units) if shape.cpu_millicores is None else shape.cpu_millicores
+    memory = room.memory_share(shape.gpu_units) if shape.memory_bytes is None else shape.memory_bytes
+    return cpu, memory
+
+
+def _has_cpu_and_memory(room: NodeRoom, shape: Shape) -> bool:
+    cpu, memory = _needs(room, shape)
+    return cpu <= room.cpu_free_millicores and memory <= room.memory_free_bytes
+
+
+def _could_hold(room: NodeRoom, shape: Shape) -> bool:
+    cpu, memory = _needs(room, shape)
+    usable = sum(1 for device in room.devices if is_schedulable(room.node, device))
+    return usable >= shape.gpus_per_node and cpu <= room.node.cpu_millicores and memory <= room.node.memory_bytes
+
+
+def _fits_now(room: NodeRoom, shape: Shape) -> bool:
+    if not _has_cpu_and_memory(room, shape):
+        return False
+    if len(room.free) >= shape.gpus_per_node:
+        return True
+    return shape.is_share and any(
+        is_schedulable(room.node, device) and 0 < room.held_units.get(device.id, 0) <= device.units - shape.gpu_units
+        for device in room.devices
+    )
+
+
+def _grant(room: NodeRoom, shape: Shape, devices: list[DeviceId]) -> Grant:
+    cpu, memory = _needs(room, shape)
+    units = shape.gpu_units // len(devices)
+    return Grant(room.node.name, tuple(devices), units, cpu, memory)
+
+
+def _place_shares(
+    capacity: Capacity, shape: Shape, gpu_class: GpuClass, pools: list[PoolName]
+) -> tuple[Grant, ...] | None:
+    grants: list[Grant] = []
+    used: set[NodeName] = set()
+    for _ in range(shape.nodes):
+        grant = _place_share(capacity, shape, gpu_class, pools, used)
+        if grant is None:
+            return None
+        used.add(grant.node)
+        grants.append(grant)
+    return tuple(grants)
+
+
+def _place_share(
+    capacity: Capacity, shape: Shape, gpu_class: GpuClass, pools: list[PoolName], used: set[NodeName]
+) -> Grant | None:
+    """Takes the device with the least room that is enough; a whole one, on the fullest node, if there is none."""
+    candidates: list[tuple[int, NodeName, int]] = []
+    for pool in pools:
+        entries = capacity.pools[gpu_class, pool].partial
+        for left, name, position in entries.irange((shape.gpu_units, NodeName(""), 0)):
+            room = capacity.rooms[name]
+            if name not in used and _is_named(room, shape) and _has_cpu_and_memory(room, shape):
+                candidates.append((left, name, position))
+                break
+    if candidates:
+        _, found, position = min(candidates)
+        room = capacity.rooms[found]
+        return _grant(room, shape, [room.devices[position].id])
+    streams = (_fitting(capacity.nodes_by_free((gpu_class, pool), 1), shape) for pool in pools)
+    whole = next((room for room in merge(*streams, key=_by_free) if room.node.name not in used), None)
+    return None if whole is None else _grant(whole, shape, [whole.devices[whole.free[0]].id])
