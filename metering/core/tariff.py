@@ -180,6 +180,8 @@ class _Reader:
         unit = self.number(table["unit"], "rounding.unit") if "unit" in table else minor_unit(currency)
         if unit is not None and unit <= 0:
             self.wrong("rounding.unit", "must be more than 0, such as 0.01")
+        elif unit is not None and currency and unit % minor_unit(currency):
+            self.wrong("rounding.unit", f"must be a multiple of {minor_unit(currency)}, what {currency} can be paid in")
         return Rounding(mode), unit
 
     def prices(self, table: object) -> dict[tuple[GpuClass, Booking], Decimal]:

@@ -1,0 +1,271 @@
+"""The occupancy ledger as core values, streamed: what metering reads to bill, to export and to verify.
+
+Every listing is paged by an index, so memory stays flat however long the ledger is: rows in the order of the chain,
+rows of one device in the order of time, and allocations in the order of their ids with all that they ever held.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Row
+
+from scheduler.core.model import (
+    AccountId,
+    AllocationId,
+    Booking,
+    DeviceId,
+    EndReason,
+    GpuClass,
+    JobId,
+    NodeName,
+    Phase,
+    UserName,
+)
+from scheduler.core.occupancy import Cursor, Evidence, Interval, OccupancyState, Occupant
+from scheduler.store.tables import ACCOUNT, ALLOCATION, DEVICE, DEVICE_CURSOR, JOB, LEDGER_HEAD, OCCUPANCY
+
+PAGE_ROWS = 5_000
+PAGE_ALLOCATIONS = 256
+"""Allocations read at once, with all their rows: some thousand rows even where gangs are large."""
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerDevice:
+    """A device that the ledger knows, there or gone."""
+
+    id: DeviceId
+    node: NodeName
+    gpu_class: GpuClass
+    units: int
+    removed_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerAllocation:
+    """An allocation with the names of what it was for, and everything that it holds or ever held."""
+
+    id: AllocationId
+    job: JobId
+    job_name: str | None  # None when the job's row is gone
+    account: AccountId
+    user: UserName
+    gpu_class: GpuClass
+    booking: Booking
+    phase: Phase
+    segment: int
+    devices: frozenset[DeviceId]
+    decided_ms: int
+    started_ms: int | None
+    ended_ms: int | None
+    end_reason: EndReason | None
+    intervals: tuple[Interval, ...]
+    cursors: tuple[Cursor, ...]
+
+
+def ledger_head(connection: Connection) -> tuple[int, str]:
+    """Returns the sequence and hash of the chain's last row; (0, GENESIS_HASH) for an empty ledger."""
+    row = connection.execute(sa.select(LEDGER_HEAD.c.sequence, LEDGER_HEAD.c.hash)).one()
+    return row.sequence, row.hash
+
+
+def latest_known_ms(connection: Connection) -> int:
+    """Returns the latest time that the ledger knows: its last row's or its newest open interval's; 0 when empty."""
+    # A row is recorded at or after its end, and the rows of one sequence are recorded in order.
+    last = sa.select(OCCUPANCY.c.recorded_ms).order_by(OCCUPANCY.c.sequence.desc()).limit(1)
+    recorded = connection.execute(last).scalar()
+    since = connection.execute(sa.select(sa.func.max(DEVICE_CURSOR.c.since_ms))).scalar()
+    return max(recorded or 0, since or 0)
+
+
+def chain(connection: Connection, after: int = 0) -> Iterator[Interval]:
+    """Yields every interval after a sequence, in the order of the chain."""
+    while True:
+        query = sa.select(OCCUPANCY).where(OCCUPANCY.c.sequence > after).order_by(OCCUPANCY.c.sequence).limit(PAGE_ROWS)
+        rows = connection.execute(query).all()
+        yield from map(interval_of, rows)
+        if len(rows) < PAGE_ROWS:
+            return
+        after = rows[-1].sequence
+
+
+def ended_between(connection: Connection, from_ms: int, to_ms: int) -> tuple[int | None, int | None]:
+    """Returns the least and greatest sequence of intervals that ended in `(from_ms, to_ms]`; None for none."""
+    query = sa.select(sa.func.min(OCCUPANCY.c.sequence), sa.func.max(OCCUPANCY.c.sequence))
+    row = connection.execute(query.where(OCCUPANCY.c.to_ms > from_ms, OCCUPANCY.c.to_ms <= to_ms)).one()
+    return row[0], row[1]
+
+
+def hash_at(connection: Connection, sequence: int) -> str | None:
+    """Returns the hash of one row of the chain; None when there is none with this sequence."""
+    found: str | None = connection.execute(sa.select(OCCUPANCY.c.hash).where(OCCUPANCY.c.sequence == sequence)).scalar()
+    return found
+
+
+def devices(connection: Connection) -> list[LedgerDevice]:
+    """Returns every device that was ever seen, by id."""
+    query = sa.select(DEVICE.c.id, DEVICE.c.node, DEVICE.c.gpu_class, DEVICE.c.units, DEVICE.c.removed_ms)
+    return sorted(
+        (
+            LedgerDevice(DeviceId(row.id), NodeName(row.node), GpuClass(row.gpu_class), row.units, row.removed_ms)
+            for row in connection.execute(query)
+        ),
+        key=lambda device: device.id,
+    )
+
+
+def intervals_of_device(connection: Connection, device: DeviceId, from_ms: int, to_ms: int) -> Iterator[Interval]:
+    """Yields the intervals of a device that overlap `[from_ms, to_ms)`, by start and lane."""
+    query = sa.select(OCCUPANCY).where(
+        OCCUPANCY.c.device == device, OCCUPANCY.c.from_ms < to_ms, OCCUPANCY.c.to_ms > from_ms
+    )
+    query = query.order_by(OCCUPANCY.c.from_ms, OCCUPANCY.c.lane).execution_options(yield_per=PAGE_ROWS)
+    yield from map(interval_of, connection.execute(query))
+
+
+def cursors(connection: Connection, device: DeviceId | None = None) -> list[Cursor]:
+    """Returns the open intervals, of one device or of all, by device and lane."""
+    query = sa.select(DEVICE_CURSOR)
+    if device is not None:
+        query = query.where(DEVICE_CURSOR.c.device == device)
+    return sorted(map(cursor_of, connection.execute(query)), key=lambda cursor: (cursor.device, cursor.lane))
+
+
+def last_of_lane(connection: Connection, device: DeviceId, lane: int) -> Interval | None:
+    """Returns the last closed interval of a lane."""
+    query = sa.select(OCCUPANCY).where(OCCUPANCY.c.device == device, OCCUPANCY.c.lane == lane)
+    row = connection.execute(query.order_by(OCCUPANCY.c.from_ms.desc()).limit(1)).first()
+    return interval_of(row) if row else None
+
+
+def life_start_ms(connection: Connection, device: DeviceId) -> int:
+    """Returns when the ledger's knowledge of a device begins; 0 for a device without any interval."""
+    first = sa.select(sa.func.min(OCCUPANCY.c.from_ms)).where(OCCUPANCY.c.device == device, OCCUPANCY.c.lane == 0)
+    since = sa.select(sa.func.min(DEVICE_CURSOR.c.since_ms)).where(DEVICE_CURSOR.c.device == device)
+    closed_ms, open_ms = connection.execute(first).scalar(), connection.execute(since).scalar()
+    return closed_ms if closed_ms is not None else (open_ms or 0)
+
+
+def has_run(connection: Connection, allocation: AllocationId, before_ms: int) -> bool:
+    """Says whether an allocation was in phase running at some time before an instant."""
+    query = sa.select(OCCUPANCY.c.sequence).where(
+        OCCUPANCY.c.allocation_id == allocation,
+        OCCUPANCY.c.phase == Phase.RUNNING.value,
+        OCCUPANCY.c.to_ms <= before_ms,
+    )
+    return connection.execute(query.limit(1)).first() is not None
+
+
+def held_terms(
+    connection: Connection, phases: Sequence[Phase], from_ms: int, to_ms: int
+) -> set[tuple[GpuClass, Booking]]:
+    """Returns the GPU classes and bookings that were held in one of the phases at some time in `[from_ms, to_ms)`."""
+    words = [phase.value for phase in phases]
+    closed = sa.select(OCCUPANCY.c.gpu_class, OCCUPANCY.c.booking).where(
+        OCCUPANCY.c.from_ms < to_ms, OCCUPANCY.c.to_ms > from_ms, OCCUPANCY.c.phase.in_(words)
+    )
+    held = sa.select(DEVICE_CURSOR.c.gpu_class, DEVICE_CURSOR.c.booking).where(
+        DEVICE_CURSOR.c.since_ms < to_ms, DEVICE_CURSOR.c.phase.in_(words)
+    )
+    return {(GpuClass(row.gpu_class), Booking(row.booking)) for row in connection.execute(sa.union(closed, held))}
+
+
+def account_names(connection: Connection) -> dict[AccountId, str]:
+    """Returns every account's name for people."""
+    return {AccountId(row.id): row.display_name for row in connection.execute(sa.select(ACCOUNT))}
+
+
+def allocations(
+    connection: Connection, from_ms: int, to_ms: int, tenant: AccountId | None = None
+) -> Iterator[LedgerAllocation]:
+    """Yields the allocations that lived in `[from_ms, to_ms)`, by id, each with all its rows, also those outside."""
+    last = ""
+    while True:
+        page = _allocation_page(connection, (from_ms, to_ms), tenant, last)
+        yield from _with_rows(connection, page)
+        if len(page) < PAGE_ALLOCATIONS:
+            return
+        last = page[-1].id
+
+
+def _allocation_page(
+    connection: Connection, span: tuple[int, int], tenant: AccountId | None, after: str
+) -> Sequence[Row[Any]]:
+    live = sa.or_(ALLOCATION.c.ended_ms.is_(None), ALLOCATION.c.ended_ms > span[0])
+    query = (
+        sa.select(ALLOCATION, JOB.c.name.label("job_name"))
+        .select_from(ALLOCATION.outerjoin(JOB, JOB.c.id == ALLOCATION.c.job_id))
+        .where(ALLOCATION.c.id > after, ALLOCATION.c.decided_ms < span[1], live)
+    )
+    if tenant is not None:
+        inside = sa.func.substr(ALLOCATION.c.account, 1, len(tenant) + 1) == f"{tenant}/"
+        query = query.where(sa.or_(ALLOCATION.c.account == tenant, inside))
+    return connection.execute(query.order_by(ALLOCATION.c.id).limit(PAGE_ALLOCATIONS)).all()
+
+
+def _with_rows(connection: Connection, page: Sequence[Row[Any]]) -> Iterator[LedgerAllocation]:
+    ids = [row.id for row in page]
+    closed: dict[str, list[Interval]] = {name: [] for name in ids}
+    for row in connection.execute(sa.select(OCCUPANCY).where(OCCUPANCY.c.allocation_id.in_(ids))):
+        closed[row.allocation_id].append(interval_of(row))
+    held: dict[str, list[Cursor]] = {name: [] for name in ids}
+    for row in connection.execute(sa.select(DEVICE_CURSOR).where(DEVICE_CURSOR.c.allocation_id.in_(ids))):
+        held[row.allocation_id].append(cursor_of(row))
+    for row in page:
+        yield LedgerAllocation(
+            id=AllocationId(row.id),
+            job=JobId(row.job_id),
+            job_name=row.job_name,
+            account=AccountId(row.account),
+            user=UserName(row.user),
+            gpu_class=GpuClass(row.gpu_class),
+            booking=Booking(row.booking),
+            phase=Phase(row.phase),
+            segment=row.segment,
+            devices=frozenset(DeviceId(device) for grant in row.grants for device in grant["devices"]),
+            decided_ms=row.decided_ms,
+            started_ms=row.started_ms,
+            ended_ms=row.ended_ms,
+            end_reason=EndReason(row.end_reason) if row.end_reason else None,
+            intervals=tuple(closed[row.id]),
+            cursors=tuple(held[row.id]),
+        )
+
+
+def interval_of(row: Row[Any]) -> Interval:
+    """Returns a row of `occupancy` as a core value. Raises ValueError for a word that is none of ours."""
+    return Interval(
+        sequence=row.sequence,
+        device=row.device,
+        lane=row.lane,
+        gpu_class=row.gpu_class,
+        from_ms=row.from_ms,
+        to_ms=row.to_ms,
+        occupant=_occupant(row),
+        evidence=Evidence(row.evidence),
+        recorded_ms=row.recorded_ms,
+        idempotency_key=row.idempotency_key,
+        previous_hash=row.previous_hash,
+        hash=row.hash,
+    )
+
+
+def cursor_of(row: Row[Any]) -> Cursor:
+    """Returns a row of `device_cursor` as a core value. Raises ValueError for a word that is none of ours."""
+    return Cursor(row.device, row.lane, row.gpu_class, row.since_ms, row.version, _occupant(row))
+
+
+def _occupant(row: Row[Any]) -> Occupant:
+    return Occupant(
+        state=OccupancyState(row.state),
+        units=row.units,
+        cause=row.cause,
+        phase=Phase(row.phase) if row.phase else None,
+        holder=row.holder,
+        job=row.job_id,
+        allocation=row.allocation_id,
+        segment=row.segment,
+        booking=Booking(row.booking) if row.booking else None,
+        gpu_eq_units=row.gpu_eq_units,
+    )
