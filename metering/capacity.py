@@ -4,6 +4,7 @@ Per device and day the states' capacity units × milliseconds add up to the devi
 knows it for. Intervals of lanes are added up as they come, one device at a time.
 """
 
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -55,11 +56,12 @@ def _days_of_device(connection: Connection, device: LedgerDevice, days: Sequence
 
     def add(occupant: Occupant, first_ms: int, last_ms: int) -> None:
         is_billed = billing.is_billed(occupant, first_ms)
-        for number, day in enumerate(days):
-            inside_ms = min(last_ms, day.to_ms) - max(first_ms, day.from_ms)
-            if inside_ms > 0:
-                held[number][occupant.state] += occupant.units * inside_ms
-                billed[number] += occupant.units * inside_ms if is_billed else 0
+        number = max(0, bisect_right(days, first_ms, key=lambda day: day.from_ms) - 1)
+        while number < len(days) and days[number].from_ms < last_ms:
+            inside_ms = min(last_ms, days[number].to_ms) - max(first_ms, days[number].from_ms)
+            held[number][occupant.state] += occupant.units * inside_ms
+            billed[number] += occupant.units * inside_ms if is_billed else 0
+            number += 1
 
     for interval in intervals_of_device(connection, device.id, from_ms, to_ms):
         add(interval.occupant, interval.from_ms, interval.to_ms)

@@ -35,10 +35,7 @@ def harmless(text: str) -> str:
 
     A leading `'` keeps a formula from running; control characters become their visible pictures (␀ for NUL) or U+FFFD.
     """
-    if text.isascii() and text.isprintable():
-        shown = text
-    else:
-        shown = "".join(map(_visible, text))
+    shown = text if text.isascii() and text.isprintable() else "".join(map(_visible, text))
     return f"'{shown}" if text[:1] in _RUN_AS_FORMULA and text else shown
 
 

@@ -6,11 +6,12 @@ Every function works inside the caller's transaction. Expected refusals are `Ref
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, Row
 
 from metering.core.civil import utc_text
 from metering.core.tariff import PriceBook, body_of, price_book_of
@@ -123,6 +124,11 @@ def price_books(connection: Connection) -> list[StoredBook]:
     """Returns every published book, by effective time. Raises Refused when a stored body is no price book."""
     rows = connection.execute(sa.select(PRICE_BOOK).order_by(PRICE_BOOK.c.effective_ms))
     return [StoredBook(price_book_of(row.body), row.sha256, row.published_ms) for row in rows]
+
+
+def price_book_rows(connection: Connection) -> list[Row[Any]]:
+    """Returns the rows of `price_book` as they stand, by effective time: what verification reads."""
+    return list(connection.execute(sa.select(PRICE_BOOK).order_by(PRICE_BOOK.c.effective_ms, PRICE_BOOK.c.version)))
 
 
 def current_book(connection: Connection, at_ms: int) -> PriceBook | None:

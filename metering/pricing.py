@@ -1,5 +1,7 @@
 """What admission knows of money so far: prices. Implements `scheduler.admission.Admission`."""
 
+# ruff: noqa: ARG002 - the protocol's arguments, of which a class without budgets needs none
+
 from sqlalchemy.engine import Connection
 
 from metering.core.quantity import GpuMs, Money, Rounding, decimal_text, minor_unit
@@ -36,22 +38,22 @@ class PricesWithoutBudgets:
             price_book=book.version,
         )
 
-    def hold(  # the protocol's arguments; without budgets none matters
+    def hold(
         self,
         connection: Connection,
         job: JobId,
         question: CostQuestion,
-        at_ms: int,  # noqa: ARG002
+        at_ms: int,
     ) -> OverBudget | None:
         """Returns None: no account has a budget, so there is nothing to set aside."""
         return None
 
-    def extend(  # the protocol's arguments; without budgets none matters
+    def extend(
         self,
         connection: Connection,
         job: JobId,
         question: CostQuestion,
-        at_ms: int,  # noqa: ARG002
+        at_ms: int,
     ) -> OverBudget | None:
         """Returns None: no account has a budget, so there is nothing to set aside."""
         return None

@@ -79,12 +79,15 @@ def latest_known_ms(connection: Connection) -> int:
     return max(recorded or 0, since or 0)
 
 
-def chain(connection: Connection, after: int = 0) -> Iterator[Interval]:
-    """Yields every interval after a sequence, in the order of the chain."""
+def chain_rows(connection: Connection, after: int = 0) -> Iterator[Row[Any]]:
+    """Yields every row of `occupancy` after a sequence, in the order of the chain; `interval_of` reads one.
+
+    Rows and not intervals, so that whoever verifies can go on after one that cannot be read.
+    """
     while True:
         query = sa.select(OCCUPANCY).where(OCCUPANCY.c.sequence > after).order_by(OCCUPANCY.c.sequence).limit(PAGE_ROWS)
         rows = connection.execute(query).all()
-        yield from map(interval_of, rows)
+        yield from rows
         if len(rows) < PAGE_ROWS:
             return
         after = rows[-1].sequence
@@ -113,6 +116,26 @@ def devices(connection: Connection) -> list[LedgerDevice]:
         ),
         key=lambda device: device.id,
     )
+
+
+def devices_in_ledger(connection: Connection) -> set[DeviceId]:
+    """Returns every device that an interval, closed or open, names."""
+    closed, held = sa.select(OCCUPANCY.c.device), sa.select(DEVICE_CURSOR.c.device)
+    return set(connection.execute(sa.union(closed, held)).scalars())
+
+
+def orphans(connection: Connection) -> Iterator[tuple[int | None, DeviceId, AllocationId]]:
+    """Yields sequence (None for an open interval), device and allocation of rows whose allocation does not exist."""
+    for table in (OCCUPANCY, DEVICE_CURSOR):
+        sequence = table.c.sequence if table is OCCUPANCY else sa.null().label("sequence")
+        query = (
+            sa.select(sequence, table.c.device, table.c.allocation_id)
+            .select_from(table.outerjoin(ALLOCATION, ALLOCATION.c.id == table.c.allocation_id))
+            .where(table.c.allocation_id.is_not(None), ALLOCATION.c.id.is_(None))
+            .limit(PAGE_ROWS)
+        )
+        for row in connection.execute(query):
+            yield row.sequence, row.device, row.allocation_id
 
 
 def intervals_of_device(connection: Connection, device: DeviceId, from_ms: int, to_ms: int) -> Iterator[Interval]:
