@@ -21,7 +21,7 @@ _BLOCK_BYTES = 1 << 20
 
 
 def compare_with_ledger(folder: Path, manifest: Manifest, connection: Connection, report: Report) -> None:
-    """Notes every file that the ledger would write otherwise now, with its first differing line, and every such fact."""
+    """Notes each file and fact that the ledger would tell otherwise now, a file with the first line that differs."""
     hashes = {row.version: row.sha256 for row in price_book_rows(connection)}
     for version, sha256 in manifest.price_books.items():
         report.expect(Check.RERATING, f"{MANIFEST} price book {version}", hashes.get(version), sha256)
