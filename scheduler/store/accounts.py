@@ -10,7 +10,7 @@ from scheduler.core.model import ROOT_ACCOUNT, Account, AccountId, UserName
 from scheduler.refusal import RefusalCode, Refused
 from scheduler.store.codec import ACCOUNT_COLUMNS, account_of
 from scheduler.store.tables import ACCOUNT, JOB, TOKEN
-from scheduler.store.write import Transaction
+from scheduler.store.transaction import Transaction
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from scheduler.store.codec import JOB_COLUMNS, Row, job_of
 from scheduler.store.database import chunks
 from scheduler.store.gangs import stop
 from scheduler.store.tables import JOB, JsonObject
-from scheduler.store.write import Transaction
+from scheduler.store.transaction import Transaction
 
 _GLANCE = (JOB.c.id, JOB.c.state, JOB.c.hold, JOB.c.allocation_id)
 _UPDATE_JOB = sa.update(JOB).where(JOB.c.id == sa.bindparam("at_id"))

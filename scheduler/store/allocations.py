@@ -36,11 +36,19 @@ from scheduler.store.database import chunks
 from scheduler.store.gangs import stop
 from scheduler.store.nodes import load_nodes
 from scheduler.store.partition import Lanes
+from scheduler.store.prepared import Prepared, json_text
 from scheduler.store.tables import ALLOCATION, JOB, POOL, JsonObject
-from scheduler.store.write import Transaction
+from scheduler.store.transaction import Transaction
 
-_INSERT_ALLOCATION = sa.insert(ALLOCATION)
-_UPDATE_JOB = sa.update(JOB).where(JOB.c.id == sa.bindparam("at_id"))
+_ALLOCATION_NAMES = (
+    *("id", "job_id", "account", "user", "gpu_class", "booking", "phase", "segment", "grants", "time_limit_ms"),
+    *("attempt", "decided_ms"),
+)
+_INSERT_ALLOCATION = Prepared(sa.insert(ALLOCATION), _ALLOCATION_NAMES)
+_UPDATE_JOB = Prepared(
+    sa.update(JOB).where(JOB.c.id == sa.bindparam("at_id")),
+    ("state", "gpu_class", "attempt", "allocation_id", "begin_ms", "is_backing_off", "at_id"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,9 +132,8 @@ class _Starts:
 
     def write(self) -> None:
         """Writes all gangs that were taken."""
-        if self._allocation_rows:
-            self._tx.connection.execute(_INSERT_ALLOCATION, self._allocation_rows)
-            self._tx.connection.execute(_UPDATE_JOB, self._job_rows)
+        _INSERT_ALLOCATION.many(self._tx.connection, self._allocation_rows)
+        _UPDATE_JOB.many(self._tx.connection, self._job_rows)
         self._lanes.flush()
 
     def _why_not_job(self, job: Job, start: Start) -> str | None:
@@ -242,7 +249,7 @@ def _allocation_values(allocation: Allocation) -> JsonObject:
         "booking": allocation.booking.value,
         "phase": allocation.phase.value,
         "segment": allocation.segment,
-        "grants": grants_json(allocation.grants),
+        "grants": json_text(grants_json(allocation.grants)),
         "time_limit_ms": allocation.time_limit_ms,
         "attempt": allocation.attempt,
         "decided_ms": allocation.decided_ms,

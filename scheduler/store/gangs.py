@@ -10,9 +10,9 @@ from scheduler.core.model import Allocation, AllocationId, DeviceId, EndReason, 
 from scheduler.core.occupancy import Cursor, Evidence
 from scheduler.store.codec import ALLOCATION_COLUMNS, allocation_of
 from scheduler.store.database import chunks
-from scheduler.store.partition import Lanes
+from scheduler.store.partition import Lanes, in_phase
 from scheduler.store.tables import ALLOCATION, JOB, JsonObject
-from scheduler.store.write import Transaction
+from scheduler.store.transaction import Transaction
 
 _UPDATE_STOPPING = sa.update(ALLOCATION).where(ALLOCATION.c.id == sa.bindparam("at_id"))
 
@@ -58,8 +58,7 @@ def stop(tx: Transaction, ids: Sequence[AllocationId], reason: EndReason, actor:
     rows: list[JsonObject] = []
     for allocation in stopping:
         for cursor in lanes_of(lanes, allocation):
-            occupant = replace(cursor.occupant, phase=Phase.STOPPING)
-            lanes.move(cursor, occupant, tx.now_ms, Evidence.CONTROLLER)
+            lanes.move(cursor, in_phase(cursor.occupant, Phase.STOPPING), tx.now_ms, Evidence.CONTROLLER)
         rows.append(
             {
                 "at_id": allocation.id,

@@ -26,7 +26,7 @@ from scheduler.store.database import chunks
 from scheduler.store.nodes import GONE, KnownNode, load_nodes, resting
 from scheduler.store.partition import Lanes
 from scheduler.store.tables import DEVICE, DEVICE_CURSOR, NODE, POOL, JsonObject
-from scheduler.store.write import Transaction
+from scheduler.store.transaction import Transaction
 
 _HELD = sa.select(DEVICE_CURSOR.c.device).where(DEVICE_CURSOR.c.state == OccupancyState.ALLOCATED.value).distinct()
 _UPDATE_NODE = sa.update(NODE).where(NODE.c.name == sa.bindparam("at_name"))

@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import sqlalchemy as sa
-
 from scheduler.core.events import JobSubmitted
 from scheduler.core.model import (
     AccountId,
@@ -21,16 +19,9 @@ from scheduler.core.state import lineage
 from scheduler.executor import LaunchSpec
 from scheduler.refusal import RefusalCode, Refused
 from scheduler.store.codec import launch_json, shape_json
-from scheduler.store.tables import JOB, SUBMISSION_KEY, JsonObject
-from scheduler.store.write import Transaction
-
-_INSERT_JOB = sa.insert(JOB)
-_INSERT_KEY = sa.insert(SUBMISSION_KEY)
-_SELECT_KEY = sa.select(SUBMISSION_KEY.c.request_sha256, SUBMISSION_KEY.c.job_ids).where(
-    SUBMISSION_KEY.c.tenant == sa.bindparam("tenant"),
-    SUBMISSION_KEY.c.user == sa.bindparam("user"),
-    SUBMISSION_KEY.c.key == sa.bindparam("key"),
-)
+from scheduler.store.prepared import json_text
+from scheduler.store.tables import JsonObject
+from scheduler.store.transaction import Transaction
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,42 +78,29 @@ class SubmitJobs:
             made = _elements(draft, JobId(first + len(jobs)), tx.now_ms)
             jobs += made
             rows += _rows(draft, made)
-        tx.connection.execute(_INSERT_JOB, rows)
+        tx.add_jobs(rows)
         for job in jobs:
             tx.emit(JobSubmitted(tx.now_ms, job))
             tx.note(job.id, "submitted", tx.now_ms, hold=job.hold)
         ids = tuple(job.id for job in jobs)
         if self.key is not None:
-            self._remember(tx, self.key, ids)
+            tx.add_submission(self.tenant, self.user, self.key, self.request_sha256 or "", ids)
         return ids
 
     def _answered(self, tx: Transaction) -> tuple[JobId, ...] | None:
         if self.key is None:
             return None
-        place = {"tenant": self.tenant, "user": self.user, "key": self.key}
-        row = tx.connection.execute(_SELECT_KEY, place).one_or_none()
-        if row is None:
+        known = tx.submission(self.tenant, self.user, self.key)
+        if known is None:
             return None
-        if row.request_sha256 != (self.request_sha256 or ""):
+        request_sha256, ids = known
+        if request_sha256 != (self.request_sha256 or ""):
             raise Refused(
                 RefusalCode.CONFLICT,
                 f"the idempotency key {self.key!r} was used for another request; "
                 "use a new key, or repeat that request unchanged",
             )
-        return tuple(JobId(job) for job in row.job_ids)
-
-    def _remember(self, tx: Transaction, key: str, ids: tuple[JobId, ...]) -> None:
-        tx.connection.execute(
-            _INSERT_KEY,
-            {
-                "tenant": self.tenant,
-                "user": self.user,
-                "key": key,
-                "request_sha256": self.request_sha256 or "",
-                "job_ids": list(ids),
-                "created_ms": tx.now_ms,
-            },
-        )
+        return tuple(JobId(job) for job in ids)
 
 
 def _check_account(tx: Transaction, account: AccountId) -> None:
@@ -166,7 +144,7 @@ def _rows(draft: JobDraft, jobs: list[Job]) -> list[JsonObject]:
         "gpu_class": draft.shape.gpu_classes[0],
         "nodes": draft.shape.nodes,
         "gpu_units": draft.shape.gpu_units,
-        "shape": shape_json(draft.shape),
+        "shape": json_text(shape_json(draft.shape)),
         "wanted": draft.wanted.value,
         "priority": draft.priority,
         "time_limit_ms": draft.time_limit_ms,
@@ -175,8 +153,8 @@ def _rows(draft: JobDraft, jobs: list[Job]) -> list[JsonObject]:
         "deadline_ms": draft.deadline_ms,
         "attempt": 0,
         "retries_left": draft.retries,
-        "launch": launch_json(draft.launch),
-        "labels": dict(draft.labels),
+        "launch": json_text(launch_json(draft.launch)),
+        "labels": json_text(dict(draft.labels)),
     }
     return [
         {

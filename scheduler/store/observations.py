@@ -19,11 +19,22 @@ from scheduler.store.codec import JOB_COLUMNS, job_of
 from scheduler.store.database import chunks
 from scheduler.store.gangs import devices_of, lanes_of, load_live
 from scheduler.store.nodes import KnownNode, load_nodes, resting
+from scheduler.store.partition import in_phase
+from scheduler.store.prepared import Prepared
 from scheduler.store.tables import ALLOCATION, JOB, JsonObject
-from scheduler.store.write import Transaction
+from scheduler.store.transaction import Transaction
 
-_UPDATE_ALLOCATION = sa.update(ALLOCATION).where(ALLOCATION.c.id == sa.bindparam("at_id"))
-_UPDATE_JOB = sa.update(JOB).where(JOB.c.id == sa.bindparam("at_id"))
+_UPDATE_ALLOCATION = Prepared(
+    sa.update(ALLOCATION).where(ALLOCATION.c.id == sa.bindparam("at_id")),
+    ("phase", "started_ms", "ended_ms", "end_reason", "exit_code", "detail", "at_id"),
+)
+_UPDATE_JOB = Prepared(
+    sa.update(JOB).where(JOB.c.id == sa.bindparam("at_id")),
+    (
+        *("state", "reason", "detail", "exit_code", "started_ms", "ended_ms", "begin_ms", "is_backing_off"),
+        *("retries_left", "at_id"),
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +122,8 @@ class _Gangs:
     def write(self) -> None:
         """Writes all that moved."""
         connection = self._tx.connection
-        if self._allocation_rows:
-            connection.execute(_UPDATE_ALLOCATION, list(self._allocation_rows.values()))
-        if self._job_rows:
-            connection.execute(_UPDATE_JOB, list(self._job_rows.values()))
+        _UPDATE_ALLOCATION.many(connection, list(self._allocation_rows.values()))
+        _UPDATE_JOB.many(connection, list(self._job_rows.values()))
         self._lanes.flush()
 
     def _start(self, gang: Allocation, observed_ms: int, not_after_ms: int | None = None) -> Allocation:
@@ -127,10 +136,11 @@ class _Gangs:
             cursors = lanes_of(self._lanes, gang)
             at_ms = max(at_ms, _latest(cursors))
             for cursor in cursors:
-                self._lanes.move(cursor, replace(cursor.occupant, phase=Phase.RUNNING), at_ms, self._evidence)
-            gang = replace(gang, phase=Phase.RUNNING)
+                self._lanes.move(cursor, in_phase(cursor.occupant, Phase.RUNNING), at_ms, self._evidence)
+            gang = replace(gang, phase=Phase.RUNNING, started_ms=at_ms)
             job = replace(job, state=JobState.RUNNING)
-        gang = replace(gang, started_ms=at_ms)
+        else:
+            gang = replace(gang, started_ms=at_ms)
         self._live[gang.id] = gang
         self._jobs[job.id] = job
         self._first_starts.setdefault(job.id, at_ms)

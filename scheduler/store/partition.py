@@ -18,23 +18,29 @@ from dataclasses import dataclass, replace
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from scheduler.core.model import DeviceId, GpuClass
+from scheduler.core.model import DeviceId, GpuClass, Phase
 from scheduler.core.occupancy import Cursor, Evidence, Interval, OccupancyState, Occupant, interval_hash
 from scheduler.store.codec import CURSOR_COLUMNS, cursor_of, occupant_values
 from scheduler.store.database import StoreCorrupt, chunks
+from scheduler.store.prepared import Prepared
 from scheduler.store.tables import DEVICE_CURSOR, LEDGER_HEAD, OCCUPANCY, JsonObject
 
 LaneKey = tuple[DeviceId, int]
 
-_INSERT_INTERVAL = sa.insert(OCCUPANCY)
-_INSERT_CURSOR = sa.insert(DEVICE_CURSOR)
+_CURSOR_NAMES = tuple(column.name for column in DEVICE_CURSOR.c)
+_LANE_NAMES = ("at_device", "at_lane", "at_version")
+_INSERT_INTERVAL = Prepared(sa.insert(OCCUPANCY), [column.name for column in OCCUPANCY.c])
+_INSERT_CURSOR = Prepared(sa.insert(DEVICE_CURSOR), _CURSOR_NAMES)
 _IS_LANE = sa.and_(
     DEVICE_CURSOR.c.device == sa.bindparam("at_device"),
     DEVICE_CURSOR.c.lane == sa.bindparam("at_lane"),
     DEVICE_CURSOR.c.version == sa.bindparam("at_version"),
 )
-_MOVE_CURSOR = sa.update(DEVICE_CURSOR).where(_IS_LANE)  # sets what the row of parameters names
-_END_CURSOR = sa.delete(DEVICE_CURSOR).where(_IS_LANE)
+_MOVE_CURSOR = Prepared(
+    sa.update(DEVICE_CURSOR).where(_IS_LANE),
+    [*(name for name in _CURSOR_NAMES if name not in {"device", "lane"}), *_LANE_NAMES],
+)
+_END_CURSOR = Prepared(sa.delete(DEVICE_CURSOR).where(_IS_LANE), _LANE_NAMES)
 _SELECT_HEAD = sa.select(LEDGER_HEAD.c.sequence, LEDGER_HEAD.c.hash).where(LEDGER_HEAD.c.id == 1)
 
 
@@ -58,6 +64,7 @@ class Chain:
             raise StoreCorrupt("the table ledger_head has lost its row; restore a backup")
         self._sequence, self._hash = int(row[0]), str(row[1])
         self._rows: list[JsonObject] = []
+        self._first = self.mark()
 
     def append(self, cursor: Cursor, to_ms: int, evidence: Evidence) -> None:
         """Closes a cursor's interval at `to_ms`, which is not before it began; writes nothing when it has no length."""
@@ -98,8 +105,9 @@ class Chain:
         """Returns the present point."""
         return ChainMark(len(self._rows), self._sequence, self._hash)
 
-    def rewind(self, mark: ChainMark) -> None:
-        """Forgets what was appended since the mark."""
+    def rewind(self, mark: ChainMark | None) -> None:
+        """Forgets what was appended since the mark; since the transaction's beginning for None."""
+        mark = self._first if mark is None else mark
         del self._rows[mark.rows :]
         self._sequence, self._hash = mark.sequence, mark.hash
 
@@ -107,11 +115,28 @@ class Chain:
         """Writes what was appended, and the head."""
         if not self._rows:
             return
-        self._connection.execute(_INSERT_INTERVAL, self._rows)
+        _INSERT_INTERVAL.many(self._connection, self._rows)
         self._connection.execute(
             sa.update(LEDGER_HEAD).where(LEDGER_HEAD.c.id == 1).values(sequence=self._sequence, hash=self._hash)
         )
         self._rows = []
+
+
+def in_phase(occupant: Occupant, phase: Phase) -> Occupant:
+    """Returns an allocated occupant in another phase."""
+    # Written out: `dataclasses.replace` takes several times as long, and this is done for every GPU of every gang.
+    return Occupant(
+        occupant.state,
+        occupant.units,
+        occupant.cause,
+        phase,
+        occupant.holder,
+        occupant.job,
+        occupant.allocation,
+        occupant.segment,
+        occupant.booking,
+        occupant.gpu_eq_units,
+    )
 
 
 class Lanes:
@@ -207,15 +232,14 @@ class Lanes:
         self._dirty.clear()
         self._swap(_MOVE_CURSOR, moves)
         self._swap(_END_CURSOR, ends)
-        if opens:
-            self._connection.execute(_INSERT_CURSOR, opens)
+        _INSERT_CURSOR.many(self._connection, opens)
 
     def _put(self, cursor: Cursor) -> None:
         self._lanes[cursor.device][cursor.lane] = cursor
         self._dirty[cursor.device, cursor.lane] = None
 
-    def _swap(self, statement: "sa.Update | sa.Delete", rows: list[JsonObject]) -> None:
-        if rows and self._connection.execute(statement, rows).rowcount != len(rows):
+    def _swap(self, statement: Prepared, rows: list[JsonObject]) -> None:
+        if statement.many(self._connection, rows) != len(rows):
             raise StoreCorrupt("a device's cursor moved outside of this transaction; stop other writers of the ledger")
 
 

@@ -5,13 +5,13 @@ for people and metrics are in `queries`.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from scheduler.core.lifecycle import ACTIVE, WAITING
-from scheduler.core.model import Account, Allocation, Device, Job, Node, PoolName, Shape
+from scheduler.core.model import Account, Allocation, Device, Job, Node, PoolName
 from scheduler.core.occupancy import Cursor, Interval
 from scheduler.core.state import ClusterState
 from scheduler.executor import StartOrder
@@ -142,10 +142,6 @@ def latest_known_ms(connection: Connection) -> int:
 
 
 def _live_jobs(connection: Connection) -> Iterator[Job]:
-    # Many jobs share few shapes; one object a shape keeps a million waiting jobs in memory.
-    shapes: dict[Shape, Shape] = {}
     statement = sa.select(*JOB_COLUMNS).where(JOB.c.state.in_(_LIVE_STATES)).order_by(JOB.c.id)
     for row in connection.execution_options(yield_per=STREAM_ROWS).execute(statement):
-        job = job_of(row)
-        shape = shapes.setdefault(job.shape, job.shape)
-        yield job if shape is job.shape else replace(job, shape=shape)
+        yield job_of(row)
