@@ -29,7 +29,8 @@ from metering.usage_lines import PERIOD_STATUS, USAGE_COLUMNS, LineContext, invo
 from scheduler.core.model import AccountId
 from scheduler.refusal import RefusalCode, Refused
 from scheduler.store.database import StoreCorrupt
-from scheduler.store.ledger_rows import account_names, ended_between, hash_at, latest_known_ms
+from scheduler.store.ledger_rows import account_names, ended_between, hash_at
+from scheduler.store.read import latest_known_ms
 
 TOTALS_FILE = "invoice_totals.csv"
 TOTALS_COLUMNS = (

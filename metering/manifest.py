@@ -119,7 +119,13 @@ def tzdata_version(zone: str, search: Sequence[str] = zoneinfo.TZPATH) -> str:
     """
     for folder in map(Path, search):
         if (folder / zone).is_file():
-            listing = folder / "tzdata.zi"
-            first = listing.open(encoding="utf-8").readline() if listing.is_file() else ""
-            return first.removeprefix("# version ").strip() if first.startswith("# version ") else "unknown"
+            return _release_of(folder / "tzdata.zi")
     return str(import_module("tzdata").IANA_VERSION)
+
+
+def _release_of(listing: Path) -> str:
+    if not listing.is_file():
+        return "unknown"
+    with listing.open(encoding="utf-8") as stream:
+        first = stream.readline()
+    return first.removeprefix("# version ").strip() if first.startswith("# version ") else "unknown"

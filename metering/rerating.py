@@ -15,7 +15,7 @@ from metering.manifest import MANIFEST, Manifest
 from scheduler.core.model import AccountId
 from scheduler.refusal import Refused
 from scheduler.store.database import StoreError
-from scheduler.store.ledger_rows import latest_known_ms
+from scheduler.store.read import latest_known_ms
 
 _BLOCK_BYTES = 1 << 20
 

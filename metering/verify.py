@@ -2,7 +2,8 @@
 
 Reads only, streams, and trusts nothing that it can derive: hashes are computed again, intervals are laid side by side,
 open intervals are held against the allocations that they belong to. What nothing else in the database repeats cannot
-be proved: why a device is unavailable, and whether an open interval's version is higher than it need be.
+be proved: why a device is unavailable now, and whether an open interval's version is higher than it need be. Whoever
+writes the whole ledger anew, hashes included, is found by the chain head in the manifest of an earlier export.
 """
 
 from dataclasses import dataclass
@@ -17,17 +18,16 @@ from metering.verify_files import verify_export
 from metering.verify_holders import verify_allocations, verify_cursors
 from scheduler.core.occupancy import GENESIS_HASH, Cursor, Interval, OccupancyState, interval_hash
 from scheduler.refusal import Refused
+from scheduler.store.codec import interval_of
 from scheduler.store.ledger_rows import (
     LedgerDevice,
     chain_rows,
     cursors,
     devices,
     devices_in_ledger,
-    interval_of,
     intervals_of_device,
-    latest_known_ms,
-    ledger_head,
 )
+from scheduler.store.read import latest_known_ms, ledger_head
 
 __all__ = ["Check", "Finding", "Report", "verify", "verify_export"]
 END_OF_TIME_MS = 1 << 62
@@ -67,9 +67,9 @@ def _verify_chain(connection: Connection, report: Report) -> bool:
             report.wrong(Check.CHAIN, where, "a row that can be read", str(error))
             continue
         report.expect(Check.CHAIN, where, f"hash {interval_hash(row.previous_hash, interval)}", f"hash {row.hash}")
-    head_sequence, head_hash = ledger_head(connection)
-    report.expect(Check.SEQUENCE, "ledger_head sequence", sequence, head_sequence)
-    report.expect(Check.SEQUENCE, "ledger_head hash", previous, head_hash)
+    head = ledger_head(connection)
+    report.expect(Check.SEQUENCE, "ledger_head sequence", sequence, head.sequence)
+    report.expect(Check.SEQUENCE, "ledger_head hash", previous, head.hash)
     return is_readable
 
 
@@ -112,6 +112,7 @@ def _verify_device(connection: Connection, report: Report, device: LedgerDevice,
         report.count(f"{piece.state}_unit_ms", unit_ms)
         held += unit_ms
     end_ms = sweep.finish()
+    report.expect(Check.PARTITION, f"device {device.id} begins", device.first_seen_ms, sweep.start_ms)
     life = device.units * max(0, (until_ms if open_lanes else end_ms) - sweep.start_ms)
     report.expect(Check.CONSERVATION, f"device {device.id}", f"{life} unit-ms", f"{held} unit-ms")
     return life

@@ -5,7 +5,7 @@ from sqlalchemy.engine import Connection
 from metering.core.usage import UnevenSegment, holding_of, open_holding_of, segments_of
 from metering.findings import Check, Report
 from scheduler.core.model import DeviceId, Phase
-from scheduler.core.occupancy import Cursor, Interval, OccupancyState
+from scheduler.core.occupancy import Cursor, Interval, OccupancyState, charged_units
 from scheduler.store.ledger_rows import (
     LedgerAllocation,
     allocations,
@@ -14,6 +14,7 @@ from scheduler.store.ledger_rows import (
     last_of_lane,
     orphans,
 )
+from scheduler.store.nodes import load_nodes
 
 _ALL_TIME_MS = (-1, 1 << 62)
 
@@ -68,7 +69,7 @@ def verify_allocations(connection: Connection, report: Report, until_ms: int) ->
         report.count("allocations")
         _verify_terms(report, allocation)
         _verify_times(report, allocation)
-        _verify_open(report, allocation)
+        _verify_open(connection, report, allocation)
         _verify_segments(report, allocation, until_ms)
 
 
@@ -108,7 +109,7 @@ def _verify_times(report: Report, allocation: LedgerAllocation) -> None:
         report.expect(Check.HOLDER, f"{name} ended_ms", last_ms, allocation.ended_ms)
 
 
-def _verify_open(report: Report, allocation: LedgerAllocation) -> None:
+def _verify_open(connection: Connection, report: Report, allocation: LedgerAllocation) -> None:
     """Checks that a live allocation holds all its devices now, in its phase, and one that ended holds none."""
     name = f"allocation {allocation.id}"
     held = sorted(row.device for row in allocation.cursors)
@@ -116,18 +117,39 @@ def _verify_open(report: Report, allocation: LedgerAllocation) -> None:
     report.expect(Check.CURSOR, f"{name} devices held", expected, held)
     if allocation.ended_ms is not None:
         return
-    charges = {
-        (row.device, row.occupant.segment): row.occupant.gpu_eq_units
-        for row in sorted(allocation.intervals, key=lambda row: row.sequence)
-    }
+    closed = {(row.device, row.occupant.segment): row for row in allocation.intervals}
+    charges = _charges(connection, allocation) if len(closed) < len(allocation.cursors) else {}
     for cursor in allocation.cursors:
         what, where = cursor.occupant, f"{name}, {_row_name(cursor)}"
         report.expect(Check.CURSOR, f"{where} phase", allocation.phase, what.phase)
         report.expect(Check.CURSOR, f"{where} segment", allocation.segment, what.segment)
-        charged = charges.get((cursor.device, what.segment), what.gpu_eq_units)
-        report.expect(Check.CURSOR, f"{where} gpu_eq_units", charged, what.gpu_eq_units)
         if what.phase is Phase.STARTING:
             report.expect(Check.CURSOR, f"{where} since_ms", allocation.decided_ms, cursor.since_ms)
+        # A closed interval of the same segment is sealed by the chain; without one, the charge is reckoned again.
+        before = closed.get((cursor.device, what.segment))
+        charged = before.occupant.gpu_eq_units if before else charges.get(cursor.device)
+        report.expect(Check.CURSOR, f"{where} gpu_eq_units", charged, what.gpu_eq_units)
+        report.expect(Check.CURSOR, f"{where} lane", before.lane if before else cursor.lane, cursor.lane)
+
+
+def _charges(connection: Connection, allocation: LedgerAllocation) -> dict[DeviceId, int]:
+    """Returns what each device is charged for, as it was reckoned when the gang was decided."""
+    nodes = load_nodes(connection, {grant.node for grant in allocation.grants})
+    charges: dict[DeviceId, int] = {}
+    for grant in allocation.grants:
+        known = nodes.get(grant.node)
+        if known is None:
+            continue
+        whole = (known.node.cpu_millicores, known.node.memory_bytes)
+        charged = charged_units(
+            grant.units * len(grant.devices),
+            (grant.cpu_millicores, whole[0]),
+            (grant.memory_bytes, whole[1]),
+            known.whole_units,
+        )
+        each, over = divmod(charged, len(grant.devices))
+        charges |= {device: each + (over if place == 0 else 0) for place, device in enumerate(grant.devices)}
+    return charges
 
 
 def _verify_segments(report: Report, allocation: LedgerAllocation, until_ms: int) -> None:

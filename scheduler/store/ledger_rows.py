@@ -18,13 +18,15 @@ from scheduler.core.model import (
     DeviceId,
     EndReason,
     GpuClass,
+    Grant,
     JobId,
     NodeName,
     Phase,
     UserName,
 )
-from scheduler.core.occupancy import Cursor, Evidence, Interval, OccupancyState, Occupant
-from scheduler.store.tables import ACCOUNT, ALLOCATION, DEVICE, DEVICE_CURSOR, JOB, LEDGER_HEAD, OCCUPANCY
+from scheduler.core.occupancy import Cursor, Interval
+from scheduler.store.codec import CURSOR_COLUMNS, INTERVAL_COLUMNS, cursor_of, grants_of, interval_of
+from scheduler.store.tables import ACCOUNT, ALLOCATION, DEVICE, DEVICE_CURSOR, JOB, OCCUPANCY
 
 PAGE_ROWS = 5_000
 PAGE_ALLOCATIONS = 256
@@ -39,6 +41,7 @@ class LedgerDevice:
     node: NodeName
     gpu_class: GpuClass
     units: int
+    first_seen_ms: int
     removed_ms: int | None
 
 
@@ -55,7 +58,7 @@ class LedgerAllocation:
     booking: Booking
     phase: Phase
     segment: int
-    devices: frozenset[DeviceId]
+    grants: tuple[Grant, ...]
     decided_ms: int
     started_ms: int | None
     ended_ms: int | None
@@ -63,30 +66,25 @@ class LedgerAllocation:
     intervals: tuple[Interval, ...]
     cursors: tuple[Cursor, ...]
 
-
-def ledger_head(connection: Connection) -> tuple[int, str]:
-    """Returns the sequence and hash of the chain's last row; (0, GENESIS_HASH) for an empty ledger."""
-    row = connection.execute(sa.select(LEDGER_HEAD.c.sequence, LEDGER_HEAD.c.hash)).one()
-    return row.sequence, row.hash
-
-
-def latest_known_ms(connection: Connection) -> int:
-    """Returns the latest time that the ledger knows: its last row's or its newest open interval's; 0 when empty."""
-    # A row is recorded at or after its end, and the rows of one sequence are recorded in order.
-    last = sa.select(OCCUPANCY.c.recorded_ms).order_by(OCCUPANCY.c.sequence.desc()).limit(1)
-    recorded = connection.execute(last).scalar()
-    since = connection.execute(sa.select(sa.func.max(DEVICE_CURSOR.c.since_ms))).scalar()
-    return max(recorded or 0, since or 0)
+    @property
+    def devices(self) -> frozenset[DeviceId]:
+        """The devices that it was granted."""
+        return frozenset(device for grant in self.grants for device in grant.devices)
 
 
 def chain_rows(connection: Connection, after: int = 0) -> Iterator[Row[Any]]:
-    """Yields every row of `occupancy` after a sequence, in the order of the chain; `interval_of` reads one.
+    """Yields every row of `occupancy` after a sequence, in the order of the chain; `codec.interval_of` reads one.
 
     Rows and not intervals, so that whoever verifies can go on after one that cannot be read.
     """
     while True:
-        query = sa.select(OCCUPANCY).where(OCCUPANCY.c.sequence > after).order_by(OCCUPANCY.c.sequence).limit(PAGE_ROWS)
-        rows = connection.execute(query).all()
+        query = (
+            sa.select(*INTERVAL_COLUMNS)
+            .where(OCCUPANCY.c.sequence > after)
+            .order_by(OCCUPANCY.c.sequence)
+            .limit(PAGE_ROWS)
+        )
+        rows = connection.execute(query.order_by(OCCUPANCY.c.sequence).limit(PAGE_ROWS)).all()
         yield from rows
         if len(rows) < PAGE_ROWS:
             return
@@ -108,14 +106,18 @@ def hash_at(connection: Connection, sequence: int) -> str | None:
 
 def devices(connection: Connection) -> list[LedgerDevice]:
     """Returns every device that was ever seen, by id."""
-    query = sa.select(DEVICE.c.id, DEVICE.c.node, DEVICE.c.gpu_class, DEVICE.c.units, DEVICE.c.removed_ms)
-    return sorted(
-        (
-            LedgerDevice(DeviceId(row.id), NodeName(row.node), GpuClass(row.gpu_class), row.units, row.removed_ms)
-            for row in connection.execute(query)
-        ),
-        key=lambda device: device.id,
-    )
+    found = [
+        LedgerDevice(
+            DeviceId(row.id),
+            NodeName(row.node),
+            GpuClass(row.gpu_class),
+            row.units,
+            row.first_seen_ms,
+            row.removed_ms,
+        )
+        for row in connection.execute(sa.select(DEVICE))
+    ]
+    return sorted(found, key=lambda device: device.id)
 
 
 def devices_in_ledger(connection: Connection) -> set[DeviceId]:
@@ -140,7 +142,7 @@ def orphans(connection: Connection) -> Iterator[tuple[int | None, DeviceId, Allo
 
 def intervals_of_device(connection: Connection, device: DeviceId, from_ms: int, to_ms: int) -> Iterator[Interval]:
     """Yields the intervals of a device that overlap `[from_ms, to_ms)`, by start and lane."""
-    query = sa.select(OCCUPANCY).where(
+    query = sa.select(*INTERVAL_COLUMNS).where(
         OCCUPANCY.c.device == device, OCCUPANCY.c.from_ms < to_ms, OCCUPANCY.c.to_ms > from_ms
     )
     query = query.order_by(OCCUPANCY.c.from_ms, OCCUPANCY.c.lane).execution_options(yield_per=PAGE_ROWS)
@@ -149,7 +151,7 @@ def intervals_of_device(connection: Connection, device: DeviceId, from_ms: int, 
 
 def cursors(connection: Connection, device: DeviceId | None = None) -> list[Cursor]:
     """Returns the open intervals, of one device or of all, by device and lane."""
-    query = sa.select(DEVICE_CURSOR)
+    query = sa.select(*CURSOR_COLUMNS)
     if device is not None:
         query = query.where(DEVICE_CURSOR.c.device == device)
     return sorted(map(cursor_of, connection.execute(query)), key=lambda cursor: (cursor.device, cursor.lane))
@@ -157,7 +159,7 @@ def cursors(connection: Connection, device: DeviceId | None = None) -> list[Curs
 
 def last_of_lane(connection: Connection, device: DeviceId, lane: int) -> Interval | None:
     """Returns the last closed interval of a lane."""
-    query = sa.select(OCCUPANCY).where(OCCUPANCY.c.device == device, OCCUPANCY.c.lane == lane)
+    query = sa.select(*INTERVAL_COLUMNS).where(OCCUPANCY.c.device == device, OCCUPANCY.c.lane == lane)
     row = connection.execute(query.order_by(OCCUPANCY.c.from_ms.desc()).limit(1)).first()
     return interval_of(row) if row else None
 
@@ -230,10 +232,10 @@ def _allocation_page(
 def _with_rows(connection: Connection, page: Sequence[Row[Any]]) -> Iterator[LedgerAllocation]:
     ids = [row.id for row in page]
     closed: dict[str, list[Interval]] = {name: [] for name in ids}
-    for row in connection.execute(sa.select(OCCUPANCY).where(OCCUPANCY.c.allocation_id.in_(ids))):
+    for row in connection.execute(sa.select(*INTERVAL_COLUMNS).where(OCCUPANCY.c.allocation_id.in_(ids))):
         closed[row.allocation_id].append(interval_of(row))
     held: dict[str, list[Cursor]] = {name: [] for name in ids}
-    for row in connection.execute(sa.select(DEVICE_CURSOR).where(DEVICE_CURSOR.c.allocation_id.in_(ids))):
+    for row in connection.execute(sa.select(*CURSOR_COLUMNS).where(DEVICE_CURSOR.c.allocation_id.in_(ids))):
         held[row.allocation_id].append(cursor_of(row))
     for row in page:
         yield LedgerAllocation(
@@ -246,7 +248,7 @@ def _with_rows(connection: Connection, page: Sequence[Row[Any]]) -> Iterator[Led
             booking=Booking(row.booking),
             phase=Phase(row.phase),
             segment=row.segment,
-            devices=frozenset(DeviceId(device) for grant in row.grants for device in grant["devices"]),
+            grants=grants_of(row.grants),
             decided_ms=row.decided_ms,
             started_ms=row.started_ms,
             ended_ms=row.ended_ms,
@@ -254,41 +256,3 @@ def _with_rows(connection: Connection, page: Sequence[Row[Any]]) -> Iterator[Led
             intervals=tuple(closed[row.id]),
             cursors=tuple(held[row.id]),
         )
-
-
-def interval_of(row: Row[Any]) -> Interval:
-    """Returns a row of `occupancy` as a core value. Raises ValueError for a word that is none of ours."""
-    return Interval(
-        sequence=row.sequence,
-        device=row.device,
-        lane=row.lane,
-        gpu_class=row.gpu_class,
-        from_ms=row.from_ms,
-        to_ms=row.to_ms,
-        occupant=_occupant(row),
-        evidence=Evidence(row.evidence),
-        recorded_ms=row.recorded_ms,
-        idempotency_key=row.idempotency_key,
-        previous_hash=row.previous_hash,
-        hash=row.hash,
-    )
-
-
-def cursor_of(row: Row[Any]) -> Cursor:
-    """Returns a row of `device_cursor` as a core value. Raises ValueError for a word that is none of ours."""
-    return Cursor(row.device, row.lane, row.gpu_class, row.since_ms, row.version, _occupant(row))
-
-
-def _occupant(row: Row[Any]) -> Occupant:
-    return Occupant(
-        state=OccupancyState(row.state),
-        units=row.units,
-        cause=row.cause,
-        phase=Phase(row.phase) if row.phase else None,
-        holder=row.holder,
-        job=row.job_id,
-        allocation=row.allocation_id,
-        segment=row.segment,
-        booking=Booking(row.booking) if row.booking else None,
-        gpu_eq_units=row.gpu_eq_units,
-    )
