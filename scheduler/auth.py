@@ -110,6 +110,13 @@ class Rights:
                 RefusalCode.NOT_ALLOWED, f"a token with the role {self.caller.role} may not do this; it needs {wanted}"
             )
 
+    def require_centre(self) -> None:
+        """Raises Refused (`not_allowed`) unless the token is of the centre itself and not of a tenant."""
+        if self.caller.account != ROOT_ACCOUNT:
+            raise Refused(
+                RefusalCode.NOT_ALLOWED, f"this is the centre's to ask, and this token is for {self.caller.account}"
+            )
+
     @property
     def visible_root(self) -> AccountId:
         """The account whose subtree bounds every query of the caller's."""
@@ -149,6 +156,21 @@ class Rights:
         if self.caller.role not in RUNS_JOBS or not self.may_see_account(account):
             return False
         return self.acts_on_user is None or user == self.acts_on_user
+
+    def ledger_tenant(self, asked: str | None) -> AccountId | None:
+        """Returns the tenant whose part of the ledger the caller gets when it asks for `asked`; None for all of it.
+
+        The centre's own people may have any or all, a tenant's billing its own. Raises Refused: `not_found` for
+        another's, `not_allowed` for a token of a project, because the ledger is kept per tenant.
+        """
+        own = self.caller.account
+        if own == ROOT_ACCOUNT:
+            return None if asked is None else AccountId(asked)
+        if asked is not None and asked != tenant_of(own):
+            raise Refused(RefusalCode.NOT_FOUND, f"no tenant {asked!r} that this token may see")
+        if own != tenant_of(own):
+            raise Refused(RefusalCode.NOT_ALLOWED, f"the ledger is kept per tenant, and this token is for {own}")
+        return own
 
     def submission_account(self, project: str | None) -> AccountId:
         """Returns the account that a submission is for, from what the caller typed.

@@ -10,7 +10,7 @@ from scheduler.core.model import ROOT_ACCOUNT, Account, AccountId, GpuClass
 from scheduler.refusal import Problem, RefusalCode, Refused
 from scheduler.routes.bodies import body_of
 from scheduler.routes.door import Door, answer
-from scheduler.store import lookups
+from scheduler.store import centre
 from scheduler.store.accounts import RemoveAccount, SaveAccount
 from scheduler.wire.problems import Json, envelope, page
 from scheduler.wire.requests import AccountBody, parse
@@ -29,7 +29,7 @@ def account_routes(door: Door) -> APIRouter:
 
     @router.get("/v1/admin/accounts", summary="The account tree")
     async def accounts(_: Annotated[Rights, Depends(operator)]) -> Response:
-        found = await door.read(lookups.accounts)
+        found = await door.read(centre.accounts)
         items = [_account(each.account, each.display_name) for each in found if each.account.id != ROOT_ACCOUNT]
         return answer(page("AccountList", door.now_ms, items))
 
@@ -51,7 +51,7 @@ def account_routes(door: Door) -> APIRouter:
             is_suspended=asked.is_suspended,
         )
         if not force and account.parent == ROOT_ACCOUNT:
-            others = await door.read(lookups.accounts)
+            others = await door.read(centre.accounts)
             _check_guarantees(account, [each.account for each in others], door.controller.offers)
         display_name = asked.display_name or account.id
         did_change = await door.carry_out(SaveAccount(account, display_name))

@@ -20,7 +20,7 @@ from scheduler.core.state import ClusterState
 from scheduler.refusal import RefusalCode, Refused
 from scheduler.routes.limits import Rates, TooFast
 from scheduler.routes.needs import ApiSettings, Controller
-from scheduler.store import lookups
+from scheduler.store import centre
 from scheduler.store.write import Command
 from scheduler.wire.problems import encode
 
@@ -120,7 +120,7 @@ class Door:
 
     async def _read_caller(self, hashed: str) -> Caller:
         began_ms = self.now_ms
-        record = await self.read(lambda connection: lookups.token_by_hash(connection, hashed))
+        record = await self.read(lambda connection: centre.token_by_hash(connection, hashed))
         if record is None or record.revoked_ms is not None:
             raise unknown_token()
         caller = Caller(

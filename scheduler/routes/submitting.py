@@ -11,7 +11,7 @@ from scheduler.routes.shown import Shown
 from scheduler.store import queries
 from scheduler.store.jobs import JobDraft, SubmitJobs
 from scheduler.store.queries import JobRecord
-from scheduler.store.write import Transaction
+from scheduler.store.transaction import Transaction
 from scheduler.wire.problems import Json, page
 from scheduler.wire.spec import invalid
 

@@ -9,9 +9,9 @@ from scheduler.auth import OPERATES, Rights, new_secret, secret_hash
 from scheduler.core.model import AccountId, UserName
 from scheduler.routes.bodies import body_of
 from scheduler.routes.door import Door, answer
-from scheduler.store import lookups
+from scheduler.store import centre
 from scheduler.store.accounts import RevokeToken, SaveToken
-from scheduler.store.lookups import TokenRecord
+from scheduler.store.centre import TokenRecord
 from scheduler.wire.answers import time_or_none
 from scheduler.wire.problems import Json, envelope, page
 from scheduler.wire.requests import TokenBody, parse
@@ -25,7 +25,7 @@ def token_routes(door: Door) -> APIRouter:
 
     @router.get("/v1/admin/tokens", summary="Tokens, without their secrets")
     async def tokens(_: Annotated[Rights, Depends(operator)]) -> Response:
-        found = await door.read(lookups.tokens)
+        found = await door.read(centre.tokens)
         return answer(page("TokenList", door.now_ms, [_token(each) for each in found]))
 
     @router.post("/v1/admin/tokens", status_code=201, summary="Make a token", openapi_extra=body_of(TokenBody))

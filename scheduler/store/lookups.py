@@ -1,4 +1,4 @@
-"""Queries that the API asks beside those of `queries`: tokens, accounts, whose jobs these are, what is free where."""
+"""Queries that only the API asks: whose jobs these are, which have ended, what is free where."""
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -8,8 +8,6 @@ from sqlalchemy.engine import Connection
 
 from scheduler.core.lifecycle import ACTIVE, ENDS
 from scheduler.core.model import (
-    ROOT_ACCOUNT,
-    Account,
     AccountId,
     DeviceId,
     GpuClass,
@@ -20,10 +18,10 @@ from scheduler.core.model import (
     UserName,
 )
 from scheduler.core.occupancy import Interval, OccupancyState
-from scheduler.store.codec import ACCOUNT_COLUMNS, INTERVAL_COLUMNS, account_of, grants_of, interval_of
+from scheduler.store.codec import INTERVAL_COLUMNS, grants_of, interval_of
 from scheduler.store.database import chunks
 from scheduler.store.nodes import load_nodes
-from scheduler.store.tables import ACCOUNT, ALLOCATION, DEVICE, DEVICE_CURSOR, JOB, OCCUPANCY, TOKEN
+from scheduler.store.tables import ALLOCATION, DEVICE, DEVICE_CURSOR, JOB, OCCUPANCY
 
 Ref = tuple[JobId, int | None]
 """A job's id, or an array's id with an index."""
@@ -31,27 +29,6 @@ Ref = tuple[JobId, int | None]
 _ACTIVE = sorted(state.value for state in ACTIVE)
 _ENDED = sorted(state.value for state in ENDS)
 _OWNER = (JOB.c.id, JOB.c.account, JOB.c.user, JOB.c.state, JOB.c.array_id, JOB.c.array_index)
-
-
-@dataclass(frozen=True, slots=True)
-class TokenRecord:
-    """A token without its secret."""
-
-    id: str
-    role: str
-    account: AccountId
-    user: UserName
-    created_ms: int
-    expires_ms: int | None
-    revoked_ms: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class NamedAccount:
-    """An account with the name that people read."""
-
-    account: Account
-    display_name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,30 +54,6 @@ class NodeCount:
     """`operator` or `executor`; None for a node that takes jobs or is down."""
     jobs: tuple[JobId, ...]
     """Jobs that hold GPUs on it, in order of their ids."""
-
-
-_TOKEN = tuple(TOKEN.c[name] for name in TokenRecord.__slots__)
-_SELECT_TOKEN = sa.select(*_TOKEN).where(TOKEN.c.secret_hash == sa.bindparam("hashed"))
-
-
-def token_by_hash(connection: Connection, hashed: str) -> TokenRecord | None:
-    """Returns the token whose secret has this hash, revoked ones too; None if there is none."""
-    row = connection.execute(_SELECT_TOKEN, {"hashed": hashed}).one_or_none()
-    return None if row is None else TokenRecord(*row)
-
-
-def tokens(connection: Connection) -> list[TokenRecord]:
-    """Returns all tokens, revoked ones too, oldest first."""
-    rows = connection.execute(sa.select(*_TOKEN).order_by(TOKEN.c.created_ms, TOKEN.c.id))
-    return [TokenRecord(*row) for row in rows]
-
-
-def accounts(connection: Connection) -> list[NamedAccount]:
-    """Returns the account tree, each account after its parent."""
-    rows = connection.execute(
-        sa.select(*ACCOUNT_COLUMNS, ACCOUNT.c.display_name).where(ACCOUNT.c.id != ROOT_ACCOUNT).order_by(ACCOUNT.c.id)
-    )
-    return [NamedAccount(account_of(row[:-1]), row[-1]) for row in rows]
 
 
 def owners(connection: Connection, refs: Iterable[Ref]) -> dict[Ref, tuple[JobOwner, ...]]:
