@@ -178,7 +178,7 @@ def _guarded(work: Callable[[], object]) -> Callable[[], None]:
         try:
             work()
         except (Refused, StoreError, ExecutorError, FutureTimeout, OSError) as problem:
-            logger.warning("periodic work was put off: %s", problem or type(problem).__name__)
+            logger.warning("periodic work was put off: %s: %s", type(problem).__name__, problem)
         except Exception:
             logger.exception("periodic work failed")
 
