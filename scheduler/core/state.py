@@ -11,6 +11,7 @@ one group differ in nothing that placement or limits ask, so a tick looks at the
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from sortedcontainers import SortedList
@@ -67,6 +68,7 @@ def queue_key(job: Job) -> QueueKey:
     return (-job.priority, job.submitted_ms, job.id)
 
 
+@lru_cache(maxsize=65_536)
 def lineage(account: AccountId) -> tuple[AccountId, ...]:
     """Returns the account and those above it up to its tenant, nearest first; the centre itself is left out."""
     steps = account.split("/")

@@ -1,0 +1,231 @@
+"""Commands on jobs that are there: hold, release, cancel, requeue, update. Each takes many ids and is one transaction.
+
+Rows are changed by set (`WHERE id IN …`), so that fifty thousand jobs cost a few dozen statements. An id that means no
+job, or a state in which there is nothing to do, is told in the answer and is no refusal: a list that was read a moment
+ago may name jobs that have ended since.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+import sqlalchemy as sa
+
+from scheduler.core.events import JobChanged, JobEnded, JobHeld, JobReleased
+from scheduler.core.lifecycle import ACTIVE, ENDS
+from scheduler.core.model import AllocationId, EndReason, HoldKind, Job, JobId, JobState
+from scheduler.refusal import RefusalCode, Refused
+from scheduler.store.codec import JOB_COLUMNS, Row, job_of
+from scheduler.store.database import chunks
+from scheduler.store.gangs import stop
+from scheduler.store.tables import JOB, JsonObject
+from scheduler.store.transaction import Transaction
+
+_GLANCE = (JOB.c.id, JOB.c.state, JOB.c.hold, JOB.c.allocation_id)
+_UPDATE_JOB = sa.update(JOB).where(JOB.c.id == sa.bindparam("at_id"))
+
+
+class Did(StrEnum):
+    """What an action did to one job."""
+
+    CANCELLED = "cancelled"
+    STOPPING = "stopping"
+    ALREADY_ENDED = "already_ended"
+    HELD = "held"
+    RELEASED = "released"
+    REQUEUED = "requeued"
+    CHANGED = "changed"
+    UNCHANGED = "unchanged"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class JobAction:
+    """What became of one id; `state` is the job's afterwards, None for an id that means no job."""
+
+    job: JobId
+    did: Did
+    state: JobState | None
+
+
+@dataclass(frozen=True, slots=True)
+class HoldJobs:
+    """Keeps pending jobs from starting. An admin's hold takes a user's over, not the other way round."""
+
+    ids: tuple[JobId, ...]
+    kind: HoldKind
+    actor: str
+
+    def execute(self, tx: Transaction) -> tuple[JobAction, ...]:
+        """Returns what became of each id, in order. Jobs that run are left alone."""
+        glances = _glance(tx, self.ids)
+        held = [
+            id_
+            for id_, row in glances.items()
+            if row.state == JobState.PENDING or (row.state == JobState.HELD and self._outranks(row.hold))
+        ]
+        _set(tx, held, state=JobState.HELD.value, hold=self.kind.value)
+        for id_ in held:
+            tx.emit(JobHeld(tx.now_ms, id_, self.kind))
+            tx.note(id_, "held", tx.now_ms, hold=self.kind, actor=self.actor)
+        return _answer(self.ids, glances, dict.fromkeys(held, (Did.HELD, JobState.HELD)))
+
+    def _outranks(self, hold: str | None) -> bool:
+        return self.kind is HoldKind.ADMIN and hold != HoldKind.ADMIN
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseJobs:
+    """Lets held jobs be pending again. A user may not release an admin's hold."""
+
+    ids: tuple[JobId, ...]
+    kind: HoldKind
+    """Who releases: an admin may release any hold."""
+    actor: str
+
+    def execute(self, tx: Transaction) -> tuple[JobAction, ...]:
+        """Returns what became of each id, in order. Refuses all when one is held by an admin and a user asks."""
+        glances = _glance(tx, self.ids)
+        held = [id_ for id_, row in glances.items() if row.state == JobState.HELD]
+        for id_ in held:
+            if self.kind is HoldKind.USER and glances[id_].hold == HoldKind.ADMIN:
+                raise Refused(
+                    RefusalCode.NOT_ALLOWED, f"job {id_} is held by an operator; only an operator can release it"
+                )
+        _set(tx, held, state=JobState.PENDING.value, hold=None)
+        for id_ in held:
+            tx.emit(JobReleased(tx.now_ms, id_))
+            tx.note(id_, "released", tx.now_ms, actor=self.actor)
+        return _answer(self.ids, glances, dict.fromkeys(held, (Did.RELEASED, JobState.PENDING)))
+
+
+@dataclass(frozen=True, slots=True)
+class CancelJobs:
+    """Ends jobs: those that wait at once, those that are active by asking their gangs to stop.
+
+    `reason` is `cancelled` for a person's wish; `deadline` for jobs whose deadline has passed, which end as failed.
+    """
+
+    ids: tuple[JobId, ...]
+    actor: str
+    reason: EndReason = EndReason.CANCELLED
+
+    def execute(self, tx: Transaction) -> tuple[JobAction, ...]:
+        """Returns what became of each id, in order."""
+        glances = _glance(tx, self.ids)
+        waiting = [id_ for id_, row in glances.items() if row.state in {JobState.PENDING, JobState.HELD}]
+        active = [id_ for id_, row in glances.items() if row.state in ACTIVE]
+        state = JobState.CANCELLED if self.reason is EndReason.CANCELLED else JobState.FAILED
+        _set(tx, waiting, state=state.value, hold=None, reason=self.reason.value, ended_ms=tx.now_ms)
+        for id_ in waiting:
+            tx.emit(JobEnded(tx.now_ms, id_, state, self.reason))
+            tx.note(id_, "ended", tx.now_ms, state=state, reason=self.reason, actor=self.actor)
+        # A gang that stops already (preempted, say) keeps its reason; the job's own says that it must not come back.
+        _set(tx, active, reason=self.reason.value)
+        stop(tx, [AllocationId(glances[id_].allocation_id) for id_ in active], self.reason, self.actor)
+        became = dict.fromkeys(waiting, (Did.CANCELLED, state))
+        became.update(dict.fromkeys(active, (Did.STOPPING, JobState.STOPPING)))
+        return _answer(self.ids, glances, became)
+
+
+@dataclass(frozen=True, slots=True)
+class RequeueJobs:
+    """Stops the gangs of jobs that start or run; the jobs wait again then, in their old places."""
+
+    ids: tuple[JobId, ...]
+    actor: str
+
+    def execute(self, tx: Transaction) -> tuple[JobAction, ...]:
+        """Returns what became of each id, in order. Jobs that wait or stop already are left alone."""
+        glances = _glance(tx, self.ids)
+        active = [id_ for id_, row in glances.items() if row.state in {JobState.STARTING.value, JobState.RUNNING.value}]
+        stop(tx, [AllocationId(glances[id_].allocation_id) for id_ in active], EndReason.REQUEUED, self.actor)
+        return _answer(self.ids, glances, dict.fromkeys(active, (Did.REQUEUED, JobState.STOPPING)))
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateJobs:
+    """Gives waiting jobs other terms; None leaves a term as it is, `clears_begin` drops the begin time."""
+
+    ids: tuple[JobId, ...]
+    actor: str
+    time_limit_ms: int | None = None
+    priority: int | None = None
+    begin_ms: int | None = None
+    clears_begin: bool = False
+
+    def execute(self, tx: Transaction) -> tuple[JobAction, ...]:
+        """Returns what became of each id, in order. Jobs that run are left alone."""
+        glances = _glance(tx, self.ids)
+        waiting = [id_ for id_, row in glances.items() if row.state in {JobState.PENDING, JobState.HELD}]
+        became: dict[JobId, tuple[Did, JobState]] = {}
+        rows: list[JsonObject] = []
+        for old in _load(tx, waiting):
+            new = self._changed(old)
+            if new == old:
+                continue
+            became[new.id] = (Did.CHANGED, new.state)
+            rows.append(
+                {
+                    "at_id": new.id,
+                    "time_limit_ms": new.time_limit_ms,
+                    "priority": new.priority,
+                    "begin_ms": new.begin_ms,
+                    "is_backing_off": new.is_backing_off,
+                }
+            )
+            tx.emit(JobChanged(tx.now_ms, new))
+            tx.note(new.id, "changed", tx.now_ms, actor=self.actor, **self._terms())
+        if rows:
+            tx.connection.execute(_UPDATE_JOB, rows)
+        return _answer(self.ids, glances, became)
+
+    def _changed(self, job: Job) -> Job:
+        if self.time_limit_ms is not None:
+            job = replace(job, time_limit_ms=self.time_limit_ms)
+        if self.priority is not None:
+            job = replace(job, priority=self.priority)
+        if self.begin_ms is not None or self.clears_begin:
+            # A person's word ends a back-off too.
+            job = replace(job, begin_ms=self.begin_ms, is_backing_off=False)
+        return job
+
+    def _terms(self) -> dict[str, int | None]:
+        return {"time_limit_ms": self.time_limit_ms, "priority": self.priority, "begin_ms": self.begin_ms}
+
+
+def _glance(tx: Transaction, ids: Sequence[JobId]) -> dict[JobId, Row]:
+    rows: dict[JobId, Row] = {}
+    for part in chunks(list(dict.fromkeys(ids))):
+        for row in tx.connection.execute(sa.select(*_GLANCE).where(JOB.c.id.in_(part)).order_by(JOB.c.id)):
+            rows[JobId(row.id)] = row
+    return rows
+
+
+def _load(tx: Transaction, ids: Sequence[JobId]) -> list[Job]:
+    jobs: list[Job] = []
+    for part in chunks(ids):
+        rows = tx.connection.execute(sa.select(*JOB_COLUMNS).where(JOB.c.id.in_(part)).order_by(JOB.c.id))
+        jobs += [job_of(row) for row in rows]
+    return jobs
+
+
+def _set(tx: Transaction, ids: Sequence[JobId], **values: str | int | None) -> None:
+    for part in chunks(ids):
+        tx.connection.execute(sa.update(JOB).where(JOB.c.id.in_(part)).values(**values))
+
+
+def _answer(
+    ids: Sequence[JobId], glances: Mapping[JobId, Row], became: Mapping[JobId, tuple[Did, JobState]]
+) -> tuple[JobAction, ...]:
+    actions: list[JobAction] = []
+    for id_ in ids:
+        row = glances.get(id_)
+        if row is None:
+            actions.append(JobAction(id_, Did.UNKNOWN, None))
+        elif id_ in became:
+            actions.append(JobAction(id_, *became[id_]))
+        else:
+            state = JobState(row.state)
+            actions.append(JobAction(id_, Did.ALREADY_ENDED if state in ENDS else Did.UNCHANGED, state))
+    return tuple(actions)

@@ -1,0 +1,257 @@
+"""Commands that decide over GPUs: carry out a plan, ask gangs to stop.
+
+A plan was made from a state that may have moved on since. Each gang is checked again against the database, in the
+plan's order, and taken whole or not at all; what does not fit any more is reported and simply waits for the next tick.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from ulid import ULID
+
+from scheduler.core.events import AllocationMade
+from scheduler.core.model import (
+    Allocation,
+    AllocationId,
+    Device,
+    DeviceHealth,
+    DeviceId,
+    EndReason,
+    Grant,
+    Job,
+    JobId,
+    JobState,
+    Node,
+    NodeAvailability,
+    NodeName,
+    Phase,
+)
+from scheduler.core.occupancy import Evidence, OccupancyState, Occupant, charged_units
+from scheduler.core.plan import Plan, Start
+from scheduler.core.state import lineage
+from scheduler.executor import StartOrder
+from scheduler.store.codec import JOB_COLUMNS, grants_json, job_of, launch_of
+from scheduler.store.database import chunks
+from scheduler.store.gangs import stop
+from scheduler.store.nodes import load_nodes
+from scheduler.store.partition import Lanes
+from scheduler.store.prepared import Prepared, json_text
+from scheduler.store.tables import ALLOCATION, JOB, POOL, JsonObject
+from scheduler.store.transaction import Transaction
+
+_ALLOCATION_NAMES = (
+    *("id", "job_id", "account", "user", "gpu_class", "booking", "phase", "segment", "grants", "time_limit_ms"),
+    *("attempt", "decided_ms"),
+)
+_INSERT_ALLOCATION = Prepared(sa.insert(ALLOCATION), _ALLOCATION_NAMES)
+_UPDATE_JOB = Prepared(
+    sa.update(JOB).where(JOB.c.id == sa.bindparam("at_id")),
+    ("state", "gpu_class", "attempt", "allocation_id", "begin_ms", "is_backing_off", "at_id"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What became of a plan: gangs to start, starts that no longer hold with why, gangs to stop."""
+
+    started: tuple[StartOrder, ...]
+    rejected: tuple[tuple[JobId, str], ...]
+    stopped: tuple[Allocation, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyPlan:
+    """Carries out a plan's starts and stops, as far as they still hold."""
+
+    plan: Plan
+
+    def execute(self, tx: Transaction) -> Applied:
+        """Returns what is to be started and stopped, and what was rejected with the reason as a short sentence."""
+        stopped: list[Allocation] = []
+        for order in self.plan.stops:
+            stopped += stop(tx, [order.allocation], order.reason, None)
+        attempt = _Starts(tx, self.plan.starts)
+        for start in self.plan.starts:
+            attempt.take(start)
+        attempt.write()
+        return Applied(tuple(attempt.orders), tuple(attempt.rejected), tuple(stopped))
+
+
+@dataclass(frozen=True, slots=True)
+class MarkStopping:
+    """Asks gangs to end; those that stop already, or are gone, are left as they are."""
+
+    allocations: tuple[AllocationId, ...]
+    reason: EndReason
+
+    def execute(self, tx: Transaction) -> tuple[Allocation, ...]:
+        """Returns the gangs that stop from now on."""
+        return stop(tx, self.allocations, self.reason, None)
+
+
+class _Starts:
+    """One plan's starts, on what the database holds now: reads in bulk, checks one by one, writes in bulk."""
+
+    def __init__(self, tx: Transaction, starts: Sequence[Start]) -> None:
+        self.orders: list[StartOrder] = []
+        self.rejected: list[tuple[JobId, str]] = []
+        self._tx = tx
+        self._taken: set[JobId] = set()
+        self._jobs: dict[JobId, Job] = {}
+        self._launches: dict[JobId, JsonObject] = {}
+        for part in chunks([start.job for start in starts]):
+            for row in tx.connection.execute(sa.select(*JOB_COLUMNS, JOB.c.launch).where(JOB.c.id.in_(part))):
+                job = job_of(row[:-1])
+                self._jobs[job.id] = job
+                self._launches[job.id] = row[-1]
+        grants = [grant for start in starts for grant in start.grants]
+        known = load_nodes(tx.connection, {grant.node for grant in grants})
+        self._nodes: dict[NodeName, Node] = {name: node.effective for name, node in known.items()}
+        self._whole_units = {name: node.whole_units for name, node in known.items()}
+        self._devices: dict[DeviceId, Device] = {
+            device.id: device for node in known.values() for device in node.devices
+        }
+        closed = tx.connection.execute(sa.select(POOL.c.name).where(POOL.c.is_closed))
+        self._closed_pools = set(closed.scalars())
+        self._lanes: Lanes = tx.lanes()
+        self._lanes.load(device for grant in grants for device in grant.devices)
+        self._allocation_rows: list[JsonObject] = []
+        self._job_rows: list[JsonObject] = []
+
+    def take(self, start: Start) -> None:
+        """Takes one gang whole, or notes why not."""
+        job = self._jobs.get(start.job)
+        if job is None:
+            self.rejected.append((start.job, "there is no such job"))
+            return
+        why = self._why_not_job(job, start) or self._why_not_devices(start)
+        if why is not None:
+            self.rejected.append((start.job, why))
+            return
+        self._make(job, start)
+
+    def write(self) -> None:
+        """Writes all gangs that were taken."""
+        _INSERT_ALLOCATION.many(self._tx.connection, self._allocation_rows)
+        _UPDATE_JOB.many(self._tx.connection, self._job_rows)
+        self._lanes.flush()
+
+    def _why_not_job(self, job: Job, start: Start) -> str | None:
+        if job.state is not JobState.PENDING or job.id in self._taken:
+            return "the job starts already" if job.id in self._taken else f"the job is {job.state}"
+        if job.begin_ms is not None and job.begin_ms > self._tx.now_ms:
+            return "the job's begin time is not come"
+        shape = job.shape
+        if start.gpu_class not in shape.gpu_classes or len(start.grants) != shape.nodes:
+            return "the job has another shape"
+        if any(grant.units * len(grant.devices) != shape.gpu_units for grant in start.grants):
+            return "the job has another shape"
+        suspended = next((step for step in lineage(job.account) if self._tx.is_suspended(step)), None)
+        return None if suspended is None else f"{suspended} is suspended"
+
+    def _why_not_devices(self, start: Start) -> str | None:
+        seen: set[DeviceId] = set()
+        for grant in start.grants:
+            node = self._nodes.get(grant.node)
+            if node is None:
+                return f"node {grant.node} is gone"
+            if node.availability is not NodeAvailability.UP:
+                return f"node {node.name} is {node.availability}"
+            if node.pool in self._closed_pools:
+                return f"pool {node.pool} is closed"
+            for device_id in grant.devices:
+                why = self._why_not_device(grant, device_id, start)
+                if why is not None or device_id in seen:
+                    return why or f"device {device_id} is named twice"
+                seen.add(device_id)
+        return None
+
+    def _why_not_device(self, grant: Grant, device_id: DeviceId, start: Start) -> str | None:
+        device = self._devices.get(device_id)
+        if device is None or device.node != grant.node:
+            return f"device {device_id} is not on node {grant.node}"
+        if device.health is not DeviceHealth.OK or device.is_foreign or device.gpu_class != start.gpu_class:
+            return f"device {device_id} is not to be had"
+        rest = self._lanes.of(device_id)[0].occupant
+        if rest.state is not OccupancyState.IDLE or rest.units < grant.units:
+            return f"device {device_id} is taken"
+        if grant.units < device.units and len(grant.devices) != 1:
+            return "a share is of one device"
+        return None
+
+    def _make(self, job: Job, start: Start) -> None:
+        now_ms = self._tx.now_ms
+        allocation = Allocation(
+            id=AllocationId(str(ULID.from_timestamp(now_ms))),
+            job=job.id,
+            account=job.account,
+            user=job.user,
+            gpu_class=start.gpu_class,
+            booking=start.booking,
+            grants=start.grants,
+            decided_ms=now_ms,
+            attempt=job.attempt + 1,
+            time_limit_ms=job.time_limit_ms,
+        )
+        for grant in start.grants:
+            self._hold(allocation, grant)
+        self._allocation_rows.append(_allocation_values(allocation))
+        self._job_rows.append(
+            {
+                "at_id": job.id,
+                "state": JobState.STARTING.value,
+                "gpu_class": start.gpu_class,
+                "attempt": allocation.attempt,
+                "allocation_id": allocation.id,
+                "begin_ms": None,
+                "is_backing_off": False,
+            }
+        )
+        self._taken.add(job.id)
+        self.orders.append(StartOrder(allocation, launch_of(self._launches[job.id]), job.array_index))
+        self._tx.emit(AllocationMade(now_ms, allocation))
+        self._tx.note(job.id, "allocated", now_ms, allocation=allocation.id, booking=start.booking.value)
+
+    def _hold(self, allocation: Allocation, grant: Grant) -> None:
+        node = self._nodes[grant.node]
+        charged = charged_units(
+            grant.units * len(grant.devices),
+            (grant.cpu_millicores, node.cpu_millicores),
+            (grant.memory_bytes, node.memory_bytes),
+            self._whole_units[grant.node],
+        )
+        each, over = divmod(charged, len(grant.devices))
+        for position, device_id in enumerate(grant.devices):
+            occupant = Occupant(
+                OccupancyState.ALLOCATED,
+                grant.units,
+                phase=Phase.STARTING,
+                holder=allocation.account,
+                job=allocation.job,
+                allocation=allocation.id,
+                segment=allocation.segment,
+                booking=allocation.booking,
+                gpu_eq_units=each + (over if position == 0 else 0),
+            )
+            if grant.units == self._devices[device_id].units:
+                self._lanes.move(self._lanes.of(device_id)[0], occupant, self._tx.now_ms, Evidence.CONTROLLER)
+            else:
+                self._lanes.cut(device_id, occupant, self._tx.now_ms)
+
+
+def _allocation_values(allocation: Allocation) -> JsonObject:
+    return {
+        "id": allocation.id,
+        "job_id": allocation.job,
+        "account": allocation.account,
+        "user": allocation.user,
+        "gpu_class": allocation.gpu_class,
+        "booking": allocation.booking.value,
+        "phase": allocation.phase.value,
+        "segment": allocation.segment,
+        "grants": json_text(grants_json(allocation.grants)),
+        "time_limit_ms": allocation.time_limit_ms,
+        "attempt": allocation.attempt,
+        "decided_ms": allocation.decided_ms,
+    }

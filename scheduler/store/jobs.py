@@ -1,0 +1,170 @@
+"""The command that takes jobs in: single ones and arrays, once for each idempotency key."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from scheduler.core.events import JobSubmitted
+from scheduler.core.model import (
+    AccountId,
+    BookingWanted,
+    HoldKind,
+    Job,
+    JobId,
+    JobState,
+    Shape,
+    UserName,
+    tenant_of,
+)
+from scheduler.core.state import lineage
+from scheduler.executor import LaunchSpec
+from scheduler.refusal import RefusalCode, Refused
+from scheduler.store.codec import launch_json, shape_json
+from scheduler.store.prepared import json_text
+from scheduler.store.tables import JsonObject
+from scheduler.store.transaction import Transaction
+
+
+@dataclass(frozen=True, slots=True)
+class JobDraft:
+    """A job as asked for. `array_indexes` makes one job an element of it each; None makes one job."""
+
+    account: AccountId
+    user: UserName
+    name: str
+    shape: Shape
+    time_limit_ms: int
+    launch: LaunchSpec
+    wanted: BookingWanted = BookingWanted.AUTO
+    priority: int = 0
+    begin_ms: int | None = None
+    deadline_ms: int | None = None
+    is_held: bool = False
+    retries: int = 0
+    array_indexes: tuple[int, ...] | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        """Jobs that it makes."""
+        return 1 if self.array_indexes is None else len(self.array_indexes)
+
+
+@dataclass(frozen=True, slots=True)
+class SubmitJobs:
+    """Takes jobs in. A request that comes again under its `key` gets its first answer and makes nothing."""
+
+    drafts: tuple[JobDraft, ...]
+    tenant: AccountId
+    user: UserName
+    key: str | None = None
+    request_sha256: str | None = None
+
+    def execute(self, tx: Transaction) -> tuple[JobId, ...]:
+        """Returns the ids, consecutive and in order of drafts and array indexes.
+
+        Refuses an unknown or suspended account, an empty array, and a key that stood for another request.
+        """
+        known = self._answered(tx)
+        if known is not None:
+            return known
+        for account in dict.fromkeys(draft.account for draft in self.drafts):
+            _check_account(tx, account)
+        if any(draft.count == 0 for draft in self.drafts):
+            raise Refused(RefusalCode.INVALID, "an array needs at least one index, as in 0-9")
+        first = tx.reserve_job_ids(sum(draft.count for draft in self.drafts))
+        jobs: list[Job] = []
+        rows: list[JsonObject] = []
+        for draft in self.drafts:
+            made = _elements(draft, JobId(first + len(jobs)), tx.now_ms)
+            jobs += made
+            rows += _rows(draft, made)
+        tx.add_jobs(rows)
+        for job in jobs:
+            tx.emit(JobSubmitted(tx.now_ms, job))
+            tx.note(job.id, "submitted", tx.now_ms, hold=job.hold)
+        ids = tuple(job.id for job in jobs)
+        if self.key is not None:
+            tx.add_submission(self.tenant, self.user, self.key, self.request_sha256 or "", ids)
+        return ids
+
+    def _answered(self, tx: Transaction) -> tuple[JobId, ...] | None:
+        if self.key is None:
+            return None
+        known = tx.submission(self.tenant, self.user, self.key)
+        if known is None:
+            return None
+        request_sha256, ids = known
+        if request_sha256 != (self.request_sha256 or ""):
+            raise Refused(
+                RefusalCode.CONFLICT,
+                f"the idempotency key {self.key!r} was used for another request; "
+                "use a new key, or repeat that request unchanged",
+            )
+        return tuple(JobId(job) for job in ids)
+
+
+def _check_account(tx: Transaction, account: AccountId) -> None:
+    if tx.is_suspended(account) is None:
+        raise Refused(RefusalCode.NOT_FOUND, f"there is no project {account or 'without a name'}")
+    for step in lineage(account):
+        if tx.is_suspended(step):
+            raise Refused(RefusalCode.POLICY, f"{step} is suspended and takes no jobs; ask the operator")
+
+
+def _elements(draft: JobDraft, first: JobId, now_ms: int) -> list[Job]:
+    indexes: tuple[int | None, ...] = (None,) if draft.array_indexes is None else draft.array_indexes
+    return [
+        Job(
+            id=JobId(first + offset),
+            account=draft.account,
+            user=draft.user,
+            shape=draft.shape,
+            time_limit_ms=draft.time_limit_ms,
+            submitted_ms=now_ms,
+            wanted=draft.wanted,
+            priority=draft.priority,
+            begin_ms=draft.begin_ms,
+            deadline_ms=draft.deadline_ms,
+            state=JobState.HELD if draft.is_held else JobState.PENDING,
+            hold=HoldKind.USER if draft.is_held else None,
+            retries_left=draft.retries,
+            array=None if index is None else first,
+            array_index=index,
+        )
+        for offset, index in enumerate(indexes)
+    ]
+
+
+def _rows(draft: JobDraft, jobs: list[Job]) -> list[JsonObject]:
+    same = {
+        "account": draft.account,
+        "tenant": tenant_of(draft.account),
+        "user": draft.user,
+        "name": draft.name,
+        "gpu_class": draft.shape.gpu_classes[0],
+        "nodes": draft.shape.nodes,
+        "gpu_units": draft.shape.gpu_units,
+        "shape": json_text(shape_json(draft.shape)),
+        "wanted": draft.wanted.value,
+        "priority": draft.priority,
+        "time_limit_ms": draft.time_limit_ms,
+        "begin_ms": draft.begin_ms,
+        "is_backing_off": False,
+        "deadline_ms": draft.deadline_ms,
+        "attempt": 0,
+        "retries_left": draft.retries,
+        "launch": json_text(launch_json(draft.launch)),
+        "labels": json_text(dict(draft.labels)),
+    }
+    return [
+        {
+            "id": job.id,
+            "state": job.state.value,
+            "submitted_ms": job.submitted_ms,
+            "hold": None if job.hold is None else job.hold.value,
+            "array_id": job.array,
+            "array_index": job.array_index,
+            **same,
+        }
+        for job in jobs
+    ]

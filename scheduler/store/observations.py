@@ -1,0 +1,261 @@
+"""The command that takes in what the executor saw: gangs that started and gangs that ended.
+
+Observations may come twice, late, and in any order; within one command they are put in order first. Times are the
+node's, clamped to what the ledger knows: not before the interval that is open, not after now. All devices of a gang
+share its billed interval and are free from its end, even where that was noticed later.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import sqlalchemy as sa
+
+from scheduler.core.events import AllocationEnded, AllocationStarted
+from scheduler.core.model import Allocation, AllocationId, Device, DeviceId, EndReason, Job, JobId, JobState, Phase
+from scheduler.core.occupancy import Cursor, Evidence, OccupancyState, Occupant
+from scheduler.core.outcome import Verdict, after_end
+from scheduler.executor import Ended, Observation, Started
+from scheduler.store.codec import JOB_COLUMNS, job_of
+from scheduler.store.database import chunks
+from scheduler.store.gangs import devices_of, lanes_of, load_live
+from scheduler.store.nodes import KnownNode, load_nodes, resting
+from scheduler.store.partition import in_phase
+from scheduler.store.prepared import Prepared
+from scheduler.store.tables import ALLOCATION, JOB, JsonObject
+from scheduler.store.transaction import Transaction
+
+_UPDATE_GANG = Prepared(
+    sa.update(ALLOCATION).where(ALLOCATION.c.id == sa.bindparam("at_id")),
+    ("phase", "started_ms", "ended_ms", "end_reason", "exit_code", "detail", "at_id"),
+)
+_IS_JOB = JOB.c.id == sa.bindparam("at_id")
+_STARTING: sa.ColumnElement[str] = sa.literal_column(f"'{JobState.STARTING.value}'")
+_RUNNING: sa.ColumnElement[str] = sa.literal_column(f"'{JobState.RUNNING.value}'")
+_UPDATE_STARTED_JOB = Prepared(
+    # A gang that was asked to stop before its start was seen goes on stopping.
+    sa.update(JOB)
+    .where(_IS_JOB)
+    .values(
+        state=sa.case((JOB.c.state == _STARTING, _RUNNING), else_=JOB.c.state),
+        started_ms=sa.func.coalesce(JOB.c.started_ms, sa.bindparam("at_ms", type_=sa.BigInteger())),
+    ),
+    ("at_id", "at_ms"),
+)
+_UPDATE_ENDED_JOB = Prepared(
+    sa.update(JOB).where(_IS_JOB),
+    ("state", "reason", "detail", "exit_code", "ended_ms", "begin_ms", "is_backing_off", "retries_left", "at_id"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What was new in the observations. Ends that were known already may be acknowledged as well."""
+
+    started: tuple[AllocationId, ...]
+    ended: tuple[tuple[AllocationId, Job], ...]
+    """Each with its job as it is afterwards."""
+    repeated: tuple[AllocationId, ...]
+    """Known allocations that had ended before."""
+    unknown: tuple[AllocationId, ...]
+    """Ids that no allocation of ours has."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordObservations:
+    """Takes in starts and ends."""
+
+    observations: tuple[Observation, ...]
+    evidence: Evidence = Evidence.NODE
+
+    def execute(self, tx: Transaction) -> Recorded:
+        """Returns what was new. Idempotent; an unknown allocation is reported and changes nothing."""
+        ids = list(dict.fromkeys(observation.allocation for observation in self.observations))
+        ending = {observation.allocation for observation in self.observations if isinstance(observation, Ended)}
+        gangs = _Gangs(tx, ids, ending, self.evidence)
+        for observation in sorted(self.observations, key=_place):
+            gangs.take(observation)
+        gangs.write()
+        known = _known(tx, [id_ for id_ in ids if not gangs.is_live(id_)])
+        return Recorded(
+            tuple(gangs.started),
+            tuple(gangs.ended),
+            tuple(id_ for id_ in ids if id_ in known),
+            tuple(id_ for id_ in ids if id_ not in known and not gangs.is_live(id_)),
+        )
+
+
+def _place(observation: Observation) -> tuple[bool, int, AllocationId]:
+    return (isinstance(observation, Ended), observation.at_ms, observation.allocation)
+
+
+def _known(tx: Transaction, ids: list[AllocationId]) -> set[str]:
+    known: set[str] = set()
+    for part in chunks(ids):
+        known.update(tx.connection.execute(sa.select(ALLOCATION.c.id).where(ALLOCATION.c.id.in_(part))).scalars())
+    return known
+
+
+class _Gangs:
+    """The gangs that observations are about: read in bulk, moved one by one, written in bulk.
+
+    A gang that starts costs no look at its job or its nodes; those are read for gangs that end.
+    """
+
+    def __init__(self, tx: Transaction, ids: list[AllocationId], ending: set[AllocationId], evidence: Evidence) -> None:
+        self.started: list[AllocationId] = []
+        self.ended: list[tuple[AllocationId, Job]] = []
+        self._tx = tx
+        self._evidence = evidence
+        self._at_first = load_live(tx, ids)
+        self._live = dict(self._at_first)
+        self._lanes = tx.lanes()
+        self._lanes.load(device for gang in self._live.values() for device in devices_of(gang))
+        leaving = [gang for gang in self._live.values() if gang.id in ending]
+        self._jobs, self._marks = _load_jobs(tx, [gang.job for gang in leaving])
+        nodes = load_nodes(tx.connection, {grant.node for gang in leaving for grant in gang.grants})
+        self._places: dict[DeviceId, tuple[KnownNode, Device]] = {
+            device.id: (known, device) for known in nodes.values() for device in known.devices
+        }
+        self._gang_rows: dict[AllocationId, JsonObject] = {}
+        self._start_rows: list[JsonObject] = []
+        self._end_rows: list[JsonObject] = []
+
+    def is_live(self, id_: AllocationId) -> bool:
+        """Tells whether the allocation had not ended before this command."""
+        return id_ in self._at_first
+
+    def take(self, observation: Observation) -> None:
+        """Moves one gang, or does nothing when it is not live or nothing is new."""
+        gang = self._live.get(observation.allocation)
+        if gang is None:
+            return
+        if isinstance(observation, Started):
+            self._start(gang, observation.at_ms, self._tx.now_ms)
+        else:
+            self._end(gang, observation)
+
+    def write(self) -> None:
+        """Writes all that moved."""
+        connection = self._tx.connection
+        _UPDATE_GANG.many(connection, list(self._gang_rows.values()))
+        _UPDATE_STARTED_JOB.many(connection, self._start_rows)
+        _UPDATE_ENDED_JOB.many(connection, self._end_rows)
+        self._lanes.flush()
+
+    def _start(self, gang: Allocation, observed_ms: int, latest_ms: int) -> Allocation:
+        if gang.started_ms is not None:
+            return gang
+        at_ms = min(max(observed_ms, gang.decided_ms), latest_ms)
+        phase = gang.phase
+        if phase is Phase.STARTING:
+            phase = Phase.RUNNING
+            cursors = lanes_of(self._lanes, gang)
+            at_ms = max(at_ms, _latest(cursors))
+            for cursor in cursors:
+                self._lanes.move(cursor, in_phase(cursor.occupant, phase), at_ms, self._evidence)
+        gang = replace(gang, phase=phase, started_ms=at_ms)
+        self._live[gang.id] = gang
+        self.started.append(gang.id)
+        self._gang_rows[gang.id] = _gang_values(gang)
+        self._start_rows.append({"at_id": gang.job, "at_ms": at_ms})
+        self._tx.emit(AllocationStarted(at_ms, gang.id))
+        self._tx.note(gang.job, "started", at_ms, allocation=gang.id, attempt=gang.attempt)
+        return gang
+
+    def _end(self, gang: Allocation, seen: Ended) -> None:
+        end_ms = min(max(seen.at_ms, _latest(lanes_of(self._lanes, gang))), self._tx.now_ms)
+        if seen.started_ms is not None:
+            gang = self._start(gang, seen.started_ms, end_ms)
+        for cursor in lanes_of(self._lanes, gang):
+            self._release(cursor, end_ms)
+        reason = _end_reason(seen.reason, gang.stop_reason, self._marks.get(gang.job))
+        job, verdict = after_end(self._jobs[gang.job], reason, end_ms, self._tx.policy)
+        del self._live[gang.id]
+        self.ended.append((gang.id, job))
+        is_over = verdict is Verdict.ENDED
+        self._gang_rows[gang.id] = _gang_values(gang) | {
+            "ended_ms": end_ms,
+            "end_reason": reason,
+            "exit_code": seen.exit_code,
+            "detail": seen.detail,
+        }
+        self._end_rows.append(_ended_values(job, seen, reason, end_ms if is_over else None))
+        self._tx.emit(AllocationEnded(end_ms, gang.id, reason, job))
+        self._tx.note(
+            job.id,
+            "ended" if is_over else "requeued",
+            end_ms,
+            state=job.state,
+            reason=reason,
+            exit_code=seen.exit_code,
+            allocation=gang.id,
+        )
+
+    def _release(self, cursor: Cursor, end_ms: int) -> None:
+        if cursor.lane > 0:
+            self._lanes.merge(cursor, end_ms, self._evidence)
+            return
+        place = self._places.get(cursor.device)
+        # A held device stays with its node; only an operator's hand on the tables could have taken it away.
+        state, cause = (OccupancyState.UNAVAILABLE, "removed") if place is None else resting(*place)
+        self._lanes.move(cursor, Occupant(state, cursor.occupant.units, cause), end_ms, self._evidence)
+
+
+def _gang_values(gang: Allocation) -> JsonObject:
+    return {
+        "at_id": gang.id,
+        "phase": gang.phase.value,
+        "started_ms": gang.started_ms,
+        "ended_ms": None,
+        "end_reason": None,
+        "exit_code": None,
+        "detail": None,
+    }
+
+
+def _ended_values(job: Job, seen: Ended, reason: EndReason | None, over_ms: int | None) -> JsonObject:
+    """Returns what an end writes to a job: its outcome when it is over at `over_ms`, none when it waits again."""
+    is_over = over_ms is not None
+    return {
+        "at_id": job.id,
+        "state": job.state.value,
+        "reason": reason if is_over else None,
+        "detail": seen.detail if is_over else None,
+        "exit_code": seen.exit_code if is_over else None,
+        "ended_ms": over_ms,
+        "begin_ms": job.begin_ms,
+        "is_backing_off": job.is_backing_off,
+        "retries_left": job.retries_left,
+    }
+
+
+def _latest(cursors: Iterable[Cursor]) -> int:
+    return max(cursor.since_ms for cursor in cursors)
+
+
+def _end_reason(seen: EndReason | None, stop_reason: EndReason | None, mark: EndReason | None) -> EndReason | None:
+    """Returns why a gang ended, from what was seen and what had been asked.
+
+    A gang that ended well did so, whatever was asked of it. One whose job was cancelled meanwhile must not come back,
+    whatever it was being stopped for. One that failed while it was being stopped was stopped.
+    """
+    if seen is None:
+        return None
+    if mark is not None:
+        return mark
+    if seen is EndReason.EXIT_NONZERO and stop_reason is not None:
+        return stop_reason
+    return seen
+
+
+def _load_jobs(tx: Transaction, ids: list[JobId]) -> tuple[dict[JobId, Job], dict[JobId, EndReason]]:
+    """Returns jobs, and the reasons for which those were cancelled that must not come back."""
+    jobs: dict[JobId, Job] = {}
+    marks: dict[JobId, EndReason] = {}
+    for part in chunks(ids):
+        for row in tx.connection.execute(sa.select(*JOB_COLUMNS, JOB.c.reason).where(JOB.c.id.in_(part))):
+            job = job_of(row[:-1])
+            jobs[job.id] = job
+            if row[-1] is not None:
+                marks[job.id] = EndReason(row[-1])
+    return jobs, marks

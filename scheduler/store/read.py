@@ -1,0 +1,147 @@
+"""What a daemon reads to start from: the state's parts, the live orders, and the ledger from end to end.
+
+Each function takes the connection of a `Database.read()` transaction, so that several agree with one another. Queries
+for people and metrics are in `queries` (jobs) and `centre` (the rest).
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from scheduler.core.lifecycle import ACTIVE, WAITING
+from scheduler.core.model import Account, Allocation, Device, Job, Node, PoolName
+from scheduler.core.occupancy import Cursor, Interval
+from scheduler.core.state import ClusterState
+from scheduler.executor import StartOrder
+from scheduler.store.codec import (
+    ACCOUNT_COLUMNS,
+    ALLOCATION_COLUMNS,
+    CURSOR_COLUMNS,
+    INTERVAL_COLUMNS,
+    JOB_COLUMNS,
+    account_of,
+    allocation_of,
+    cursor_of,
+    interval_of,
+    job_of,
+    launch_of,
+)
+from scheduler.store.nodes import load_nodes
+from scheduler.store.tables import (
+    ACCOUNT,
+    ALLOCATION,
+    DEVICE_CURSOR,
+    JOB,
+    JOB_EVENT,
+    LEDGER_HEAD,
+    OCCUPANCY,
+    POOL,
+)
+
+STREAM_ROWS = 2000
+"""Rows held in memory at once while a long table is read."""
+_LIVE_STATES = sorted(state.value for state in WAITING | ACTIVE)
+_LIVE_ALLOCATIONS = sa.select(*ALLOCATION_COLUMNS).where(ALLOCATION.c.ended_ms.is_(None)).order_by(ALLOCATION.c.id)
+
+
+@dataclass(frozen=True, slots=True)
+class StateParts:
+    """All that a ClusterState is built from, each part in order of its ids."""
+
+    accounts: tuple[Account, ...]
+    closed_pools: Mapping[PoolName, str | None]
+    nodes: tuple[tuple[Node, tuple[Device, ...]], ...]
+    jobs: tuple[Job, ...]
+    allocations: tuple[Allocation, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerHead:
+    """The last row of the occupancy chain; sequence 0 before the first."""
+
+    sequence: int
+    hash: str
+
+
+def load_state_parts(connection: Connection) -> StateParts:
+    """Returns what the scheduler holds in memory. Linear in live jobs, accounts and devices, not in history."""
+    accounts = connection.execute(sa.select(*ACCOUNT_COLUMNS).order_by(ACCOUNT.c.id))
+    pools = connection.execute(sa.select(POOL.c.name, POOL.c.reason).where(POOL.c.is_closed).order_by(POOL.c.name))
+    return StateParts(
+        accounts=tuple(account_of(row) for row in accounts),
+        closed_pools={PoolName(name): reason for name, reason in pools},
+        nodes=tuple((known.effective, known.devices) for known in load_nodes(connection).values()),
+        jobs=tuple(_live_jobs(connection)),
+        allocations=tuple(allocation_of(row) for row in connection.execute(_LIVE_ALLOCATIONS)),
+    )
+
+
+def build_state(parts: StateParts) -> ClusterState:
+    """Returns the state that the parts make: equal to the one that lived through every event."""
+    state = ClusterState()
+    for account in parts.accounts:
+        state.accounts[account.id] = account
+    state.closed_pools.update(parts.closed_pools)
+    for node, devices in parts.nodes:
+        state.capacity.set_node(node, devices)
+    for job in parts.jobs:
+        state.restore(job)
+    for allocation in parts.allocations:
+        state.restore_allocation(allocation)
+    return state
+
+
+def live_orders(connection: Connection) -> list[StartOrder]:
+    """Returns an order for each live allocation, for an executor that takes them up again."""
+    statement = (
+        sa.select(*ALLOCATION_COLUMNS, JOB.c.launch, JOB.c.array_index)
+        .join(JOB, JOB.c.id == ALLOCATION.c.job_id)
+        .where(ALLOCATION.c.ended_ms.is_(None))
+        .order_by(ALLOCATION.c.id)
+    )
+    return [StartOrder(allocation_of(row[:-2]), launch_of(row[-2]), row[-1]) for row in connection.execute(statement)]
+
+
+def cursors(connection: Connection) -> Iterator[Cursor]:
+    """Yields every open lane, by device and lane."""
+    statement = sa.select(*CURSOR_COLUMNS).order_by(DEVICE_CURSOR.c.device, DEVICE_CURSOR.c.lane)
+    for row in connection.execution_options(yield_per=STREAM_ROWS).execute(statement):
+        yield cursor_of(row)
+
+
+def occupancy(
+    connection: Connection, from_ms: int | None = None, to_ms: int | None = None, after_sequence: int = 0
+) -> Iterator[Interval]:
+    """Yields the closed intervals that touch `[from_ms, to_ms)`, whole, in sequence order. Memory is constant."""
+    statement = sa.select(*INTERVAL_COLUMNS).where(OCCUPANCY.c.sequence > after_sequence)
+    if from_ms is not None:
+        statement = statement.where(OCCUPANCY.c.to_ms > from_ms)
+    if to_ms is not None:
+        statement = statement.where(OCCUPANCY.c.from_ms < to_ms)
+    statement = statement.order_by(OCCUPANCY.c.sequence)
+    for row in connection.execution_options(yield_per=STREAM_ROWS).execute(statement):
+        yield interval_of(row)
+
+
+def ledger_head(connection: Connection) -> LedgerHead:
+    """Returns the head of the occupancy chain."""
+    row = connection.execute(sa.select(LEDGER_HEAD.c.sequence, LEDGER_HEAD.c.hash).where(LEDGER_HEAD.c.id == 1)).one()
+    return LedgerHead(row.sequence, row.hash)
+
+
+def latest_known_ms(connection: Connection) -> int:
+    """Returns the latest time that the store knows, 0 when it is empty: the floor of a daemon's clock."""
+    latest = [
+        sa.select(sa.func.max(DEVICE_CURSOR.c.since_ms)),
+        sa.select(OCCUPANCY.c.recorded_ms).order_by(OCCUPANCY.c.sequence.desc()).limit(1),
+        sa.select(JOB_EVENT.c.at_ms).order_by(JOB_EVENT.c.sequence.desc()).limit(1),
+    ]
+    return max(connection.execute(statement).scalar() or 0 for statement in latest)
+
+
+def _live_jobs(connection: Connection) -> Iterator[Job]:
+    statement = sa.select(*JOB_COLUMNS).where(JOB.c.state.in_(_LIVE_STATES)).order_by(JOB.c.id)
+    for row in connection.execution_options(yield_per=STREAM_ROWS).execute(statement):
+        yield job_of(row)

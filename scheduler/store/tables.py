@@ -1,0 +1,286 @@
+"""The scheduler's tables, as SQLModel classes; hot paths use their Core tables (`JOB`, `OCCUPANCY`, …).
+
+Times are integer UTC milliseconds (`*_ms`). JSON columns hold core values as `codec` writes them. Migrations make the
+tables (`cli.daemon.migrations`), triggers included; a test holds that both say the same.
+
+What never changes: `occupancy` (triggers refuse update, delete, gaps and overlaps). What is history: `job_event`.
+Everything else is the present.
+"""
+
+from typing import Any
+
+import sqlalchemy as sa
+from sqlmodel import Field, SQLModel
+
+BIG_KEY = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+"""A 64-bit key that SQLite takes for its rowid."""
+
+JsonObject = dict[str, Any]  # Any: JSON as the driver gives it; codec.py is the only reader
+
+
+def _column(kind: "sa.types.TypeEngine[Any]", *, nullable: bool = False, **named: Any) -> Any:  # as Field() is typed
+    return Field(sa_type=kind, nullable=nullable, **named)
+
+
+def _big(*, nullable: bool = False) -> Any:
+    return _column(sa.BigInteger(), nullable=nullable)
+
+
+def _json() -> Any:
+    return _column(sa.JSON())
+
+
+class LeaderLeaseRow(SQLModel, table=True):
+    """Which daemon leads; one row. `epoch` rises with each takeover and fences those before."""
+
+    __tablename__ = "leader_lease"
+    id: int = Field(primary_key=True)
+    holder: str
+    url: str
+    epoch: int = _big()
+    expires_ms: int = _big()
+
+
+class LedgerHeadRow(SQLModel, table=True):
+    """The last row of the occupancy chain; one row."""
+
+    __tablename__ = "ledger_head"
+    id: int = Field(primary_key=True)
+    sequence: int = _big()
+    hash: str
+
+
+class AccountRow(SQLModel, table=True):
+    """A node of the account tree; the id is its path."""
+
+    __tablename__ = "account"
+    id: str = Field(primary_key=True)
+    display_name: str
+    weight: int
+    guarantee: JsonObject = _json()
+    limit: JsonObject = _json()
+    is_suspended: bool
+    created_ms: int = _big()
+
+
+class TokenRow(SQLModel, table=True):
+    """A bearer token, by the hash of its secret."""
+
+    __tablename__ = "token"
+    id: str = Field(primary_key=True)
+    secret_hash: str = Field(unique=True)
+    role: str
+    account: str
+    user: str
+    created_ms: int = _big()
+    expires_ms: int | None = _big(nullable=True)
+    revoked_ms: int | None = _big(nullable=True)
+
+
+class PoolRow(SQLModel, table=True):
+    """A set of nodes that the admin named; made when its first node is seen."""
+
+    __tablename__ = "pool"
+    name: str = Field(primary_key=True)
+    is_closed: bool
+    reason: str | None = None
+
+
+class NodeRow(SQLModel, table=True):
+    """A machine. `availability` and `reason` are the executor's view, `drain_reason` the admin's drain."""
+
+    __tablename__ = "node"
+    name: str = Field(primary_key=True)
+    gpu_class: str
+    pool: str
+    cpu_millicores: int = _big()
+    memory_bytes: int = _big()
+    labels: JsonObject = _json()
+    availability: str
+    reason: str | None = None
+    drain_reason: str | None = None
+    seen_ms: int = _big()
+    removed_ms: int | None = _big(nullable=True)
+
+
+class DeviceRow(SQLModel, table=True):
+    """A GPU, MIG instance or slot, with its place among its node's devices."""
+
+    __tablename__ = "device"
+    id: str = Field(primary_key=True)
+    node: str = Field(index=True)
+    position: int
+    gpu_class: str
+    units: int = _big()
+    health: str
+    reason: str | None = None
+    is_foreign: bool
+    first_seen_ms: int = _big()
+    removed_ms: int | None = _big(nullable=True)
+
+
+class JobRow(SQLModel, table=True):
+    """A job, for ever. `allocation_id` is its present allocation or, when it waits or has ended, its last."""
+
+    __tablename__ = "job"
+    __table_args__ = (
+        sa.Index("ix_job_state", "state"),
+        sa.Index("ix_job_tenant_state_id", "tenant", "state", "id"),
+        sa.Index("ix_job_account_user_name", "account", "user", "name"),
+        sa.Index("ix_job_array_id", "array_id"),
+        # Ids are never given twice, not even after the newest jobs were archived.
+        {"sqlite_autoincrement": True},
+    )
+    id: int | None = _column(BIG_KEY, primary_key=True)
+    account: str
+    tenant: str
+    user: str
+    name: str
+    state: str
+    reason: str | None = None
+    detail: str | None = None
+    exit_code: int | None = None
+    gpu_class: str
+    nodes: int
+    gpu_units: int = _big()
+    shape: JsonObject = _json()
+    wanted: str
+    priority: int
+    time_limit_ms: int = _big()
+    submitted_ms: int = _big()
+    begin_ms: int | None = _big(nullable=True)
+    is_backing_off: bool
+    deadline_ms: int | None = _big(nullable=True)
+    hold: str | None = None
+    attempt: int
+    retries_left: int
+    allocation_id: str | None = None
+    array_id: int | None = _big(nullable=True)
+    array_index: int | None = None
+    started_ms: int | None = _big(nullable=True)
+    ended_ms: int | None = _big(nullable=True)
+    launch: JsonObject = _json()
+    labels: JsonObject = _json()
+
+
+class SubmissionKeyRow(SQLModel, table=True):
+    """What a client's idempotency key stood for."""
+
+    __tablename__ = "submission_key"
+    tenant: str = Field(primary_key=True)
+    user: str = Field(primary_key=True)
+    key: str = Field(primary_key=True)
+    request_sha256: str
+    job_ids: list[int] = _json()
+    created_ms: int = _big()
+
+
+class AllocationRow(SQLModel, table=True):
+    """One start of a job. Live while `ended_ms` is null."""
+
+    __tablename__ = "allocation"
+    __table_args__ = (sa.Index("ix_allocation_job_id", "job_id"), sa.Index("ix_allocation_ended_ms", "ended_ms"))
+    id: str = Field(primary_key=True)
+    job_id: int = _big()
+    account: str
+    user: str
+    gpu_class: str
+    booking: str
+    phase: str
+    segment: int
+    grants: list[JsonObject] = _json()
+    time_limit_ms: int = _big()
+    attempt: int
+    decided_ms: int = _big()
+    started_ms: int | None = _big(nullable=True)
+    stopping_ms: int | None = _big(nullable=True)
+    stop_reason: str | None = None
+    ended_ms: int | None = _big(nullable=True)
+    end_reason: str | None = None
+    exit_code: int | None = None
+    detail: str | None = None
+
+
+class JobEventRow(SQLModel, table=True):
+    """What users see as a job's history."""
+
+    __tablename__ = "job_event"
+    __table_args__ = (sa.Index("ix_job_event_job_id", "job_id"), {"sqlite_autoincrement": True})
+    sequence: int | None = _column(BIG_KEY, primary_key=True)
+    at_ms: int = _big()
+    job_id: int = _big()
+    kind: str
+    detail: JsonObject = _json()
+
+
+class DeviceCursorRow(SQLModel, table=True):
+    """The open interval of a lane; moved by compare-and-swap on `version`."""
+
+    __tablename__ = "device_cursor"
+    device: str = Field(primary_key=True)
+    lane: int = Field(primary_key=True)
+    gpu_class: str
+    since_ms: int = _big()
+    version: int = _big()
+    state: str
+    units: int = _big()
+    cause: str | None = None
+    phase: str | None = None
+    holder: str | None = None
+    job_id: int | None = _big(nullable=True)
+    allocation_id: str | None = None
+    segment: int | None = None
+    booking: str | None = None
+    gpu_eq_units: int = _big()
+
+
+class OccupancyRow(SQLModel, table=True):
+    """A closed interval of a lane: append-only, without gap or overlap, chained by hashes."""
+
+    __tablename__ = "occupancy"
+    __table_args__ = (
+        sa.CheckConstraint("to_ms > from_ms", name="ck_occupancy_to_after_from"),
+        sa.Index("ix_occupancy_from_ms", "from_ms"),
+        sa.Index("ix_occupancy_device_lane_from_ms", "device", "lane", "from_ms"),
+        sa.Index("ix_occupancy_allocation_id", "allocation_id"),
+    )
+    sequence: int = _column(BIG_KEY, primary_key=True, sa_column_kwargs={"autoincrement": False})
+    device: str
+    lane: int
+    gpu_class: str
+    from_ms: int = _big()
+    to_ms: int = _big()
+    state: str
+    units: int = _big()
+    cause: str | None = None
+    phase: str | None = None
+    holder: str | None = None
+    job_id: int | None = _big(nullable=True)
+    allocation_id: str | None = None
+    segment: int | None = None
+    booking: str | None = None
+    gpu_eq_units: int = _big()
+    evidence: str
+    recorded_ms: int = _big()
+    idempotency_key: str = Field(unique=True)
+    previous_hash: str
+    hash: str
+
+
+def _table(model: type[SQLModel]) -> sa.Table:
+    return model.metadata.tables[str(model.__tablename__)]
+
+
+LEADER_LEASE = _table(LeaderLeaseRow)
+LEDGER_HEAD = _table(LedgerHeadRow)
+ACCOUNT = _table(AccountRow)
+TOKEN = _table(TokenRow)
+POOL = _table(PoolRow)
+NODE = _table(NodeRow)
+DEVICE = _table(DeviceRow)
+JOB = _table(JobRow)
+SUBMISSION_KEY = _table(SubmissionKeyRow)
+ALLOCATION = _table(AllocationRow)
+JOB_EVENT = _table(JobEventRow)
+DEVICE_CURSOR = _table(DeviceCursorRow)
+OCCUPANCY = _table(OccupancyRow)
