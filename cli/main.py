@@ -93,8 +93,9 @@ def _carry_out(arguments: list[str], session: Session) -> int:
         return complaint.exit_code
     except (typer.Abort, KeyboardInterrupt):
         return ExitCode.INTERRUPTED
-    except BrokenPipeError:
-        raise
+    except (BrokenPipeError, SystemExit):
+        # Typer makes a plain exit of a broken pipe, and exits for nothing else when it is not on its own.
+        raise BrokenPipeError from None
     except Exception as bug:  # noqa: BLE001  (the edge: a person gets a sentence, the trace goes to a file)
         from cli.bugs import report
 

@@ -129,6 +129,11 @@ def plural(amount: int, noun: str) -> str:
     return f"{amount:,} {noun}" if amount == 1 else f"{amount:,} {noun}s"
 
 
+def plural_of(amount: str, noun: str) -> str:
+    """Returns `1 GPU`, `32 GPUs`, `0.5 GPUs` of an amount that is text already."""
+    return f"{amount} {noun}" if amount == "1" else f"{amount} {noun}s"
+
+
 def job_id(job: Json) -> str:
     """Returns a job's number as it is typed: `10482`, and `10490_7` for an element of an array."""
     array, index = whole(job, "array_id"), whole(job, "array_index")

@@ -21,6 +21,7 @@ from cli.values import closest
 
 API_VERSION = "turnstile/v1"
 FORMATS = ("table", "wide", "json", "jsonl", "csv", "name")
+_ENVELOPE = frozenset({"apiVersion", "kind", "generated_at"})
 COLOURS = ("auto", "always", "never")
 _LINE_WIDTH = 96
 """Proposals stand on one line up to here; lists are never cut or wrapped."""
@@ -222,8 +223,9 @@ def envelope(kind: str, content: Json) -> dict[str, object]:
 
 
 def listed(kind: str, found: list[dict[str, object]]) -> dict[str, object]:
-    """Returns a list that this client makes itself."""
-    return envelope(kind, {"items": found, "next_page": None})
+    """Returns a list that this client makes itself; items that were answers of their own lose their envelopes."""
+    bare = [{key: value for key, value in item.items() if key not in _ENVELOPE} for item in found]
+    return envelope(kind, {"items": bare, "next_page": None})
 
 
 def error_envelope(error: CliError) -> dict[str, object]:

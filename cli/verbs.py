@@ -84,6 +84,14 @@ class _AsTyped:
         return value
 
 
+def _take_as_typed(param: Any) -> Any:
+    # Typer builds a pydantic adapter for each parameter, texts and --help included, which imports pydantic: 0.08 s of
+    # the 0.25 s promised. This is where it keeps the adapter; a Typer that keeps it elsewhere is slower, not wrong.
+    if param is not None:
+        param._runtime_param = _AsTyped()  # noqa: SLF001
+    return param
+
+
 class VerbCommand(TyperCommand):
     """A verb that does something: the flags of its function and those of all verbs."""
 
@@ -95,9 +103,11 @@ class VerbCommand(TyperCommand):
         for declared in self._declared:
             self.params += _params_of(declared)
         for param in self.params:
-            # Typer builds a pydantic adapter for each parameter, texts included, which imports pydantic: 0.08 s of the
-            # 0.25 s promised. This is where it keeps the adapter; a Typer that keeps it elsewhere is slower, not wrong.
-            param._runtime_param = _AsTyped()  # type: ignore[attr-defined]  # noqa: SLF001
+            _take_as_typed(param)
+
+    def get_help_option(self, ctx: "Context") -> Any:
+        """Returns `--help`, which is taken as it is typed too."""
+        return _take_as_typed(super().get_help_option(ctx))
 
     def parse_args(self, ctx: "Context", args: list[str]) -> list[str]:
         """Reads the flags, and remembers what was typed: whether `--` stood before the job's command matters."""
@@ -133,6 +143,10 @@ class VerbGroup(TyperGroup):
     """Verbs by name. Imports the module of the one that is typed."""
 
     table: tuple[Verb, ...] = ()
+
+    def get_help_option(self, ctx: "Context") -> Any:
+        """Returns `--help`, which is taken as it is typed."""
+        return _take_as_typed(super().get_help_option(ctx))
 
     def get_command(self, ctx: "Context", cmd_name: str) -> "Command | None":
         """Returns the verb's command, or None if there is none of that name."""

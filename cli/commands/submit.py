@@ -10,7 +10,7 @@ from cli import answers, phrases, scripts
 from cli.answers import Json
 from cli.errors import ExitCode, UsageProblem
 from cli.faults import ApiError
-from cli.following import exit_code_of, follow
+from cli.following import Companion, exit_code_of
 from cli.jobflags import JobFlags, spec_of
 from cli.session import Session, job_in, number_of
 from cli.verbs import with_flags
@@ -79,7 +79,7 @@ def run(ctx: typer.Context, command: Words = None) -> int | None:
 def attach(session: Session, reference: str) -> int:
     """Prints a job's output until it ends and returns its exit status; Ctrl-C leaves it alone."""
     try:
-        job = follow(session.client, session.screen, reference)
+        job = Companion(session.client, session.screen, reference, is_known=True).follow()
     except KeyboardInterrupt:
         _detach(session, reference)
         return ExitCode.INTERRUPTED
@@ -152,8 +152,10 @@ def _told(answer: Json, reference: str | None) -> list[str]:
     elements = f", {phrases.plural(size, 'element')}" if size is not None else ""
     heading = f"Submitted {reference}  {name}{elements}" if reference else f"Would submit {name}{elements}"
     limit = answers.whole(job, "time_limit_seconds")
-    gets = f"{phrases.plural(answers.whole(job, 'nodes') or 1, 'node')} × {answers.number(job, 'gpus_per_node') or '?'}"
-    gets += f" = {phrases.gpus(job)}" + (f" for at most {phrases.compact(limit)}" if limit is not None else "")
+    nodes = phrases.plural(answers.whole(job, "nodes") or 1, "node")
+    each = " ".join(filter(None, (answers.number(job, "gpus_per_node") or "?", answers.text(job, "gpu_model"))))
+    gets = f"{nodes} × {each} = {phrases.plural_of(answers.number(job, 'gpus_total') or '?', 'GPU')}"
+    gets += f" for at most {phrases.compact(limit)}" if limit is not None else ""
     pool, start = answers.text(job, "pool"), answers.sub(job, "start_estimate")
     expected = phrases.clock(answers.text(start, "p50"), now) if start is not None else None
     cost, state = phrases.money(answers.sub(job, "max_cost")), answers.text(job, "state")
@@ -173,9 +175,9 @@ def _told(answer: Json, reference: str | None) -> list[str]:
 def _detach(session: Session, reference: str) -> None:
     """Leaves the job running, says how to come back, and takes a second Ctrl-C for a wish to cancel."""
     screen = session.screen
-    screen.say(f"\ndetached: job {reference} goes on")
-    screen.say(f"  turnstile logs -f {reference}   or   turnstile cancel {reference}   (Ctrl-C again: cancel now)")
     try:
+        screen.say(f"detached: job {reference} goes on")
+        screen.say(f"  turnstile logs -f {reference}   or   turnstile cancel {reference}   (Ctrl-C again: cancel now)")
         time.sleep(SECOND_INTERRUPT_SECONDS)
     except KeyboardInterrupt:
         _cancel_now(session, reference)
