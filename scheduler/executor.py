@@ -2,7 +2,8 @@
 
 The protocol is level-triggered and idempotent, because either side may die at any instant: `start` of an allocation
 that already runs does nothing; an end is reported by every `observe` until it is `acknowledge`d, which the controller
-does after the end is committed. Implementations are called from one thread at a time and never call back.
+does after the end is committed. Implementations are called from one thread at a time, but for `wake`, `logs` and
+`wait_for_news`, and never call back.
 
     ExecutorError            the executor itself is out of order; the caller keeps state as it is and tries again
       StartRefused           this allocation can never start here (the message says why); it ends as launch_failed
@@ -43,7 +44,9 @@ class LaunchSpec:
     output: str | None = None
     """A file for the job's output besides the kept log; None for the kept log alone."""
     grace_seconds: float = 30.0
-    """Between SIGTERM and SIGKILL."""
+    """Between the stop signal and SIGKILL."""
+    stop_signal: str = "SIGTERM"
+    """What asks the job to end, by name: a job's checkpoint signal if it has one."""
     log_limit_bytes: int = 64 * 1024 * 1024
     run_as: str | None = None
     """The system user that the job's processes run as; None for the daemon's own (single-user installations)."""
@@ -140,6 +143,14 @@ class Executor(Protocol):
 
     def acknowledge(self, allocation: AllocationId) -> None:
         """Says that the end is committed: the executor may forget the allocation, but keeps its logs."""
+        ...
+
+    def wait_for_news(self, timeout_seconds: float) -> bool:
+        """Sleeps until `observe` is worth a call, `wake` was called, or the time is over; False for the last."""
+        ...
+
+    def wake(self) -> None:
+        """Ends a `wait_for_news`, from whatever thread."""
         ...
 
     def logs(self, allocation: AllocationId, node_rank: int, offset: int, limit_bytes: int) -> LogChunk:

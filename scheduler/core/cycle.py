@@ -67,6 +67,8 @@ class _Tick:
     def __init__(self, state: ClusterState) -> None:
         self._state = state
         self._taken: Counter[tuple[AccountId, GpuClass, Booking]] = Counter()
+        self._failed: set[tuple[Shape, GpuClass]] = set()
+        self._classes_taken: set[GpuClass] = set()
         self.starts: list[Start] = []
         self.verdicts: dict[Shape, ShapeVerdict] = {}
         self.blocks: dict[Group, Reason] = {}
@@ -77,6 +79,9 @@ class _Tick:
         blocked = self._suspension(group.account)
         has_failed = False
         for gpu_class in shape.gpu_classes if blocked is None else ():
+            if self._has_failed(shape, gpu_class):
+                has_failed = True
+                continue
             booking = self._booking(group, gpu_class)
             if isinstance(booking, Reason):
                 blocked = blocked or booking
@@ -99,16 +104,20 @@ class _Tick:
             self.blocks[group] = blocked
         return False
 
+    def _has_failed(self, shape: Shape, gpu_class: GpuClass) -> bool:
+        version = self._state.capacity.version(gpu_class)
+        return (shape, gpu_class) in self._failed or self._state.failed.get((shape, gpu_class)) == version
+
     def _place(self, shape: Shape, gpu_class: GpuClass) -> tuple[Grant, ...] | None:
         state = self._state
-        version = state.capacity.version(gpu_class)
-        if state.failed.get((shape, gpu_class)) == version:
-            return None
         grants = place(state.capacity, shape, gpu_class, state.closed_pools)
-        if grants is None:
-            state.failed[shape, gpu_class] = version
+        if grants is not None:
+            self._classes_taken.add(gpu_class)
+        elif gpu_class in self._classes_taken:
+            # It failed beside what this tick took, which the store may yet refuse: true for this tick only.
+            self._failed.add((shape, gpu_class))
         else:
-            state.failed.pop((shape, gpu_class), None)
+            state.failed[shape, gpu_class] = state.capacity.version(gpu_class)
         return grants
 
     def _suspension(self, account: AccountId) -> Reason | None:

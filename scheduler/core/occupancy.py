@@ -39,6 +39,9 @@ class Evidence(StrEnum):
     OPERATOR = "operator"
 
 
+_NOBODY = (None,) * 6
+
+
 @dataclass(frozen=True, slots=True)
 class Occupant:
     """What an interval is about, beside its device and times. Holder fields are set in state `allocated` only."""
@@ -56,9 +59,9 @@ class Occupant:
     gpu_eq_units: int = 0
 
     def __post_init__(self) -> None:
-        is_held = self.state is OccupancyState.ALLOCATED
         fields = (self.phase, self.holder, self.job, self.allocation, self.segment, self.booking)
-        assert all((value is not None) == is_held for value in fields), "an interval has a holder when it is allocated"
+        is_right = None not in fields if self.state is OccupancyState.ALLOCATED else fields == _NOBODY
+        assert is_right, "an interval has a holder when it is allocated"
         assert self.units >= 0, "units are never negative"
 
 
@@ -136,5 +139,6 @@ def interval_hash(previous_hash: str, interval: Interval) -> str:
         interval.idempotency_key,
     )
     # Length-prefixed, so that no two different rows share an encoding; None is told from the empty string.
-    parts = ["-" if value is None else f"{len(str(value))}:{value}" for value in fields]
+    texts = [None if value is None else str(value) for value in fields]
+    parts = ["-" if text is None else f"{len(text)}:{text}" for text in texts]
     return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()

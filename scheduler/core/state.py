@@ -11,6 +11,7 @@ one group differ in nothing that placement or limits ask, so a tick looks at the
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from sortedcontainers import SortedList
@@ -67,6 +68,7 @@ def queue_key(job: Job) -> QueueKey:
     return (-job.priority, job.submitted_ms, job.id)
 
 
+@lru_cache(maxsize=65_536)
 def lineage(account: AccountId) -> tuple[AccountId, ...]:
     """Returns the account and those above it up to its tenant, nearest first; the centre itself is left out."""
     steps = account.split("/")
@@ -135,10 +137,6 @@ class ClusterState:
             self._enqueue(self.jobs[job_id])
             released += 1
         return released
-
-    def forget_failures(self) -> None:
-        """Drops the memo of what did not fit: what a plan had taken was not started after all and is still free."""
-        self.failed.clear()
 
     def next_due_ms(self) -> int | None:
         """Returns the next begin time of a pending job; None if none waits for time."""

@@ -5,7 +5,7 @@ plan's order, and taken whole or not at all; what does not fit any more is repor
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import sqlalchemy as sa
 from ulid import ULID
@@ -97,6 +97,7 @@ class _Starts:
         self.orders: list[StartOrder] = []
         self.rejected: list[tuple[JobId, str]] = []
         self._tx = tx
+        self._taken: set[JobId] = set()
         self._jobs: dict[JobId, Job] = {}
         self._launches: dict[JobId, JsonObject] = {}
         for part in chunks([start.job for start in starts]):
@@ -137,8 +138,8 @@ class _Starts:
         self._lanes.flush()
 
     def _why_not_job(self, job: Job, start: Start) -> str | None:
-        if job.state is not JobState.PENDING:
-            return f"the job is {job.state}"
+        if job.state is not JobState.PENDING or job.id in self._taken:
+            return "the job starts already" if job.id in self._taken else f"the job is {job.state}"
         if job.begin_ms is not None and job.begin_ms > self._tx.now_ms:
             return "the job's begin time is not come"
         shape = job.shape
@@ -207,7 +208,7 @@ class _Starts:
                 "is_backing_off": False,
             }
         )
-        self._jobs[job.id] = replace(job, state=JobState.STARTING)
+        self._taken.add(job.id)
         self.orders.append(StartOrder(allocation, launch_of(self._launches[job.id]), job.array_index))
         self._tx.emit(AllocationMade(now_ms, allocation))
         self._tx.note(job.id, "allocated", now_ms, allocation=allocation.id, booking=start.booking.value)

@@ -24,16 +24,26 @@ from scheduler.store.prepared import Prepared
 from scheduler.store.tables import ALLOCATION, JOB, JsonObject
 from scheduler.store.transaction import Transaction
 
-_UPDATE_ALLOCATION = Prepared(
+_UPDATE_GANG = Prepared(
     sa.update(ALLOCATION).where(ALLOCATION.c.id == sa.bindparam("at_id")),
     ("phase", "started_ms", "ended_ms", "end_reason", "exit_code", "detail", "at_id"),
 )
-_UPDATE_JOB = Prepared(
-    sa.update(JOB).where(JOB.c.id == sa.bindparam("at_id")),
-    (
-        *("state", "reason", "detail", "exit_code", "started_ms", "ended_ms", "begin_ms", "is_backing_off"),
-        *("retries_left", "at_id"),
+_IS_JOB = JOB.c.id == sa.bindparam("at_id")
+_STARTING: sa.ColumnElement[str] = sa.literal_column(f"'{JobState.STARTING.value}'")
+_RUNNING: sa.ColumnElement[str] = sa.literal_column(f"'{JobState.RUNNING.value}'")
+_UPDATE_STARTED_JOB = Prepared(
+    # A gang that was asked to stop before its start was seen goes on stopping.
+    sa.update(JOB)
+    .where(_IS_JOB)
+    .values(
+        state=sa.case((JOB.c.state == _STARTING, _RUNNING), else_=JOB.c.state),
+        started_ms=sa.func.coalesce(JOB.c.started_ms, sa.bindparam("at_ms", type_=sa.BigInteger())),
     ),
+    ("at_id", "at_ms"),
+)
+_UPDATE_ENDED_JOB = Prepared(
+    sa.update(JOB).where(_IS_JOB),
+    ("state", "reason", "detail", "exit_code", "ended_ms", "begin_ms", "is_backing_off", "retries_left", "at_id"),
 )
 
 
@@ -60,7 +70,8 @@ class RecordObservations:
     def execute(self, tx: Transaction) -> Recorded:
         """Returns what was new. Idempotent; an unknown allocation is reported and changes nothing."""
         ids = list(dict.fromkeys(observation.allocation for observation in self.observations))
-        gangs = _Gangs(tx, ids, self.evidence)
+        ending = {observation.allocation for observation in self.observations if isinstance(observation, Ended)}
+        gangs = _Gangs(tx, ids, ending, self.evidence)
         for observation in sorted(self.observations, key=_place):
             gangs.take(observation)
         gangs.write()
@@ -85,25 +96,29 @@ def _known(tx: Transaction, ids: list[AllocationId]) -> set[str]:
 
 
 class _Gangs:
-    """The gangs that observations are about: read in bulk, moved one by one, written in bulk."""
+    """The gangs that observations are about: read in bulk, moved one by one, written in bulk.
 
-    def __init__(self, tx: Transaction, ids: list[AllocationId], evidence: Evidence) -> None:
+    A gang that starts costs no look at its job or its nodes; those are read for gangs that end.
+    """
+
+    def __init__(self, tx: Transaction, ids: list[AllocationId], ending: set[AllocationId], evidence: Evidence) -> None:
         self.started: list[AllocationId] = []
         self.ended: list[tuple[AllocationId, Job]] = []
         self._tx = tx
         self._evidence = evidence
         self._at_first = load_live(tx, ids)
         self._live = dict(self._at_first)
-        self._jobs, self._marks, self._first_starts = _load_jobs(tx, [gang.job for gang in self._live.values()])
-        devices = list(dict.fromkeys(device for gang in self._live.values() for device in devices_of(gang)))
         self._lanes = tx.lanes()
-        self._lanes.load(devices)
-        self._places: dict[DeviceId, tuple[KnownNode, Device]] = {}
-        nodes = {grant.node for gang in self._live.values() for grant in gang.grants}
-        for known in load_nodes(tx.connection, nodes).values():
-            self._places.update((device.id, (known, device)) for device in known.devices)
-        self._allocation_rows: dict[AllocationId, JsonObject] = {}
-        self._job_rows: dict[JobId, JsonObject] = {}
+        self._lanes.load(device for gang in self._live.values() for device in devices_of(gang))
+        leaving = [gang for gang in self._live.values() if gang.id in ending]
+        self._jobs, self._marks = _load_jobs(tx, [gang.job for gang in leaving])
+        nodes = load_nodes(tx.connection, {grant.node for gang in leaving for grant in gang.grants})
+        self._places: dict[DeviceId, tuple[KnownNode, Device]] = {
+            device.id: (known, device) for known in nodes.values() for device in known.devices
+        }
+        self._gang_rows: dict[AllocationId, JsonObject] = {}
+        self._start_rows: list[JsonObject] = []
+        self._end_rows: list[JsonObject] = []
 
     def is_live(self, id_: AllocationId) -> bool:
         """Tells whether the allocation had not ended before this command."""
@@ -115,39 +130,36 @@ class _Gangs:
         if gang is None:
             return
         if isinstance(observation, Started):
-            self._start(gang, observation.at_ms)
+            self._start(gang, observation.at_ms, self._tx.now_ms)
         else:
             self._end(gang, observation)
 
     def write(self) -> None:
         """Writes all that moved."""
         connection = self._tx.connection
-        _UPDATE_ALLOCATION.many(connection, list(self._allocation_rows.values()))
-        _UPDATE_JOB.many(connection, list(self._job_rows.values()))
+        _UPDATE_GANG.many(connection, list(self._gang_rows.values()))
+        _UPDATE_STARTED_JOB.many(connection, self._start_rows)
+        _UPDATE_ENDED_JOB.many(connection, self._end_rows)
         self._lanes.flush()
 
-    def _start(self, gang: Allocation, observed_ms: int, not_after_ms: int | None = None) -> Allocation:
+    def _start(self, gang: Allocation, observed_ms: int, latest_ms: int) -> Allocation:
         if gang.started_ms is not None:
             return gang
-        now_ms = self._tx.now_ms if not_after_ms is None else not_after_ms
-        at_ms = min(max(observed_ms, gang.decided_ms), now_ms)
-        job = self._jobs[gang.job]
-        if gang.phase is Phase.STARTING:
+        at_ms = min(max(observed_ms, gang.decided_ms), latest_ms)
+        phase = gang.phase
+        if phase is Phase.STARTING:
+            phase = Phase.RUNNING
             cursors = lanes_of(self._lanes, gang)
             at_ms = max(at_ms, _latest(cursors))
             for cursor in cursors:
-                self._lanes.move(cursor, in_phase(cursor.occupant, Phase.RUNNING), at_ms, self._evidence)
-            gang = replace(gang, phase=Phase.RUNNING, started_ms=at_ms)
-            job = replace(job, state=JobState.RUNNING)
-        else:
-            gang = replace(gang, started_ms=at_ms)
+                self._lanes.move(cursor, in_phase(cursor.occupant, phase), at_ms, self._evidence)
+        gang = replace(gang, phase=phase, started_ms=at_ms)
         self._live[gang.id] = gang
-        self._jobs[job.id] = job
-        self._first_starts.setdefault(job.id, at_ms)
         self.started.append(gang.id)
-        self._save(gang, job)
+        self._gang_rows[gang.id] = _gang_values(gang)
+        self._start_rows.append({"at_id": gang.job, "at_ms": at_ms})
         self._tx.emit(AllocationStarted(at_ms, gang.id))
-        self._tx.note(job.id, "started", at_ms, allocation=gang.id, attempt=gang.attempt)
+        self._tx.note(gang.job, "started", at_ms, allocation=gang.id, attempt=gang.attempt)
         return gang
 
     def _end(self, gang: Allocation, seen: Ended) -> None:
@@ -156,17 +168,27 @@ class _Gangs:
             gang = self._start(gang, seen.started_ms, end_ms)
         for cursor in lanes_of(self._lanes, gang):
             self._release(cursor, end_ms)
-        before = self._jobs[gang.job]
         reason = _end_reason(seen.reason, gang.stop_reason, self._marks.get(gang.job))
-        job, verdict = after_end(before, reason, end_ms, self._tx.policy)
+        job, verdict = after_end(self._jobs[gang.job], reason, end_ms, self._tx.policy)
         del self._live[gang.id]
-        self._jobs[job.id] = job
         self.ended.append((gang.id, job))
-        self._save(gang, job, seen, reason, end_ms)
+        is_over = verdict is Verdict.ENDED
+        self._gang_rows[gang.id] = _gang_values(gang) | {
+            "ended_ms": end_ms,
+            "end_reason": reason,
+            "exit_code": seen.exit_code,
+            "detail": seen.detail,
+        }
+        self._end_rows.append(_ended_values(job, seen, reason, end_ms if is_over else None))
         self._tx.emit(AllocationEnded(end_ms, gang.id, reason, job))
-        kind = "ended" if verdict is Verdict.ENDED else "requeued"
         self._tx.note(
-            job.id, kind, end_ms, state=job.state, reason=reason, exit_code=seen.exit_code, allocation=gang.id
+            job.id,
+            "ended" if is_over else "requeued",
+            end_ms,
+            state=job.state,
+            reason=reason,
+            exit_code=seen.exit_code,
+            allocation=gang.id,
         )
 
     def _release(self, cursor: Cursor, end_ms: int) -> None:
@@ -178,38 +200,33 @@ class _Gangs:
         state, cause = (OccupancyState.UNAVAILABLE, "removed") if place is None else resting(*place)
         self._lanes.move(cursor, Occupant(state, cursor.occupant.units, cause), end_ms, self._evidence)
 
-    def _save(
-        self,
-        gang: Allocation,
-        job: Job,
-        seen: Ended | None = None,
-        reason: EndReason | None = None,
-        end_ms: int | None = None,
-    ) -> None:
-        is_over = seen is not None and job.state is not JobState.PENDING
-        exit_code, detail = (None, None) if seen is None else (seen.exit_code, seen.detail)
-        self._allocation_rows[gang.id] = {
-            "at_id": gang.id,
-            "phase": gang.phase.value,
-            "started_ms": gang.started_ms,
-            "ended_ms": end_ms,
-            "end_reason": reason,
-            "exit_code": exit_code,
-            "detail": detail,
-        }
-        mark = None if seen is not None else self._marks.get(job.id)
-        self._job_rows[job.id] = {
-            "at_id": job.id,
-            "state": job.state.value,
-            "reason": reason if is_over else mark,
-            "detail": detail if is_over else None,
-            "exit_code": exit_code if is_over else None,
-            "started_ms": self._first_starts.get(job.id),
-            "ended_ms": end_ms if is_over else None,
-            "begin_ms": job.begin_ms,
-            "is_backing_off": job.is_backing_off,
-            "retries_left": job.retries_left,
-        }
+
+def _gang_values(gang: Allocation) -> JsonObject:
+    return {
+        "at_id": gang.id,
+        "phase": gang.phase.value,
+        "started_ms": gang.started_ms,
+        "ended_ms": None,
+        "end_reason": None,
+        "exit_code": None,
+        "detail": None,
+    }
+
+
+def _ended_values(job: Job, seen: Ended, reason: EndReason | None, over_ms: int | None) -> JsonObject:
+    """Returns what an end writes to a job: its outcome when it is over at `over_ms`, none when it waits again."""
+    is_over = over_ms is not None
+    return {
+        "at_id": job.id,
+        "state": job.state.value,
+        "reason": reason if is_over else None,
+        "detail": seen.detail if is_over else None,
+        "exit_code": seen.exit_code if is_over else None,
+        "ended_ms": over_ms,
+        "begin_ms": job.begin_ms,
+        "is_backing_off": job.is_backing_off,
+        "retries_left": job.retries_left,
+    }
 
 
 def _latest(cursors: Iterable[Cursor]) -> int:
@@ -231,20 +248,14 @@ def _end_reason(seen: EndReason | None, stop_reason: EndReason | None, mark: End
     return seen
 
 
-def _load_jobs(tx: Transaction, ids: list[JobId]) -> tuple[dict[JobId, Job], dict[JobId, EndReason], dict[JobId, int]]:
-    """Returns jobs, the reasons for which those were cancelled that must not come back, and first starts."""
+def _load_jobs(tx: Transaction, ids: list[JobId]) -> tuple[dict[JobId, Job], dict[JobId, EndReason]]:
+    """Returns jobs, and the reasons for which those were cancelled that must not come back."""
     jobs: dict[JobId, Job] = {}
     marks: dict[JobId, EndReason] = {}
-    starts: dict[JobId, int] = {}
     for part in chunks(ids):
-        for row in tx.connection.execute(
-            sa.select(*JOB_COLUMNS, JOB.c.reason, JOB.c.started_ms).where(JOB.c.id.in_(part))
-        ):
-            *columns, reason, started_ms = row
-            job = job_of(columns)
+        for row in tx.connection.execute(sa.select(*JOB_COLUMNS, JOB.c.reason).where(JOB.c.id.in_(part))):
+            job = job_of(row[:-1])
             jobs[job.id] = job
-            if reason is not None:
-                marks[job.id] = EndReason(reason)
-            if started_ms is not None:
-                starts[job.id] = started_ms
-    return jobs, marks, starts
+            if row[-1] is not None:
+                marks[job.id] = EndReason(row[-1])
+    return jobs, marks

@@ -1,7 +1,7 @@
 """What a daemon reads to start from: the state's parts, the live orders, and the ledger from end to end.
 
 Each function takes the connection of a `Database.read()` transaction, so that several agree with one another. Queries
-for people and metrics are in `queries`.
+for people and metrics are in `queries` (jobs) and `centre` (the rest).
 """
 
 from collections.abc import Iterator, Mapping

@@ -1,0 +1,240 @@
+"""The composition root: puts a daemon together from its settings, runs it, takes it apart.
+
+    settings ─► data directory (locked) ─► database (migrated) ─► clock, GPUs, executor ─► controller ─► API
+
+Nothing else in the project knows all the parts. APScheduler rings the bell for periodic work here and nowhere else.
+"""
+
+import fcntl
+import logging
+import os
+import platform
+import socket
+from collections.abc import Callable
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO
+
+import uvicorn
+from apscheduler.schedulers.background import BackgroundScheduler
+from platformdirs import user_data_path
+
+from cli.daemon import migrate
+from cli.daemon.bootstrap import bootstrap
+from cli.daemon.gpus import Gpus, real_gpus, simulated_gpus
+from cli.daemon.settings import Settings, SettingsProblem
+from metering.samples import StoreWindows
+from metering.pricing import PricesWithoutBudgets
+from metering.routes import ledger_routes
+from metering.telemetry import GpuCollector
+from scheduler.clock import LedgerClock
+from scheduler.core.policy import Policy
+from scheduler.executor import Executor, ExecutorError
+from scheduler.local import LocalExecutor
+from scheduler.loop import LEASE_TTL_MS, Controller
+from scheduler.refusal import Refused
+from scheduler.routes.app import api
+from scheduler.routes.needs import ApiSettings
+from scheduler.simulated import SimulatedExecutor
+from scheduler.store.database import Database, StoreError
+from scheduler.store.lease import LeaderLease
+from scheduler.telemetry import Telemetry
+from scheduler.wire.submission import SubmissionRules
+
+logger = logging.getLogger(__name__)
+
+DISTRIBUTION = "gpu-turnstile"
+INVENTORY_SECONDS = 30
+"""Between two looks at the inventory when no sample showed a change: catches what the executor alone knows."""
+WINDOW_SECONDS = 60
+"""Length of a stored sample window: 1,440 rows a GPU and day."""
+DAY_MS = 86_400_000
+
+
+class StartProblem(Exception):
+    """Why the daemon cannot start, in words that say what to do."""
+
+
+@dataclass(slots=True)
+class _Parts:
+    database: Database
+    gpus: Gpus
+    controller: Controller
+    periodic: BackgroundScheduler
+    server: uvicorn.Server
+
+
+class Daemon:
+    """A daemon from start to stop, in the calling thread."""
+
+    def __init__(self, settings: Settings, data_dir: Path, listener: socket.socket) -> None:
+        self.settings = settings
+        self.data_dir = data_dir
+        self._listener = listener
+        self.url = settings.server.url or f"http://{settings.host}:{listener.getsockname()[1]}"
+        self._parts: _Parts | None = None
+
+    def run(self, announce: Callable[["Daemon"], None]) -> None:
+        """Runs until SIGTERM or SIGINT. Calls `announce` once it answers. Raises StartProblem, StoreError."""
+        parts = self._parts = self._assemble()
+        try:
+            parts.gpus.poll()
+            parts.controller.start()
+            parts.periodic.start()
+            bootstrap(parts.controller, self.data_dir)
+            announce(self)
+            parts.server.run(sockets=[self._listener])
+        finally:
+            if parts.periodic.running:
+                parts.periodic.shutdown(wait=True)
+            parts.controller.stop()
+            parts.gpus.close()
+            parts.database.dispose()
+
+    @property
+    def controller(self) -> Controller:
+        """The controller of a daemon that runs."""
+        assert self._parts is not None, "the daemon runs"
+        return self._parts.controller
+
+    def _assemble(self) -> _Parts:
+        settings = self.settings
+        url = database_url(settings, self.data_dir)
+        try:
+            migrate.upgrade(url)
+            database = Database.open(url)
+        except ValueError as problem:
+            raise StartProblem(f"database.url: {problem}") from problem
+        clock = LedgerClock()
+        held: Callable[[str], bool] = lambda uuid: self._is_held(uuid)  # noqa: E731 -- the controller comes later
+        gpus = self._gpus(clock, held)
+        executor = self._executor(clock, gpus)
+        telemetry = Telemetry(version(DISTRIBUTION))
+        holder = f"{platform.node()}:{self.data_dir}"
+        lease = LeaderLease(database, holder, self.url, LEASE_TTL_MS)
+        controller = Controller(database, executor, clock, Policy(), lease, telemetry)
+        telemetry.registry.register(GpuCollector(gpus.snapshots, lambda _: settings.node.pool))
+        limits = ApiSettings(
+            version=version(DISTRIBUTION),
+            most_body_bytes=settings.server.body_limit_bytes,
+            requests_per_second=settings.server.requests_per_second,
+            is_metrics_open=settings.server.metrics_open,
+            rules=SubmissionRules(longest_time_limit_seconds=settings.server.longest_time_limit_seconds),
+        )
+        app = api(controller, PricesWithoutBudgets(), limits, telemetry, (ledger_routes,))
+        config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=5)
+        return _Parts(database, gpus, controller, self._periodic(gpus, executor, clock), uvicorn.Server(config))
+
+    def _gpus(self, clock: LedgerClock, is_held: Callable[[str], bool]) -> Gpus:
+        sim = self.settings.executor.sim
+        if sim is None:
+            return real_gpus(self.settings, clock)
+        try:
+            return simulated_gpus(sim, self.settings, clock, is_held)
+        except ValueError as problem:
+            raise SettingsProblem([f"executor.sim: {problem}"]) from problem
+
+    def _executor(self, clock: LedgerClock, gpus: Gpus) -> Executor:
+        if self.settings.executor.kind == "simulated":
+            return SimulatedExecutor(clock, gpus.inventory)
+        return LocalExecutor(self.data_dir / "jobs", clock, gpus.inventory)
+
+    def _is_held(self, device: str) -> bool:
+        return device in self._held_now
+
+    _held_now: frozenset[str] = frozenset()
+
+    def _periodic(self, gpus: Gpus, executor: Executor, clock: LedgerClock) -> BackgroundScheduler:
+        periodic = BackgroundScheduler(timezone="UTC", job_defaults={"coalesce": True, "max_instances": 1})
+        seconds = self.settings.metering.sample_seconds
+        periodic.add_job(_guarded(lambda: self._sample(gpus)), "interval", seconds=seconds)
+        periodic.add_job(_guarded(lambda: self._store_windows(gpus)), "interval", seconds=WINDOW_SECONDS)
+        periodic.add_job(
+            _guarded(lambda: self.controller.refresh_inventory()), "interval", seconds=INVENTORY_SECONDS
+        )
+        if isinstance(executor, LocalExecutor):
+            keep_ms = self.settings.executor.log_retention_days * DAY_MS
+            periodic.add_job(_guarded(lambda: executor.forget_logs(clock.now_ms() - keep_ms)), "interval", hours=6)
+        return periodic
+
+    def _sample(self, gpus: Gpus) -> None:
+        if self.controller.is_leading:
+            asked = self.controller.ask(lambda state, _: frozenset(device.id for device, _ in state.device_holders()))
+            self._held_now = frozenset(asked.result(timeout=5.0))
+        if gpus.poll():
+            self.controller.refresh_inventory()
+
+    def _store_windows(self, gpus: Gpus) -> None:
+        windows = gpus.close_windows()
+        if windows and self.controller.is_leading:
+            self.controller.carry_out(StoreWindows(windows)).result(timeout=30.0)
+
+
+def _guarded(work: Callable[[], object]) -> Callable[[], None]:
+    """Wraps periodic work: what goes wrong once is logged and tried again the next time."""
+
+    def run() -> None:
+        try:
+            work()
+        except (Refused, StoreError, ExecutorError, FutureTimeout, OSError) as problem:
+            logger.warning("periodic work was put off: %s", problem or type(problem).__name__)
+        except Exception:
+            logger.exception("periodic work failed")
+
+    return run
+
+
+def database_url(settings: Settings, data_dir: Path) -> str:
+    """Returns the database's URL, which may hold a password. Raises StartProblem."""
+    given = settings.database
+    if given.url_file is not None:
+        try:
+            return Path(given.url_file).read_text(encoding="utf-8").strip()
+        except OSError as problem:
+            raise StartProblem(f"database.url_file: {given.url_file}: {problem.strerror}") from problem
+    return given.url or f"sqlite:///{data_dir / 'turnstile.db'}"
+
+
+def default_data_dir(name: str = "") -> Path:
+    """Returns where a daemon keeps its data when nothing else is said."""
+    return user_data_path("turnstile") / name
+
+
+def claim_data_dir(path: Path) -> IO[str]:
+    """Makes the data directory private and locks it for this process; keep the file open. Raises StartProblem."""
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = (path / "daemon.lock").open("a+", encoding="ascii")
+    except OSError as problem:
+        raise StartProblem(f"data directory {path}: {problem.strerror}; choose another with --data-dir") from problem
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as problem:
+        lock.seek(0)
+        owner = lock.read().strip() or "unknown"
+        raise StartProblem(
+            f"another daemon (process {owner}) runs with data directory {path}; stop it, or choose another directory"
+        ) from problem
+    lock.truncate(0)
+    lock.write(str(os.getpid()))
+    lock.flush()
+    return lock
+
+
+def bind(settings: Settings) -> socket.socket:
+    """Returns a socket bound to the address of the settings. Raises StartProblem."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+    except OSError as problem:
+        listener.close()
+        raise StartProblem(
+            f"cannot listen on {settings.server.listen}: {problem.strerror}; choose another with --listen"
+        ) from problem
+    return listener
+
+

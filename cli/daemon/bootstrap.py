@@ -1,0 +1,60 @@
+"""What a new installation needs before anybody can speak with it: the first operator's token."""
+
+import logging
+import os
+from pathlib import Path
+
+from ulid import ULID
+
+from scheduler.auth import Role, new_secret, secret_hash
+from scheduler.core.model import ROOT_ACCOUNT, AccountId, UserName
+from scheduler.loop import Controller
+from scheduler.refusal import Refused
+from scheduler.store.accounts import SaveToken
+from scheduler.store.queries import count_tokens
+
+logger = logging.getLogger(__name__)
+
+OPERATOR_TOKEN = "operator.token"  # noqa: S105 -- a file's name
+SETTLE_SECONDS = 30.0
+"""How long a start waits to lead before it goes on as a follower: longer than a dead leader's lease."""
+FIRST_OPERATOR = UserName("operator")
+
+
+def bootstrap(controller: Controller, data_dir: Path) -> None:
+    """Makes the first operator's token when the installation has no token, and keeps it in the data directory.
+
+    The file is written before the token is stored: a crash between the two leaves a file that opens nothing and is
+    written again, never a token that nobody has.
+    """
+    controller.wait_until_settled(SETTLE_SECONDS)
+    if not controller.is_leading:
+        return
+    with controller.database.read() as connection:
+        if count_tokens(connection) > 0:
+            return
+    issue_token(controller, data_dir / OPERATOR_TOKEN, Role.OPERATOR, ROOT_ACCOUNT, FIRST_OPERATOR)
+    logger.info("a first operator's token is in %s", data_dir / OPERATOR_TOKEN)
+
+
+def issue_token(controller: Controller, path: Path, role: Role, account: AccountId, user: UserName) -> None:
+    """Makes a token and writes it to a file that only its owner can read. Raises Refused, OSError."""
+    secret = new_secret()
+    write_private(path, secret + "\n")
+    try:
+        controller.carry_out(SaveToken(str(ULID()), secret_hash(secret), role.value, account, user)).result()
+    except Refused:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def write_private(path: Path, content: str) -> None:
+    """Writes a file with mode 0600, whole or not at all."""
+    draft = path.with_name(path.name + ".new")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        os.fchmod(file.fileno(), 0o600)
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)

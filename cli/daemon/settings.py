@@ -1,0 +1,295 @@
+"""The daemon's settings: one TOML file, overridden by TURNSTILE_* variables, overridden by flags.
+
+Each key stands here once, with its default and its reason; `reference()` makes `docs/configuration.md` from it. All
+problems of a file are reported together. Secrets (a database URL with a password) may come from a file named by
+`database.url_file`, and are never printed.
+"""
+
+import os
+import tomllib
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin, get_type_hints
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+PREFIX = "TURNSTILE_"
+
+
+class SettingsProblem(Exception):
+    """What is wrong with the settings: every problem found, one a line."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+def _key(default: Any, why: str) -> Any:
+    if isinstance(default, dict):
+        return field(default_factory=dict, metadata={"why": why})
+    return field(default=default, metadata={"why": why})
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Where the API answers."""
+
+    listen: str = _key(
+        "127.0.0.1:8470",
+        "host:port. Loopback until somebody decides otherwise: the API speaks plain HTTP, so put TLS in front of it before it leaves the machine",
+    )
+    url: str | None = _key(None, "the address that users and followers reach it at; default http://<listen>")
+    metrics_open: bool = _key(
+        True,
+        "serve /metrics without a token. It names tenants and jobs, so set false where the port is reachable by others",
+    )
+    body_limit_bytes: int = _key(1_048_576, "largest request body. A job with a 128 KiB environment fits eight times")
+    requests_per_second: float = _key(
+        200.0,
+        "per token, sustained, with a burst of twice that. Above what a person or a submit loop needs, below what would slow others",
+    )
+    longest_time_limit_seconds: int = _key(2_592_000, "longest time limit of a job: 30 days")
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseSettings:
+    """Where everything durable lives."""
+
+    url: str | None = _key(None, "sqlite:///path or postgresql://user@host/name; default a SQLite file in data_dir")
+    url_file: str | None = _key(None, "a file that holds the URL, for URLs with a password")
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutorSettings:
+    """What runs the jobs."""
+
+    kind: str = _key("local", "local (processes on this machine) or simulated (no processes; jobs end by the clock)")
+    sim: str | None = _key(
+        None,
+        "simulated GPUs instead of NVML's, as NODESxGPUSxCLASS[,…]: 2x8xH200. With kind local, jobs are still real processes",
+    )
+    run_as: str | None = _key(
+        None, "system user that jobs run as; needs a daemon that runs as root. Default: the daemon's own user"
+    )
+    log_limit_bytes: int = _key(67_108_864, "most that is kept of a job's output: 64 MiB, the head and the tail")
+    log_retention_days: int = _key(30, "days that logs of ended jobs are kept")
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSettings:
+    """This machine, when it runs jobs itself."""
+
+    name: str | None = _key(None, "node name; default the host name")
+    pool: str = _key("main", "pool of this machine's GPUs")
+    classes: dict[str, str] = _key({}, "NVML product name to GPU class, where the built-in names don't suit")
+    reserved_cpus: int = _key(0, "CPUs kept from jobs for the system")
+    reserved_memory_gib: int = _key(0, "memory kept from jobs for the system")
+
+
+@dataclass(frozen=True, slots=True)
+class Metering:
+    """What is read off the GPUs, and how time is shown."""
+
+    sample_seconds: float = _key(15.0, "between two samples of every GPU: 10,000 GPUs then cost a fifth of a core")
+    read_deadline_seconds: float = _key(10.0, "after which a hanging NVML call is given up and its process replaced")
+    zone: str | None = _key(
+        None, "the centre's time zone (tz database name) for civil days and people; default the system's"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Logging:
+    """What the daemon says of itself, on stderr."""
+
+    level: str = _key("info", "debug, info, warning or error")
+    format: str = _key("text", "text for people, json for collectors")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All of the daemon's settings."""
+
+    data_dir: str | None = _key(
+        None, "directory of the database file, job logs and run state; default the user's data directory"
+    )
+    server: Server = field(default_factory=Server)
+    database: DatabaseSettings = field(default_factory=DatabaseSettings)
+    executor: ExecutorSettings = field(default_factory=ExecutorSettings)
+    node: NodeSettings = field(default_factory=NodeSettings)
+    metering: Metering = field(default_factory=Metering)
+    logging: Logging = field(default_factory=Logging)
+
+    @property
+    def host(self) -> str:
+        """The address to listen on."""
+        return self.server.listen.rpartition(":")[0].strip("[]")
+
+    @property
+    def port(self) -> int:
+        """The port to listen on; 0 takes a free one."""
+        return int(self.server.listen.rpartition(":")[2])
+
+
+def load(
+    path: Path | None, environment: Mapping[str, str] | None = None, overrides: Mapping[str, Any] | None = None
+) -> Settings:
+    """Returns the settings of a file, under the environment, under the overrides (`{"server.listen": …}`).
+
+    Raises SettingsProblem with every problem found.
+    """
+    problems: list[str] = []
+    raw: dict[str, Any] = {}
+    if path is not None:
+        try:
+            raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise SettingsProblem([f"{path}: {error.strerror}; check the path given with --config"]) from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise SettingsProblem([f"{path}: not valid TOML: {error}"]) from error
+    _merge_environment(raw, os.environ if environment is None else environment, problems)
+    for dotted, value in (overrides or {}).items():
+        _put(raw, dotted, value)
+    settings: Settings = _build(Settings, raw, "", problems)
+    _check(settings, problems)
+    if problems:
+        raise SettingsProblem(problems)
+    return settings
+
+
+def _sections() -> dict[str, type]:
+    hints = get_type_hints(Settings)
+    return {each.name: hints[each.name] for each in fields(Settings) if hints[each.name].__module__ == __name__}
+
+
+def _merge_environment(raw: dict[str, Any], environment: Mapping[str, str], problems: list[str]) -> None:
+    known = {"DATA_DIR": "data_dir"}
+    for section, kind in _sections().items():
+        for each in fields(kind):
+            known[f"{section}_{each.name}".upper()] = f"{section}.{each.name}"
+    for name, value in sorted(environment.items()):
+        if not name.startswith(PREFIX):
+            continue
+        rest = name.removeprefix(PREFIX)
+        if rest in known:
+            _put(raw, known[rest], value)
+        elif any(rest.startswith(f"{section.upper()}_") for section in _sections()):
+            close = get_close_matches(rest, known, 1)
+            hint = f"; did you mean {PREFIX}{close[0]}?" if close else ""
+            problems.append(f"environment: {name} names no setting{hint}")
+
+
+def _put(raw: dict[str, Any], dotted: str, value: Any) -> None:
+    section, _, name = dotted.rpartition(".")
+    target = raw.setdefault(section, {}) if section else raw
+    if isinstance(target, dict):
+        target[name] = value
+
+
+def _build(kind: type, raw: Any, where: str, problems: list[str]) -> Any:
+    if not isinstance(raw, dict):
+        problems.append(f"{where.rstrip('.')}: must be a table, [{where.rstrip('.')}]")
+        return kind()
+    hints = get_type_hints(kind)
+    names = {each.name for each in fields(kind)}
+    for unknown in sorted(set(raw) - names):
+        close = get_close_matches(unknown, names, 1)
+        problems.append(f"{where}{unknown}: unknown key" + (f", did you mean '{close[0]}'?" if close else ""))
+    values: dict[str, Any] = {}
+    for name in names & set(raw):
+        wanted = hints[name]
+        if name in _sections() and kind is Settings:
+            values[name] = _build(wanted, raw[name], f"{name}.", problems)
+        else:
+            values[name] = _convert(wanted, raw[name], f"{where}{name}", problems)
+    return kind(**{name: value for name, value in values.items() if value is not None})
+
+
+def _convert(wanted: Any, value: Any, where: str, problems: list[str]) -> Any:
+    if get_origin(wanted) in {Union, types.UnionType}:
+        wanted = next(each for each in get_args(wanted) if each is not type(None))
+    if get_origin(wanted) is dict:
+        if isinstance(value, dict) and all(isinstance(each, str) for each in value.values()):
+            return value
+        problems.append(f"{where}: must be a table of texts")
+        return None
+    try:
+        if wanted is bool and isinstance(value, str):
+            return {"true": True, "1": True, "false": False, "0": False}[value.lower()]
+        if wanted in {int, float} and not isinstance(value, bool) and isinstance(value, str | int | float):
+            number = wanted(value)
+            if wanted is int and isinstance(value, float) and value != number:
+                raise ValueError(value)
+            return number
+        if isinstance(value, wanted):
+            return value
+    except (KeyError, ValueError):
+        pass
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text in quotes"}[wanted]
+    problems.append(f"{where}: must be {words}, not {value!r}")
+    return None
+
+
+def _check(settings: Settings, problems: list[str]) -> None:
+    server, executor, metering = settings.server, settings.executor, settings.metering
+    host, colon, port = server.listen.rpartition(":")
+    if not (host and colon and port.isdigit() and int(port) < 65_536):
+        problems.append(f"server.listen: {server.listen!r} is not host:port, such as 127.0.0.1:8470")
+    for where, number in (
+        ("server.body_limit_bytes", server.body_limit_bytes),
+        ("server.requests_per_second", server.requests_per_second),
+        ("server.longest_time_limit_seconds", server.longest_time_limit_seconds),
+        ("executor.log_limit_bytes", executor.log_limit_bytes),
+        ("executor.log_retention_days", executor.log_retention_days),
+        ("metering.sample_seconds", metering.sample_seconds),
+        ("metering.read_deadline_seconds", metering.read_deadline_seconds),
+    ):
+        if not number > 0:
+            problems.append(f"{where}: must be more than 0, not {number}")
+    for where, value, allowed in (
+        ("executor.kind", executor.kind, ("local", "simulated")),
+        ("logging.level", settings.logging.level, ("debug", "info", "warning", "error")),
+        ("logging.format", settings.logging.format, ("text", "json")),
+    ):
+        if value not in allowed:
+            problems.append(f"{where}: must be one of {', '.join(allowed)}, not {value!r}")
+    if executor.kind == "simulated" and executor.sim is None:
+        problems.append('executor.sim: the simulated executor needs GPUs to simulate, such as "2x8xH200"')
+    if settings.database.url is not None and settings.database.url_file is not None:
+        problems.append("database.url, database.url_file: give one of the two")
+    if metering.zone is not None:
+        try:
+            ZoneInfo(metering.zone)
+        except (ZoneInfoNotFoundError, ValueError):
+            problems.append(
+                f"metering.zone: {metering.zone!r} is not in the tz database; write one such as Asia/Shanghai"
+            )
+
+
+def reference() -> str:
+    """Returns the settings as a page: every key with its type, default and reason."""
+    lines = [
+        "# Configuration",
+        "",
+        "One TOML file (`turnstile serve --config turnstile.toml`), overridden by environment variables, overridden by flags.",
+        "The variable of a key is `TURNSTILE_<SECTION>_<KEY>`. This page is made from `cli/daemon/settings.py`; a test holds them together.",
+        "",
+    ]
+    tables: list[tuple[str, type]] = [("", Settings), *_sections().items()]
+    for section, kind in tables:
+        hints = get_type_hints(kind)
+        if section:
+            lines += [f"## [{section}]", "", (kind.__doc__ or "").strip(), ""]
+        lines += ["| key | type | default | why |", "|---|---|---|---|"]
+        for each in fields(kind):
+            if "why" in each.metadata:
+                default = each.default if each.default_factory is not dict else {}
+                shown = (
+                    "–" if default is None else f"`{str(default).lower() if isinstance(default, bool) else default}`"
+                )
+                name = getattr(hints[each.name], "__name__", None) or str(hints[each.name])
+                name = str(hints[each.name]).removeprefix("<class '").removesuffix("'>").replace(" | None", "")
+                lines.append(f"| `{each.name}` | {name} | {shown} | {each.metadata['why']} |")
+        lines.append("")
+    return "\n".join(lines)

@@ -1,0 +1,276 @@
+"""The thread that owns the state: takes in events, answers questions, plans, and brings its plans to the desk.
+
+It shares no lock with queries or submissions. Between two ticks it answers questions about the state (`ask`); it plans
+when something changed or a begin time came, and never again before its last plan is committed and taken in.
+"""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from scheduler.clock import Clock
+from scheduler.core.cycle import plan
+from scheduler.core.events import (
+    AllocationEnded,
+    AllocationMade,
+    AllocationStarted,
+    AllocationStopping,
+    Event,
+    JobEnded,
+    NodeChanged,
+    NodeRemoved,
+)
+from scheduler.core.lifecycle import ENDS
+from scheduler.core.model import GPU_UNITS, Allocation, GpuClass, PoolName, tenant_of
+from scheduler.core.plan import Plan
+from scheduler.core.policy import Policy
+from scheduler.core.state import ClusterState
+from scheduler.desk import Desk
+from scheduler.executor import StartOrder
+from scheduler.observer import Observer
+from scheduler.refusal import RefusalCode, Refused
+from scheduler.store.allocations import ApplyPlan
+from scheduler.store.database import StoreError
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+IDLE_SECONDS = 5.0
+"""A tick at least this often, so that a stalled planner shows in its metrics."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A size of node that exists, drained and failed ones included, and how many there are."""
+
+    gpu_class: GpuClass
+    pool: PoolName
+    gpus: int
+    cpu_millicores: int
+    memory_bytes: int
+    nodes: int
+    labels: "FrozenLabels"
+
+
+class FrozenLabels(dict[str, str]):
+    """Labels as a key: equal by content and hashable; nobody changes them after they are made."""
+
+    def __hash__(self) -> int:  # type: ignore[override] # dict sets it to None
+        return hash(frozenset(self.items()))
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    put: Callable[[ClusterState, Plan], Any]
+    future: Future[Any]
+
+
+class Planner:
+    """Owns a ClusterState from start to stop."""
+
+    def __init__(
+        self,
+        state: ClusterState,
+        policy: Policy,
+        clock: Clock,
+        desk: Desk,
+        launch: Callable[[Sequence[StartOrder]], None],
+        observer: Observer,
+    ) -> None:
+        self._state = state
+        self._policy = policy
+        self._clock = clock
+        self._desk = desk
+        self._launch = launch
+        self._observer = observer
+        self._inbox: queue.Queue[Sequence[Event] | _Question | None] = queue.Queue()
+        self._plan = Plan(0, clock.now_ms())
+        self._thread = threading.Thread(target=self._run, name="planner", daemon=True)
+        self._is_broken: Exception | None = None
+        self.offers: tuple[Offer, ...] = offers_of(state)
+        self.last_tick_ms = clock.now_ms()
+
+    def start(self) -> None:
+        """Begins to plan."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends after the tick in progress."""
+        self._inbox.put(None)
+        self._thread.join()
+
+    @property
+    def problem(self) -> str | None:
+        """What broke the planner, in words; None while it works."""
+        return None if self._is_broken is None else f"the planner stopped: {self._is_broken!r}; restart the daemon"
+
+    def take_in(self, happened: Sequence[Event]) -> None:
+        """Queues durable events, in commit order."""
+        self._inbox.put(happened)
+
+    def ask(self, question: Callable[[ClusterState, Plan], T]) -> Future[T]:
+        """Runs a read-only question between two ticks, after everything committed so far."""
+        future: Future[T] = Future()
+        if self._is_broken is not None:
+            future.set_exception(Refused(RefusalCode.UNAVAILABLE, self.problem or ""))
+        else:
+            self._inbox.put(_Question(question, future))
+        return future
+
+    def _run(self) -> None:
+        try:
+            self._tick()
+            while self._receive():
+                self._tick()
+        except Exception as problem:
+            # An event that cannot have happened, or a planner that contradicts itself: going on would decide on a
+            # wrong state. The store is right by construction; a restart rebuilds the state from it.
+            logger.exception("the planner stopped")
+            self._is_broken = problem
+            self._turn_questions_away()
+
+    def _receive(self) -> bool:
+        """Takes in all that has queued, waiting for the first if there is nothing; False when told to stop."""
+        try:
+            item = self._inbox.get(timeout=self._idle_seconds())
+        except queue.Empty:
+            return True
+        needs_tick = False
+        while True:
+            if item is None:
+                return False
+            if isinstance(item, _Question):
+                self._answer(item)
+            else:
+                needs_tick |= self._absorb(item)
+            try:
+                item = self._inbox.get_nowait()
+            except queue.Empty:
+                if needs_tick:
+                    return True
+                try:
+                    item = self._inbox.get(timeout=self._idle_seconds())
+                except queue.Empty:
+                    return True
+
+    def _idle_seconds(self) -> float:
+        wake_at_ms = self._plan.wake_at_ms
+        if wake_at_ms is None:
+            return IDLE_SECONDS
+        return min(IDLE_SECONDS, max(0, wake_at_ms - self._clock.now_ms()) / 1000)
+
+    def _absorb(self, happened: Sequence[Event]) -> bool:
+        """Takes events into the state; True when they can change what a plan would say. No events mean: plan again."""
+        nodes_changed = False
+        needs_tick = not happened
+        for event in happened:
+            if isinstance(event, JobEnded):
+                self._observer.job_finished(tenant_of(self._state.jobs[event.job].account), event.state)
+            self._state.apply(event)
+            if isinstance(event, AllocationMade):
+                self._report_start(event.allocation)
+            elif isinstance(event, AllocationEnded) and event.job.state in ENDS:
+                self._observer.job_finished(tenant_of(event.job.account), event.job.state)
+            nodes_changed |= isinstance(event, NodeChanged | NodeRemoved)
+            needs_tick |= not isinstance(event, AllocationMade | AllocationStarted | AllocationStopping)
+        if nodes_changed:
+            self.offers = offers_of(self._state)
+        return needs_tick
+
+    def _report_start(self, allocation: Allocation) -> None:
+        job = self._state.jobs[allocation.job]
+        pool = self._state.node(allocation.grants[0].node).pool
+        gpus = -(-allocation.total_units // GPU_UNITS)
+        waited_seconds = (allocation.decided_ms - job.submitted_ms) / 1000
+        self._observer.job_started(pool, tenant_of(allocation.account), gpus, waited_seconds)
+
+    def _answer(self, question: _Question) -> None:
+        try:
+            question.future.set_result(question.put(self._state, self._plan))
+        except Exception as problem:  # noqa: BLE001 -- the asker gets it; the planner goes on
+            question.future.set_exception(problem)
+
+    def _tick(self) -> None:
+        """Plans and commits until nothing more can start now."""
+        while True:
+            began = time.perf_counter()
+            made = plan(self._state, self._policy, self._clock.now_ms(), self._plan.decision + 1)
+            self._observer.cycle(time.perf_counter() - began)
+            self._plan = made
+            self.last_tick_ms = made.now_ms
+            if not made.starts and not made.stops:
+                return
+            if not self._bring(made):
+                return
+            if not made.is_partial:
+                return
+
+    def _bring(self, made: Plan) -> bool:
+        try:
+            applied = self._desk.carry_out(ApplyPlan(made), is_internal=True).result()
+        except (StoreError, Refused) as problem:
+            # The desk closes, or ends this term of leadership because the store failed; the next term plans anew.
+            logger.warning("plan %d was not committed: %s", made.decision, problem)
+            return False
+        self._launch(applied.started)
+        if applied.rejected:
+            logger.info("plan %d: %d starts were overtaken by events", made.decision, len(applied.rejected))
+            self._inbox.put(())
+        self._drain_events()
+        return True
+
+    def _drain_events(self) -> None:
+        """Takes in what the commit of the plan has put into the inbox; questions wait for the end of the tick."""
+        later: list[_Question | None] = []
+        needs_tick = False
+        while True:
+            try:
+                item = self._inbox.get_nowait()
+            except queue.Empty:
+                break
+            if item is None or isinstance(item, _Question):
+                later.append(item)
+            else:
+                needs_tick |= self._absorb(item)
+        if needs_tick:
+            self._inbox.put(())
+        for item in later:
+            self._inbox.put(item)
+
+    def _turn_questions_away(self) -> None:
+        while True:
+            try:
+                item = self._inbox.get_nowait()
+            except queue.Empty:
+                return
+            if isinstance(item, _Question):
+                item.future.set_exception(Refused(RefusalCode.UNAVAILABLE, self.problem or ""))
+
+
+def offers_of(state: ClusterState) -> tuple[Offer, ...]:
+    """Returns the distinct sizes of the nodes there are, in a fixed order."""
+    counts: dict[Offer, int] = {}
+    for room in state.capacity.rooms.values():
+        node = room.node
+        key = Offer(
+            node.gpu_class,
+            node.pool,
+            len(room.devices),
+            node.cpu_millicores,
+            node.memory_bytes,
+            1,
+            FrozenLabels(node.labels),
+        )
+        counts[key] = counts.get(key, 0) + 1
+    found = [
+        Offer(key.gpu_class, key.pool, key.gpus, key.cpu_millicores, key.memory_bytes, count, key.labels)
+        for key, count in counts.items()
+    ]
+    return tuple(
+        sorted(found, key=lambda offer: (offer.gpu_class, offer.pool, offer.gpus, sorted(offer.labels.items())))
+    )

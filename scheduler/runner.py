@@ -1,0 +1,238 @@
+"""The thread that speaks with the executor: carries out starts and stops, and brings what it observes to the desk.
+
+An end is acknowledged to the executor only after it is committed, so that a crash between the two reports it again. An
+executor that is out of order is asked again later; nothing about an allocation follows from its silence.
+"""
+
+import heapq
+import logging
+import queue
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import count
+
+from scheduler.clock import Clock
+from scheduler.core.model import AllocationId, EndReason
+from scheduler.core.occupancy import Evidence
+from scheduler.desk import Desk
+from scheduler.executor import (
+    Ended,
+    Executor,
+    ExecutorError,
+    NodeInventory,
+    Observation,
+    Started,
+    StartOrder,
+    StartRefused,
+)
+from scheduler.refusal import Refused
+from scheduler.store.database import StoreError
+from scheduler.store.inventory import SyncInventory
+from scheduler.store.observations import RecordObservations
+
+logger = logging.getLogger(__name__)
+
+LONGEST_SLEEP_SECONDS = 1.0
+"""Between two looks at the executor when nothing rings: bounds how late a lost doorbell is made good."""
+RETRY_FIRST_SECONDS = 0.5
+RETRY_MOST_SECONDS = 30.0
+"""Back-off of an order that the executor could not take."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Launch:
+    order: StartOrder
+
+
+@dataclass(frozen=True, slots=True)
+class _Stop:
+    allocation: AllocationId
+    reason: EndReason
+
+
+@dataclass(frozen=True, slots=True)
+class _Refresh:
+    """Read the inventory now."""
+
+
+_Action = _Launch | _Stop | _Refresh
+
+
+@dataclass(order=True, slots=True)
+class _Again:
+    due: float
+    number: int
+    action: _Action = field(compare=False)
+    delay_seconds: float = field(compare=False)
+
+
+class Runner:
+    """Owns the executor from start to stop."""
+
+    def __init__(self, executor: Executor, clock: Clock, desk: Desk, live: Sequence[StartOrder]) -> None:
+        self._executor = executor
+        self._clock = clock
+        self._desk = desk
+        self._actions: queue.SimpleQueue[_Action] = queue.SimpleQueue()
+        self._again: list[_Again] = []
+        self._numbers = count()
+        self._live = {order.allocation.id: order for order in live}
+        self._stop_at_start: dict[AllocationId, EndReason] = {}
+        self._unrecorded: list[Observation] = []
+        self._inventory: tuple[NodeInventory, ...] | None = None
+        self._is_stopping = False
+        self._thread = threading.Thread(target=self._run, name="runner", daemon=True)
+        self.problem: str | None = None
+        """What is wrong with the executor, in words; None while it answers."""
+        self.last_heard_ms = clock.now_ms()
+
+    def recover(self) -> None:
+        """Takes up what ran before, then reads the inventory; called once, before `start`. Raises ExecutorError."""
+        orders = tuple(self._live.values())
+        self._executor.recover(orders)
+        for order in orders:
+            if order.allocation.stop_reason is not None:
+                self._carry_out(_Stop(order.allocation.id, order.allocation.stop_reason))
+        self._actions.put(_Refresh())
+
+    def start(self) -> None:
+        """Begins to carry out and to observe."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends after the action in progress. Jobs keep running."""
+        self._is_stopping = True
+        self._executor.wake()
+        self._thread.join()
+
+    def launch(self, orders: Sequence[StartOrder]) -> None:
+        """Queues committed allocations to be started."""
+        for order in orders:
+            self._actions.put(_Launch(order))
+        if orders:
+            self._executor.wake()
+
+    def end(self, allocation: AllocationId, reason: EndReason) -> None:
+        """Queues a committed stop."""
+        self._actions.put(_Stop(allocation, reason))
+        self._executor.wake()
+
+    def refresh_inventory(self) -> None:
+        """Queues a look at the executor's nodes."""
+        self._actions.put(_Refresh())
+        self._executor.wake()
+
+    def _run(self) -> None:
+        while not self._is_stopping:
+            try:
+                self._step()
+            except Exception:
+                # The loop's edge: one bad order or report must not leave every other job unobserved.
+                logger.exception("a step of the runner failed")
+                time.sleep(LONGEST_SLEEP_SECONDS)
+
+    def _step(self) -> None:
+        self._take_actions()
+        try:
+            self._unrecorded.extend(self._executor.observe())
+        except ExecutorError as problem:
+            self._say(problem)
+        else:
+            self._say(None)
+        if self._unrecorded:
+            self._record()
+        if self._actions.empty() and not self._is_stopping:
+            self._executor.wait_for_news(self._sleep_seconds())
+
+    def _take_actions(self) -> None:
+        """Carries out what is queued and due; looks up from it now and then, so that ends are not left waiting."""
+        now = time.monotonic()
+        while self._again and self._again[0].due <= now:
+            again = heapq.heappop(self._again)
+            self._carry_out(again.action, again.delay_seconds)
+        for _ in range(64):
+            try:
+                action = self._actions.get_nowait()
+            except queue.Empty:
+                return
+            self._carry_out(action)
+
+    def _carry_out(self, action: _Action, delay_seconds: float = 0.0) -> None:
+        try:
+            if isinstance(action, _Launch):
+                self._start(action.order)
+            elif isinstance(action, _Stop):
+                self._stop(action)
+            else:
+                self._sync_inventory()
+        except ExecutorError as problem:
+            self._say(problem)
+            later = min(RETRY_MOST_SECONDS, max(RETRY_FIRST_SECONDS, delay_seconds * 2))
+            heapq.heappush(self._again, _Again(time.monotonic() + later, next(self._numbers), action, later))
+
+    def _start(self, order: StartOrder) -> None:
+        allocation = order.allocation.id
+        self._live[allocation] = order
+        try:
+            self._executor.start(order)
+        except StartRefused as refused:
+            self._stop_at_start.pop(allocation, None)
+            self._unrecorded.append(
+                Ended(allocation, self._clock.now_ms(), None, EndReason.LAUNCH_FAILED, detail=str(refused))
+            )
+            return
+        reason = self._stop_at_start.pop(allocation, None)
+        if reason is not None:
+            self._executor.stop(allocation, order.spec.grace_seconds, reason)
+
+    def _stop(self, action: _Stop) -> None:
+        order = self._live.get(action.allocation)
+        if order is None:
+            # Committed after the start, yet here before it: the start is on its way through the planner's thread.
+            self._stop_at_start[action.allocation] = action.reason
+        else:
+            self._executor.stop(action.allocation, order.spec.grace_seconds, action.reason)
+
+    def _sync_inventory(self) -> None:
+        found = tuple(self._executor.inventory())
+        if found == self._inventory:
+            return
+        try:
+            self._desk.carry_out(SyncInventory(found, Evidence.CONTROLLER), is_internal=True).result()
+        except (StoreError, Refused) as problem:
+            logger.warning("the inventory was not stored: %s", problem)
+            return
+        self._inventory = found
+
+    def _record(self) -> None:
+        """Commits what was observed; what cannot be committed now is kept for the next step."""
+        observed = tuple(dict.fromkeys(self._unrecorded))
+        try:
+            self._desk.carry_out(RecordObservations(observed), is_internal=True).result()
+        except (StoreError, Refused) as problem:
+            logger.warning("%d observations were not stored: %s", len(observed), problem)
+            time.sleep(RETRY_FIRST_SECONDS)
+            return
+        self._unrecorded.clear()
+        for observation in observed:
+            if isinstance(observation, Started):
+                continue
+            self._live.pop(observation.allocation, None)
+            self._stop_at_start.pop(observation.allocation, None)
+            self._executor.acknowledge(observation.allocation)
+
+    def _sleep_seconds(self) -> float:
+        if not self._again:
+            return LONGEST_SLEEP_SECONDS
+        return min(LONGEST_SLEEP_SECONDS, max(0.0, self._again[0].due - time.monotonic()))
+
+    def _say(self, problem: ExecutorError | None) -> None:
+        if problem is not None:
+            if self.problem is None:
+                logger.warning("the executor is out of order: %s", problem)
+            self.problem = f"the executor is out of order: {problem}"
+        else:
+            self.problem = None
+            self.last_heard_ms = self._clock.now_ms()

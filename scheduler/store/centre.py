@@ -1,0 +1,131 @@
+"""Answers about the centre: accounts, tokens, nodes, pools, and who holds which device.
+
+Each function takes the connection of a `Database.read()` transaction. Who may see what is decided by the caller.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from scheduler.core.model import Account, AccountId, Booking, Device, GpuClass, Node, PoolName, UserName
+from scheduler.core.occupancy import Cursor, OccupancyState
+from scheduler.store.codec import ACCOUNT_COLUMNS, CURSOR_COLUMNS, account_of, cursor_of
+from scheduler.store.nodes import load_nodes
+from scheduler.store.tables import ACCOUNT, DEVICE_CURSOR, NODE, POOL, TOKEN
+
+_TOKEN_COLUMNS = (
+    *(TOKEN.c.id, TOKEN.c.role, TOKEN.c.account, TOKEN.c.user, TOKEN.c.created_ms, TOKEN.c.expires_ms),
+    TOKEN.c.revoked_ms,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRecord:
+    """A token without its secret."""
+
+    id: str
+    role: str
+    account: AccountId
+    user: UserName
+    created_ms: int
+    expires_ms: int | None
+    revoked_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class AccountRecord:
+    """An account with its name for people."""
+
+    account: Account
+    display_name: str
+    created_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRecord:
+    """A node as the planner sees it, with the admin's drain and when it was last seen."""
+
+    node: Node
+    devices: tuple[Device, ...]
+    drain_reason: str | None
+    seen_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class PoolRecord:
+    """A pool."""
+
+    name: PoolName
+    is_closed: bool
+    reason: str | None
+
+
+def units_held(connection: Connection) -> dict[tuple[AccountId, GpuClass, Booking], int]:
+    """Returns the capacity units held now, by project, class and booking."""
+    columns = (DEVICE_CURSOR.c.holder, DEVICE_CURSOR.c.gpu_class, DEVICE_CURSOR.c.booking)
+    statement = (
+        sa.select(*columns, sa.func.sum(DEVICE_CURSOR.c.units))
+        .where(DEVICE_CURSOR.c.state == OccupancyState.ALLOCATED.value)
+        .group_by(*columns)
+    )
+    return {
+        (AccountId(holder), GpuClass(gpu_class), Booking(booking)): int(units)
+        for holder, gpu_class, booking, units in connection.execute(statement)
+    }
+
+
+def units_by_state(connection: Connection) -> dict[tuple[GpuClass, OccupancyState], int]:
+    """Returns the capacity units in each state now, by class."""
+    columns = (DEVICE_CURSOR.c.gpu_class, DEVICE_CURSOR.c.state)
+    statement = sa.select(*columns, sa.func.sum(DEVICE_CURSOR.c.units)).group_by(*columns)
+    return {
+        (GpuClass(gpu_class), OccupancyState(state)): int(units)
+        for gpu_class, state, units in connection.execute(statement)
+    }
+
+
+def accounts(connection: Connection) -> list[AccountRecord]:
+    """Returns every account, in order of path."""
+    statement = sa.select(*ACCOUNT_COLUMNS, ACCOUNT.c.display_name, ACCOUNT.c.created_ms).order_by(ACCOUNT.c.id)
+    return [AccountRecord(account_of(row[:-2]), row[-2], row[-1]) for row in connection.execute(statement)]
+
+
+def token_by_hash(connection: Connection, secret_hash: str) -> TokenRecord | None:
+    """Returns the token whose secret has this hash, expired and revoked ones too; None if there is none."""
+    row = connection.execute(sa.select(*_TOKEN_COLUMNS).where(TOKEN.c.secret_hash == secret_hash)).one_or_none()
+    return None if row is None else TokenRecord(*row)
+
+
+def tokens(connection: Connection) -> list[TokenRecord]:
+    """Returns every token, oldest first."""
+    return [TokenRecord(*row) for row in connection.execute(sa.select(*_TOKEN_COLUMNS).order_by(TOKEN.c.id))]
+
+
+def nodes(connection: Connection) -> list[NodeRecord]:
+    """Returns the nodes there are, in order of name."""
+    seen = {row.name: row.seen_ms for row in connection.execute(sa.select(NODE.c.name, NODE.c.seen_ms))}
+    return [
+        NodeRecord(known.effective, known.devices, known.drain_reason, seen[name])
+        for name, known in load_nodes(connection).items()
+    ]
+
+
+def pools(connection: Connection) -> list[PoolRecord]:
+    """Returns the pools, in order of name."""
+    statement = sa.select(POOL.c.name, POOL.c.is_closed, POOL.c.reason).order_by(POOL.c.name)
+    return [PoolRecord(*row) for row in connection.execute(statement)]
+
+
+def device_cursors(connection: Connection, node: str | None = None) -> Iterator[tuple[Device, Cursor]]:
+    """Yields each device of the inventory with each of its open lanes: who holds what, by node, place and lane."""
+    known = load_nodes(connection)
+    devices = {device.id: device for name, each in known.items() if node in {None, name} for device in each.devices}
+    lanes: dict[str, list[Cursor]] = {}
+    for row in connection.execute(sa.select(*CURSOR_COLUMNS).order_by(DEVICE_CURSOR.c.device, DEVICE_CURSOR.c.lane)):
+        if row.device in devices:
+            lanes.setdefault(row.device, []).append(cursor_of(row))
+    for device in devices.values():
+        for cursor in lanes.get(device.id, ()):
+            yield device, cursor

@@ -1,0 +1,1 @@
+"""Executors: one contract for all, and what only real processes can show."""
