@@ -151,7 +151,9 @@ def test_projects_are_named_from_the_tokens_own_account(people: People) -> None:
     assert (operator.status_code, operator.json()["code"]) == (422, "invalid")
 
 
-@pytest.mark.parametrize("name", ["=cmd|' /C calc'!A0", "../../etc/passwd", "训练任务", "<script>alert(1)</script>", "💥 job"])
+@pytest.mark.parametrize(
+    "name", ["=cmd|' /C calc'!A0", "../../etc/passwd", "训练任务", "<script>alert(1)</script>", "💥 job"]
+)
 def test_hostile_and_foreign_names_come_back_as_they_were_sent(people: People, name: str) -> None:
     user = people.user()
     job = user.submit(name=name)
