@@ -24,7 +24,10 @@ def gang(gpus: int, most_per_node: int = GPUS_PER_NODE) -> tuple[int, int]:
 
 def cluster(nodes: int, gpus: int = GPUS_PER_NODE, gpu_class: str = "P40") -> str:
     """Returns a cluster file of equal nodes."""
-    return f'[[nodes]]\ncount = {nodes}\nname = "node"\ngpu_class = "{gpu_class}"\ngpus = {gpus}\ncpus = {gpus * 6}\nmemory_gib = {gpus * 64}\n'
+    return (
+        f'[[nodes]]\ncount = {nodes}\nname = "node"\ngpu_class = "{gpu_class}"\ngpus = {gpus}\n'
+        f"cpus = {gpus * 6}\nmemory_gib = {gpus * 64}\n"
+    )
 
 
 def philly(path: Path, first: int | None) -> Iterator[dict[str, object]]:

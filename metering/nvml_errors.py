@@ -19,15 +19,15 @@ class NvmlError(Exception):
         self.code = code
 
 
-class NvmlUnavailable(NvmlError):  # noqa: N818 -- a state of the machine
+class NvmlUnavailable(NvmlError):
     """Nothing on this machine can be read until somebody acts."""
 
 
-class GpuFault(NvmlError):  # noqa: N818 -- a state of the GPU
+class GpuFault(NvmlError):
     """This GPU cannot be read until somebody acts; the others can."""
 
 
-class NotOffered(NvmlError):  # noqa: N818 -- normal for single fields
+class NotOffered(NvmlError):
     """This GPU, driver or user has no such field."""
 
 

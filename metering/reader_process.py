@@ -234,8 +234,8 @@ class _Child:
         self._buffer = bytearray()
 
     def _pipes(self) -> tuple[IO[bytes], IO[bytes]]:
-        assert self.process.stdin is not None, "asked for a pipe"  # noqa: S101 -- for the type checker
-        assert self.process.stdout is not None, "asked for a pipe"  # noqa: S101 -- for the type checker
+        assert self.process.stdin is not None, "asked for a pipe"
+        assert self.process.stdout is not None, "asked for a pipe"
         return self.process.stdin, self.process.stdout
 
     def send(self, request: Mapping[str, object]) -> bool:

@@ -2,8 +2,8 @@
 
 Reads only, streams, and trusts nothing that it can derive: hashes are computed again, intervals are laid side by side,
 open intervals are held against the allocations that they belong to. What nothing else in the database repeats cannot
-be proved: why a device is unavailable now, and whether an open interval's version is higher than it need be. Whoever
-writes the whole ledger anew, hashes included, is found by the chain head in the manifest of an earlier export.
+be proved: whether an open interval's version is higher than it need be. Whoever writes the whole ledger anew, hashes
+included, is found by the chain head in the manifest of an earlier export.
 """
 
 from dataclasses import dataclass
@@ -18,10 +18,11 @@ from metering.verify_files import verify_export
 from metering.verify_holders import verify_allocations, verify_cursors
 from scheduler.core.occupancy import GENESIS_HASH, Cursor, Interval, OccupancyState, interval_hash
 from scheduler.refusal import Refused
-from scheduler.store.codec import interval_of
+from scheduler.store.codec import cursor_of, interval_of
 from scheduler.store.ledger_rows import (
     LedgerDevice,
     chain_rows,
+    cursor_rows,
     cursors,
     devices,
     devices_in_ledger,
@@ -31,6 +32,8 @@ from scheduler.store.read import latest_known_ms, ledger_head
 
 __all__ = ["Check", "Finding", "Report", "verify", "verify_export"]
 END_OF_TIME_MS = 1 << 62
+_UNREADABLE = (ValueError, LookupError, AssertionError, TypeError)
+"""What reading a row raises that says an unknown word, half a holder, or a text where a number belongs."""
 
 
 def verify(connection: Connection, known_until_ms: int | None = None) -> Report:
@@ -39,7 +42,7 @@ def verify(connection: Connection, known_until_ms: int | None = None) -> Report:
     Open intervals count up to `known_until_ms`, by default the latest time in the ledger itself.
     """
     report = Report()
-    is_readable = _verify_chain(connection, report)
+    is_readable = _verify_chain(connection, report) and _verify_readable(connection, report)
     _verify_price_books(connection, report)
     if not is_readable:
         # Rows that say no known word cannot be laid beside others; the findings so far name them.
@@ -62,14 +65,27 @@ def _verify_chain(connection: Connection, report: Report) -> bool:
         sequence, previous = row.sequence, row.hash
         try:
             interval = interval_of(row)
-        except (ValueError, AssertionError, TypeError) as error:
+        except _UNREADABLE as error:
             is_readable = False
-            report.wrong(Check.CHAIN, where, "a row that can be read", str(error))
+            report.wrong(Check.CHAIN, where, "a row that can be read", repr(error))
             continue
         report.expect(Check.CHAIN, where, f"hash {interval_hash(row.previous_hash, interval)}", f"hash {row.hash}")
     head = ledger_head(connection)
     report.expect(Check.SEQUENCE, "ledger_head sequence", sequence, head.sequence)
     report.expect(Check.SEQUENCE, "ledger_head hash", previous, head.hash)
+    return is_readable
+
+
+def _verify_readable(connection: Connection, report: Report) -> bool:
+    """Returns whether every open interval could be read."""
+    is_readable = True
+    for row in cursor_rows(connection):
+        try:
+            cursor_of(row)
+        except _UNREADABLE as error:
+            is_readable = False
+            where = f"device {row.device} lane {row.lane}, open interval"
+            report.wrong(Check.CURSOR, where, "a row that can be read", repr(error))
     return is_readable
 
 

@@ -14,7 +14,7 @@ from scheduler.store.ledger_rows import (
     last_of_lane,
     orphans,
 )
-from scheduler.store.nodes import load_nodes
+from scheduler.store.nodes import load_nodes, resting
 
 _ALL_TIME_MS = (-1, 1 << 62)
 
@@ -22,6 +22,7 @@ _ALL_TIME_MS = (-1, 1 << 62)
 def verify_cursors(connection: Connection, report: Report) -> None:
     """Checks that each open interval continues the lane's last closed one, and that each device has its lane 0."""
     classes = {device.id: device.gpu_class for device in devices(connection)}
+    resting_states = _resting_states(connection)
     seen: set[DeviceId] = set()
     for cursor in cursors(connection):
         report.count("cursors")
@@ -32,7 +33,13 @@ def verify_cursors(connection: Connection, report: Report) -> None:
         last = last_of_lane(connection, cursor.device, cursor.lane)
         if last is not None:
             _verify_continuation(report, where, cursor, last)
-        _verify_free(report, where, cursor)
+        what = cursor.occupant
+        if what.state is OccupancyState.ALLOCATED:
+            report.expect(Check.CURSOR, f"{where} cause", None, what.cause)
+        else:
+            expected = resting_states.get(cursor.device, (OccupancyState.UNAVAILABLE, "removed"))
+            report.expect(Check.CURSOR, f"{where} state and cause", expected, (what.state, what.cause))
+            report.expect(Check.CURSOR, f"{where} gpu_eq_units", 0, what.gpu_eq_units)
     for device in sorted(device.id for device in devices(connection) if device.removed_ms is None):
         if device not in seen:
             report.wrong(Check.CURSOR, f"device {device} lane 0", "an open interval", "none")
@@ -49,15 +56,13 @@ def _verify_continuation(report: Report, where: str, cursor: Cursor, last: Inter
         report.wrong(Check.CURSOR, f"{where} version", f"more than {version}", str(cursor.version))
 
 
-def _verify_free(report: Report, where: str, cursor: Cursor) -> None:
-    """Checks what an open interval without a holder may say."""
-    what = cursor.occupant
-    if what.state is OccupancyState.ALLOCATED:
-        report.expect(Check.CURSOR, f"{where} cause", None, what.cause)
-        return
-    report.expect(Check.CURSOR, f"{where} gpu_eq_units", 0, what.gpu_eq_units)
-    if what.state is OccupancyState.IDLE:
-        report.expect(Check.CURSOR, f"{where} cause", None, what.cause)
+def _resting_states(connection: Connection) -> dict[DeviceId, tuple[OccupancyState, str | None]]:
+    """Returns what each device of the inventory is, and why, while nobody holds it."""
+    return {
+        device.id: resting(known, device)
+        for known in load_nodes(connection, with_removed=True).values()
+        for device in known.devices
+    }
 
 
 def verify_allocations(connection: Connection, report: Report, until_ms: int) -> None:
@@ -65,12 +70,16 @@ def verify_allocations(connection: Connection, report: Report, until_ms: int) ->
     for sequence, device, missing in orphans(connection):
         name = "open interval" if sequence is None else f"sequence {sequence}"
         report.wrong(Check.HOLDER, f"device {device}, {name}", f"an allocation {missing}", "none")
-    for allocation in allocations(connection, *_ALL_TIME_MS):
-        report.count("allocations")
-        _verify_terms(report, allocation)
-        _verify_times(report, allocation)
-        _verify_open(connection, report, allocation)
-        _verify_segments(report, allocation, until_ms)
+    try:
+        for allocation in allocations(connection, *_ALL_TIME_MS):
+            report.count("allocations")
+            _verify_terms(report, allocation)
+            _verify_times(report, allocation)
+            _verify_open(connection, report, allocation)
+            _verify_segments(report, allocation, until_ms)
+    except (ValueError, LookupError, TypeError) as error:
+        seen = report.counted.get("allocations", 0)
+        report.wrong(Check.HOLDER, f"allocations, after {seen} of them", "rows that can be read", repr(error))
 
 
 def _verify_terms(report: Report, allocation: LedgerAllocation) -> None:

@@ -72,6 +72,7 @@ class Controller:
         self._term: _Term | None = None
         self._delivering: _Term
         self._offers: tuple[Offer, ...] = ()
+        self._is_following = False
         self._must_end = threading.Event()
         self._is_closing = threading.Event()
         self._changed = threading.Condition()
@@ -104,7 +105,7 @@ class Controller:
     @property
     def leader_url(self) -> str | None:
         """Where the leader's API answers, if another daemon leads; None when none does or the database is away."""
-        if self.is_leading:
+        if not self._is_following:
             return None
         try:
             leader = self._lease.leader()
@@ -161,7 +162,7 @@ class Controller:
     def wait_until_settled(self, timeout_seconds: float) -> bool:
         """Sleeps until this daemon leads or knows that it follows; False when the time was not enough."""
         with self._changed:
-            return self._changed.wait_for(lambda: self.is_leading or self.leader_url is not None, timeout_seconds)
+            return self._changed.wait_for(lambda: self.is_leading or self._is_following, timeout_seconds)
 
     def _run(self) -> None:
         while not self._is_closing.is_set():
@@ -178,6 +179,7 @@ class Controller:
 
     def _lead_once(self) -> None:
         epoch = self._lease.acquire(self.clock.now_ms())
+        self._is_following = epoch is None
         if epoch is None:
             self._trouble = "another daemon leads"
             with self._changed:

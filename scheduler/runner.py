@@ -174,7 +174,6 @@ class Runner:
 
     def _start(self, order: StartOrder) -> None:
         allocation = order.allocation.id
-        self._live[allocation] = order
         try:
             self._executor.start(order)
         except StartRefused as refused:
@@ -183,6 +182,7 @@ class Runner:
                 Ended(allocation, self._clock.now_ms(), None, EndReason.LAUNCH_FAILED, detail=str(refused))
             )
             return
+        self._live[allocation] = order
         reason = self._stop_at_start.pop(allocation, None)
         if reason is not None:
             self._executor.stop(allocation, order.spec.grace_seconds, reason)
@@ -190,7 +190,7 @@ class Runner:
     def _stop(self, action: _Stop) -> None:
         order = self._live.get(action.allocation)
         if order is None:
-            # Committed after the start, yet here before it: the start is on its way through the planner's thread.
+            # Its start is on its way here through the planner's thread, or waits for the executor to be in order.
             self._stop_at_start[action.allocation] = action.reason
         else:
             self._executor.stop(action.allocation, order.spec.grace_seconds, action.reason)

@@ -19,15 +19,19 @@ from typing import IO
 
 import uvicorn
 from apscheduler.schedulers.background import BackgroundScheduler
+from metering.pricing import PricesWithoutBudgets
+from metering.routes import ledger_routes
 from platformdirs import user_data_path
+from scheduler.routes.app import api
+from scheduler.routes.needs import ApiSettings
+from scheduler.telemetry import Telemetry
+from scheduler.wire.submission import SubmissionRules
 
 from cli.daemon import migrate
 from cli.daemon.bootstrap import bootstrap
 from cli.daemon.gpus import Gpus, real_gpus, simulated_gpus
 from cli.daemon.settings import Settings, SettingsProblem
 from metering.samples import StoreWindows
-from metering.pricing import PricesWithoutBudgets
-from metering.routes import ledger_routes
 from metering.telemetry import GpuCollector
 from scheduler.clock import LedgerClock
 from scheduler.core.policy import Policy
@@ -35,13 +39,9 @@ from scheduler.executor import Executor, ExecutorError
 from scheduler.local import LocalExecutor
 from scheduler.loop import LEASE_TTL_MS, Controller
 from scheduler.refusal import Refused
-from scheduler.routes.app import api
-from scheduler.routes.needs import ApiSettings
 from scheduler.simulated import SimulatedExecutor
 from scheduler.store.database import Database, StoreError
 from scheduler.store.lease import LeaderLease
-from scheduler.telemetry import Telemetry
-from scheduler.wire.submission import SubmissionRules
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +75,7 @@ class Daemon:
         self._listener = listener
         self.url = settings.server.url or f"http://{settings.host}:{listener.getsockname()[1]}"
         self._parts: _Parts | None = None
+        self._held_now: frozenset[str] = frozenset()
 
     def run(self, announce: Callable[["Daemon"], None]) -> None:
         """Runs until SIGTERM or SIGINT. Calls `announce` once it answers. Raises StartProblem, StoreError."""
@@ -108,8 +109,7 @@ class Daemon:
         except ValueError as problem:
             raise StartProblem(f"database.url: {problem}") from problem
         clock = LedgerClock()
-        held: Callable[[str], bool] = lambda uuid: self._is_held(uuid)  # noqa: E731 -- the controller comes later
-        gpus = self._gpus(clock, held)
+        gpus = self._gpus(clock)
         executor = self._executor(clock, gpus)
         telemetry = Telemetry(version(DISTRIBUTION))
         holder = f"{platform.node()}:{self.data_dir}"
@@ -127,12 +127,12 @@ class Daemon:
         config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=5)
         return _Parts(database, gpus, controller, self._periodic(gpus, executor, clock), uvicorn.Server(config))
 
-    def _gpus(self, clock: LedgerClock, is_held: Callable[[str], bool]) -> Gpus:
+    def _gpus(self, clock: LedgerClock) -> Gpus:
         sim = self.settings.executor.sim
         if sim is None:
             return real_gpus(self.settings, clock)
         try:
-            return simulated_gpus(sim, self.settings, clock, is_held)
+            return simulated_gpus(sim, self.settings, clock, self._is_held)
         except ValueError as problem:
             raise SettingsProblem([f"executor.sim: {problem}"]) from problem
 
@@ -144,16 +144,15 @@ class Daemon:
     def _is_held(self, device: str) -> bool:
         return device in self._held_now
 
-    _held_now: frozenset[str] = frozenset()
+    def _refresh(self) -> None:
+        self.controller.refresh_inventory()
 
     def _periodic(self, gpus: Gpus, executor: Executor, clock: LedgerClock) -> BackgroundScheduler:
         periodic = BackgroundScheduler(timezone="UTC", job_defaults={"coalesce": True, "max_instances": 1})
         seconds = self.settings.metering.sample_seconds
         periodic.add_job(_guarded(lambda: self._sample(gpus)), "interval", seconds=seconds)
         periodic.add_job(_guarded(lambda: self._store_windows(gpus)), "interval", seconds=WINDOW_SECONDS)
-        periodic.add_job(
-            _guarded(lambda: self.controller.refresh_inventory()), "interval", seconds=INVENTORY_SECONDS
-        )
+        periodic.add_job(_guarded(self._refresh), "interval", seconds=INVENTORY_SECONDS)
         if isinstance(executor, LocalExecutor):
             keep_ms = self.settings.executor.log_retention_days * DAY_MS
             periodic.add_job(_guarded(lambda: executor.forget_logs(clock.now_ms() - keep_ms)), "interval", hours=6)
@@ -179,7 +178,7 @@ def _guarded(work: Callable[[], object]) -> Callable[[], None]:
         try:
             work()
         except (Refused, StoreError, ExecutorError, FutureTimeout, OSError) as problem:
-            logger.warning("periodic work was put off: %s", problem or type(problem).__name__)
+            logger.warning("periodic work was put off: %s: %s", type(problem).__name__, problem)
         except Exception:
             logger.exception("periodic work failed")
 
@@ -236,5 +235,3 @@ def bind(settings: Settings) -> socket.socket:
             f"cannot listen on {settings.server.listen}: {problem.strerror}; choose another with --listen"
         ) from problem
     return listener
-
-

@@ -88,7 +88,10 @@ def simulated_gpus(sim: str, settings: Settings, clock: Clock, is_busy: Callable
     """Returns GPUs that do not exist, from a text such as `2x8xH200`. Raises ValueError."""
     nodes = parse_sim(sim)
     samplers = [
-        (Sampler(node.name, SimulatedReader(node, clock, is_busy), clock), _Machine(node.cpu_millicores, node.memory_bytes))
+        (
+            Sampler(node.name, SimulatedReader(node, clock, is_busy), clock),
+            _Machine(node.cpu_millicores, node.memory_bytes),
+        )
         for node in nodes
     ]
     return Gpus(samplers, PoolName(settings.node.pool), lambda: None)

@@ -157,6 +157,12 @@ def cursors(connection: Connection, device: DeviceId | None = None) -> list[Curs
     return sorted(map(cursor_of, connection.execute(query)), key=lambda cursor: (cursor.device, cursor.lane))
 
 
+def cursor_rows(connection: Connection) -> list[Row[Any]]:
+    """Returns the rows of `device_cursor` as they stand; `codec.cursor_of` reads one."""
+    query = sa.select(*CURSOR_COLUMNS).order_by(DEVICE_CURSOR.c.device, DEVICE_CURSOR.c.lane)
+    return list(connection.execute(query))
+
+
 def last_of_lane(connection: Connection, device: DeviceId, lane: int) -> Interval | None:
     """Returns the last closed interval of a lane."""
     query = sa.select(*INTERVAL_COLUMNS).where(OCCUPANCY.c.device == device, OCCUPANCY.c.lane == lane)

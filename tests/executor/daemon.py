@@ -1,6 +1,6 @@
 """A daemon of one job for the tests to kill: `python -m tests.executor.daemon BASE ALLOCATION DECIDED_MS COMMAND`.
 
-Starts the job on a LocalExecutor, says so once its start is observed, and then waits to be killed.
+Says that it is about to start the job on a LocalExecutor, then when its start was observed, and waits to be killed.
 """
 
 import sys
@@ -18,6 +18,7 @@ def main() -> None:
     rig = LocalRig(Path(base))
     order = shell(command, decided_ms=int(decided_ms))
     order = replace(order, allocation=replace(order.allocation, id=AllocationId(allocation)))
+    print("starting", flush=True)
     rig.executor.start(order)
     print(rig.until_started(order).at_ms, flush=True)
     time.sleep(3600)

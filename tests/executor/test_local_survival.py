@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def as_running(job: StartOrder, started_ms: int) -> StartOrder:
     return replace(job, allocation=replace(job.allocation, started_ms=started_ms))
 
 
-def started_by_a_daemon(base: Path, job: StartOrder) -> tuple[subprocess.Popen[str], int]:
+def daemon_about_to_start(base: Path, job: StartOrder) -> subprocess.Popen[str]:
     arguments = [str(base), job.allocation.id, str(job.allocation.decided_ms), job.spec.argv[2]]
     daemon = subprocess.Popen(
         [sys.executable, "-m", "tests.executor.daemon", *arguments],
@@ -43,8 +44,14 @@ def started_by_a_daemon(base: Path, job: StartOrder) -> tuple[subprocess.Popen[s
         text=True,
     )
     assert daemon.stdout is not None
-    started_ms = int(daemon.stdout.readline())
-    return daemon, started_ms
+    assert daemon.stdout.readline() == "starting\n"
+    return daemon
+
+
+def started_by_a_daemon(base: Path, job: StartOrder) -> tuple[subprocess.Popen[str], int]:
+    daemon = daemon_about_to_start(base, job)
+    assert daemon.stdout is not None
+    return daemon, int(daemon.stdout.readline())
 
 
 def kill_daemon(daemon: subprocess.Popen[str]) -> None:
@@ -64,6 +71,20 @@ def test_a_job_goes_on_when_its_daemon_is_killed_and_the_next_one_sees_its_end(t
     ended = local.until_ended(job)
     assert (ended.exit_code, ended.reason, ended.started_ms) == (42, EndReason.EXIT_NONZERO, started_ms)
     assert local.output(job) == b"begun\ndone\n"
+    local.close()
+
+
+@pytest.mark.parametrize("delay_ms", [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 25.0])
+def test_a_daemon_killed_in_the_middle_of_a_start_has_started_the_job_once(tmp_path: Path, delay_ms: float) -> None:
+    base, runs = tmp_path / "base", tmp_path / "runs"
+    job = shell(f"echo x >> {runs}; exit 6")
+    daemon = daemon_about_to_start(base, job)
+    time.sleep(delay_ms / 1000)  # the moment of the kill is what is varied
+    kill_daemon(daemon)
+    local = LocalRig(base)
+    local.executor.recover([job])
+    assert local.until_ended(job).exit_code == 6
+    assert runs.read_text() == "x\n"
     local.close()
 
 

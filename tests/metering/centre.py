@@ -37,7 +37,7 @@ from scheduler.executor import Ended, LaunchSpec, NodeInventory, Started
 from scheduler.store.accounts import SaveAccount
 from scheduler.store.allocations import ApplyPlan, MarkStopping
 from scheduler.store.database import Database
-from scheduler.store.inventory import SyncInventory
+from scheduler.store.inventory import SetDrain, SyncInventory
 from scheduler.store.jobs import JobDraft, SubmitJobs
 from scheduler.store.observations import RecordObservations
 from scheduler.store.write import Writer
@@ -83,6 +83,9 @@ class Centre:
     def lose_node(self, name: str) -> None:
         self._nodes = [inventory for inventory in self._nodes if inventory.node.name != name]
         self._writer.run(SyncInventory(tuple(self._nodes), Evidence.HEARTBEAT))
+
+    def drain(self, name: str, reason: str) -> None:
+        self._writer.run(SetDrain(NodeName(name), reason, "ops"))
 
     def start(
         self,

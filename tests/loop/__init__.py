@@ -1,0 +1,1 @@
+"""Tests of the controller: real store, simulated executor, real threads."""

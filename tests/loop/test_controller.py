@@ -1,0 +1,128 @@
+"""The loop as a whole: desk, planner and runner over a real store."""
+
+import pytest
+
+from scheduler.core.explain import explain
+from scheduler.core.model import HoldKind, JobId, JobState
+from scheduler.core.reasons import ReasonCode
+from scheduler.executor import ExecutorError, StartOrder, StartRefused
+from scheduler.loop import Controller
+from scheduler.refusal import RefusalCode, Refused
+from scheduler.store.actions import CancelJobs, HoldJobs, ReleaseJobs
+from scheduler.store.queries import job as stored_job
+from scheduler.store.read import build_state, load_state_parts
+from tests.loop.conftest import SECONDS, Slow, World, submit, until
+
+
+def state_of(controller: Controller, job: JobId) -> JobState:
+    with controller.database.read() as connection:
+        found = stored_job(connection, job)
+    assert found is not None
+    return found.job.state
+
+
+def assert_memory_equals_database(controller: Controller) -> None:
+    def both(state, _plan):  # type: ignore[no-untyped-def]  # runs on the planner's thread
+        state.check()
+        with controller.database.read() as connection:
+            return state.facts(), build_state(load_state_parts(connection)).facts()
+
+    in_memory, in_database = controller.ask(both).result(SECONDS)
+    assert in_memory == in_database
+
+
+def test_jobs_run_to_their_end_and_leave_nothing_behind(world: World) -> None:
+    controller = world.leader()
+    jobs = submit(controller, count=60)
+    until(controller, lambda: all(state_of(controller, job) is JobState.COMPLETED for job in jobs))
+    until(controller, lambda: controller.ask(lambda state, _: not state.jobs).result(SECONDS))
+    assert_memory_equals_database(controller)
+
+
+def test_the_state_in_memory_is_the_state_in_the_database_in_the_middle_of_things(world: World) -> None:
+    controller = world.leader()
+    running = submit(controller, gpus=8, seconds=3600, count=3)
+    waiting = submit(controller, gpus=1, seconds=3600, count=5)
+    controller.carry_out(HoldJobs(tuple(waiting[:2]), HoldKind.USER, "mei")).result(SECONDS)
+    until(controller, lambda: state_of(controller, running[1]) is JobState.RUNNING)
+    assert_memory_equals_database(controller)
+    code = controller.ask(lambda state, plan: explain(state, plan, running[2]).reasons[0].code).result(SECONDS)
+    assert code is ReasonCode.CAPACITY
+
+
+def test_a_daemon_that_takes_over_goes_on_where_the_other_stopped(world: World) -> None:
+    first = world.leader(ttl_ms=1500)
+    jobs = submit(first, gpus=8, seconds=3600, count=3)
+    until(first, lambda: state_of(first, jobs[1]) is JobState.RUNNING)
+    first.stop()
+    second = world.daemon(holder="second")
+    until(second, lambda: second.is_leading)
+    assert_memory_equals_database(second)
+    assert [state_of(second, job) for job in jobs] == [JobState.RUNNING, JobState.RUNNING, JobState.PENDING]
+    second.carry_out(CancelJobs((jobs[0],), "mei")).result(SECONDS)
+    until(second, lambda: state_of(second, jobs[2]) is JobState.RUNNING)
+
+
+def test_a_follower_turns_commands_away_and_knows_who_leads(world: World) -> None:
+    world.leader()
+    follower = world.daemon(holder="second")
+    assert not follower.is_leading
+    assert follower.leader_url == "http://first.invalid"
+    with pytest.raises(Refused) as refused:
+        submit(follower)
+    assert refused.value.code is RefusalCode.UNAVAILABLE
+
+
+def test_a_job_cancelled_before_its_start_is_carried_out_still_ends(world: World) -> None:
+    released: list[StartOrder] = []
+
+    def refuse_once(order: StartOrder) -> None:
+        if not released:
+            released.append(order)
+            raise ExecutorError("not now")
+
+    controller = world.leader(wrap=lambda executor: Slow(executor, refuse_once))
+    (job,) = submit(controller, seconds=3600)
+    until(controller, lambda: bool(released))
+    controller.carry_out(CancelJobs((job,), "mei")).result(SECONDS)
+    until(controller, lambda: state_of(controller, job) is JobState.CANCELLED)
+    assert_memory_equals_database(controller)
+
+
+def test_a_start_that_the_executor_refuses_fails_the_job_with_its_words(world: World) -> None:
+    def refuse(order: StartOrder) -> None:
+        raise StartRefused("no such image")
+
+    controller = world.leader(wrap=lambda executor: Slow(executor, refuse))
+    (job,) = submit(controller)
+    until(controller, lambda: state_of(controller, job) is JobState.FAILED)
+    with controller.database.read() as connection:
+        found = stored_job(connection, job)
+    assert found is not None
+    assert found.detail == "no such image"
+
+
+def test_a_released_job_starts_and_a_held_one_does_not(world: World) -> None:
+    controller = world.leader()
+    blocker = submit(controller, gpus=8, seconds=3600, count=2)
+    (held,) = submit(controller, seconds=0)
+    controller.carry_out(HoldJobs((held,), HoldKind.USER, "mei")).result(SECONDS)
+    controller.carry_out(CancelJobs(tuple(blocker), "mei")).result(SECONDS)
+    until(controller, lambda: all(state_of(controller, job) is JobState.CANCELLED for job in blocker))
+    assert state_of(controller, held) is JobState.HELD
+    controller.carry_out(ReleaseJobs((held,), HoldKind.USER, "mei")).result(SECONDS)
+    until(controller, lambda: state_of(controller, held) is JobState.COMPLETED)
+
+
+def test_a_planner_that_meets_the_impossible_ends_its_term_and_the_next_is_right_again(world: World) -> None:
+    controller = world.leader()
+    jobs = submit(controller, gpus=8, seconds=3600, count=3)
+    until(controller, lambda: state_of(controller, jobs[1]) is JobState.RUNNING)
+
+    def corrupt(state, _plan):  # type: ignore[no-untyped-def]  # what no question should do
+        state.jobs.pop(jobs[0])
+
+    controller.ask(corrupt).result(SECONDS)
+    controller.carry_out(CancelJobs((jobs[0],), "mei")).result(SECONDS)
+    until(controller, lambda: controller.is_leading and state_of(controller, jobs[2]) is JobState.RUNNING)
+    assert_memory_equals_database(controller)
