@@ -59,11 +59,11 @@ def follow_routes(door: Door, shown: Shown, watch: JobWatch) -> APIRouter:
         timeout_seconds: Annotated[float, Query(ge=0, le=settings.longest_wait_seconds)] = 30,
     ) -> Response:
         waits.check(rights.caller.token_id)
-        job = await door.read(lambda connection: found_job(connection, rights, ref))
-        if job.job.state not in ENDS and timeout_seconds > 0:
-            with waits.counted(rights.caller.token_id):
+        with waits.counted(rights.caller.token_id):
+            job = await door.read(lambda connection: found_job(connection, rights, ref))
+            if job.job.state not in ENDS and timeout_seconds > 0:
                 await watch.until_ended(job.job.id, timeout_seconds)
-            job = await door.read(lambda connection: found_job(connection, rights, str(job.job.id)))
+                job = await door.read(lambda connection: found_job(connection, rights, str(job.job.id)))
         return answer(await shown.job("Job", job, rights))
 
     @router.get("/v1/jobs/{ref}/logs", summary="The job's log: bytes, or a stream of events")
