@@ -19,6 +19,8 @@ from benchmarks.daemon import Connection, Running, daemon, machine, set_up
 
 SIM = "64x8xH200"
 FULL_SIM = "1x1xH200"
+ON_THEIR_WAY = "state=pending&state=starting&state=running&state=stopping"
+LONGEST_SECONDS = 300.0
 
 
 def job(seconds: int = 60) -> dict[str, object]:
@@ -57,9 +59,11 @@ async def complete(running: Running, jobs: int, connections: int) -> tuple[float
     submitted = await submit(running, jobs, connections)
     connection = await Connection.open(running)
     while True:
-        _, answer = await connection.request("GET", "/v1/jobs?state=live&limit=1")
+        _, answer = await connection.request("GET", f"/v1/jobs?{ON_THEIR_WAY}&limit=1")
         if not answer["items"]:
             break
+        if time.perf_counter() - began > LONGEST_SECONDS:
+            raise SystemExit(f"the jobs did not end in {LONGEST_SECONDS:.0f} s")
         await asyncio.sleep(0.01)
     connection.close()
     return submitted, time.perf_counter() - began
@@ -91,7 +95,9 @@ def main() -> None:
     parser.add_argument("--connections", type=int, default=16)
     parser.add_argument("--pending", type=int, default=10_000)
     given = parser.parse_args()
-    print(f"set-up: {machine()}; SQLite (WAL, synchronous=FULL); {given.connections} connections; client on the same cores")
+    print(
+        f"set-up: {machine()}; SQLite (WAL, synchronous=FULL); {given.connections} connections; client on the same cores"
+    )
     with daemon("simulated", SIM) as running:
         asyncio.run(set_up(running))
         asyncio.run(complete(running, 50, given.connections))
@@ -106,7 +112,9 @@ def main() -> None:
         for arguments in ([], ["-o", "json"]):
             wall, cpu = queue_seconds(running, arguments)
             words = " ".join(["turnstile queue", *arguments])
-            print(f"{words:27} {wall * 1000:8.0f} ms       with {given.pending} pending ({cpu * 1000:.0f} ms of it client CPU)")
+            print(
+                f"{words:27} {wall * 1000:8.0f} ms       with {given.pending} pending ({cpu * 1000:.0f} ms of it client CPU)"
+            )
 
 
 if __name__ == "__main__":
