@@ -21,7 +21,8 @@ from metering.core.civil import civil_days, local_time, utc_text
 from metering.core.quantity import AMOUNT_DECIMALS, divide, fixed, minor_unit
 from metering.core.rating import MICROS, Invoice, Totals
 from metering.core.tariff import PriceBook
-from metering.core.usage import WHO_PAYS, Stretch, stretches_of
+from metering.core.usage import Stretch, stretches_of
+from metering.core.who_pays import WHO_PAYS
 from metering.csv_files import CsvFile, WrittenFile, harmless
 from metering.ledger import has_windows, price_books
 from metering.manifest import MANIFEST, Manifest, tool_version, tzdata_version
