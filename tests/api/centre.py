@@ -161,4 +161,3 @@ def app_of(centre: Centre, **settings: Any) -> FastAPI:
     """The app as the daemon puts it together."""
     limits = ApiSettings(version="1.2.3", **settings)
     return api(centre, PricesWithoutBudgets(), limits, Telemetry("1.2.3"), (ledger_routes,))
-
