@@ -24,7 +24,6 @@ from scheduler.core.policy import Policy
 from scheduler.core.state import ClusterState
 from scheduler.executor import Ended, LogChunk, NodeInventory, Started
 from scheduler.planner import Offer, offers_of
-from scheduler.refusal import Refused
 from scheduler.routes.app import api
 from scheduler.routes.needs import ApiSettings
 from scheduler.store.accounts import SaveAccount, SaveToken
@@ -162,7 +161,3 @@ def app_of(centre: Centre, **settings: Any) -> FastAPI:
     """The app as the daemon puts it together."""
     limits = ApiSettings(version="1.2.3", **settings)
     return api(centre, PricesWithoutBudgets(), limits, Telemetry("1.2.3"), (ledger_routes,))
-
-
-def refused_code(problem: Refused) -> str:
-    return problem.code.value

@@ -1,6 +1,7 @@
 """The edge: errors as problem documents, limits, rates, and what a follower answers."""
 
 import asyncio
+from collections.abc import AsyncIterator
 
 import httpx
 import pytest
@@ -59,7 +60,7 @@ def test_a_body_without_a_length_is_cut_off_at_the_limit(centre: Centre) -> None
     sent = 0
 
     async def endless() -> httpx.Response:
-        async def body():  # type: ignore[no-untyped-def]  # an async generator of bytes
+        async def body() -> AsyncIterator[bytes]:
             nonlocal sent
             for _ in range(1000):
                 sent += 1000
@@ -159,7 +160,7 @@ def test_requests_at_once_do_not_wait_for_a_slow_reader(centre: Centre, http: Ht
     async def both() -> bool:
         gate = asyncio.Event()
 
-        async def trickle():  # type: ignore[no-untyped-def]  # an async generator of bytes
+        async def trickle() -> AsyncIterator[bytes]:
             yield b"{"
             await gate.wait()
             yield b"}"

@@ -25,13 +25,14 @@ NO_DOCUMENT = {"/metrics", "/v1/jobs/{ref}/logs", "/v1/admin/ledger/export"}
 
 @pytest.fixture
 def operator(centre: Centre) -> Any:
-    """An operator whose requests are not counted, in a centre with a job that runs and one that waits."""
+    """An operator whose requests are not counted, in a centre with a job that ran and one that is held."""
     http = Http(app_of(centre, requests_burst=10**9, longest_wait_seconds=1))
     people = People(centre, http)
     user = people.user()
     user.submit()
     centre.tick()
     centre.writes(1, b"hello\n", is_complete=True)
+    centre.ends(1)
     user.submit(hold=True)
     yield people.with_role(Role.OPERATOR, "", "olga")
     http.close()

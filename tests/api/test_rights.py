@@ -13,8 +13,8 @@ from tests.api.centre import Centre, app_of
 from tests.api.conftest import Client, Http, People, job_spec
 
 U, T, B, O, A = Role.USER, Role.TENANT_ADMIN, Role.BILLING, Role.OPERATOR, Role.AGENT  # noqa: E741 -- a table's heads
-EVERYBODY = {None, U, T, B, O, A}
-TOKENS = {U, T, B, O, A}
+EVERYBODY: set[Role | None] = {None, U, T, B, O, A}
+TOKENS: set[Role | None] = {U, T, B, O, A}
 JOBS = {"ids": ["{job}"]}
 BOOK: dict[str, Any] = {}
 
