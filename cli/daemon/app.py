@@ -20,18 +20,14 @@ from typing import IO
 
 import uvicorn
 from apscheduler.schedulers.background import BackgroundScheduler
-from metering.pricing import PricesWithoutBudgets
-from metering.routes import ledger_routes
 from platformdirs import user_data_path
-from scheduler.routes.app import api
-from scheduler.routes.needs import ApiSettings
-from scheduler.telemetry import Telemetry
-from scheduler.wire.submission import SubmissionRules
 
 from cli.daemon import migrate
 from cli.daemon.bootstrap import bootstrap
 from cli.daemon.gpus import Gpus, real_gpus, simulated_gpus
 from cli.daemon.settings import Settings, SettingsProblem
+from metering.pricing import PricesWithoutBudgets
+from metering.routes import ledger_routes
 from metering.samples import StoreWindows
 from metering.telemetry import GpuCollector
 from scheduler.clock import LedgerClock
@@ -40,9 +36,13 @@ from scheduler.executor import Executor, ExecutorError
 from scheduler.local import LocalExecutor
 from scheduler.loop import LEASE_TTL_MS, Controller
 from scheduler.refusal import Refused
+from scheduler.routes.app import api
+from scheduler.routes.needs import ApiSettings
 from scheduler.simulated import SimulatedExecutor
 from scheduler.store.database import Database, StoreError
 from scheduler.store.lease import LeaderLease
+from scheduler.telemetry import Telemetry
+from scheduler.wire.submission import SubmissionRules
 
 logger = logging.getLogger(__name__)
 
