@@ -53,8 +53,8 @@ WINDOW_SECONDS = 60
 """Length of a stored sample window: 1,440 rows a GPU and day."""
 DAY_MS = 86_400_000
 SWITCH_SECONDS = 0.0005
-"""How long a thread may keep the interpreter from another that waits for it. At CPython's 5 ms an answer waits that long
-for the planner each time it comes back from the kernel; measured: submissions a second rose by a third."""
+"""How long a thread may keep the interpreter from another that waits for it. At CPython's 5 ms an answer may wait so
+long for the planner each time that it comes back from the kernel."""
 
 
 class StartProblem(Exception):
