@@ -13,7 +13,7 @@ from datetime import date
 from sqlalchemy.engine import Connection
 
 from metering.core.civil import Day
-from metering.core.usage import WHO_PAYS, Payer
+from metering.core.who_pays import WHO_PAYS, Payer
 from scheduler.core.model import AllocationId, Phase
 from scheduler.core.occupancy import OccupancyState, Occupant
 from scheduler.store.database import StoreCorrupt

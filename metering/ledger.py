@@ -15,7 +15,7 @@ from sqlalchemy.engine import Connection, Row
 
 from metering.core.civil import utc_text
 from metering.core.tariff import PriceBook, body_of, price_book_of
-from metering.core.usage import WHO_PAYS, Payer
+from metering.core.who_pays import WHO_PAYS, Payer
 from metering.tables import GPU_WINDOW, PRICE_BOOK
 from scheduler.core.model import DeviceId
 from scheduler.refusal import RefusalCode, Refused

@@ -25,8 +25,9 @@ from cli.session import Session
 from cli.verbs import Verb
 
 if TYPE_CHECKING:
-    from metering.findings import Report
     from sqlalchemy.engine import Connection
+
+    from metering.findings import Report
 
 DatabaseUrl = Annotated[
     str | None, typer.Option("--database", metavar="URL", help="Work on this database, without a server.")
@@ -184,9 +185,8 @@ def _source(database: str | None, copy: str | None) -> tuple[str, bool]:
 @contextmanager
 def _connection(source: tuple[str, bool]) -> "Iterator[Connection]":
     """A snapshot of a database; of a copy of a copy where the person said that it is one."""
-    from scheduler.store.database import Database, StoreError
-
     from scheduler.refusal import Refused
+    from scheduler.store.database import Database, StoreError
 
     place, is_copy = source
     with tempfile.TemporaryDirectory(prefix="turnstile-ledger-") as scratch:
@@ -249,7 +249,6 @@ def _exported(
     source: tuple[str, bool], folder: Path, span: tuple[datetime, datetime], zone: ZoneInfo | None, tenant: str | None
 ) -> list[str]:
     from metering.export import export_usage
-
     from scheduler.core.model import AccountId
 
     if zone is None:

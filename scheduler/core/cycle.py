@@ -79,14 +79,12 @@ class _Tick:
         blocked = self._suspension(group.account)
         has_failed = False
         for gpu_class in shape.gpu_classes if blocked is None else ():
-            if self._has_failed(shape, gpu_class):
-                has_failed = True
-                continue
+            # What forbids a start goes before what there is no room for, whoever of the same shape was looked at before.
             booking = self._booking(group, gpu_class)
             if isinstance(booking, Reason):
                 blocked = blocked or booking
                 continue
-            grants = self._place(shape, gpu_class)
+            grants = None if self._has_failed(shape, gpu_class) else self._place(shape, gpu_class)
             if grants is None:
                 has_failed = True
                 continue
