@@ -163,7 +163,7 @@ def grants_of(listed: list[JsonObject]) -> tuple[Grant, ...]:
     return tuple(
         Grant(
             NodeName(grant["node"]),
-            tuple(grant["devices"]),
+            tuple(DeviceId(device) for device in grant["devices"]),
             grant["units"],
             grant["cpu_millicores"],
             grant["memory_bytes"],
