@@ -198,7 +198,7 @@ def test_an_unsound_ledger_is_exit_1_and_says_where(home: Home, peer: Peer) -> N
     done = home.turnstile("admin", "ledger", "verify")
     assert done.code == 1
     assert "NOT SOUND" in done.out
-    assert "sequence 17  its hash is not its own" in done.out
+    assert "chain: sequence 17  expected ab, found cd" in done.out
 
 
 def test_a_finished_job_is_cancelled_with_a_note_and_exit_0(home: Home, peer: Peer) -> None:
