@@ -175,8 +175,8 @@ def _node_history_view(answer: Json) -> View:
     return View(
         columns=(
             Column("GPU", lambda each: number(each, "gpu"), is_right=True),
-            Column("FROM", lambda each: phrases.clock(text(each, "from"), now)),
-            Column("TO", lambda each: phrases.clock(text(each, "to"), now)),
+            Column("FROM", lambda each: phrases.clock(text(each, "from"), now, has_seconds=True)),
+            Column("TO", lambda each: phrases.clock(text(each, "to"), now, has_seconds=True)),
             Column("STATE", lambda each: text(each, "state")),
             Column("CAUSE", lambda each: text(each, "cause")),
             Column("JOB", lambda each: text(each, "job_id"), is_right=True),
