@@ -79,7 +79,7 @@ class _Tick:
         blocked = self._suspension(group.account)
         has_failed = False
         for gpu_class in shape.gpu_classes if blocked is None else ():
-            # What forbids a start goes before what there is no room for, whoever of the same shape was looked at before.
+            # What forbids a start goes before want of room, whoever of the same shape was looked at before.
             booking = self._booking(group, gpu_class)
             if isinstance(booking, Reason):
                 blocked = blocked or booking
