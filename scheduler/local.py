@@ -128,8 +128,8 @@ class LocalExecutor:
     def stop(self, allocation: AllocationId, grace_seconds: float, reason: EndReason) -> None:
         """Leaves the request where each rank's supervisor finds it, even one that has not begun."""
         if (order := self._postponed.pop(allocation, None)) is not None:
-            run = self._runs[allocation] = self._run_of(order)
-            run.ended = Ended(allocation, self._clock.now_ms(), None, reason)
+            never_begun = self._runs[allocation] = self._run_of(order)
+            never_begun.ended = Ended(allocation, self._clock.now_ms(), None, reason)
             return
         run = self._runs.get(allocation)
         if run is None or run.ended is not None:
