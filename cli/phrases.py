@@ -67,8 +67,8 @@ def gpus(job: Json) -> str:
     return f"{total}×{model}" if model else total
 
 
-def clock(moment: str | None, now: datetime) -> str | None:
-    """Returns `14:20`, `Tue 14:20` within a week, else the date, in the reader's zone."""
+def clock(moment: str | None, now: datetime, *, has_seconds: bool = False) -> str | None:
+    """Returns `14:20`, `Tue 14:20` within a week, else the date too, in the reader's zone."""
     if moment is None:
         return None
     try:
@@ -76,7 +76,8 @@ def clock(moment: str | None, now: datetime) -> str | None:
     except ValueError:
         return moment
     days = abs((local.date() - today.date()).days)
-    return local.strftime("%H:%M" if days == 0 else "%a %H:%M" if days < 7 else "%Y-%m-%d %H:%M")
+    day = "" if days == 0 else "%a " if days < 7 else "%Y-%m-%d "
+    return local.strftime(f"{day}%H:%M:%S" if has_seconds else f"{day}%H:%M")
 
 
 def since(moment: str | None, now: datetime) -> int | None:

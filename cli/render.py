@@ -15,7 +15,7 @@ from typing import TextIO
 
 from cli import layout, moments
 from cli.answers import Json, at, items
-from cli.errors import CliError, UsageProblem
+from cli.errors import CliError, Problem, UsageProblem
 from cli.layout import View, painted, visible
 from cli.values import closest
 
@@ -153,12 +153,9 @@ class Screen:
         self._err(f"{label} {visible(error.message)}")
         for note in error.notes:
             self._err(f"  {visible(note)}")
-        for problem in error.problems:
-            self._err(
-                f"  {visible(problem.field)}  {visible(problem.message)}"
-                if problem.field
-                else f"  {visible(problem.message)}"
-            )
+        for problem in _further(error):
+            place = f"{visible(problem.field)}  " if problem.field else ""
+            self._err(f"  {place}{visible(problem.message)}")
         proposals = [visible(each) for each in error.tries]
         line = f"  try   {'   or   '.join(proposals)}"
         if len(line) <= _LINE_WIDTH:
@@ -239,6 +236,12 @@ def error_envelope(error: CliError) -> dict[str, object]:
         "problems": [{"field": each.field or None, "message": each.message} for each in error.problems],
         "notes": list(error.notes),
     }
+
+
+def _further(error: CliError) -> tuple[Problem, ...]:
+    """The problems that the sentence does not tell already: with one alone it usually does."""
+    is_told = len(error.problems) == 1 and error.problems[0].message in error.message
+    return () if is_told else error.problems
 
 
 def discard_output() -> None:

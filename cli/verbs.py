@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     # Typer carries its own copy of click; its names serve the type checker and nothing at run time.
     from typer._click import Command, Context, HelpFormatter
 
+COMPLETION_VARIABLE = "_TURNSTILE_COMPLETE"
+"""In the environment when a shell asks how a word could go on."""
 F = TypeVar("F", bound=Callable[..., object])
 
 

@@ -63,9 +63,10 @@ def verify(
     counts = answers.sub(answer, "counts") or {}
     looked_at = ", ".join(f"{answers.number(counts, key)} {key.replace('_', ' ')}" for key in sorted(counts))
     told = [f"{'sound' if sound else 'NOT SOUND'}: {looked_at or 'nothing counted'}"]
-    told += [f"  {text(each, 'where') or '?'}  {text(each, 'what') or '?'}" for each in failures[:MOST_SHOWN]]
-    if len(failures) > MOST_SHOWN:
-        told.append(f"  … and {len(failures) - MOST_SHOWN} more: -o json has them all")
+    told += [f"  {_finding(each)}" for each in failures[:MOST_SHOWN]]
+    failed = answers.whole(answer, "failure_count") or len(failures)
+    if failed > MOST_SHOWN:
+        told.append(f"  … and {failed - MOST_SHOWN} more; -o json lists {len(failures)} of them")
     session.screen.document(answer, _REPORT, told)
     return ExitCode.DONE if sound else ExitCode.BUG
 
@@ -115,6 +116,11 @@ _REPORT = View(
     fields=("is_sound", "failures.0.where", "failures.0.what"),
 )
 _EXPORT = View((), lambda each: text(each, "directory"), ("directory", "files", "from", "to"))
+
+
+def _finding(failure: Json) -> str:
+    check, where = text(failure, "check"), text(failure, "where") or "?"
+    return f"{f'{check}: ' if check else ''}{where}  {text(failure, 'what') or '?'}"
 
 
 def _zone(name: str | None) -> ZoneInfo | None:
@@ -236,11 +242,15 @@ def _report(report: "Report") -> Json:
         {
             "is_sound": report.is_proved,
             "failures": [
-                {"where": f"{each.check} {each.where}", "what": f"expected {each.expected}, found {each.found}"}
+                {
+                    "check": str(each.check),
+                    "where": each.where,
+                    "what": f"expected {each.expected}, found {each.found}",
+                }
                 for each in report.findings
             ],
-            "failed": report.failures,
-            "counts": dict(report.counted),
+            "failure_count": report.failures,
+            "counts": dict(sorted(report.counted.items())),
         },
     )
 

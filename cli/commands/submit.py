@@ -2,6 +2,7 @@
 
 import time
 import uuid
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -11,7 +12,7 @@ from cli.answers import Json
 from cli.errors import ExitCode, UsageProblem
 from cli.faults import ApiError
 from cli.following import Companion, exit_code_of
-from cli.jobflags import JobFlags, spec_of
+from cli.jobflags import FLAGS_OF_FIELDS, JobFlags, spec_of
 from cli.session import Session, job_in, number_of
 from cli.verbs import with_flags
 from cli.views import ending, job_view
@@ -36,7 +37,7 @@ def submit(
 
     Examples:
       turnstile submit -g H100:8 -N 4 -t 12h -n llama-sft -- torchrun train.py --lr 2e-5
-      turnstile submit -g 1 -t 2h -a 0-99%8 ./sweep.sh
+      turnstile submit -g 1 -t 2h -a 0-99 ./sweep.sh
       turnstile submit -g H100:8 -t 4h --dry-run -- ./train.sh
       JOB=$(turnstile submit -g 1 -t 1h -- python eval.py) && turnstile wait $JOB
     """
@@ -111,9 +112,20 @@ def _send(session: Session, flags: JobFlags, words: list[str] | None) -> Json:
     try:
         return session.client.post("/v1/jobs", spec, key=key, query={"dry_run": "true" if flags.dry_run else None})
     except ApiError as problem:
+        _name_flags(problem)
         if problem.code == "unavailable" and not flags.dry_run:
             problem.notes = (*problem.notes, "if it arrived after all, 'turnstile queue -u me' shows it")
         raise
+
+
+def _name_flags(refused: ApiError) -> None:
+    """Puts the flags that people typed in the place of the fields that the API knows."""
+    for field, flag in FLAGS_OF_FIELDS.items():
+        if refused.message.startswith(f"{field}: "):
+            refused.message = f"{flag} {refused.message.removeprefix(f'{field}: ')}"
+    refused.problems = tuple(
+        replace(each, field=FLAGS_OF_FIELDS.get(each.field.partition(".")[0], each.field)) for each in refused.problems
+    )
 
 
 def _reference(answer: Json) -> str:

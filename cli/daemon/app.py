@@ -6,6 +6,7 @@ Nothing else in the project knows all the parts. APScheduler rings the bell for 
 """
 
 import fcntl
+import gc
 import logging
 import os
 import platform
@@ -92,6 +93,10 @@ class Daemon:
             parts.controller.start()
             parts.periodic.start()
             bootstrap(parts.controller, self.data_dir)
+            # What is loaded by now stays for the daemon's life: the collector need not walk it again and again, which
+            # made the store an eighth slower.
+            gc.collect()
+            gc.freeze()
             announce(self)
             _stop_at_signals(parts.server)
             parts.server.run(sockets=[self._listener])

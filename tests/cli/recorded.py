@@ -247,7 +247,7 @@ TOKENS = page(
 )
 PRICES = page(
     "PriceBookList",
-    [{"version": "2026-11", "effective_at": "2026-11-01T00:00:00Z", "currency": "USD", "sha256": "ab" * 32}],
+    [{"version": "2026-11", "effective_ms": 1793491200000, "currency": "USD", "sha256": "ab" * 32}],
 )
 NODE_HISTORY = page(
     "NodeHistory",
@@ -267,7 +267,10 @@ NODE_HISTORY = page(
 )
 SOUND = envelope("LedgerReport", is_sound=True, failures=[], counts={"rows": 1200, "devices": 64})
 UNSOUND = envelope(
-    "LedgerReport", is_sound=False, failures=[{"where": "sequence 17", "what": "its hash is not its own"}], counts={}
+    "LedgerReport",
+    is_sound=False,
+    failures=[{"check": "chain", "where": "sequence 17", "what": "expected ab, found cd"}],
+    counts={},
 )
 
 

@@ -198,7 +198,7 @@ def test_an_unsound_ledger_is_exit_1_and_says_where(home: Home, peer: Peer) -> N
     done = home.turnstile("admin", "ledger", "verify")
     assert done.code == 1
     assert "NOT SOUND" in done.out
-    assert "sequence 17  its hash is not its own" in done.out
+    assert "chain: sequence 17  expected ab, found cd" in done.out
 
 
 def test_a_finished_job_is_cancelled_with_a_note_and_exit_0(home: Home, peer: Peer) -> None:
@@ -244,7 +244,7 @@ def test_several_problems_are_listed_with_their_places(home: Home, peer: Peer) -
     wrong = [{"field": "nodes", "message": "must be at least 1"}, {"field": None, "message": "is too large"}]
     peer.answers("POST", "/v1/jobs", problem("invalid", 422, "the request has 2 problems", problems=wrong))
     done = home.turnstile("submit", "-t", "1h", "x")
-    assert done.err == "error: the request has 2 problems\n  nodes  must be at least 1\n  is too large\n"
+    assert done.err == "error: the request has 2 problems\n  -N  must be at least 1\n  is too large\n"
 
 
 def test_accounts_are_changed_as_a_whole_from_what_they_were(home: Home, peer: Peer) -> None:
@@ -295,3 +295,5 @@ def test_a_new_token_goes_to_a_private_file_or_alone_to_stdout(home: Home, peer:
 def test_why_says_when_nothing_blocks(home: Home, peer: Peer) -> None:
     peer.answers("GET", "/v1/jobs/10482/why", envelope("Explanation", job_id=10482, state="pending", reasons=[]))
     assert "nothing blocks it" in home.turnstile("why", "10482").out
+    peer.answers("GET", "/v1/jobs/10431/why", envelope("Explanation", job_id=10431, state="running", reasons=[]))
+    assert "it does not wait: its state is running (gpu-[011-014])" in home.turnstile("why", "10431").out

@@ -275,3 +275,20 @@ def test_slurms_words_do_the_same(home: Home, peer: Peer) -> None:
     peer.answers("POST", "/v1/jobs", problem("policy", 422, "no"))
     assert home.turnstile("srun", "-t", "1h", "x").code == 3
     assert "sbatch" not in home.turnstile("--help").out
+
+
+def test_what_the_server_refuses_is_told_by_the_flags_that_were_typed(home: Home, peer: Peer) -> None:
+    wrong = [{"field": "time_limit_seconds", "message": "is required"}]
+    peer.answers("POST", "/v1/jobs", problem("invalid", 422, "time_limit_seconds: is required", problems=wrong))
+    assert home.turnstile("submit", "-g", "1", "x").err == "error: -t is required\n"
+    both = [*wrong, {"field": "env.9X", "message": "is not a name"}]
+    peer.answers("POST", "/v1/jobs", problem("invalid", 422, "the request has 2 problems", problems=both))
+    told = home.turnstile("submit", "-g", "1", "x").err
+    assert told == "error: the request has 2 problems\n  -t  is required\n  -e  is not a name\n"
+
+
+def test_each_field_of_the_api_that_a_flag_fills_has_its_flag_named() -> None:
+    from cli.jobflags import FLAGS_OF_FIELDS
+    from scheduler.wire.spec import SPEC_FIELDS
+
+    assert set(SPEC_FIELDS) - set(FLAGS_OF_FIELDS) == {"script", "hold"}

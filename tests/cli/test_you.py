@@ -148,3 +148,22 @@ def test_a_completion_script_is_printed_for_each_shell(home: Home) -> None:
         assert done.code == 0
         assert "_TURNSTILE_COMPLETE" in done.out
     assert home.turnstile("completion", "tcsh").code == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("turnstile qu", {"queue"}),
+        ("turnstile admin te", {"tenant"}),
+        ("turnstile admin tenant s", {"show", "set", "suspend"}),
+        ("turnstile queue --st", {"--state"}),
+    ],
+)
+def test_a_shell_is_told_how_a_word_could_go_on(
+    words: str, offered: set[str], home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("_TURNSTILE_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+    done = home.turnstile()
+    assert (done.code, set(done.out.split())) == (0, offered)
