@@ -304,6 +304,42 @@ def test_a_device_that_an_orphan_still_holds_is_not_given_to_another_job(local: 
     assert local.until_ended(next_job).exit_code == 0
 
 
+def test_a_job_waits_for_the_orphan_on_its_device_when_both_are_found_at_a_restart(local: LocalRig) -> None:
+    orphan, next_job = order("sleep", "3600"), shell("echo begun")
+    local.executor.start(orphan)
+    local.until_started(orphan)
+    executor = local.restart()
+    os.kill(claim_of(local, orphan)["pid"], signal.SIGSTOP)  # it cannot obey for now
+    executor.recover([next_job])
+    assert not executor.observe()
+    os.kill(claim_of(local, orphan)["pid"], signal.SIGCONT)
+    assert local.until_ended(next_job).exit_code == 0
+    assert local.output(next_job) == b"begun\n"
+
+
+def test_a_job_whose_end_was_committed_and_not_acknowledged_keeps_its_device_from_nobody(local: LocalRig) -> None:
+    before, next_job = shell("exit 3"), shell("echo begun")
+    local.run(before)
+    local.restart().recover([next_job])
+    assert local.until_ended(next_job).exit_code == 0
+
+
+def test_a_job_that_waits_for_an_orphan_and_is_stopped_never_runs(local: LocalRig) -> None:
+    orphan, next_job = order("sleep", "3600"), shell("echo begun")
+    local.executor.start(orphan)
+    local.until_started(orphan)
+    executor = local.restart()
+    os.kill(claim_of(local, orphan)["pid"], signal.SIGSTOP)
+    executor.recover([next_job])
+    executor.stop(next_job.allocation.id, 0.0, EndReason.CANCELLED)
+    ended = local.until_ended(next_job)
+    assert (ended.reason, ended.exit_code, ended.started_ms) == (EndReason.CANCELLED, None, None)
+    executor.acknowledge(next_job.allocation.id)
+    os.kill(claim_of(local, orphan)["pid"], signal.SIGCONT)
+    until(lambda: not executor.observe() and not any((local.base / "runs").iterdir()), "the orphan is removed")
+    assert not (local.base / "logs" / next_job.allocation.id).exists()
+
+
 def test_a_supervisor_told_to_end_by_the_machine_ends_its_job_as_node_lost(local: LocalRig) -> None:
     job = shell("echo ready; sleep 3600")
     local.executor.start(job)
