@@ -171,9 +171,16 @@ class LocalExecutor:
             if name not in wanted:
                 run = self._runs.setdefault(name, _Run(name, ranks, decided_ms=0))
                 self._orphan(run)
+        # Before any start: what is over already must not keep its devices from those that have them now.
+        for run in [run for run in self._runs.values() if run.is_orphan]:
+            self._look(run)
         for order in live:
-            if order.allocation.id not in self._runs:
+            known = self._runs.get(order.allocation.id)
+            if known is None:
                 self._take_up(order)
+            else:
+                # A start that was told in an earlier term, and never stored, is told again.
+                known.is_start_told = order.allocation.started_ms is not None
         self._rescan_ms = 0
 
     def logs(self, allocation: AllocationId, node_rank: int, offset: int, limit_bytes: int) -> LogChunk:

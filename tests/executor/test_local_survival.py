@@ -246,6 +246,24 @@ def test_a_running_allocation_without_any_trace_ends_as_node_lost_at_its_last_ev
     assert (ended.reason, ended.exit_code, ended.at_ms) == (EndReason.NODE_LOST, None, started_ms)
 
 
+def test_an_end_that_was_stored_and_not_acknowledged_does_not_keep_its_devices(local: LocalRig) -> None:
+    earlier = order("true")
+    local.run(earlier)  # the crash comes between the commit of this end and its acknowledgement
+    later = order("echo", "mine now")
+    assert earlier.allocation.grants == later.allocation.grants
+    local.restart().recover([later])
+    assert local.until_ended(later).exit_code == 0
+
+
+def test_a_start_that_was_told_and_not_stored_is_told_again_in_the_next_term(local: LocalRig) -> None:
+    job = shell("sleep 3600")
+    local.executor.start(job)
+    local.until_started(job)
+    local.seen.clear()  # the term ends before the start is stored; the executor goes on
+    local.executor.recover([job])
+    assert local.until_started(job).allocation == job.allocation.id
+
+
 def test_what_the_store_does_not_hold_as_live_is_killed_and_removed(local: LocalRig) -> None:
     job = shell("trap '' TERM; echo ready; sleep 3600")
     local.executor.start(job)
@@ -326,6 +344,13 @@ def test_a_run_that_cannot_be_read_hides_no_other(local: LocalRig, caplog: pytes
     lock.rmdir()
     lock.touch()
     assert local.until_ended(broken).exit_code == 0
+
+
+def test_what_a_crash_left_in_scratch_is_removed(local: LocalRig) -> None:
+    left = local.base / "scratch" / "01GONE"
+    left.mkdir()
+    local.restart().recover([])
+    assert not left.exists()
 
 
 def test_what_the_machine_refuses_is_an_executor_error_and_the_stop_may_be_tried_again(local: LocalRig) -> None:
