@@ -66,7 +66,7 @@ def hold(
     name: Name = None,
     pool: Pool = None,
     yes: Yes = False,
-) -> int:
+) -> int | None:
     """Keep waiting jobs from starting until they are released.
 
     Examples:
@@ -86,7 +86,7 @@ def release(
     name: Name = None,
     pool: Pool = None,
     yes: Yes = False,
-) -> int:
+) -> int | None:
     """Let held jobs wait for their start again.
 
     Examples:
@@ -106,7 +106,7 @@ def requeue(
     name: Name = None,
     pool: Pool = None,
     yes: Yes = False,
-) -> int:
+) -> int | None:
     """Stop running jobs and let them wait for another start.
 
     Examples:
@@ -134,8 +134,7 @@ def _filter(
     return {key: value for key, value in asked.items() if value is not None}
 
 
-def _act(session: Session, verb: str, jobs: list[str] | None, asked: dict[str, object], *, is_sure: bool) -> int:
-    """Returns the exit status: of what was named, not described, it is a mistake that it is over, but for `cancel`."""
+def _act(session: Session, verb: str, jobs: list[str] | None, asked: dict[str, object], *, is_sure: bool) -> int | None:
     if jobs and asked:
         raise UsageProblem("name jobs or describe them, not both", f"turnstile {verb} {jobs[0]}")
     if asked:
@@ -147,7 +146,7 @@ def _act(session: Session, verb: str, jobs: list[str] | None, asked: dict[str, o
         numbers = session.numbers(jobs or [], _from_stdin(session) if "-" in (jobs or ()) else None)
         if not numbers:
             session.screen.say(f"no jobs to {verb}")
-            return ExitCode.DONE
+            return None
         if len(numbers) > MOST_IDS:
             raise UsageProblem(
                 f"{len(numbers)} jobs are too many for one request", f"turnstile {verb} -u me -s pending"
@@ -156,11 +155,17 @@ def _act(session: Session, verb: str, jobs: list[str] | None, asked: dict[str, o
         doubt = None if is_sure or not session.screen.is_terminal_in else _doubt(session, verb, numbers)
     if doubt is not None and not is_sure and session.screen.is_terminal_in and not session.screen.ask(doubt):
         session.screen.say("nothing was done")
-        return ExitCode.DONE
+        return None
     answer = session.client.post(f"/v1/jobs/{verb}", body)
     _tell(session, answer)
-    is_over = any(answers.text(each, "did") == "already_ended" for each in answers.items(answer))
-    return ExitCode.WRONG_STATE if is_over and jobs and verb != "cancel" else ExitCode.DONE
+    # What was described, and not named, may well have ended meanwhile.
+    return ExitCode.WRONG_STATE if jobs and any(_is_refused(verb, each) for each in answers.items(answer)) else None
+
+
+def _is_refused(verb: str, done: Json) -> bool:
+    """Tells whether the job's state did not allow what was asked; a job that is as it should be is no such case."""
+    did, state = answers.text(done, "did"), answers.text(done, "state")
+    return did == "already_ended" or (did == "unchanged" and verb == "hold" and state != "held")
 
 
 def _words(value: object) -> str:
