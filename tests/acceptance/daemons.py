@@ -94,6 +94,8 @@ class Daemon:
     flags: tuple[str, ...] = ("--sim", SIM)
     settings: Mapping[str, str] = field(default_factory=dict)
     command: tuple[str, ...] = (sys.executable, "-m", "cli.main")
+    sources: str = SOURCES
+    """Where its packages are looked for first; empty for those that are installed."""
     process: "subprocess.Popen[bytes] | None" = None
     kills: int = 0
 
@@ -134,7 +136,7 @@ class Daemon:
         with (self.folder / "daemon.log").open("ab") as log:
             self.process = subprocess.Popen(
                 [*self.command, *self.serve_words],
-                env=environment(self.folder, self.settings),
+                env=environment(self.folder, {"PYTHONPATH": self.sources, **self.settings}),
                 stdout=log,
                 stderr=log,
                 cwd=self.folder,
@@ -248,7 +250,7 @@ class Daemon:
 
     def turnstile(self, *words: str, who: str | None = "operator", code: int | None = 0, **more: str) -> Ran:
         """Types a command as somebody. It must end with `code` (None: any), and show nobody a stack trace."""
-        own = {"TURNSTILE_URL": self.url}
+        own = {"TURNSTILE_URL": self.url, "PYTHONPATH": self.sources}
         if who is not None:
             own["TURNSTILE_TOKEN_FILE"] = str(self.token(who))
         return typed(self.folder, *words, code=code, command=self.command, more={**own, **more})

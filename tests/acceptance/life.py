@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 START, END = "start", "end"
-_SAY = 'echo "{} $TURNSTILE_JOB_ID $TURNSTILE_ATTEMPT $TURNSTILE_NODE_RANK $CUDA_VISIBLE_DEVICES $(date +%s%3N)" >> "$BOOK"'
+_FACTS = "$TURNSTILE_JOB_ID $TURNSTILE_ATTEMPT $TURNSTILE_NODE_RANK $CUDA_VISIBLE_DEVICES $(date +%s%3N)"
+_SAY = f'echo "{{}} {_FACTS}" >> "$BOOK"'
 GPU_UNITS = 12_600
 """Capacity units of a whole GPU (docs/ledger.md)."""
 

@@ -71,7 +71,7 @@ def begin(daemon: Daemon, book: Path, body: dict[str, object]) -> Any:  # Any: J
     return daemon.wait_for(made["id"], "running")
 
 
-def while_it_is_gone(daemon: Daemon, book: Path, gone: Callable[[], None], back: Callable[[], None]) -> None:
+def while_it_is_gone(daemon: Daemon, book: Path, gone: Callable[[], object], back: Callable[[], object]) -> None:
     """Takes something away that the daemon needs to write, under a job that ends meanwhile, and gives it back."""
     running = begin(daemon, book, short_job(book, 1.0, code=5))
     before = insist(daemon, job("true", hold=True), "before")["items"][0]["id"]

@@ -108,7 +108,7 @@ class Clients:
     # ---- jobs -------------------------------------------------------------------------------------------------------
 
     def short(self, **spec: object) -> dict[str, object]:
-        return short_job(self.book, round(self.rng.uniform(0.0, 0.3), 3), **spec)  # type: ignore[arg-type] # code=…
+        return short_job(self.book, round(self.rng.uniform(0.0, 0.3), 3), **spec)  # type: ignore[arg-type] # by name
 
     def lines(self) -> int:
         return sum(line.word == START for line in read_book(self.book))
@@ -134,8 +134,7 @@ def submission_storm(clients: Clients) -> Sequence["Future[Any]"]:
 
 def gangs_starting(clients: Clients) -> Sequence["Future[Any]"]:
     """Killed around the instant at which gangs of two nodes start."""
-    gang = {"nodes": 2, "gpus_per_node": 2}
-    asked = [clients.submit(short_job(clients.book, 0.4, **gang)) for _ in range(3)]  # type: ignore[arg-type]
+    asked = [clients.submit(short_job(clients.book, 0.4, nodes=2, gpus_per_node=2)) for _ in range(3)]
     asked[0].result(timeout=STUBBORN_SECONDS)
     time.sleep(clients.rng.uniform(0.0, 0.15))
     return asked
