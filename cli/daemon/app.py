@@ -29,6 +29,7 @@ from cli.daemon import migrate
 from cli.daemon.bootstrap import bootstrap
 from cli.daemon.gpus import Gpus, real_gpus, simulated_gpus
 from cli.daemon.settings import Settings, SettingsProblem
+from metering.ledger_watch import LedgerCollector, LedgerWatch
 from metering.pricing import PricesWithoutBudgets
 from metering.routes import ledger_routes
 from metering.samples import StoreWindows
@@ -69,6 +70,8 @@ class _Parts:
     database: Database
     gpus: Gpus
     controller: Controller
+    telemetry: Telemetry
+    ledger: LedgerWatch
     periodic: BackgroundScheduler
     server: uvicorn.Server
 
@@ -129,6 +132,8 @@ class Daemon:
         lease = LeaderLease(database, holder, self.url, LEASE_TTL_MS)
         controller = Controller(database, executor, clock, Policy(), lease, telemetry)
         telemetry.registry.register(GpuCollector(gpus.snapshots, lambda _: settings.node.pool))
+        ledger = LedgerWatch(database)
+        telemetry.registry.register(LedgerCollector(ledger))
         limits = ApiSettings(
             version=version(DISTRIBUTION),
             most_body_bytes=settings.server.body_limit_bytes,
@@ -140,7 +145,8 @@ class Daemon:
         config = uvicorn.Config(
             app, log_config=None, access_log=False, lifespan="on", proxy_headers=False, timeout_graceful_shutdown=5
         )
-        return _Parts(database, gpus, controller, self._periodic(gpus, executor, clock), uvicorn.Server(config))
+        periodic = self._periodic(gpus, executor, clock)
+        return _Parts(database, gpus, controller, telemetry, ledger, periodic, uvicorn.Server(config))
 
     def _gpus(self, clock: LedgerClock) -> Gpus:
         sim = self.settings.executor.sim
@@ -166,7 +172,9 @@ class Daemon:
         periodic = BackgroundScheduler(timezone="UTC", job_defaults={"coalesce": True, "max_instances": 1})
         seconds = self.settings.metering.sample_seconds
         periodic.add_job(_guarded(lambda: self._sample(gpus)), "interval", seconds=seconds)
-        periodic.add_job(_guarded(lambda: self._store_windows(gpus)), "interval", seconds=WINDOW_SECONDS)
+        # Once at the start too: from then on /metrics says whether the ledger adds up, and held time is counted.
+        periodic.add_job(_guarded(lambda: self._keep_windows(clock)))
+        periodic.add_job(_guarded(lambda: self._keep_windows(clock)), "interval", seconds=WINDOW_SECONDS)
         periodic.add_job(_guarded(self._refresh), "interval", seconds=INVENTORY_SECONDS)
         if isinstance(executor, LocalExecutor):
             keep_ms = self.settings.executor.log_retention_days * DAY_MS
@@ -180,10 +188,19 @@ class Daemon:
         if gpus.poll():
             self.controller.refresh_inventory()
 
-    def _store_windows(self, gpus: Gpus) -> None:
-        windows = gpus.close_windows()
-        if windows and self.controller.is_leading:
-            self.controller.carry_out(StoreWindows(windows)).result(timeout=30.0)
+    def _keep_windows(self, clock: LedgerClock) -> None:
+        """Stores what was measured since the last call, and looks at what is new in the ledger."""
+        parts = self._parts
+        assert parts is not None, "periodic work runs while the daemon does"
+        windows = parts.gpus.close_windows()
+        if not parts.controller.is_leading:
+            parts.ledger.forget()
+            return
+        if windows:
+            parts.controller.carry_out(StoreWindows(windows)).result(timeout=30.0)
+            # In a quiet hour nothing else is written, and the time of the last write must not look like a lag.
+            parts.telemetry.ledger_posted(clock.now_ms())
+        parts.ledger.look(windows, clock.now_ms())
 
 
 def _stop_at_signals(server: uvicorn.Server) -> None:
