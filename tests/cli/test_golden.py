@@ -210,7 +210,11 @@ def test_a_finished_job_is_cancelled_with_a_note_and_exit_0(home: Home, peer: Pe
 @pytest.mark.parametrize(
     ("verb", "did", "state", "code"),
     [
-        *(("hold", "already_ended", "failed", 6), ("hold", "unchanged", "running", 6), ("hold", "unchanged", "held", 0)),
+        *(
+            ("hold", "already_ended", "failed", 6),
+            ("hold", "unchanged", "running", 6),
+            ("hold", "unchanged", "held", 0),
+        ),
         *(("release", "already_ended", "failed", 6), ("release", "unchanged", "pending", 0)),
         *(("requeue", "already_ended", "failed", 6), ("requeue", "unchanged", "pending", 0)),
     ],
