@@ -93,7 +93,7 @@ def usage_row(connection: Connection, rated: RatedLine, context: LineContext) ->
         harmless(segment.holder),
         harmless(context.names.get(segment.holder, "")),
         harmless(rated.allocation.user),
-        str(segment.job),
+        rated.allocation.job_label,
         harmless(rated.allocation.job_name or ""),
         str(segment.number),
         rated.end_word,

@@ -10,6 +10,7 @@ import gc
 import logging
 import os
 import platform
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from types import FrameType
 from typing import IO
 
 import uvicorn
@@ -99,6 +101,7 @@ class Daemon:
             gc.collect()
             gc.freeze()
             announce(self)
+            _stop_at_signals(parts.server)
             parts.server.run(sockets=[self._listener])
         finally:
             if parts.periodic.running:
@@ -198,6 +201,20 @@ class Daemon:
             # In a quiet hour nothing else is written, and the time of the last write must not look like a lag.
             parts.telemetry.ledger_posted(clock.now_ms())
         parts.ledger.look(windows, clock.now_ms())
+
+
+def _stop_at_signals(server: uvicorn.Server) -> None:
+    """Makes SIGTERM and SIGINT end the server, and nothing but the server.
+
+    While it runs, uvicorn has handlers of its own; when it is done it raises the signal once more, for those it found.
+    The system's default would then end the process before the term has ended and the lease is given back.
+    """
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        server.should_exit = True
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
 
 
 def _guarded(work: Callable[[], object]) -> Callable[[], None]:

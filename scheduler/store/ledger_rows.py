@@ -61,6 +61,7 @@ class LedgerAllocation:
     id: AllocationId
     job: JobId
     job_name: str | None  # None when the job's row is gone
+    job_label: str  # as people type it: `4711`, `4711_3`
     account: AccountId
     user: UserName
     gpu_class: GpuClass
@@ -227,6 +228,10 @@ def held_terms(
     return {(GpuClass(row.gpu_class), Booking(row.booking)) for row in connection.execute(sa.union(closed, held))}
 
 
+_ELEMENT = JOB.c.array_id.cast(sa.Text) + "_" + JOB.c.array_index.cast(sa.Text)
+"""What an element of an array is called; NULL for any other job."""
+
+
 def account_names(connection: Connection) -> dict[AccountId, str]:
     """Returns every account's name for people."""
     return {AccountId(row.id): row.display_name for row in connection.execute(sa.select(ACCOUNT))}
@@ -250,7 +255,7 @@ def _allocation_page(
 ) -> Sequence[Row[Any]]:
     live = sa.or_(ALLOCATION.c.ended_ms.is_(None), ALLOCATION.c.ended_ms > span[0])
     query = (
-        sa.select(ALLOCATION, JOB.c.name.label("job_name"))
+        sa.select(ALLOCATION, JOB.c.name.label("job_name"), _ELEMENT.label("element"))
         .select_from(ALLOCATION.outerjoin(JOB, JOB.c.id == ALLOCATION.c.job_id))
         .where(ALLOCATION.c.id > after, ALLOCATION.c.decided_ms < span[1], live)
     )
@@ -273,6 +278,7 @@ def _with_rows(connection: Connection, page: Sequence[Row[Any]]) -> Iterator[Led
             id=AllocationId(row.id),
             job=JobId(row.job_id),
             job_name=row.job_name,
+            job_label=row.element or str(row.job_id),
             account=AccountId(row.account),
             user=UserName(row.user),
             gpu_class=GpuClass(row.gpu_class),

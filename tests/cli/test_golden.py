@@ -207,6 +207,26 @@ def test_a_finished_job_is_cancelled_with_a_note_and_exit_0(home: Home, peer: Pe
     assert (done.code, done.err) == (0, "note: 10400 has already ended (failed)\n")
 
 
+@pytest.mark.parametrize(
+    ("verb", "did", "state", "code"),
+    [
+        *(
+            ("hold", "already_ended", "failed", 6),
+            ("hold", "unchanged", "running", 6),
+            ("hold", "unchanged", "held", 0),
+        ),
+        *(("release", "already_ended", "failed", 6), ("release", "unchanged", "pending", 0)),
+        *(("requeue", "already_ended", "failed", 6), ("requeue", "unchanged", "pending", 0)),
+    ],
+)
+def test_what_the_state_of_a_named_job_does_not_allow_is_exit_6(
+    home: Home, peer: Peer, verb: str, did: str, state: str, code: int
+) -> None:
+    peer.answers("POST", f"/v1/jobs/{verb}", page("JobActionList", [{"id": 10400, "did": did, "state": state}]))
+    assert home.turnstile(verb, "10400").code == code
+    assert home.turnstile(verb, "-u", "mei").code == 0
+
+
 def test_a_reader_that_went_away_ends_the_command_quietly(home: Home, peer: Peer) -> None:
     many = page("JobList", [job(id=n) for n in range(20_000, 23_000)])
     peer.answers("GET", "/v1/jobs", many)

@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,7 +27,7 @@ from scheduler.core.model import GPU_UNITS, AccountId, Booking, DeviceId, EndRea
 from scheduler.refusal import RefusalCode, Refused
 from scheduler.store import ledger_rows
 from scheduler.store.database import StoreCorrupt
-from scheduler.store.tables import OCCUPANCY
+from scheduler.store.tables import JOB, OCCUPANCY
 from tests.metering.builders import DAY_MS, HOUR_MS, NOON_MS, book
 from tests.metering.centre import SECRET, Centre
 
@@ -114,6 +115,15 @@ def test_a_line_says_what_was_held_and_what_it_costs(centre: Centre, tmp_path: P
     }
     assert list(line) == list(USAGE_COLUMNS)
     assert (tax["line_type"], tax["amount"], tax["tax_rate"]) == ("tax", "1.080000", "0.06")
+
+
+def test_an_element_of_an_array_is_named_as_people_type_it(centre: Centre, tmp_path: Path) -> None:
+    centre.publish(book())
+    centre.run(A0)
+    with centre.database.write() as connection:
+        connection.execute(sa.update(JOB).values(array_id=4711, array_index=3))
+    centre.export(tmp_path / "out")
+    assert [row["job_id"] for row in usage_of(tmp_path / "out") if row["line_type"] == "usage"] == ["4711_3"]
 
 
 def test_the_columns_are_the_contract() -> None:
