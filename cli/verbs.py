@@ -102,8 +102,12 @@ class VerbCommand(TyperCommand):
         self._declared: list[type] = [CommonFlags]
         if (more := getattr(self.callback, "flags", None)) is not None:
             self._declared.insert(0, more)
+        own = {name for param in self.params for name in param.opts}
         for declared in self._declared:
-            self.params += _params_of(declared)
+            for param in _params_of(declared):
+                # `dashboards export --format` says what is written; `-o` still says how that is told.
+                param.opts = [name for name in param.opts if name not in own]
+                self.params.append(param)
         for param in self.params:
             _take_as_typed(param)
 
