@@ -6,7 +6,8 @@ from scheduler.core.model import GPU_UNITS, HoldKind, Job, JobId, JobState
 from scheduler.core.placement import count_fitting
 from scheduler.core.plan import Plan
 from scheduler.core.reasons import Reason, ReasonCode
-from scheduler.core.state import ClusterState, Group, queue_key
+from scheduler.core.state import ClusterState
+from scheduler.core.waiting import Group, queue_key
 
 _PRIORITIES = (1, 0, -1)
 _BEFORE_ALL = -1

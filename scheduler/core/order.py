@@ -9,7 +9,8 @@ from heapq import heapify, heappop, heappush, heapreplace
 from sortedcontainers import SortedList
 
 from scheduler.core.model import AccountId, JobId
-from scheduler.core.state import ClusterState, Group, QueueKey
+from scheduler.core.state import ClusterState
+from scheduler.core.waiting import Group, QueueKey
 
 
 class _Queue:
@@ -48,7 +49,7 @@ class Line:
     def __init__(self, state: ClusterState) -> None:
         self._queues: list[_Queue] = []
         self._heap: list[tuple[int, JobId, AccountId, int]] = []
-        for account, groups in state.groups.items():
+        for account, groups in state.waiting.groups.items():
             queue = _Queue(groups)
             self._queues.append(queue)
             self._push(account, len(self._queues) - 1)

@@ -1,0 +1,122 @@
+"""Jobs that wait for their turn, in groups, with the indexes that make a walk of the order cheap.
+
+A group is all pending jobs of one project, one shape and one wanted booking, in that project's order. The first jobs of
+a project's groups are kept in order too, so that a tick finds where to look without looking at the groups behind.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from sortedcontainers import SortedList
+
+from scheduler.core.demand import Demand
+from scheduler.core.model import AccountId, BookingWanted, Job, JobId, Shape
+
+QueueKey = tuple[int, int, int]  # (-priority, rank_ms, id): a job's place inside its project
+Head = tuple[QueueKey, int]  # the first of a group, and the number of its shape
+
+
+class Group(NamedTuple):
+    """What pending jobs share that wait in one line."""
+
+    account: AccountId
+    shape: Shape
+    wanted: BookingWanted
+
+
+def queue_key(job: Job, limit_weight: int = 0) -> QueueKey:
+    """Returns a job's place inside its project: priority, then submit time, then id.
+
+    With a `limit_weight` (of its project) the shortest limit goes first, and each hour of waiting makes up for
+    `1 / limit_weight` hours of limit.
+    """
+    return (-job.priority, job.submitted_ms + limit_weight * job.time_limit_ms, job.id)
+
+
+class Waiting:
+    """Pending jobs that nothing but the planner keeps from starting."""
+
+    def __init__(self) -> None:
+        self.groups: dict[AccountId, dict[Group, SortedList[QueueKey]]] = {}
+        self.heads: dict[BookingWanted, dict[AccountId, SortedList[Head]]] = {each: {} for each in BookingWanted}
+        """The first of each group, by wanted booking and project, in the project's order."""
+        self.shapes: list[Shape] = []
+        """Every shape that a job ever had, by number."""
+        self.demand = Demand()
+        self._numbers: dict[Shape, int] = {}
+
+    def intern(self, shape: Shape) -> Shape:
+        """Returns the one object that stands for all equal shapes, and gives it a number."""
+        number = self._numbers.get(shape)
+        if number is None:
+            self._numbers[shape] = len(self.shapes)
+            self.shapes.append(shape)
+            return shape
+        return self.shapes[number]
+
+    def add(self, job: Job, key: QueueKey) -> None:
+        """Puts a job into its group."""
+        groups = self.groups.setdefault(job.account, {})
+        group = Group(job.account, job.shape, job.wanted)
+        line = groups.get(group)
+        if line is None:
+            line = groups[group] = SortedList()
+        head = line[0] if line else None
+        line.add(key)
+        if head is None or key < head:
+            self._move_head(group, head, key)
+        self._want(job, +1)
+
+    def remove(self, job: Job, key: QueueKey) -> None:
+        """Takes a job out of its group."""
+        groups = self.groups[job.account]
+        group = Group(job.account, job.shape, job.wanted)
+        line = groups[group]
+        head = line[0]
+        line.remove(key)
+        if key == head:
+            self._move_head(group, head, line[0] if line else None)
+        if not line:
+            del groups[group]
+            if not groups:
+                del self.groups[job.account]
+        self._want(job, -1)
+
+    def jobs_of(self, account: AccountId) -> list[JobId]:
+        """Returns the jobs that wait in one project."""
+        return [JobId(key[2]) for line in self.groups.get(account, {}).values() for key in line]
+
+    def lines(self) -> Iterator[tuple[Group, SortedList[QueueKey]]]:
+        """Yields each group with the places of its jobs; accounts and groups in no particular order."""
+        for groups in self.groups.values():
+            yield from groups.items()
+
+    def line(self, account: AccountId, number: int, wanted: BookingWanted) -> tuple[Group, SortedList[QueueKey]]:
+        """Returns a group that exists, by its project and the number of its shape, with the places of its jobs."""
+        group = Group(account, self.shapes[number], wanted)
+        return group, self.groups[account][group]
+
+    def heads_by_shape(self) -> dict[tuple[BookingWanted, AccountId], list[tuple[QueueKey, Shape]]]:
+        """Returns the heads with shapes in place of numbers, which depend on history: for comparison."""
+        return {
+            (wanted, account): [(key, self.shapes[number]) for key, number in heads]
+            for wanted, projects in self.heads.items()
+            for account, heads in projects.items()
+        }
+
+    def _move_head(self, group: Group, old: QueueKey | None, new: QueueKey | None) -> None:
+        number = self._numbers[group.shape]
+        projects = self.heads[group.wanted]
+        heads = projects.setdefault(group.account, SortedList())
+        if old is not None:
+            heads.remove((old, number))
+        if new is not None:
+            heads.add((new, number))
+        if not heads:
+            del projects[group.account]
+
+    def _want(self, job: Job, sign: int) -> None:
+        if job.wanted is not BookingWanted.SPOT:
+            units = sign * job.shape.total_units
+            is_guaranteed_only = job.wanted is BookingWanted.GUARANTEED
+            self.demand.add(job.account, job.shape, units, is_guaranteed_only=is_guaranteed_only)
