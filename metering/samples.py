@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from metering.ledger import GpuWindow, write_windows
 from metering.windows import SampleWindow
 from scheduler.core.model import DeviceId
-from scheduler.store.write import Transaction
+from scheduler.store.transaction import Transaction
 
 PPM_PER_PERCENT = 10_000
 

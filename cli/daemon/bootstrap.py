@@ -1,17 +1,17 @@
 """What a new installation needs before anybody can speak with it: the first operator's token."""
 
 import logging
-import os
 from pathlib import Path
 
 from scheduler.auth import Role, new_secret, secret_hash
 from ulid import ULID
 
+from cli.contextfile import write_private
 from scheduler.core.model import ROOT_ACCOUNT, AccountId, UserName
 from scheduler.loop import Controller
 from scheduler.refusal import Refused
 from scheduler.store.accounts import SaveToken
-from scheduler.store.queries import count_tokens
+from scheduler.store.centre import tokens
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def bootstrap(controller: Controller, data_dir: Path) -> None:
     if not controller.is_leading:
         return
     with controller.database.read() as connection:
-        if count_tokens(connection) > 0:
+        if tokens(connection):
             return
     issue_token(controller, data_dir / OPERATOR_TOKEN, Role.OPERATOR, ROOT_ACCOUNT, FIRST_OPERATOR)
     logger.info("a first operator's token is in %s", data_dir / OPERATOR_TOKEN)
@@ -46,15 +46,3 @@ def issue_token(controller: Controller, path: Path, role: Role, account: Account
     except Refused:
         path.unlink(missing_ok=True)
         raise
-
-
-def write_private(path: Path, content: str) -> None:
-    """Writes a file with mode 0600, whole or not at all."""
-    draft = path.with_name(path.name + ".new")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        os.fchmod(file.fileno(), 0o600)
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)

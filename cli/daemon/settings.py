@@ -11,6 +11,7 @@ import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
+from math import isfinite
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -27,8 +28,6 @@ class SettingsProblem(Exception):
 
 
 def _key(default: Any, why: str) -> Any:
-    if isinstance(default, dict):
-        return field(default_factory=dict, metadata={"why": why})
     return field(default=default, metadata={"why": why})
 
 
@@ -86,7 +85,10 @@ class NodeSettings:
 
     name: str | None = _key(None, "node name; default the host name")
     pool: str = _key("main", "pool of this machine's GPUs")
-    classes: dict[str, str] = _key({}, "NVML product name to GPU class, where the built-in names don't suit")
+    classes: dict[str, str] = field(
+        default_factory=dict,
+        metadata={"why": "NVML product name to GPU class, where the built-in names don't suit"},
+    )
     reserved_cpus: int = _key(0, "CPUs kept from jobs for the system")
     reserved_memory_gib: int = _key(0, "memory kept from jobs for the system")
 
@@ -209,6 +211,9 @@ def _build(kind: type, raw: Any, where: str, problems: list[str]) -> Any:
     return kind(**{name: value for name, value in values.items() if value is not None})
 
 
+_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text in quotes"}
+
+
 def _convert(wanted: Any, value: Any, where: str, problems: list[str]) -> Any:
     if get_origin(wanted) in {Union, types.UnionType}:
         wanted = next(each for each in get_args(wanted) if each is not type(None))
@@ -217,21 +222,28 @@ def _convert(wanted: Any, value: Any, where: str, problems: list[str]) -> Any:
             return value
         problems.append(f"{where}: must be a table of texts")
         return None
+    converted = _scalar(wanted, value)
+    if converted is None:
+        problems.append(f"{where}: must be {_WORDS[wanted]}, not {value!r}")
+    return converted
+
+
+def _scalar(wanted: type, value: Any) -> bool | int | float | str | None:
+    """Returns the value as what is wanted; None if it is not. Variables come as text, so text is read as numbers."""
+    if wanted is bool:
+        known = {"true": True, "1": True, "false": False, "0": False}
+        return known.get(value.lower()) if isinstance(value, str) else value if isinstance(value, bool) else None
+    if wanted is str:
+        return value if isinstance(value, str) else None
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
     try:
-        if wanted is bool and isinstance(value, str):
-            return {"true": True, "1": True, "false": False, "0": False}[value.lower()]
-        if wanted in {int, float} and not isinstance(value, bool) and isinstance(value, str | int | float):
-            number = wanted(value)
-            if wanted is int and isinstance(value, float) and value != number:
-                raise ValueError(value)
-            return number
-        if isinstance(value, wanted):
-            return value
-    except (KeyError, ValueError):
-        pass
-    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text in quotes"}[wanted]
-    problems.append(f"{where}: must be {words}, not {value!r}")
-    return None
+        number = float(value)
+    except ValueError:
+        return None
+    if wanted is float:
+        return number if isfinite(number) else None
+    return int(number) if isfinite(number) and number == int(number) else None
 
 
 def _check(settings: Settings, problems: list[str]) -> None:
@@ -275,10 +287,8 @@ def reference() -> str:
     lines = [
         "# Configuration",
         "",
-        "One TOML file (`turnstile serve --config turnstile.toml`), overridden by environment variables, "
-        "overridden by flags.",
-        "The variable of a key is `TURNSTILE_<SECTION>_<KEY>`. This page is made from "
-        "`cli/daemon/settings.py`; a test holds them together.",
+        "One TOML file (`turnstile serve --config turnstile.toml`), overridden by variables, overridden by flags.",
+        "The variable of a key is `TURNSTILE_<SECTION>_<KEY>`. This page is made from `cli/daemon/settings.py`.",
         "",
     ]
     tables: list[tuple[str, type]] = [("", Settings), *_sections().items()]

@@ -3,7 +3,8 @@
 from alembic import context
 from sqlmodel import SQLModel
 
-import scheduler.store.tables  # noqa: F401  # fills the metadata
+import metering.tables  # noqa: F401  # fills the metadata
+import scheduler.store.tables  # noqa: F401
 
 connection = context.config.attributes.get("connection")
 if connection is None:

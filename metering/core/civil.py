@@ -1,0 +1,75 @@
+"""Civil days of a time zone as stretches of UTC milliseconds, and instants as people of that zone write them.
+
+Days are half-open and share their edges, so a day has 23, 25 or 24.5 hours where the zone says so and nothing is lost
+or counted twice. The zone is a `tzinfo` that is passed in; where its rules come from is the caller's business.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta, tzinfo
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MS = timedelta(milliseconds=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Day:
+    """A civil day, or the part of it that was asked for: `[from_ms, to_ms)`."""
+
+    date: date
+    from_ms: int
+    to_ms: int
+
+
+def local_time(at_ms: int, zone: tzinfo) -> datetime:
+    """Returns the instant in the zone, exact to the millisecond."""
+    return (_EPOCH + timedelta(milliseconds=at_ms)).astimezone(zone)
+
+
+def local_text(at_ms: int, zone: tzinfo) -> str:
+    """Returns the instant as `2026-11-02T09:00:00.000+08:00`."""
+    return local_time(at_ms, zone).isoformat(timespec="milliseconds")
+
+
+def utc_text(at_ms: int) -> str:
+    """Returns the instant as `2026-11-02T01:00:00.000Z`."""
+    return (_EPOCH + timedelta(milliseconds=at_ms)).strftime("%Y-%m-%dT%H:%M:%S") + f".{at_ms % 1000:03d}Z"
+
+
+def day_start_ms(day: date, zone: tzinfo) -> int:
+    """Returns the first instant whose local date is `day` or later, in UTC milliseconds.
+
+    Where midnight occurs twice that is the first one; where the clock jumps over it, the instant of the jump.
+    """
+    # PEP 495: for a time that never was, fold 0 reads it by the offset before the jump (late), fold 1 by that after.
+    late_ms = _utc_ms(day, zone, fold=0)
+    early_ms = _utc_ms(day, zone, fold=1)
+    if early_ms >= late_ms:  # midnight exists, once or twice
+        return late_ms
+    while early_ms < late_ms:
+        middle_ms = (early_ms + late_ms) // 2
+        if local_time(middle_ms, zone).date() >= day:
+            late_ms = middle_ms
+        else:
+            early_ms = middle_ms + 1
+    return late_ms
+
+
+def civil_days(from_ms: int, to_ms: int, zone: tzinfo) -> tuple[Day, ...]:
+    """Returns the days of `[from_ms, to_ms)` in order, the first and last cut to it; empty for an empty range."""
+    days: list[Day] = []
+    # A day that is begun again for an hour (a clock set back over midnight) may make the local date one too early.
+    day = local_time(from_ms, zone).date() - timedelta(days=1)
+    start_ms = day_start_ms(day, zone)
+    while start_ms < to_ms:
+        following = day + timedelta(days=1)
+        end_ms = day_start_ms(following, zone)
+        first_ms, last_ms = max(start_ms, from_ms), min(end_ms, to_ms)
+        if first_ms < last_ms:
+            days.append(Day(day, first_ms, last_ms))
+        day, start_ms = following, end_ms
+    return tuple(days)
+
+
+def _utc_ms(day: date, zone: tzinfo, fold: int) -> int:
+    midnight = datetime.combine(day, time(fold=fold), tzinfo=zone)
+    return (midnight.astimezone(UTC) - _EPOCH) // _MS

@@ -1,0 +1,95 @@
+"""CSV as billing departments open it: UTF-8 with BOM, `\\n`, RFC 4180, and no text that a spreadsheet would run.
+
+A file is written row by row and hashed on the way, so its size does not matter to memory.
+"""
+
+import csv
+import hashlib
+import os
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
+
+BOM = b"\xef\xbb\xbf"
+_RUN_AS_FORMULA = frozenset("=+-@\t\r＝＋－＠")
+"""First characters at which spreadsheets evaluate a cell (OWASP, CSV injection), full-width forms included."""
+_UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+"""Unicode categories that control, hide or reorder text, or are no characters: never part of a name one can read."""
+_KEPT_FORMATS = frozenset("\u200c\u200d")  # joiners that scripts and emoji are spelled with
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenFile:
+    """A finished file: rows without the header, SHA-256 (hex) of its bytes."""
+
+    name: str
+    rows: int
+    sha256: str
+
+
+def harmless(text: str) -> str:
+    """Returns a person's text as a cell that shows and does nothing else.
+
+    A leading `'` keeps a formula from running; control characters become their visible pictures (␀ for NUL) or U+FFFD.
+    """
+    shown = text if text.isascii() and text.isprintable() else "".join(map(_visible, text))
+    return f"'{shown}" if text[:1] in _RUN_AS_FORMULA and text else shown
+
+
+def _visible(character: str) -> str:
+    if unicodedata.category(character) not in _UNSEEN or character in _KEPT_FORMATS:
+        return character
+    code = ord(character)
+    if code < 0x20:
+        return chr(0x2400 + code)
+    return "\u2421" if code == 0x7F else "\ufffd"
+
+
+class CsvFile:
+    """Writes one CSV file; a context manager. `finished` tells what was written once it is closed."""
+
+    def __init__(self, path: Path, columns: Sequence[str]) -> None:
+        self._path = path
+        self._columns = columns
+        self._rows = 0
+        self._digest = hashlib.sha256()
+        self._stream: BinaryIO | None = None
+        self._writer = csv.writer(self, lineterminator="\n")
+
+    def __enter__(self) -> Self:
+        self._stream = self._path.open("xb")
+        self._put(BOM)
+        self._writer.writerow(self._columns)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._stream is not None, "entered before it is left"
+        if kind is None:
+            self._stream.flush()
+            os.fsync(self._stream.fileno())
+        self._stream.close()
+
+    def write(self, text: str) -> None:
+        """Takes a finished line from the CSV writer."""
+        self._put(text.encode())
+
+    def row(self, cells: Sequence[str]) -> None:
+        """Writes a row. Cells that carry a person's text must have been through `harmless`."""
+        assert len(cells) == len(self._columns), "a row has a cell for each column"
+        self._writer.writerow(cells)
+        self._rows += 1
+
+    @property
+    def finished(self) -> WrittenFile:
+        """What was written."""
+        return WrittenFile(self._path.name, self._rows, self._digest.hexdigest())
+
+    def _put(self, data: bytes) -> None:
+        assert self._stream is not None, "entered before it is written"
+        self._digest.update(data)
+        self._stream.write(data)

@@ -1,0 +1,284 @@
+"""Writes what billing departments read: usage lines, invoice totals, capacity, and the manifest that seals them.
+
+Files are made in a directory beside the wanted one and appear by one rename, so nobody ever sees half of an export.
+Rows stream from the ledger's indexes to the files; memory does not grow with their number. Exporting a range again
+gives the same bytes as long as no late fact about it came in: nothing in the files depends on when they were written.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+from sqlalchemy.engine import Connection
+
+from metering.capacity import capacity_of
+from metering.core.civil import civil_days, local_time, utc_text
+from metering.core.quantity import AMOUNT_DECIMALS, divide, fixed, minor_unit
+from metering.core.rating import MICROS, Invoice, Totals
+from metering.core.tariff import PriceBook
+from metering.core.usage import Stretch, stretches_of
+from metering.core.who_pays import WHO_PAYS
+from metering.csv_files import CsvFile, WrittenFile, harmless
+from metering.ledger import has_windows, price_books
+from metering.manifest import MANIFEST, Manifest, tool_version, tzdata_version
+from metering.usage_lines import PERIOD_STATUS, USAGE_COLUMNS, LineContext, invoice_rows, rated_lines, usage_row
+from scheduler.core.model import AccountId
+from scheduler.refusal import RefusalCode, Refused
+from scheduler.store.database import StoreCorrupt
+from scheduler.store.ledger_rows import account_names, ended_between, hash_at
+from scheduler.store.read import latest_known_ms
+
+TOTALS_FILE = "invoice_totals.csv"
+TOTALS_COLUMNS = (
+    *("tenant_id", "tenant_name", "period", "currency", "tax_rates", "line_count"),
+    *("subtotal", "tax", "rounding", "payable", "payable_minor_units"),
+)
+CAPACITY_FILE = "capacity.csv"
+CAPACITY_COLUMNS = (
+    *("device_id", "node", "gpu_model", "gpu_units", "day", "state"),
+    *("state_unit_ms", "billed_unit_ms", "state_ms", "capacity_unit_ms", "capacity_ms"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    from_ms: int
+    to_ms: int
+    zone: ZoneInfo
+    tenant: AccountId | None
+    revision: int
+
+
+@dataclass(slots=True)
+class _Sums:
+    usage_lines: int = 0
+    unpriced_lines: int = 0
+    gpu_ms: int = 0
+    held_unit_ms: int = 0
+    charged_unit_ms: int = 0
+    capacity_unit_ms: int = 0
+    billed_unit_ms: int = 0
+
+
+def export_usage(  # noqa: PLR0913 - a request in words: what, where, which time, whose
+    connection: Connection,
+    out_dir: Path,
+    from_ms: int,
+    to_ms: int,
+    zone: ZoneInfo,
+    tenant: AccountId | None = None,
+    *,
+    known_until_ms: int | None = None,
+    revision: int = 0,
+) -> Manifest:
+    """Writes the export of `[from_ms, to_ms)` to `out_dir`, which must be empty or not there, and returns its manifest.
+
+    `connection` reads one snapshot. Running jobs are cut at `to_ms`, or at `known_until_ms` if that is earlier: what the
+    caller's clock says, or by default the latest time in the ledger itself. The manifest says where it ended. A tenant's export has no capacity.csv,
+    which is the centre's. Raises Refused for a range or directory that will not do, StoreCorrupt when the ledger does
+    not add up, OSError when the files cannot be written.
+    """
+    known_ms = latest_known_ms(connection) if known_until_ms is None else known_until_ms
+    if not 0 <= from_ms < to_ms:
+        raise Refused(RefusalCode.INVALID, f"the range {from_ms} to {to_ms} is empty; its end must be after its start")
+    if from_ms >= known_ms:
+        raise Refused(
+            RefusalCode.INVALID,
+            f"the range begins at {utc_text(from_ms)}, but nothing is known yet after {utc_text(known_ms)}",
+            tries=(f"begin before {utc_text(known_ms)}",),
+        )
+    to_ms = min(to_ms, known_ms)
+    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
+        raise Refused(RefusalCode.CONFLICT, f"{out_dir} is there and not empty", tries=("choose a new directory",))
+    out_dir.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", suffix=".partial", dir=out_dir.parent))
+    try:
+        manifest = _write(connection, partial, _Request(from_ms, to_ms, zone, tenant, revision))
+        partial.rename(out_dir)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    _sync_directory(out_dir.parent)
+    return manifest
+
+
+def usage_file_name(period: str, tenant: AccountId | None, revision: int) -> str:
+    """Returns the name of the usage lines' file; a tenant's name keeps its letters and digits only."""
+    whose = "all"
+    if tenant is not None:
+        whose = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in tenant)
+    return f"usage_lines_{period}_{whose}_r{revision}.csv"
+
+
+def period_of(from_ms: int, to_ms: int, zone: ZoneInfo) -> str:
+    """Returns a range's name: its civil month, or its first and last day when it touches several months."""
+    first = local_time(from_ms, zone).date()
+    last = (local_time(to_ms, zone) - timedelta(milliseconds=1)).date()
+    if (first.year, first.month) == (last.year, last.month):
+        return f"{first:%Y-%m}"
+    return f"{first.isoformat()}_{last.isoformat()}"
+
+
+def _write(connection: Connection, folder: Path, request: _Request) -> Manifest:
+    stored = price_books(connection)
+    stretches = stretches_of(request.from_ms, request.to_ms, request.zone, [row.book for row in stored])
+    context = LineContext(
+        request.zone, account_names(connection), has_windows(connection, request.from_ms, request.to_ms)
+    )
+    period = period_of(request.from_ms, request.to_ms, request.zone)
+    sums = _Sums()
+    usage, invoices = _write_usage(connection, folder, (request, context, stretches, period), sums)
+    if request.tenant is not None and request.tenant not in context.names and not sums.usage_lines:
+        raise Refused(RefusalCode.NOT_FOUND, f"there is no tenant {request.tenant!r}, and none has any use on record")
+    files = [usage, _write_totals(folder, invoices, context, period)]
+    if request.tenant is None:
+        files.append(_write_capacity(connection, folder, request, sums))
+    first, last = ended_between(connection, request.from_ms, request.to_ms)
+    manifest = Manifest(
+        from_ms=request.from_ms,
+        to_ms=request.to_ms,
+        zone=request.zone.key,
+        tzdata_version=tzdata_version(request.zone.key),
+        period=period,
+        period_status=PERIOD_STATUS,
+        tenant=request.tenant,
+        revision=request.revision,
+        files=tuple(sorted(files, key=lambda file: file.name)),
+        sums=_sums_document(sums, invoices, is_whole=request.tenant is None),
+        price_books=_books_in_range([row.book for row in stored], stretches),
+        who_pays=WHO_PAYS.version,
+        first_sequence=first,
+        last_sequence=last,
+        chain_head=hash_at(connection, last) if last is not None else None,
+        tool_version=tool_version(),
+    )
+    _write_text(folder / MANIFEST, manifest.to_json())
+    return manifest
+
+
+def _write_usage(
+    connection: Connection,
+    folder: Path,
+    terms: tuple[_Request, LineContext, Sequence[Stretch], str],
+    sums: _Sums,
+) -> tuple[WrittenFile, list[Invoice]]:
+    request, context, stretches, period = terms
+    totals = Totals()
+    with CsvFile(folder / usage_file_name(period, request.tenant, request.revision), USAGE_COLUMNS) as file:
+        for rated in rated_lines(connection, stretches, request.tenant):
+            file.row(usage_row(connection, rated, context))
+            totals.add(rated.line)
+            piece = rated.line.slice
+            sums.usage_lines += 1
+            sums.unpriced_lines += rated.line.amount_micros is None
+            sums.gpu_ms += piece.gpu_ms
+            sums.held_unit_ms += piece.held.unit_ms
+            sums.charged_unit_ms += piece.charged.unit_ms
+        invoices = totals.invoices()
+        for invoice in invoices:
+            for row in invoice_rows(invoice, context, (request.from_ms, request.to_ms), period):
+                file.row(row)
+    return file.finished, invoices
+
+
+def _write_totals(folder: Path, invoices: Sequence[Invoice], context: LineContext, period: str) -> WrittenFile:
+    with CsvFile(folder / TOTALS_FILE, TOTALS_COLUMNS) as file:
+        for invoice in invoices:
+            amounts = (
+                invoice.subtotal_micros,
+                invoice.tax_micros,
+                invoice.rounding_micros,
+                invoice.payable_micros,
+            )
+            file.row(
+                [
+                    harmless(invoice.tenant),
+                    harmless(context.names.get(invoice.tenant, "")),
+                    period,
+                    invoice.currency,
+                    " ".join(format(rate, "f") for rate in invoice.tax_rates),
+                    str(invoice.lines),
+                    *(fixed(micros, AMOUNT_DECIMALS) for micros in amounts),
+                    str(minor_units(invoice.payable_micros, invoice.currency)),
+                ]
+            )
+    return file.finished
+
+
+def minor_units(micros: int, currency: str) -> int:
+    """Returns an amount in the currency's minor unit (fen, cents); a payable is a whole number of them."""
+    return divide(micros, int(minor_unit(currency) * MICROS))
+
+
+def _write_capacity(connection: Connection, folder: Path, request: _Request, sums: _Sums) -> WrittenFile:
+    days = civil_days(request.from_ms, request.to_ms, request.zone)
+    with CsvFile(folder / CAPACITY_FILE, CAPACITY_COLUMNS) as file:
+        for state in capacity_of(connection, days):
+            device = state.device
+            numbers = (
+                state.unit_ms,
+                state.billed_unit_ms,
+                state.state_ms,
+                state.capacity_unit_ms,
+                state.capacity_ms,
+            )
+            names = (device.id, device.node, device.gpu_class)
+            file.row(
+                [
+                    *map(harmless, names),
+                    str(device.units),
+                    state.day.isoformat(),
+                    state.state.value,
+                    *map(str, numbers),
+                ]
+            )
+            sums.capacity_unit_ms += state.unit_ms
+            sums.billed_unit_ms += state.billed_unit_ms
+    if sums.billed_unit_ms != sums.held_unit_ms:
+        raise StoreCorrupt(
+            f"devices were held for {sums.billed_unit_ms} billed unit-milliseconds, but the usage lines hold"
+            f" {sums.held_unit_ms}; run the ledger's verification"
+        )
+    return file.finished
+
+
+def _sums_document(sums: _Sums, invoices: Sequence[Invoice], *, is_whole: bool) -> dict[str, object]:
+    payable: dict[str, int] = {}
+    for invoice in invoices:
+        payable[invoice.currency] = payable.get(invoice.currency, 0) + invoice.payable_micros
+    document: dict[str, object] = {
+        "usage_lines": sums.usage_lines,
+        "unpriced_lines": sums.unpriced_lines,
+        "gpu_ms": sums.gpu_ms,
+        "held_unit_ms": sums.held_unit_ms,
+        "charged_unit_ms": sums.charged_unit_ms,
+        "payable": {currency: fixed(micros, AMOUNT_DECIMALS) for currency, micros in sorted(payable.items())},
+    }
+    if is_whole:
+        document["capacity_unit_ms"] = sums.capacity_unit_ms
+    return document
+
+
+def _books_in_range(books: Sequence[PriceBook], stretches: Sequence[Stretch]) -> dict[str, str]:
+    used = {stretch.book.version for stretch in stretches if stretch.book is not None}
+    return {book.version: book.sha256 for book in books if book.version in used}
+
+
+def _write_text(path: Path, text: str) -> None:
+    with path.open("x", encoding="utf-8", newline="\n") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _sync_directory(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,76 @@
+"""Exports a range again from the ledger and holds the files of an earlier export against it, byte by byte."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from sqlalchemy.engine import Connection
+
+from metering.export import export_usage
+from metering.findings import Check, Report
+from metering.ledger import price_book_rows
+from metering.manifest import MANIFEST, Manifest
+from scheduler.core.model import AccountId
+from scheduler.refusal import Refused
+from scheduler.store.database import StoreError
+from scheduler.store.read import latest_known_ms
+
+_BLOCK_BYTES = 1 << 20
+
+
+def compare_with_ledger(folder: Path, manifest: Manifest, connection: Connection, report: Report) -> None:
+    """Notes each file and fact that the ledger would tell otherwise now, a file with the first line that differs."""
+    hashes = {row.version: row.sha256 for row in price_book_rows(connection)}
+    for version, sha256 in manifest.price_books.items():
+        report.expect(Check.RERATING, f"{MANIFEST} price book {version}", hashes.get(version), sha256)
+    try:
+        zone = ZoneInfo(manifest.zone)
+    except (ZoneInfoNotFoundError, ValueError) as error:
+        report.wrong(Check.RERATING, f"{MANIFEST} zone", "a time zone of this machine", str(error))
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        again_in = Path(scratch) / "export"
+        try:
+            again = export_usage(
+                connection,
+                again_in,
+                manifest.from_ms,
+                manifest.to_ms,
+                zone,
+                AccountId(manifest.tenant) if manifest.tenant is not None else None,
+                known_until_ms=max(manifest.to_ms, latest_known_ms(connection)),
+                revision=manifest.revision,
+            )
+        except (Refused, StoreError) as error:
+            report.wrong(Check.RERATING, MANIFEST, "a range that the ledger can export", str(error))
+            return
+        for file in again.files:
+            if not (folder / file.name).is_file():
+                report.wrong(Check.RERATING, file.name, "the file", "none")
+            else:
+                _compare(folder / file.name, again_in / file.name, report)
+    for name in ("sums", "price_books", "first_sequence", "last_sequence", "chain_head", "period", "who_pays"):
+        report.expect(Check.RERATING, f"{MANIFEST} {name}", getattr(again, name), getattr(manifest, name))
+
+
+def _compare(found: Path, expected: Path, report: Report) -> None:
+    """Names the first line in which two files differ; the first line is the header."""
+    with found.open("rb") as ours, expected.open("rb") as theirs:
+        for number, (one, other) in enumerate(_pairs(ours, theirs)):
+            where = f"{found.name} row {number}" if number else f"{found.name} header"
+            if not report.expect(Check.RERATING, where, _shown(other), _shown(one)):
+                return
+
+
+def _pairs(one: BinaryIO, other: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
+    while True:
+        lines = one.readline(_BLOCK_BYTES), other.readline(_BLOCK_BYTES)
+        if lines == (b"", b""):
+            return
+        yield lines
+
+
+def _shown(line: bytes) -> str:
+    return line.decode("utf-8", "replace").rstrip("\n") if line else "the end of the file"

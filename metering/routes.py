@@ -1,0 +1,198 @@
+"""The ledger and prices over HTTP: verify, export as a tar, price books; `scheduler.routes.app` is given the factory.
+
+An export is made in a directory that is gone before the first byte leaves: a client that hangs up leaves nothing.
+"""
+
+import json
+import shutil
+import tarfile
+import tempfile
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import date, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import IO, Annotated, Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.responses import StreamingResponse
+from sqlalchemy.engine import Connection
+
+from metering.core.tariff import PriceBook, body_of, price_book_of
+from metering.export import export_usage
+from metering.ledger import StoredBook, price_books, publish
+from metering.verify import Report, verify
+from scheduler.auth import OPERATES, READS_MONEY, Rights
+from scheduler.clock import iso_utc
+from scheduler.core.model import AccountId
+from scheduler.refusal import Problem
+from scheduler.routes.door import Door, answer
+from scheduler.routes.limits import Slots
+from scheduler.store.transaction import Transaction
+from scheduler.wire.problems import Json, envelope, page
+from scheduler.wire.requests import parse_time
+from scheduler.wire.spec import invalid
+from scheduler.wire.text import shown
+
+MOST_LEDGER_READS = 2
+"""Exports and verifications at once: each reads the ledger from end to end and keeps a thread and a snapshot."""
+_CHUNK_BYTES = 256 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class PublishPrices:
+    """Publishes a price book."""
+
+    book: PriceBook
+
+    def execute(self, tx: Transaction) -> StoredBook:
+        """Returns the book as stored. Raises Refused as `ledger.publish` does."""
+        return publish(tx.connection, self.book, tx.now_ms)
+
+
+def ledger_routes(door: Door) -> APIRouter:
+    """Returns the routes of the ledger and of prices."""
+    router = APIRouter(tags=["money"])
+    reader = door.allow(READS_MONEY)
+    publisher = door.allow_change(OPERATES)
+    slots = Slots(MOST_LEDGER_READS, MOST_LEDGER_READS, "readings of the ledger")
+
+    @router.get("/v1/admin/ledger/verify", summary="Prove the ledger, or say where it does not hold")
+    async def verify_ledger(rights: Annotated[Rights, Depends(reader)]) -> Response:
+        rights.require_centre()
+        slots.check("")
+        with slots.counted(""):
+            report = await door.aside(_verified, door)
+        return answer(envelope("LedgerReport", door.now_ms, **_report(report)))
+
+    @router.get(
+        "/v1/admin/ledger/export",
+        summary="A tar of the billing files and their manifest",
+        response_class=Response,
+        responses={200: {"content": {"application/x-tar": {}}}},
+    )
+    async def export_ledger(
+        rights: Annotated[Rights, Depends(reader)],
+        from_: Annotated[str, Query(alias="from", max_length=64, description="A day in `zone`, or an RFC 3339 time.")],
+        to: Annotated[str, Query(max_length=64, description="Exclusive; as `from`.")],
+        zone: Annotated[str, Query(max_length=64, description="An IANA time zone.")] = "UTC",
+        tenant: Annotated[str | None, Query(min_length=1, max_length=256)] = None,
+    ) -> Response:
+        whose = rights.ledger_tenant(tenant)
+        where = _zone(zone)
+        wanted = _Wanted(_instant(from_, where, "from"), _instant(to, where, "to"), where, whose)
+        slots.check("")
+        with slots.counted(""):
+            file = await door.aside(_exported, door, wanted)
+        headers = {"Content-Disposition": 'attachment; filename="turnstile-export.tar"', "Cache-Control": "no-store"}
+        return StreamingResponse(_chunks(door, file), media_type="application/x-tar", headers=headers)
+
+    @router.get("/v1/admin/prices", summary="Price books, by effective time")
+    async def prices(_: Annotated[Rights, Depends(reader)]) -> Response:
+        found = await door.read(price_books)
+        return answer(page("PriceBookList", door.now_ms, [_book(each) for each in found]))
+
+    @router.post("/v1/admin/prices", status_code=201, summary="Publish a price book", openapi_extra=_ANY_OBJECT)
+    async def publish_prices(request: Request, _: Annotated[Rights, Depends(publisher)]) -> Response:
+        book = price_book_of(_document(await request.body()))
+        stored = await door.carry_out(PublishPrices(book))
+        return answer(envelope("PriceBook", door.now_ms, **_book(stored)), 201)
+
+    return router
+
+
+_ANY_OBJECT = {"requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}}
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    from_ms: int
+    to_ms: int
+    zone: ZoneInfo
+    tenant: AccountId | None
+
+
+def _document(body: bytes) -> dict[str, Any]:
+    """Returns a JSON object whose decimals are exact. Raises Refused (`invalid`)."""
+    try:
+        document = json.loads(body, parse_float=Decimal)
+    except (ValueError, RecursionError):
+        raise invalid((Problem("the body is not JSON"),)) from None
+    if not isinstance(document, dict):
+        raise invalid((Problem("a price book is an object"),))
+    return document
+
+
+def _book(stored: StoredBook) -> Json:
+    return {**body_of(stored.book), "sha256": stored.sha256, "published_at": iso_utc(stored.published_ms)}
+
+
+def _verified(door: Door) -> Report:
+    with door.controller.database.read() as connection:
+        return verify(connection)
+
+
+def _report(report: Report) -> Json:
+    return {
+        "is_sound": report.is_proved,
+        "failures": [
+            {"check": each.check.value, "where": each.where, "what": f"expected {each.expected}, found {each.found}"}
+            for each in report.findings
+        ],
+        "failure_count": report.failures,
+        "counts": dict(sorted(report.counted.items())),
+    }
+
+
+def _zone(name: str) -> ZoneInfo:
+    try:
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise invalid((Problem(f"no time zone {shown(name)!r}; write one such as Asia/Shanghai", "zone"),)) from None
+
+
+def _instant(text: str, zone: ZoneInfo, field: str) -> int:
+    """Returns UTC milliseconds of a day's beginning in the zone, or of an RFC 3339 time. Raises Refused."""
+    try:
+        day = date.fromisoformat(text)
+    except ValueError:
+        return parse_time(text, field)
+    try:
+        return int(datetime(day.year, day.month, day.day, tzinfo=zone).timestamp()) * 1000
+    except (OverflowError, ValueError):
+        raise invalid((Problem("is too far away", field),)) from None
+
+
+def _exported(door: Door, wanted: _Wanted) -> IO[bytes]:
+    """Returns a tar of an export, read from its beginning; no file of it has a name any more."""
+    folder = Path(tempfile.mkdtemp(prefix="turnstile-export-"))
+    file = tempfile.TemporaryFile()  # noqa: SIM115  # it is closed by whoever streams it
+    try:
+        with door.controller.database.read() as connection:
+            _export(connection, folder / "export", wanted, door.now_ms)
+        with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
+            for path in sorted((folder / "export").iterdir()):
+                # Names and contents only: the same export again is the same bytes, whoever's daemon makes it.
+                member = tarfile.TarInfo(path.name)
+                member.size = path.stat().st_size
+                member.mode = 0o644
+                with path.open("rb") as content:
+                    archive.addfile(member, content)
+        file.seek(0)
+    except BaseException:
+        file.close()
+        raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return file
+
+
+def _export(connection: Connection, folder: Path, wanted: _Wanted, now_ms: int) -> None:
+    export_usage(connection, folder, wanted.from_ms, wanted.to_ms, wanted.zone, wanted.tenant, known_until_ms=now_ms)
+
+
+async def _chunks(door: Door, file: IO[bytes]) -> AsyncIterator[bytes]:
+    with file:
+        while chunk := await door.aside(file.read, _CHUNK_BYTES):
+            yield chunk

@@ -1,0 +1,261 @@
+"""What is, for Prometheus: read off the state at a scrape.
+
+In two steps, so that a scrape hardly delays a tick: `photograph` runs where the state lives and copies references only;
+`families` makes the metrics of it anywhere else. `gpu` is a device's place on its node, as its agent numbers it.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from sortedcontainers import SortedList
+
+from scheduler.core.lifecycle import ACTIVE, WAITING
+from scheduler.core.model import (
+    GPU_UNITS,
+    ROOT_ACCOUNT,
+    Account,
+    AccountId,
+    Allocation,
+    Booking,
+    Device,
+    DeviceHealth,
+    DeviceId,
+    GpuClass,
+    Job,
+    JobState,
+    Node,
+    NodeAvailability,
+    PoolName,
+    tenant_of,
+)
+from scheduler.core.plan import Plan
+from scheduler.core.reasons import Reason, ReasonCode
+from scheduler.core.state import ClusterState, Group
+
+GPU_STATES = ("allocated", "free", "reserved", "drained", "failed", "foreign", "unknown")
+"""The values of `turnstile_gpus{state}`; all are always there, so that a board never misses a zero."""
+_PRIORITIES = (1, 0, -1)
+NO_POOL = PoolName("")
+"""The pool of a job whose class has no node (any more)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Pending jobs that wait in one line, and since when the oldest of them does."""
+
+    group: Group
+    jobs: int
+    oldest_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Photograph:
+    """The state at one instant, in values that do not change any more."""
+
+    plan: Plan
+    accounts: tuple[Account, ...]
+    nodes: tuple[tuple[Node, tuple[Device, ...], frozenset[DeviceId]], ...]
+    """Each node with its devices and the ids of those held."""
+    allocations: tuple[Allocation, ...]
+    lines: tuple[Line, ...]
+    timed: tuple[Job, ...]
+    """Pending jobs that wait for a time."""
+    jobs_by: Mapping[tuple[AccountId, JobState], int]
+    pending_units: Mapping[tuple[AccountId, GpuClass], int]
+    held_units: Mapping[tuple[AccountId, GpuClass, Booking], int]
+    closed_pools: frozenset[PoolName]
+
+
+def photograph(state: ClusterState, plan: Plan) -> Photograph:
+    """Copies what the metrics need. Cost: one step per node, allocation and group; none per pending job in line."""
+    return Photograph(
+        plan,
+        tuple(state.accounts.values()),
+        tuple((room.node, room.devices, frozenset(room.held_units)) for room in state.capacity.rooms.values()),
+        tuple(state.allocations.values()),
+        tuple(Line(group, len(line), _oldest_ms(line)) for group, line in state.pending_groups()),
+        tuple(state.jobs[job] for _, job in state.timed),
+        dict(state.jobs_by),
+        dict(state.pending_units),
+        dict(state.held_units),
+        frozenset(state.closed_pools),
+    )
+
+
+def _oldest_ms(line: SortedList[tuple[int, int, int]]) -> int:
+    """Returns the earliest submit time of a line: the first job of each priority has its priority's earliest."""
+    oldest: int = line[0][1]
+    for priority in _PRIORITIES:
+        place = line.bisect_left((-priority, -1, -1))
+        if place < len(line) and line[place][0] == -priority:
+            oldest = min(oldest, line[place][1])
+    return oldest
+
+
+def families(photo: Photograph, now_ms: int) -> Iterator[Metric]:
+    """Yields every family of what is, as of the photograph."""
+    yield from _capacity(photo)
+    yield from _queue(photo, now_ms)
+    yield from _tenants(photo)
+    yield from _devices(photo)
+
+
+def gpu_state(node: Node, device: Device, *, is_held: bool) -> str:
+    """Returns the one of GPU_STATES that a device is in; a device that a job holds is allocated, whatever else."""
+    if is_held:
+        return "allocated"
+    if device.is_foreign:
+        return "foreign"
+    if device.health is DeviceHealth.FAILED or node.availability is NodeAvailability.DOWN:
+        return "failed"
+    if device.health is DeviceHealth.DRAINING or node.availability is NodeAvailability.DRAINING:
+        return "drained"
+    return "free"
+
+
+def _capacity(photo: Photograph) -> Iterator[Metric]:
+    gpus = GaugeMetricFamily("turnstile_gpus", "GPUs by model, pool and state.", labels=("model", "pool", "state"))
+    blocks = GaugeMetricFamily(
+        "turnstile_gpus_largest_free_block", "GPUs of the largest gang that would fit a pool now.", labels=("pool",)
+    )
+    nodes = GaugeMetricFamily("turnstile_nodes", "Nodes by pool and availability.", labels=("pool", "state"))
+    by_state: Counter[tuple[GpuClass, PoolName, str]] = Counter()
+    by_availability: Counter[tuple[PoolName, NodeAvailability]] = Counter()
+    free: dict[tuple[PoolName, GpuClass], list[int]] = {}
+    for node, devices, held in photo.nodes:
+        by_availability[node.pool, node.availability] += 1
+        states = [gpu_state(node, device, is_held=device.id in held) for device in devices]
+        for state in states:
+            by_state[node.gpu_class, node.pool, state] += 1
+        free.setdefault((node.pool, node.gpu_class), []).append(states.count("free"))
+    for pool, model in sorted(free):
+        for state in GPU_STATES:
+            gpus.add_metric((model, pool, state), by_state[model, pool, state])
+    for pool in sorted({pool for pool, _ in free}):
+        largest = max(_largest_block(counts) for (name, _), counts in free.items() if name == pool)
+        blocks.add_metric((pool,), 0 if pool in photo.closed_pools else largest)
+        for availability in NodeAvailability:
+            nodes.add_metric((pool, availability.value), by_availability[pool, availability])
+    yield from (gpus, blocks, nodes)
+
+
+def _largest_block(free: list[int]) -> int:
+    """Returns the most GPUs that one gang with equal parts per node could take, of nodes with so many free each."""
+    in_order = sorted(free, reverse=True)
+    return max(count * nodes for nodes, count in enumerate(in_order, start=1))
+
+
+def _queue(photo: Photograph, now_ms: int) -> Iterator[Metric]:
+    jobs = GaugeMetricFamily("turnstile_jobs", "Live jobs by tenant and state.", labels=("tenant", "state"))
+    for tenant in _tenants_of(photo):
+        for state in sorted(WAITING | ACTIVE):
+            jobs.add_metric((tenant, state.value), photo.jobs_by.get((tenant, state), 0))
+    yield jobs
+
+    pools = _pools_of(photo)
+    by_reason: Counter[tuple[PoolName, ReasonCode]] = Counter()
+    oldest: dict[PoolName, int] = {}
+    for line in photo.lines:
+        pool = _pool_of(line.group.shape.pool, line.group.shape.gpu_classes[0], pools)
+        by_reason[pool, _dominating(photo.plan, line.group).code] += line.jobs
+        oldest[pool] = min(oldest.get(pool, now_ms), line.oldest_ms)
+    for job in photo.timed:
+        pool = _pool_of(job.shape.pool, job.shape.gpu_classes[0], pools)
+        by_reason[pool, ReasonCode.BACKOFF if job.is_backing_off else ReasonCode.BEGIN_TIME] += 1
+    pending = GaugeMetricFamily(
+        "turnstile_jobs_pending",
+        "Pending jobs by pool and dominating reason; a job that names no pool counts in its class's first.",
+        labels=("pool", "reason"),
+    )
+    for (pool, code), count in sorted(by_reason.items()):
+        pending.add_metric((pool, code.value), count)
+    ages = GaugeMetricFamily(
+        "turnstile_job_oldest_pending_seconds",
+        "How long the oldest job has waited that waits for nothing but its turn, by pool; 0 when none does.",
+        labels=("pool",),
+    )
+    for pool in sorted({*oldest, *(pool for names in pools.values() for pool in names)}):
+        ages.add_metric((pool,), max(0, now_ms - oldest.get(pool, now_ms)) / 1000)
+    asked = GaugeMetricFamily(
+        "turnstile_pending_gpus", "GPUs that pending jobs ask for, by tenant and model.", labels=("tenant", "model")
+    )
+    for (tenant, model), units in sorted(photo.pending_units.items()):
+        asked.add_metric((tenant, model), units / GPU_UNITS)
+    yield from (pending, ages, asked)
+
+
+def _dominating(plan: Plan, group: Group) -> Reason:
+    block = plan.blocks.get(group)
+    if block is not None:
+        return block
+    verdict = plan.verdicts.get(group.shape)
+    return Reason(ReasonCode.ORDER) if verdict is None else verdict.reasons[0]
+
+
+def _pools_of(photo: Photograph) -> dict[GpuClass, list[PoolName]]:
+    pools: dict[GpuClass, set[PoolName]] = {}
+    for node, _, _ in photo.nodes:
+        pools.setdefault(node.gpu_class, set()).add(node.pool)
+    return {gpu_class: sorted(names) for gpu_class, names in pools.items()}
+
+
+def _pool_of(named: PoolName | None, gpu_class: GpuClass, pools: Mapping[GpuClass, list[PoolName]]) -> PoolName:
+    known = pools.get(gpu_class, ())
+    if named is not None and named in known:
+        return named
+    return known[0] if known else NO_POOL
+
+
+def _tenants_of(photo: Photograph) -> list[AccountId]:
+    return sorted(account.id for account in photo.accounts if account.parent == ROOT_ACCOUNT)
+
+
+def _tenants(photo: Photograph) -> Iterator[Metric]:
+    allocated = GaugeMetricFamily(
+        "turnstile_tenant_gpus_allocated",
+        "GPUs that a tenant holds, by model and booking.",
+        labels=("tenant", "model", "booking"),
+    )
+    tenants = set(_tenants_of(photo))
+    for (account, model, booking), units in sorted(photo.held_units.items()):
+        if account in tenants:
+            allocated.add_metric((account, model, booking.value), units / GPU_UNITS)
+    guarantee = GaugeMetricFamily(
+        "turnstile_tenant_gpus_guarantee", "GPUs that a tenant has bought, by model.", labels=("tenant", "model")
+    )
+    quota = GaugeMetricFamily(
+        "turnstile_tenant_gpus_quota", "The most GPUs that a tenant may hold, by model.", labels=("tenant", "model")
+    )
+    for terms in sorted(photo.accounts, key=lambda each: each.id):
+        if terms.id in tenants:
+            for model, count in sorted(terms.guarantee.items()):
+                guarantee.add_metric((terms.id, model), count)
+            for model, count in sorted(terms.limit.items()):
+                quota.add_metric((terms.id, model), count)
+    yield from (allocated, guarantee, quota)
+
+
+def _devices(photo: Photograph) -> Iterator[Metric]:
+    allocated = GaugeMetricFamily(
+        "turnstile_gpu_allocated", "1 while a job of ours holds the GPU or a share of it.", labels=("node", "gpu")
+    )
+    place: dict[DeviceId, tuple[str, str]] = {}
+    for node, devices, held in photo.nodes:
+        for position, device in enumerate(devices):
+            place[device.id] = (node.name, str(position))
+            allocated.add_metric((node.name, str(position)), int(device.id in held))
+    yield allocated
+    holders = GaugeMetricFamily(
+        "turnstile_gpu_allocation_info",
+        "Which job holds the GPU; always 1. Join other series on (node, gpu).",
+        labels=("node", "gpu", "tenant", "job_id"),
+    )
+    for allocation in photo.allocations:
+        tenant = tenant_of(allocation.account)
+        for grant in allocation.grants:
+            for device_id in grant.devices:
+                if device_id in place:
+                    holders.add_metric((*place[device_id], tenant, str(allocation.job)), 1)
+    yield holders

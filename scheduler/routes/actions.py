@@ -1,0 +1,118 @@
+"""Cancel, hold, release and requeue: many jobs, one request, one transaction."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request, Response
+from sqlalchemy.engine import Connection
+
+from scheduler.auth import RUNS_JOBS, Rights
+from scheduler.core.model import HoldKind, JobId
+from scheduler.refusal import RefusalCode, Refused
+from scheduler.routes.bodies import body_of
+from scheduler.routes.door import Door, answer
+from scheduler.routes.finding import check_may_act, filter_of, owned_jobs
+from scheduler.store import actions, queries
+from scheduler.store.lookups import JobOwner, owners_by_id
+from scheduler.store.write import Command
+from scheduler.wire.answers import job_answer_id
+from scheduler.wire.problems import Json, page
+from scheduler.wire.requests import JobAction, JobFilterBody, parse
+
+MOST_MATCHED = 200_000
+"""Jobs that one action may change: four times the promised 50,000, so that a transaction stays under half a minute."""
+
+Outcome = tuple[actions.JobAction, ...]
+Make = Callable[[tuple[JobId, ...], Rights], Command[Outcome]]
+
+
+def action_routes(door: Door) -> APIRouter:
+    """Returns the routes of actions on jobs."""
+    router = APIRouter(tags=["jobs"])
+    runner = door.allow_change(RUNS_JOBS)
+    made: list[tuple[str, str, Make]] = [
+        ("cancel", "End jobs, waiting or running", _cancel),
+        ("hold", "Keep jobs from starting", _hold),
+        ("release", "Let held jobs wait for their turn again", _release),
+        ("requeue", "Stop running jobs and let them wait again", _requeue),
+    ]
+    for verb, summary, make in made:
+        router.add_api_route(
+            f"/v1/jobs/{verb}",
+            _endpoint(door, runner, make),
+            methods=["POST"],
+            name=verb,
+            summary=summary,
+            openapi_extra=body_of(JobAction),
+        )
+    return router
+
+
+def _endpoint(
+    door: Door, runner: Callable[[Request], Awaitable[Rights]], make: Make
+) -> Callable[..., Awaitable[Response]]:
+    async def act(request: Request, rights: Annotated[Rights, Depends(runner)]) -> Response:
+        asked = parse(JobAction, await request.body())
+        jobs = await door.read(lambda connection: _meant(connection, asked, rights))
+        outcome = await door.carry_out(make(tuple(job.id for job in jobs), rights)) if jobs else ()
+        # Tens of thousands of rows take a while to write down; other requests do not wait for it.
+        return await door.aside(_answered, jobs, outcome, door.now_ms)
+
+    return act
+
+
+def _cancel(ids: tuple[JobId, ...], rights: Rights) -> Command[Outcome]:
+    return actions.CancelJobs(ids, rights.caller.user)
+
+
+def _hold(ids: tuple[JobId, ...], rights: Rights) -> Command[Outcome]:
+    return actions.HoldJobs(ids, _hold_kind(rights), rights.caller.user)
+
+
+def _release(ids: tuple[JobId, ...], rights: Rights) -> Command[Outcome]:
+    return actions.ReleaseJobs(ids, _hold_kind(rights), rights.caller.user)
+
+
+def _requeue(ids: tuple[JobId, ...], rights: Rights) -> Command[Outcome]:
+    return actions.RequeueJobs(ids, rights.caller.user)
+
+
+def _hold_kind(rights: Rights) -> HoldKind:
+    return HoldKind.ADMIN if rights.is_operator else HoldKind.USER
+
+
+def _meant(connection: Connection, asked: JobAction, rights: Rights) -> tuple[JobOwner, ...]:
+    if asked.ids is not None:
+        return owned_jobs(connection, rights, asked.ids)
+    assert asked.filter is not None, "the model takes ids or a filter"
+    return _matched(connection, asked.filter, rights)
+
+
+def _matched(connection: Connection, asked: JobFilterBody, rights: Rights) -> tuple[JobOwner, ...]:
+    """Returns the jobs that a filter matches; of a user's filter without a name, the user's own."""
+    wanted = filter_of(asked, rights)
+    if wanted is None:
+        return ()
+    own = rights.acts_on_user
+    if own is not None and wanted.users is None:
+        wanted = replace(wanted, users=(own,))
+    ids = queries.job_ids(connection, wanted, MOST_MATCHED + 1)
+    if len(ids) > MOST_MATCHED:
+        raise Refused(RefusalCode.TOO_LARGE, f"the filter matches more than {MOST_MATCHED} jobs; narrow it and repeat")
+    jobs = owners_by_id(connection, ids)
+    check_may_act(jobs, rights)
+    return jobs
+
+
+def _answered(jobs: tuple[JobOwner, ...], outcome: Outcome, now_ms: int) -> Response:
+    shown_ids = {job.id: job_answer_id(job.id, job.array_id, job.array_index) for job in jobs}
+    items: list[Json] = [
+        {
+            "id": shown_ids[each.job],
+            "did": each.did.value,
+            "state": None if each.state is None else each.state.value,
+        }
+        for each in outcome
+    ]
+    return answer(page("JobActionList", now_ms, items))

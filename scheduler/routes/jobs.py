@@ -1,0 +1,116 @@
+"""Submitting, listing and looking at jobs."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from sqlalchemy.engine import Connection
+
+from scheduler.auth import READS_JOBS, RUNS_JOBS, Rights
+from scheduler.core.explain import Explanation, explain
+from scheduler.core.model import JobState
+from scheduler.routes.bodies import body_of
+from scheduler.routes.door import Door, answer
+from scheduler.routes.finding import cursor_job, cursor_text, filter_of, found_job, is_newest_last
+from scheduler.routes.shown import Shown
+from scheduler.routes.submitting import Submit, checked_key, preview, submitted
+from scheduler.store import queries
+from scheduler.store.lookups import held_units
+from scheduler.wire.answers import allocation_answer, explanation_answer, gpu_count, history_answer
+from scheduler.wire.problems import Json, envelope, page
+from scheduler.wire.requests import LIVE_STATES, JobListQuery
+from scheduler.wire.spec import JobSpec, parse_spec
+from scheduler.wire.submission import draft_of
+
+Ref = Annotated[str, Path(max_length=128, description="An id, `id_index`, or a name: the caller's newest so named.")]
+
+
+def job_routes(door: Door, shown: Shown) -> APIRouter:
+    """Returns the routes of jobs."""
+    router = APIRouter(tags=["jobs"])
+    reader = door.allow(READS_JOBS)
+    runner = door.allow_change(RUNS_JOBS)
+
+    @router.post("/v1/jobs", status_code=201, summary="Submit a job or an array", openapi_extra=body_of(JobSpec))
+    async def submit(
+        request: Request,
+        rights: Annotated[Rights, Depends(runner)],
+        dry_run: Annotated[bool, Query(description="Say what would happen and store nothing.")] = False,
+        idempotency_key: Annotated[str | None, Header(description="The same key makes a job once.")] = None,
+    ) -> Response:
+        body = await request.body()
+        key = checked_key(idempotency_key)
+        draft = draft_of(parse_spec(body), rights, door.controller.offers, door.settings.rules, door.now_ms)
+        if dry_run:
+            return answer(await preview(door, shown, draft, rights))
+        outcome = await door.carry_out(Submit.of(draft, key, body))
+        return answer(await submitted(door, shown, draft, outcome, rights), 201)
+
+    @router.get("/v1/jobs", summary="List jobs")
+    async def list_jobs(
+        rights: Annotated[Rights, Depends(reader)], asked: Annotated[JobListQuery, Query()]
+    ) -> Response:
+        wanted = filter_of(asked, rights)
+        after = cursor_job(asked.page)
+        newest_first = wanted is not None and not is_newest_last(wanted)
+
+        def look_up(connection: Connection) -> tuple[list[queries.JobRecord], Json]:
+            found = (
+                []
+                if wanted is None
+                else queries.list_jobs(
+                    connection, wanted, after=after, limit=asked.limit + 1, newest_first=newest_first
+                )
+            )
+            return found, _totals(connection, rights)
+
+        found, totals = await door.read(look_up)
+        jobs = found[: asked.limit]
+        next_page = cursor_text(jobs[-1].job.id) if len(found) > asked.limit else None
+        items = await shown.jobs(jobs, rights)
+        return answer(page("JobList", door.now_ms, items, next_page, totals=totals))
+
+    @router.get("/v1/jobs/{ref}", summary="One job")
+    async def show(ref: Ref, rights: Annotated[Rights, Depends(reader)]) -> Response:
+        job = await door.read(lambda connection: found_job(connection, rights, ref))
+        return answer(await shown.job("Job", job, rights))
+
+    @router.get("/v1/jobs/{ref}/why", summary="Why it waits")
+    async def why(ref: Ref, rights: Annotated[Rights, Depends(reader)]) -> Response:
+        job = await door.read(lambda connection: found_job(connection, rights, ref))
+        found: Explanation | None = None
+        if job.job.state in LIVE_STATES:
+            found = await door.ask(
+                lambda state, plan: explain(state, plan, job.job.id) if job.job.id in state.jobs else None
+            )
+        # A job that has ended, or ends this instant, waits for nothing: an explanation without reasons.
+        found = found or Explanation(job.job.id, decision=0, as_of_ms=door.now_ms, reasons=())
+        return answer(envelope("Explanation", door.now_ms, **explanation_answer(job, found)))
+
+    @router.get("/v1/jobs/{ref}/events", summary="The job's history")
+    async def events(ref: Ref, rights: Annotated[Rights, Depends(reader)]) -> Response:
+        found = await door.read(
+            lambda connection: queries.history_of(connection, found_job(connection, rights, ref).job.id)
+        )
+        return answer(page("JobEventList", door.now_ms, [history_answer(each) for each in found]))
+
+    @router.get("/v1/jobs/{ref}/allocations", summary="The job's starts")
+    async def allocations(ref: Ref, rights: Annotated[Rights, Depends(reader)]) -> Response:
+        def look_up(connection: Connection) -> list[Json]:
+            job = found_job(connection, rights, ref)
+            return [allocation_answer(each, job) for each in queries.allocations_of(connection, job.job.id)]
+
+        return answer(page("AllocationList", door.now_ms, await door.read(look_up)))
+
+    return router
+
+
+def _totals(connection: Connection, rights: Rights) -> Json:
+    """Returns live jobs by state and GPUs held by class, of the caller's tenant; of all tenants for the centre's."""
+    tenant = rights.caller.tenant
+    wanted = queries.JobFilter(under=tenant, states=tuple(LIVE_STATES))
+    counts = queries.count_jobs_by(connection, ["state"], wanted)
+    held = held_units(connection, tenant)
+    return {
+        "jobs": {state.value: counts.get((state.value,), 0) for state in JobState if state in LIVE_STATES},
+        "gpus_held": {gpu_class: gpu_count(units) for gpu_class, units in held.items()},
+    }

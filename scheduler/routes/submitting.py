@@ -1,0 +1,120 @@
+"""A submission's command and its answer, made without reading back what was just written."""
+
+import hashlib
+from dataclasses import dataclass
+
+from scheduler.auth import Rights
+from scheduler.core.model import HoldKind, Job, JobId, JobState, tenant_of
+from scheduler.refusal import Problem, RefusalCode, Refused
+from scheduler.routes.door import Door
+from scheduler.routes.shown import Shown
+from scheduler.store import queries
+from scheduler.store.jobs import JobDraft, SubmitJobs
+from scheduler.store.queries import JobRecord
+from scheduler.store.transaction import Transaction
+from scheduler.wire.problems import Json, page
+from scheduler.wire.spec import invalid
+
+_LONGEST_KEY = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """What became of a submission: `is_new` is False when its key had been used for it before."""
+
+    ids: tuple[JobId, ...]
+    at_ms: int
+    is_new: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """Submits, and tells whether that made anything."""
+
+    jobs: SubmitJobs
+
+    @classmethod
+    def of(cls, draft: JobDraft, key: str | None, body: bytes) -> "Submit":
+        """Returns the command for a draft that came as `body`."""
+        digest = None if key is None else hashlib.sha256(body).hexdigest()
+        return cls(SubmitJobs((draft,), tenant_of(draft.account), draft.user, key, digest))
+
+    def execute(self, tx: Transaction) -> Submitted:
+        """Returns the ids. Raises Refused as SubmitJobs does."""
+        before = len(tx.events)
+        ids = self.jobs.execute(tx)
+        return Submitted(ids, tx.now_ms, len(tx.events) > before)
+
+
+def checked_key(key: str | None) -> str | None:
+    """Returns an idempotency key as it is. Raises Refused (`invalid`) unless it is short, visible ASCII."""
+    if key is None:
+        return None
+    if not 0 < len(key) <= _LONGEST_KEY or not key.isascii() or not key.isprintable():
+        raise invalid((Problem(f"must be 1 to {_LONGEST_KEY} printable ASCII characters", "Idempotency-Key"),))
+    return key
+
+
+async def submitted(door: Door, shown: Shown, draft: JobDraft, outcome: Submitted, rights: Rights) -> Json:
+    """Returns the answer to a submission: the job, or an array's first element, and how many there are."""
+    if outcome.is_new:
+        first = _record(draft, outcome.ids[0], outcome.at_ms)
+    else:
+        found = await door.read(lambda connection: queries.job(connection, outcome.ids[0]))
+        if found is None:
+            raise Refused(RefusalCode.NOT_FOUND, f"job {outcome.ids[0]}, made by this key, was archived since")
+        first = found
+    items = await shown.jobs([first], rights)
+    return page(
+        "JobList",
+        door.now_ms,
+        items,
+        array_size=None if draft.array_indexes is None else len(outcome.ids),
+        is_new=outcome.is_new,
+    )
+
+
+async def preview(door: Door, shown: Shown, draft: JobDraft, rights: Rights) -> Json:
+    """Returns what a submission would be answered; the job has no id."""
+    now_ms = door.now_ms
+    items = await shown.jobs([_record(draft, JobId(0), now_ms)], rights)
+    item = {**items[0], "id": None, "array_id": None, "reasons": []}
+    size = None if draft.array_indexes is None else len(draft.array_indexes)
+    return page("JobList", now_ms, [item], array_size=size, is_new=False)
+
+
+def _record(draft: JobDraft, first: JobId, at_ms: int) -> JobRecord:
+    """Returns the first job of a draft as the store holds it right after its submission."""
+    job = Job(
+        id=first,
+        account=draft.account,
+        user=draft.user,
+        shape=draft.shape,
+        time_limit_ms=draft.time_limit_ms,
+        submitted_ms=at_ms,
+        wanted=draft.wanted,
+        priority=draft.priority,
+        begin_ms=draft.begin_ms,
+        deadline_ms=draft.deadline_ms,
+        state=JobState.HELD if draft.is_held else JobState.PENDING,
+        hold=HoldKind.USER if draft.is_held else None,
+        retries_left=draft.retries,
+        array=None if draft.array_indexes is None else first,
+        array_index=None if draft.array_indexes is None else draft.array_indexes[0],
+    )
+    return JobRecord(
+        job=job,
+        name=draft.name,
+        tenant=tenant_of(draft.account),
+        gpu_class=draft.shape.gpu_classes[0],
+        reason=None,
+        detail=None,
+        exit_code=None,
+        started_ms=None,
+        ended_ms=None,
+        launch=draft.launch,
+        labels=draft.labels,
+        last_allocation=None,
+        booking=None,
+        grants=(),
+    )

@@ -1,0 +1,71 @@
+"""Tokens: made by operators, told once, revoked at once."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Path, Request, Response
+from ulid import ULID
+
+from scheduler.auth import OPERATES, Rights, new_secret, secret_hash
+from scheduler.core.model import AccountId, UserName
+from scheduler.routes.bodies import body_of
+from scheduler.routes.door import Door, answer
+from scheduler.store import centre
+from scheduler.store.accounts import RevokeToken, SaveToken
+from scheduler.store.centre import TokenRecord
+from scheduler.wire.answers import time_or_none
+from scheduler.wire.problems import Json, envelope, page
+from scheduler.wire.requests import TokenBody, parse
+
+
+def token_routes(door: Door) -> APIRouter:
+    """Returns the routes of tokens."""
+    router = APIRouter(tags=["administration"])
+    operator = door.allow(OPERATES)
+    changing = door.allow_change(OPERATES)
+
+    @router.get("/v1/admin/tokens", summary="Tokens, without their secrets")
+    async def tokens(_: Annotated[Rights, Depends(operator)]) -> Response:
+        found = await door.read(centre.tokens)
+        return answer(page("TokenList", door.now_ms, [_token(each) for each in found]))
+
+    @router.post("/v1/admin/tokens", status_code=201, summary="Make a token", openapi_extra=body_of(TokenBody))
+    async def make(request: Request, _: Annotated[Rights, Depends(changing)]) -> Response:
+        asked = parse(TokenBody, await request.body())
+        secret = new_secret()
+        now_ms = door.now_ms
+        lifetime = asked.expires_in_seconds
+        command = SaveToken(
+            id=str(ULID()),
+            secret_hash=secret_hash(secret),
+            role=asked.role.value,
+            account=AccountId(asked.account),
+            user=UserName(asked.user),
+            expires_ms=None if lifetime is None else now_ms + lifetime * 1000,
+        )
+        await door.carry_out(command)
+        item = _token(
+            TokenRecord(command.id, command.role, command.account, command.user, now_ms, command.expires_ms, None)
+        )
+        return answer(envelope("Token", now_ms, **item, secret=secret), 201)
+
+    @router.delete("/v1/admin/tokens/{token_id}", summary="Revoke a token")
+    async def revoke(
+        token_id: Annotated[str, Path(max_length=64)], _: Annotated[Rights, Depends(changing)]
+    ) -> Response:
+        was_valid = await door.carry_out(RevokeToken(token_id))
+        door.tokens.forget()
+        return answer(envelope("TokenRevoked", door.now_ms, id=token_id, was_valid=was_valid))
+
+    return router
+
+
+def _token(token: TokenRecord) -> Json:
+    return {
+        "id": token.id,
+        "role": token.role,
+        "account": token.account,
+        "user": token.user,
+        "created_at": time_or_none(token.created_ms),
+        "expires_at": time_or_none(token.expires_ms),
+        "revoked_at": time_or_none(token.revoked_ms),
+    }

@@ -1,0 +1,264 @@
+"""The occupancy ledger as core values, streamed: what metering reads to bill, to export and to verify.
+
+Every listing is paged by an index, so memory stays flat however long the ledger is: rows in the order of the chain,
+rows of one device in the order of time, and allocations in the order of their ids with all that they ever held.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Row
+
+from scheduler.core.model import (
+    AccountId,
+    AllocationId,
+    Booking,
+    DeviceId,
+    EndReason,
+    GpuClass,
+    Grant,
+    JobId,
+    NodeName,
+    Phase,
+    UserName,
+)
+from scheduler.core.occupancy import Cursor, Interval
+from scheduler.store.codec import CURSOR_COLUMNS, INTERVAL_COLUMNS, cursor_of, grants_of, interval_of
+from scheduler.store.tables import ACCOUNT, ALLOCATION, DEVICE, DEVICE_CURSOR, JOB, OCCUPANCY
+
+PAGE_ROWS = 5_000
+PAGE_ALLOCATIONS = 256
+"""Allocations read at once, with all their rows: some thousand rows even where gangs are large."""
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerDevice:
+    """A device that the ledger knows, there or gone."""
+
+    id: DeviceId
+    node: NodeName
+    gpu_class: GpuClass
+    units: int
+    first_seen_ms: int
+    removed_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerAllocation:
+    """An allocation with the names of what it was for, and everything that it holds or ever held."""
+
+    id: AllocationId
+    job: JobId
+    job_name: str | None  # None when the job's row is gone
+    account: AccountId
+    user: UserName
+    gpu_class: GpuClass
+    booking: Booking
+    phase: Phase
+    segment: int
+    grants: tuple[Grant, ...]
+    decided_ms: int
+    started_ms: int | None
+    ended_ms: int | None
+    end_reason: EndReason | None
+    intervals: tuple[Interval, ...]
+    cursors: tuple[Cursor, ...]
+
+    @property
+    def devices(self) -> frozenset[DeviceId]:
+        """The devices that it was granted."""
+        return frozenset(device for grant in self.grants for device in grant.devices)
+
+
+def chain_rows(connection: Connection, after: int = 0) -> Iterator[Row[Any]]:
+    """Yields every row of `occupancy` after a sequence, in the order of the chain; `codec.interval_of` reads one.
+
+    Rows and not intervals, so that whoever verifies can go on after one that cannot be read.
+    """
+    while True:
+        query = (
+            sa.select(*INTERVAL_COLUMNS)
+            .where(OCCUPANCY.c.sequence > after)
+            .order_by(OCCUPANCY.c.sequence)
+            .limit(PAGE_ROWS)
+        )
+        rows = connection.execute(query.order_by(OCCUPANCY.c.sequence).limit(PAGE_ROWS)).all()
+        yield from rows
+        if len(rows) < PAGE_ROWS:
+            return
+        after = rows[-1].sequence
+
+
+def ended_between(connection: Connection, from_ms: int, to_ms: int) -> tuple[int | None, int | None]:
+    """Returns the least and greatest sequence of intervals that ended in `(from_ms, to_ms]`; None for none."""
+    query = sa.select(sa.func.min(OCCUPANCY.c.sequence), sa.func.max(OCCUPANCY.c.sequence))
+    row = connection.execute(query.where(OCCUPANCY.c.to_ms > from_ms, OCCUPANCY.c.to_ms <= to_ms)).one()
+    return row[0], row[1]
+
+
+def hash_at(connection: Connection, sequence: int) -> str | None:
+    """Returns the hash of one row of the chain; None when there is none with this sequence."""
+    found: str | None = connection.execute(sa.select(OCCUPANCY.c.hash).where(OCCUPANCY.c.sequence == sequence)).scalar()
+    return found
+
+
+def devices(connection: Connection) -> list[LedgerDevice]:
+    """Returns every device that was ever seen, by id."""
+    found = [
+        LedgerDevice(
+            DeviceId(row.id),
+            NodeName(row.node),
+            GpuClass(row.gpu_class),
+            row.units,
+            row.first_seen_ms,
+            row.removed_ms,
+        )
+        for row in connection.execute(sa.select(DEVICE))
+    ]
+    return sorted(found, key=lambda device: device.id)
+
+
+def devices_in_ledger(connection: Connection) -> set[DeviceId]:
+    """Returns every device that an interval, closed or open, names."""
+    closed, held = sa.select(OCCUPANCY.c.device), sa.select(DEVICE_CURSOR.c.device)
+    return set(connection.execute(sa.union(closed, held)).scalars())
+
+
+def orphans(connection: Connection) -> Iterator[tuple[int | None, DeviceId, AllocationId]]:
+    """Yields sequence (None for an open interval), device and allocation of rows whose allocation does not exist."""
+    for table in (OCCUPANCY, DEVICE_CURSOR):
+        sequence = table.c.sequence if table is OCCUPANCY else sa.null().label("sequence")
+        query = (
+            sa.select(sequence, table.c.device, table.c.allocation_id)
+            .select_from(table.outerjoin(ALLOCATION, ALLOCATION.c.id == table.c.allocation_id))
+            .where(table.c.allocation_id.is_not(None), ALLOCATION.c.id.is_(None))
+            .limit(PAGE_ROWS)
+        )
+        for row in connection.execute(query):
+            yield row.sequence, row.device, row.allocation_id
+
+
+def intervals_of_device(connection: Connection, device: DeviceId, from_ms: int, to_ms: int) -> Iterator[Interval]:
+    """Yields the intervals of a device that overlap `[from_ms, to_ms)`, by start and lane."""
+    query = sa.select(*INTERVAL_COLUMNS).where(
+        OCCUPANCY.c.device == device, OCCUPANCY.c.from_ms < to_ms, OCCUPANCY.c.to_ms > from_ms
+    )
+    query = query.order_by(OCCUPANCY.c.from_ms, OCCUPANCY.c.lane).execution_options(yield_per=PAGE_ROWS)
+    yield from map(interval_of, connection.execute(query))
+
+
+def cursors(connection: Connection, device: DeviceId | None = None) -> list[Cursor]:
+    """Returns the open intervals, of one device or of all, by device and lane."""
+    query = sa.select(*CURSOR_COLUMNS)
+    if device is not None:
+        query = query.where(DEVICE_CURSOR.c.device == device)
+    return sorted(map(cursor_of, connection.execute(query)), key=lambda cursor: (cursor.device, cursor.lane))
+
+
+def cursor_rows(connection: Connection) -> list[Row[Any]]:
+    """Returns the rows of `device_cursor` as they stand; `codec.cursor_of` reads one."""
+    query = sa.select(*CURSOR_COLUMNS).order_by(DEVICE_CURSOR.c.device, DEVICE_CURSOR.c.lane)
+    return list(connection.execute(query))
+
+
+def last_of_lane(connection: Connection, device: DeviceId, lane: int) -> Interval | None:
+    """Returns the last closed interval of a lane."""
+    query = sa.select(*INTERVAL_COLUMNS).where(OCCUPANCY.c.device == device, OCCUPANCY.c.lane == lane)
+    row = connection.execute(query.order_by(OCCUPANCY.c.from_ms.desc()).limit(1)).first()
+    return interval_of(row) if row else None
+
+
+def life_start_ms(connection: Connection, device: DeviceId) -> int:
+    """Returns when the ledger's knowledge of a device begins; 0 for a device without any interval."""
+    first = sa.select(sa.func.min(OCCUPANCY.c.from_ms)).where(OCCUPANCY.c.device == device, OCCUPANCY.c.lane == 0)
+    since = sa.select(sa.func.min(DEVICE_CURSOR.c.since_ms)).where(DEVICE_CURSOR.c.device == device)
+    closed_ms, open_ms = connection.execute(first).scalar(), connection.execute(since).scalar()
+    return closed_ms if closed_ms is not None else (open_ms or 0)
+
+
+def has_run(connection: Connection, allocation: AllocationId, before_ms: int) -> bool:
+    """Says whether an allocation was in phase running at some time before an instant."""
+    query = sa.select(OCCUPANCY.c.sequence).where(
+        OCCUPANCY.c.allocation_id == allocation,
+        OCCUPANCY.c.phase == Phase.RUNNING.value,
+        OCCUPANCY.c.to_ms <= before_ms,
+    )
+    return connection.execute(query.limit(1)).first() is not None
+
+
+def held_terms(
+    connection: Connection, phases: Sequence[Phase], from_ms: int, to_ms: int
+) -> set[tuple[GpuClass, Booking]]:
+    """Returns the GPU classes and bookings that were held in one of the phases at some time in `[from_ms, to_ms)`."""
+    words = [phase.value for phase in phases]
+    closed = sa.select(OCCUPANCY.c.gpu_class, OCCUPANCY.c.booking).where(
+        OCCUPANCY.c.from_ms < to_ms, OCCUPANCY.c.to_ms > from_ms, OCCUPANCY.c.phase.in_(words)
+    )
+    held = sa.select(DEVICE_CURSOR.c.gpu_class, DEVICE_CURSOR.c.booking).where(
+        DEVICE_CURSOR.c.since_ms < to_ms, DEVICE_CURSOR.c.phase.in_(words)
+    )
+    return {(GpuClass(row.gpu_class), Booking(row.booking)) for row in connection.execute(sa.union(closed, held))}
+
+
+def account_names(connection: Connection) -> dict[AccountId, str]:
+    """Returns every account's name for people."""
+    return {AccountId(row.id): row.display_name for row in connection.execute(sa.select(ACCOUNT))}
+
+
+def allocations(
+    connection: Connection, from_ms: int, to_ms: int, tenant: AccountId | None = None
+) -> Iterator[LedgerAllocation]:
+    """Yields the allocations that lived in `[from_ms, to_ms)`, by id, each with all its rows, also those outside."""
+    last = ""
+    while True:
+        page = _allocation_page(connection, (from_ms, to_ms), tenant, last)
+        yield from _with_rows(connection, page)
+        if len(page) < PAGE_ALLOCATIONS:
+            return
+        last = page[-1].id
+
+
+def _allocation_page(
+    connection: Connection, span: tuple[int, int], tenant: AccountId | None, after: str
+) -> Sequence[Row[Any]]:
+    live = sa.or_(ALLOCATION.c.ended_ms.is_(None), ALLOCATION.c.ended_ms > span[0])
+    query = (
+        sa.select(ALLOCATION, JOB.c.name.label("job_name"))
+        .select_from(ALLOCATION.outerjoin(JOB, JOB.c.id == ALLOCATION.c.job_id))
+        .where(ALLOCATION.c.id > after, ALLOCATION.c.decided_ms < span[1], live)
+    )
+    if tenant is not None:
+        inside = sa.func.substr(ALLOCATION.c.account, 1, len(tenant) + 1) == f"{tenant}/"
+        query = query.where(sa.or_(ALLOCATION.c.account == tenant, inside))
+    return connection.execute(query.order_by(ALLOCATION.c.id).limit(PAGE_ALLOCATIONS)).all()
+
+
+def _with_rows(connection: Connection, page: Sequence[Row[Any]]) -> Iterator[LedgerAllocation]:
+    ids = [row.id for row in page]
+    closed: dict[str, list[Interval]] = {name: [] for name in ids}
+    for row in connection.execute(sa.select(*INTERVAL_COLUMNS).where(OCCUPANCY.c.allocation_id.in_(ids))):
+        closed[row.allocation_id].append(interval_of(row))
+    held: dict[str, list[Cursor]] = {name: [] for name in ids}
+    for row in connection.execute(sa.select(*CURSOR_COLUMNS).where(DEVICE_CURSOR.c.allocation_id.in_(ids))):
+        held[row.allocation_id].append(cursor_of(row))
+    for row in page:
+        yield LedgerAllocation(
+            id=AllocationId(row.id),
+            job=JobId(row.job_id),
+            job_name=row.job_name,
+            account=AccountId(row.account),
+            user=UserName(row.user),
+            gpu_class=GpuClass(row.gpu_class),
+            booking=Booking(row.booking),
+            phase=Phase(row.phase),
+            segment=row.segment,
+            grants=grants_of(row.grants),
+            decided_ms=row.decided_ms,
+            started_ms=row.started_ms,
+            ended_ms=row.ended_ms,
+            end_reason=EndReason(row.end_reason) if row.end_reason else None,
+            intervals=tuple(closed[row.id]),
+            cursors=tuple(held[row.id]),
+        )

@@ -1,0 +1,160 @@
+"""A job as it is asked for over HTTP: `JobSpec`, strict, its unknown keys refused by name, all problems at once."""
+
+import re
+from collections.abc import Iterator
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+
+from scheduler.core.model import BookingWanted
+from scheduler.refusal import Problem, RefusalCode, Refused
+from scheduler.wire.text import (
+    MOST_INTEGER,
+    AccountPath,
+    Argument,
+    EnvironmentName,
+    Name,
+    Path,
+    Words,
+    problems_of,
+)
+
+MOST_NODES = 100_000
+MOST_ARRAY_ELEMENTS = 100_000
+MOST_COMMAND_BYTES = 128 * 1024
+"""Of argv and environment together: Linux' MAX_ARG_STRLEN, the limit of one argument, is the same."""
+_MOST_ARRAY_INDEX = 4_194_303  # Slurm's own upper bound of MaxArraySize (slurm.conf)
+_ARRAY_PART = re.compile(r"(\d{1,7})(?:-(\d{1,7})(?::(\d{1,7}))?)?\Z")
+
+Count = Annotated[int, Field(ge=1, le=MOST_NODES)]
+Size = Annotated[int, Field(ge=1, le=MOST_INTEGER)]
+
+
+class PriorityWord(StrEnum):
+    """A job's place inside its project."""
+
+    LOW = "low"
+    NORMAL = "normal"
+    HIGH = "high"
+
+
+PRIORITIES = {PriorityWord.LOW: -1, PriorityWord.NORMAL: 0, PriorityWord.HIGH: 1}
+PRIORITY_WORDS = {number: word.value for word, number in PRIORITIES.items()}
+
+
+class JobSpec(BaseModel):
+    """One job, or an array of them. Durations in seconds, sizes in bytes, GPUs and CPUs per node unless named total."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    name: Name | None = Field(None, description="Default: the command's own name.")
+    project: AccountPath | None = Field(None, description="Path from the token's account; default: that account.")
+    command: tuple[Argument, ...] | None = Field(None, min_length=1, max_length=4096, description="argv, no shell.")
+    script: Argument | None = Field(None, min_length=1, description="Run by /bin/sh -c; instead of `command`.")
+    env: dict[EnvironmentName, Argument] = Field(default_factory=dict, max_length=1024)
+    workdir: Path | None = None
+    image: Path | None = None
+    output: Path | None = Field(None, description="A file for the output besides the kept log.")
+    nodes: Count | None = Field(None, description="Default 1, or what `total_gpus` needs.")
+    gpus_per_node: Count | None = None
+    total_gpus: Annotated[int, Field(ge=1, le=10_000_000)] | None = Field(None, description="Instead of gpus_per_node.")
+    gpu_classes: tuple[Name, ...] = Field(
+        (), max_length=16, description="In order of preference; empty: any that fits."
+    )
+    gpu_memory_bytes: Size | None = Field(None, description="Only classes whose GPUs have at least so much memory.")
+    pool: Name | None = None
+    only_nodes: tuple[Name, ...] = Field((), max_length=1024)
+    exclude_nodes: tuple[Name, ...] = Field((), max_length=1024)
+    constraints: dict[Name, Words] = Field(default_factory=dict, max_length=32)
+    cpus_per_node: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    memory_bytes_per_node: Size | None = None
+    time_limit_seconds: Annotated[int, Field(ge=1, le=MOST_INTEGER)]
+    booking: BookingWanted = BookingWanted.AUTO
+    priority: PriorityWord = PriorityWord.NORMAL
+    begin_at: AwareDatetime | None = None
+    deadline_at: AwareDatetime | None = None
+    hold: bool = False
+    retries: Annotated[int, Field(ge=0, le=100)] = 0
+    array: Annotated[str, Field(min_length=1, max_length=4096)] | None = Field(
+        None, description="As in 0-99 or 1,3,5-7."
+    )
+    grace_seconds: Annotated[int, Field(ge=0, le=3600)] | None = Field(None, description="Between SIGTERM and SIGKILL.")
+    labels: dict[Name, Words] = Field(default_factory=dict, max_length=32)
+
+
+SPEC_FIELDS = tuple(JobSpec.model_fields)
+
+
+def parse_spec(body: bytes) -> JobSpec:
+    """Returns the job asked for. Raises Refused (`invalid`) with all that is wrong in the body itself."""
+    try:
+        spec = JobSpec.model_validate_json(body)
+    except ValidationError as error:
+        raise invalid(problems_of(error, SPEC_FIELDS)) from None
+    problems = tuple(_contradictions(spec))
+    if problems:
+        raise invalid(problems)
+    return spec
+
+
+def invalid(problems: tuple[Problem, ...]) -> Refused:
+    """Returns the refusal that names the problems; the first stands in its message."""
+    first = problems[0]
+    sentence = f"{first.field}: {first.message}" if first.field else first.message
+    if len(problems) > 1:
+        sentence = f"the request has {len(problems)} problems; first: {sentence}"
+    return Refused(RefusalCode.INVALID, sentence, problems=problems)
+
+
+def _contradictions(spec: JobSpec) -> Iterator[Problem]:
+    if (spec.command is None) == (spec.script is None):
+        yield Problem("give a command or a script, one of them", "command")
+    if (spec.gpus_per_node is None) == (spec.total_gpus is None):
+        yield Problem("say how many GPUs: gpus_per_node or total_gpus, one of them", "gpus_per_node")
+    if spec.total_gpus is not None and spec.nodes is not None and spec.total_gpus % spec.nodes:
+        yield Problem(f"{spec.total_gpus} GPUs do not divide evenly over {spec.nodes} nodes", "total_gpus")
+    texts = [*(spec.command or ()), spec.script or "", *spec.env, *spec.env.values()]
+    size = sum(len(text.encode()) + 1 for text in texts)
+    if size > MOST_COMMAND_BYTES:
+        yield Problem(
+            f"the command and its environment are {size} bytes; {MOST_COMMAND_BYTES} is the most. "
+            "Put the text into a file and name the file",
+            "command",
+        )
+    if spec.only_nodes and set(spec.only_nodes) <= set(spec.exclude_nodes):
+        yield Problem("every node of only_nodes is excluded", "exclude_nodes")
+    if spec.begin_at and spec.deadline_at and spec.deadline_at <= spec.begin_at:
+        yield Problem("is not after begin_at", "deadline_at")
+
+
+def parse_array(text: str) -> tuple[int, ...]:
+    """Returns the indexes of an array in order, each once: `0-99`, `1,3,5-7`, `0-15:4`.
+
+    Raises Refused: `invalid` for what is no such text or has more than MOST_ARRAY_ELEMENTS elements, `policy` for a cap
+    on elements running at once (`%8`), which this version does not enforce and so does not accept.
+    """
+    body, percent, _ = text.partition("%")
+    if percent:
+        raise Refused(
+            RefusalCode.POLICY,
+            f"array {text!r}: a cap on elements that run at once is not enforced by this version, so it is refused",
+            tries=(f"--array {body}",) if body else (),
+            problems=(Problem("leave out the part from '%' on", "array"),),
+        )
+    ranges = [_array_range(part.strip()) for part in body.split(",")]
+    if sum(len(part) for part in ranges) > MOST_ARRAY_ELEMENTS:
+        raise invalid((Problem(f"has more than {MOST_ARRAY_ELEMENTS} elements; submit several arrays", "array"),))
+    return tuple(sorted({index for part in ranges for index in part}))
+
+
+def _array_range(part: str) -> range:
+    match = _ARRAY_PART.match(part)
+    if match is None or not part.isascii():
+        raise invalid((Problem("is written 0-99, 1,3,5-7 or 0-15:4", "array"),))
+    first = int(match[1])
+    last = first if match[2] is None else int(match[2])
+    step = 1 if match[3] is None else int(match[3])
+    if last < first or step < 1 or last > _MOST_ARRAY_INDEX:
+        raise invalid((Problem(f"a range goes up, by at least 1, to at most {_MOST_ARRAY_INDEX}", "array"),))
+    return range(first, last + 1, step)

@@ -1,0 +1,109 @@
+"""From what was asked for to what is stored: the centre's rules and the defaults, then a draft of the job."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import PurePosixPath
+
+from scheduler.auth import Rights, Role
+from scheduler.core.model import GPU_UNITS, NodeName, PoolName, Shape
+from scheduler.executor import LaunchSpec
+from scheduler.refusal import Problem, RefusalCode, Refused
+from scheduler.store.jobs import JobDraft
+from scheduler.wire.fitting import Offer, size_of
+from scheduler.wire.spec import PRIORITIES, JobSpec, PriorityWord, invalid, parse_array
+from scheduler.wire.text import shown
+
+
+@dataclass(frozen=True, slots=True)
+class SubmissionRules:
+    """What the centre allows in one submission."""
+
+    longest_time_limit_seconds: int = 30 * 86_400
+    """30 days: longer than the longest training runs that cannot checkpoint, short enough that a typing error in the
+    unit does not keep a reservation open for years."""
+    default_grace_seconds: float = 30.0
+    """As `policy.default_grace_ms`: Kubernetes' and Slurm's customary half minute."""
+    high_priority_roles: frozenset[Role] = frozenset({Role.USER, Role.TENANT_ADMIN, Role.OPERATOR})
+    """Who may ask for `high`. Everyone by default: it orders within a project only, so a project harms nobody else."""
+
+
+def draft_of(spec: JobSpec, rights: Rights, offers: Sequence[Offer], rules: SubmissionRules, now_ms: int) -> JobDraft:
+    """Returns the job (or array) to store. Raises Refused; nothing is stored then. Cost: linear in `offers`."""
+    account = rights.submission_account(spec.project)
+    _check_rules(spec, rights, rules, now_ms)
+    indexes = parse_array(spec.array) if spec.array is not None else None
+    ask = size_of(spec, offers)
+    argv = spec.command if spec.command is not None else ("/bin/sh", "-c", spec.script or "")
+    name = spec.name or _name_of(spec)
+    grace = rules.default_grace_seconds if spec.grace_seconds is None else float(spec.grace_seconds)
+    return JobDraft(
+        account=account,
+        user=rights.caller.user,
+        name=name,
+        shape=Shape(
+            gpu_classes=ask.classes,
+            nodes=ask.nodes,
+            gpu_units=ask.gpus * GPU_UNITS,
+            cpu_millicores=None if spec.cpus_per_node is None else spec.cpus_per_node * 1000,
+            memory_bytes=spec.memory_bytes_per_node,
+            pool=None if spec.pool is None else PoolName(spec.pool),
+            only_nodes=tuple(NodeName(node) for node in sorted(set(spec.only_nodes))),
+            exclude_nodes=tuple(NodeName(node) for node in sorted(set(spec.exclude_nodes))),
+            constraints=tuple(sorted(spec.constraints.items())),
+        ),
+        time_limit_ms=spec.time_limit_seconds * 1000,
+        launch=LaunchSpec(
+            argv=tuple(argv),
+            name=name,
+            environment=dict(spec.env),
+            workdir=spec.workdir,
+            image=spec.image,
+            output=spec.output,
+            grace_seconds=grace,
+        ),
+        wanted=spec.booking,
+        priority=PRIORITIES[spec.priority],
+        begin_ms=_utc_ms(spec.begin_at),
+        deadline_ms=_utc_ms(spec.deadline_at),
+        is_held=spec.hold,
+        retries=spec.retries,
+        array_indexes=indexes,
+        labels=dict(spec.labels),
+    )
+
+
+def _utc_ms(moment: datetime | None) -> int | None:
+    if moment is None:
+        return None
+    return int(moment.replace(microsecond=0).timestamp()) * 1000 + moment.microsecond // 1000
+
+
+def _name_of(spec: JobSpec) -> str:
+    """Returns the command's own name, or `script`: what `ps` would show."""
+    if spec.command is None:
+        return "script"
+    base = shown(PurePosixPath(spec.command[0]).name, longest=64).strip()
+    return base or "job"
+
+
+def _check_rules(spec: JobSpec, rights: Rights, rules: SubmissionRules, now_ms: int) -> None:
+    if spec.time_limit_seconds > rules.longest_time_limit_seconds:
+        days = rules.longest_time_limit_seconds / 86_400
+        raise Refused(
+            RefusalCode.POLICY,
+            f"a time limit of {spec.time_limit_seconds} s is more than this centre allows "
+            f"({rules.longest_time_limit_seconds} s, {days:g} days)",
+            tries=(f"-t {rules.longest_time_limit_seconds}s",),
+            problems=(Problem(f"at most {rules.longest_time_limit_seconds}", "time_limit_seconds"),),
+        )
+    if spec.priority is PriorityWord.HIGH and rights.caller.role not in rules.high_priority_roles:
+        raise Refused(
+            RefusalCode.POLICY,
+            f"priority high is not for the role {rights.caller.role} at this centre",
+            tries=("--priority normal",),
+            problems=(Problem("high is not allowed", "priority"),),
+        )
+    deadline_ms = _utc_ms(spec.deadline_at)
+    if deadline_ms is not None and deadline_ms <= now_ms:
+        raise invalid((Problem("has passed already", "deadline_at"),))

@@ -1,0 +1,1 @@
+"""The pure half of metering: quantities, civil time, prices, usage, rating."""
