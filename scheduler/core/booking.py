@@ -1,30 +1,97 @@
 """How a gang would be held: its booking, or the limit, guarantee or suspension that forbids it.
 
-`Bookings` is the accounts' half of a tick: it knows what accounts hold and what this tick has added, and nothing of
-nodes. A gang is wholly `guaranteed` while it fits what is left of its tenant's guarantee, `burst` beyond, `spot` if it
-asked for that.
+`Bookings` is the accounts' half of a tick: it knows what accounts hold, with what this tick has added, and nothing of
+nodes. A gang is wholly `guaranteed` while it fits what is left of its tenant's guarantee, and of its project's part
+where the tenant divided it, `burst` beyond, `spot` if it asked for that.
+
+Guarantees that exceed the capacity that is left shrink in proportion, for new starts only. What is free of a guarantee
+is kept for the first waiting job that accepts nothing else, up to its size.
 """
 
 from collections import Counter
 
-from scheduler.core.model import GPU_UNITS, AccountId, Booking, BookingWanted, GpuClass, tenant_of
+from scheduler.core.fairshare import pro_rata
+from scheduler.core.model import (
+    GPU_UNITS,
+    AccountId,
+    AllocationId,
+    Booking,
+    BookingWanted,
+    GpuClass,
+    Shape,
+    lineage,
+    tenant_of,
+)
+from scheduler.core.plan import Promotion
 from scheduler.core.reasons import Reason, ReasonCode
-from scheduler.core.state import ClusterState, Group, lineage
+from scheduler.core.state import ClusterState
+from scheduler.core.waiting import Group
 
 _ALL_BOOKINGS = tuple(Booking)
 
 
 class Bookings:
-    """What each account holds, with what the tick has started so far."""
+    """What each account holds and is charged, with what the tick has decided so far."""
 
     def __init__(self, state: ClusterState) -> None:
         self._state = state
         self._taken: Counter[tuple[AccountId, GpuClass, Booking]] = Counter()
+        self._kept: Counter[tuple[AccountId, GpuClass]] = Counter()
+        self._keeps_for: set[tuple[AccountId, GpuClass]] = set()
+        self._bought: dict[GpuClass, dict[AccountId, int]] = {}
+        self._charges: dict[tuple[Shape, GpuClass, Booking], int] = {}
+        self.promotions: list[Promotion] = []
+        self.burst_charge: Counter[AccountId] = Counter()
+        """What this tick's burst starts cost, less its promotions: micro-credits per second, times GPU_UNITS."""
+        self.spot_charge: Counter[AccountId] = Counter()
+        """The same of its spot starts."""
+        self.starts = 0
+        self.is_guarantee_turn = False
+        """While jobs that fit a guarantee have their turn, none may start beyond it."""
 
-    def take(self, account: AccountId, gpu_class: GpuClass, booking: Booking, units: int) -> None:
-        """Counts a gang that starts in this tick."""
-        for name in lineage(account):
-            self._taken[name, gpu_class, booking] += units
+    def take(self, group: Group, gpu_class: GpuClass, booking: Booking) -> None:
+        """Counts a gang of the group that starts in this tick."""
+        units = group.shape.total_units
+        path = lineage(group.account)
+        for account in path:
+            self._taken[account, gpu_class, booking] += units
+        self.starts += 1
+        if booking is not Booking.GUARANTEED:
+            charges = self.burst_charge if booking is Booking.BURST else self.spot_charge
+            charge = self.charge_of(group.shape, gpu_class, booking)
+            for account in path:
+                charges[account] += charge
+
+    def promote(self, allocation_id: AllocationId) -> None:
+        """Counts a burst gang as guaranteed from now on."""
+        allocation = self._state.allocations[allocation_id]
+        assert allocation.booking is Booking.BURST, "only burst gangs are promoted"
+        units, charge = allocation.total_units, self._state.usage.charge_of(allocation)
+        for account in lineage(allocation.account):
+            self._taken[account, allocation.gpu_class, Booking.BURST] -= units
+            self._taken[account, allocation.gpu_class, Booking.GUARANTEED] += units
+            self.burst_charge[account] -= charge
+        self.promotions.append(Promotion(allocation_id, Booking.GUARANTEED))
+
+    def keep_guarantee(self, group: Group) -> None:
+        """Keeps guarantee free for a job that waits for it, if it is its tenant's first, and could ever fit it."""
+        tenant, units = tenant_of(group.account), group.shape.total_units
+        if group.wanted is not BookingWanted.GUARANTEED or self.suspension(group.account) is not None:
+            return
+        for gpu_class in group.shape.gpu_classes:
+            if (tenant, gpu_class) in self._keeps_for:
+                return
+            levels = self._guarantees(group.account, gpu_class)
+            if (
+                min((bought for _, bought in levels), default=0) < units
+                or self._over_limit(group.account, gpu_class, units) is not None
+                or not self._state.supply.could_hold(group.shape, gpu_class, self._state.closed_pools)
+            ):
+                continue
+            self._keeps_for.add((tenant, gpu_class))
+            for account, _ in levels:
+                self._kept[account, gpu_class] += units
+            return
 
     def suspension(self, account: AccountId) -> Reason | None:
         """Returns why nothing of the account may start; None when something may."""
@@ -42,12 +109,54 @@ class Bookings:
             return over
         if group.wanted is BookingWanted.SPOT:
             return Booking.SPOT
-        left = self._guarantee_left(group.account, gpu_class)
+        left = self.guarantee_left(group.account, gpu_class)
         if units <= left:
             return Booking.GUARANTEED
-        if group.wanted is BookingWanted.GUARANTEED:
+        if group.wanted is BookingWanted.GUARANTEED or self.is_guarantee_turn:
             return Reason(ReasonCode.GUARANTEE, need=-(-units // GPU_UNITS), free=max(0, left) // GPU_UNITS)
         return Booking.BURST
+
+    def guarantee_left(self, account: AccountId, gpu_class: GpuClass) -> int:
+        """Returns the units of its guarantee that the account may still start in; 0 or less if there are none."""
+        levels = self._guarantees(account, gpu_class)
+        return min(
+            (
+                bought - self._held(name, gpu_class, (Booking.GUARANTEED,)) - self._kept[name, gpu_class]
+                for name, bought in levels
+            ),
+            default=0,
+        )
+
+    def charge_of(self, shape: Shape, gpu_class: GpuClass, booking: Booking) -> int:
+        """Returns what a gang of the shape would cost: micro-credits per second, times GPU_UNITS."""
+        key = (shape, gpu_class, booking)
+        charge = self._charges.get(key)
+        if charge is None:
+            state = self._state
+            charge = state.usage.rates.rate(gpu_class, booking) * state.supply.charged_units(shape, gpu_class)
+            self._charges[key] = charge
+        return charge
+
+    def guarantee_of(self, tenant: AccountId, gpu_class: GpuClass) -> int:
+        """Returns the units of its guarantee that the tenant can count on now, with the capacity that is left."""
+        bought = self._bought.get(gpu_class)
+        if bought is None:
+            bought = self._bought[gpu_class] = guarantees_in_force(self._state, gpu_class)
+        return bought.get(tenant, 0)
+
+    def _guarantees(self, account: AccountId, gpu_class: GpuClass) -> list[tuple[AccountId, int]]:
+        """Returns the accounts of the path whose guarantee binds, with its units; none without a tenant's guarantee."""
+        tenant = tenant_of(account)
+        bought = self.guarantee_of(tenant, gpu_class)
+        if not bought:
+            return []
+        levels = [(tenant, bought)]
+        for name in lineage(account)[:-1]:
+            known = self._state.accounts.get(name)
+            part = None if known is None else known.guarantee.get(gpu_class)
+            if part is not None:
+                levels.append((name, part * GPU_UNITS))
+        return levels
 
     def _over_limit(self, account: AccountId, gpu_class: GpuClass, units: int) -> Reason | None:
         tenant = tenant_of(account)
@@ -62,19 +171,12 @@ class Bookings:
                 return Reason(code, need=-(-units // GPU_UNITS), free=max(0, left) // GPU_UNITS, detail=name)
         return None
 
-    def _guarantee_left(self, account: AccountId, gpu_class: GpuClass) -> int:
-        """Returns the units of the tenant's guarantee left to the account; a project's own part binds too."""
-        tenant = tenant_of(account)
-        left: int | None = None
-        for name in lineage(account):
-            known = self._state.accounts.get(name)
-            bought = None if known is None else known.guarantee.get(gpu_class)
-            if bought is None and name != tenant:
-                continue
-            here = (bought or 0) * GPU_UNITS - self._held(name, gpu_class, (Booking.GUARANTEED,))
-            left = here if left is None else min(left, here)
-        return left or 0
-
     def _held(self, account: AccountId, gpu_class: GpuClass, bookings: tuple[Booking, ...]) -> int:
         in_tick = sum(self._taken[account, gpu_class, booking] for booking in bookings)
         return self._state.held_by(account, gpu_class, *bookings) + in_tick
+
+
+def guarantees_in_force(state: ClusterState, gpu_class: GpuClass) -> dict[AccountId, int]:
+    """Returns each tenant's guarantee in capacity units, cut in proportion where they exceed the capacity left."""
+    bought = state.guarantees.get(gpu_class)
+    return pro_rata(state.capacity_units(gpu_class), bought) if bought else {}

@@ -10,7 +10,7 @@ The cost follows the starts and the groups of like jobs that wait, not the jobs.
 
 from scheduler.core.booking import Bookings
 from scheduler.core.model import GpuClass, Grant, JobId, Shape
-from scheduler.core.order import Line
+from scheduler.core.order import FairLine
 from scheduler.core.placement import place, verdict
 from scheduler.core.plan import Plan, ShapeVerdict, Start
 from scheduler.core.policy import Policy
@@ -21,9 +21,10 @@ from scheduler.core.state import ClusterState, Group
 def plan(state: ClusterState, policy: Policy, now_ms: int, decision: int = 0) -> Plan:
     """Returns what to do now. The state is as before, but for jobs whose begin time came and memos of what failed."""
     state.release_due(now_ms)
+    assert policy.debt_half_life_ms == state.usage.debts.half_life_ms, "debts are kept under the policy's half-life"
     tick = _Tick(state)
     versions = state.capacity.versions()
-    line = Line(state)
+    line = FairLine(state, tick.bookings, now_ms, tick.is_hopeless)
     is_partial = False
     while (candidate := line.next()) is not None:
         if len(tick.starts) == policy.most_starts_per_tick:
@@ -31,8 +32,11 @@ def plan(state: ClusterState, policy: Policy, now_ms: int, decision: int = 0) ->
             break
         if tick.try_start(*candidate):
             line.started()
+        elif tick.is_hopeless(candidate[1]):
+            line.fail()
         else:
             line.drop()
+    tick.settle_reasons()
     for start in reversed(tick.starts):
         for grant in start.grants:
             state.capacity.give_back(grant)
@@ -41,6 +45,7 @@ def plan(state: ClusterState, policy: Policy, now_ms: int, decision: int = 0) ->
         decision=decision,
         now_ms=now_ms,
         starts=tuple(tick.starts),
+        promotions=tuple(tick.bookings.promotions),
         verdicts=tick.verdicts,
         blocks=tick.blocks,
         is_partial=is_partial,
@@ -53,23 +58,24 @@ class _Tick:
 
     def __init__(self, state: ClusterState) -> None:
         self._state = state
-        self._bookings = Bookings(state)
+        self.bookings = Bookings(state)
         self._failed: set[tuple[Shape, GpuClass]] = set()
         self._classes_taken: set[GpuClass] = set()
         self.starts: list[Start] = []
+        self._unfit: set[Shape] = set()
         self.verdicts: dict[Shape, ShapeVerdict] = {}
         self.blocks: dict[Group, Reason] = {}
 
     def try_start(self, job_id: JobId, group: Group) -> bool:
         """Starts the job, or records why no job of its group can start in this tick."""
         state, shape = self._state, group.shape
-        blocked = self._bookings.suspension(group.account)
+        blocked = self.bookings.suspension(group.account)
         has_failed = False
         for gpu_class in shape.gpu_classes if blocked is None else ():
             if self._has_failed(shape, gpu_class):
                 has_failed = True
                 continue
-            booking = self._bookings.choose(group, gpu_class)
+            booking = self.bookings.choose(group, gpu_class)
             if isinstance(booking, Reason):
                 blocked = blocked or booking
                 continue
@@ -79,16 +85,32 @@ class _Tick:
                 continue
             for grant in grants:
                 state.capacity.take(grant)
-            self._bookings.take(group.account, gpu_class, booking, shape.total_units)
+            self.bookings.take(group, gpu_class, booking)
             self.starts.append(Start(job_id, gpu_class, booking, grants))
+            self.blocks.pop(group, None)  # what stopped it within the guarantee
             return True
         if has_failed:
-            if shape not in self.verdicts:
-                self.verdicts[shape] = verdict(state.capacity, shape, state.closed_pools, state.structures)
+            self._unfit.add(shape)
         else:
             assert blocked is not None, "a job that does not start has a reason"
             self.blocks[group] = blocked
         return False
+
+    def settle_reasons(self) -> None:
+        """Says why shapes did not fit, beside all that started. What memory spared a look at is explained alike."""
+        state = self._state
+        for shape in sorted(self._unfit, key=repr):
+            self.verdicts[shape] = verdict(state.capacity, shape, state.closed_pools, state.structures)
+        for group in [group for group in self.blocks if self.is_hopeless(group)]:
+            del self.blocks[group]
+
+    def is_hopeless(self, group: Group) -> bool:
+        """Tells whether the group's shape is known to fit in none of its classes now."""
+        shape = group.shape
+        if not all(self._has_failed(shape, gpu_class) for gpu_class in shape.gpu_classes):
+            return False
+        self._unfit.add(shape)
+        return True
 
     def _has_failed(self, shape: Shape, gpu_class: GpuClass) -> bool:
         version = self._state.capacity.version(gpu_class)

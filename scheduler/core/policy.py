@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from scheduler.core.debt import HALF_LIFE_MS
+
 
 @dataclass(frozen=True, slots=True)
 class Policy:
@@ -22,6 +24,9 @@ class Policy:
 
     default_grace_ms: int = 30_000
     """Between SIGTERM and SIGKILL where the job names none: Kubernetes' and Slurm's customary half minute."""
+
+    debt_half_life_ms: int = HALF_LIFE_MS
+    """In which an account's debt halves. A day: see `debt.HALF_LIFE_MS`. The state is made with the same value."""
 
     def backoff_ms(self, attempts: int) -> int:
         """Returns the wait after the given number of starts, in milliseconds."""

@@ -429,8 +429,7 @@ class ClusterState:
             charge = self.usage.debts.charge(owing)
             assert charge == debt.now.charge, f"{owing} is charged {charge} instead of {debt.now.charge}"
         for mine, derived in (
-            (self.waiting.groups, again.waiting.groups),
-            (self.waiting.heads_by_shape(), again.waiting.heads_by_shape()),
+            (self.waiting.facts(), again.waiting.facts()),
             (self.timed, again.timed),
             (self.usage.held_units, again.usage.held_units),
             (self.usage.spot_charge, again.usage.spot_charge),

@@ -70,6 +70,10 @@ class Usage:
                 self._step(path, steps, self._steps(allocation, None))
             self._charge_spot(allocation, path, +1)
 
+    def charge_of(self, allocation: Allocation) -> int:
+        """Returns what a live gang costs now: micro-credits per second, times GPU_UNITS."""
+        return self.rates.rate(allocation.gpu_class, allocation.booking) * self._charged[allocation.id]
+
     def file_promotable(self, allocation: Allocation, submitted_ms: int) -> None:
         """Remembers a burst gang for promotion."""
         gangs = self.promotable.setdefault(tenant_of(allocation.account), {})
@@ -113,7 +117,7 @@ class Usage:
     def _charge_spot(self, allocation: Allocation, path: Sequence[AccountId], sign: int) -> None:
         if allocation.booking is not Booking.SPOT:
             return
-        charge = sign * self.rates.rate(allocation.gpu_class, Booking.SPOT) * self._charged[allocation.id]
+        charge = sign * self.charge_of(allocation)
         for account in path:
             self.spot_charge[account] += charge
             if not self.spot_charge[account]:

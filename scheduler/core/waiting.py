@@ -5,6 +5,7 @@ a project's groups are kept in order too, so that a tick finds where to look wit
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from sortedcontainers import SortedList
@@ -13,7 +14,6 @@ from scheduler.core.demand import Demand
 from scheduler.core.model import AccountId, BookingWanted, Job, JobId, Shape
 
 QueueKey = tuple[int, int, int]  # (-priority, rank_ms, id): a job's place inside its project
-Head = tuple[QueueKey, int]  # the first of a group, and the number of its shape
 
 
 class Group(NamedTuple):
@@ -22,6 +22,18 @@ class Group(NamedTuple):
     account: AccountId
     shape: Shape
     wanted: BookingWanted
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Row:
+    """A group with the places of its jobs. `shape_number` stands for its shape where hashing one would cost."""
+
+    group: Group
+    shape_number: int
+    line: SortedList[QueueKey] = field(default_factory=SortedList)
+
+
+Head = tuple[QueueKey, Row]  # the first job of a group and the group; keys are unique, so rows are never compared
 
 
 def queue_key(job: Job, limit_weight: int = 0) -> QueueKey:
@@ -37,11 +49,11 @@ class Waiting:
     """Pending jobs that nothing but the planner keeps from starting."""
 
     def __init__(self) -> None:
-        self.groups: dict[AccountId, dict[Group, SortedList[QueueKey]]] = {}
+        self.groups: dict[AccountId, dict[Group, Row]] = {}
         self.heads: dict[BookingWanted, dict[AccountId, SortedList[Head]]] = {each: {} for each in BookingWanted}
         """The first of each group, by wanted booking and project, in the project's order."""
         self.shapes: list[Shape] = []
-        """Every shape that a job ever had, by number."""
+        """Every shape that a job ever had; its place is its number."""
         self.demand = Demand()
         self._numbers: dict[Shape, int] = {}
 
@@ -58,25 +70,25 @@ class Waiting:
         """Puts a job into its group."""
         groups = self.groups.setdefault(job.account, {})
         group = Group(job.account, job.shape, job.wanted)
-        line = groups.get(group)
-        if line is None:
-            line = groups[group] = SortedList()
-        head = line[0] if line else None
-        line.add(key)
+        row = groups.get(group)
+        if row is None:
+            row = groups[group] = Row(group, self._numbers[job.shape])
+        head = row.line[0] if row.line else None
+        row.line.add(key)
         if head is None or key < head:
-            self._move_head(group, head, key)
+            self._move_head(row, head, key)
         self._want(job, +1)
 
     def remove(self, job: Job, key: QueueKey) -> None:
         """Takes a job out of its group."""
         groups = self.groups[job.account]
         group = Group(job.account, job.shape, job.wanted)
-        line = groups[group]
-        head = line[0]
-        line.remove(key)
+        row = groups[group]
+        head = row.line[0]
+        row.line.remove(key)
         if key == head:
-            self._move_head(group, head, line[0] if line else None)
-        if not line:
+            self._move_head(row, head, row.line[0] if row.line else None)
+        if not row.line:
             del groups[group]
             if not groups:
                 del self.groups[job.account]
@@ -84,36 +96,34 @@ class Waiting:
 
     def jobs_of(self, account: AccountId) -> list[JobId]:
         """Returns the jobs that wait in one project."""
-        return [JobId(key[2]) for line in self.groups.get(account, {}).values() for key in line]
+        return [JobId(key[2]) for row in self.groups.get(account, {}).values() for key in row.line]
 
     def lines(self) -> Iterator[tuple[Group, SortedList[QueueKey]]]:
         """Yields each group with the places of its jobs; accounts and groups in no particular order."""
         for groups in self.groups.values():
-            yield from groups.items()
+            for group, row in groups.items():
+                yield group, row.line
 
-    def line(self, account: AccountId, number: int, wanted: BookingWanted) -> tuple[Group, SortedList[QueueKey]]:
-        """Returns a group that exists, by its project and the number of its shape, with the places of its jobs."""
-        group = Group(account, self.shapes[number], wanted)
-        return group, self.groups[account][group]
-
-    def heads_by_shape(self) -> dict[tuple[BookingWanted, AccountId], list[tuple[QueueKey, Shape]]]:
-        """Returns the heads with shapes in place of numbers, which depend on history: for comparison."""
+    def facts(self) -> dict[str, object]:
+        """Returns every index in values that two histories of the same jobs share, for comparison."""
         return {
-            (wanted, account): [(key, self.shapes[number]) for key, number in heads]
-            for wanted, projects in self.heads.items()
-            for account, heads in projects.items()
+            "lines": {group: list(line) for group, line in self.lines()},
+            "heads": {
+                (wanted, account): [(key, row.group) for key, row in heads]
+                for wanted, projects in self.heads.items()
+                for account, heads in projects.items()
+            },
         }
 
-    def _move_head(self, group: Group, old: QueueKey | None, new: QueueKey | None) -> None:
-        number = self._numbers[group.shape]
-        projects = self.heads[group.wanted]
-        heads = projects.setdefault(group.account, SortedList())
+    def _move_head(self, row: Row, old: QueueKey | None, new: QueueKey | None) -> None:
+        projects = self.heads[row.group.wanted]
+        heads = projects.setdefault(row.group.account, SortedList())
         if old is not None:
-            heads.remove((old, number))
+            heads.remove((old, row))
         if new is not None:
-            heads.add((new, number))
+            heads.add((new, row))
         if not heads:
-            del projects[group.account]
+            del projects[row.group.account]
 
     def _want(self, job: Job, sign: int) -> None:
         if job.wanted is not BookingWanted.SPOT:
