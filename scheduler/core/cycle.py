@@ -62,6 +62,7 @@ class _Tick:
         self._failed: set[tuple[Shape, GpuClass]] = set()
         self._classes_taken: set[GpuClass] = set()
         self.starts: list[Start] = []
+        self._versions: dict[GpuClass, int] = {}
         self._unfit: set[Shape] = set()
         self.verdicts: dict[Shape, ShapeVerdict] = {}
         self.blocks: dict[Group, Reason] = {}
@@ -113,8 +114,15 @@ class _Tick:
         return True
 
     def _has_failed(self, shape: Shape, gpu_class: GpuClass) -> bool:
-        version = self._state.capacity.version(gpu_class)
+        version = self._version(gpu_class)
         return (shape, gpu_class) in self._failed or self._state.failed.get((shape, gpu_class)) == version
+
+    def _version(self, gpu_class: GpuClass) -> int:
+        """Returns the capacity's version; a tick takes and gives nothing back, so it stays."""
+        version = self._versions.get(gpu_class)
+        if version is None:
+            version = self._versions[gpu_class] = self._state.capacity.version(gpu_class)
+        return version
 
     def _place(self, shape: Shape, gpu_class: GpuClass) -> tuple[Grant, ...] | None:
         state = self._state
@@ -125,5 +133,5 @@ class _Tick:
             # It failed beside what this tick took, which the store may yet refuse: true for this tick only.
             self._failed.add((shape, gpu_class))
         else:
-            state.failed[shape, gpu_class] = state.capacity.version(gpu_class)
+            state.failed[shape, gpu_class] = self._version(gpu_class)
         return grants

@@ -112,48 +112,59 @@ class _Prospects:
         """Numbers of shapes of which none can start any more in this tick."""
         self.passed: dict[Row, int] = {}
         """How many of the group's jobs were given out and started."""
+        self._accounts_passed: set[AccountId] = set()
         self._is_hopeless = is_hopeless
 
-    def queue(self, heads: Iterable[Head], *, is_guaranteed: bool) -> "_Queue":
-        """Returns the groups that begin with these heads, merged."""
-        passed, dead = self.passed, set() if is_guaranteed else self.dead
-        if passed:
-            found = []
-            for head in heads:
-                row = head[1]
-                count = passed.get(row, 0)
-                if row.shape_number not in dead and count < len(row.line):
-                    found.append((row.line[count], row) if count else head)
+    def queue(self, heads: Iterable[Head], account: AccountId, *, is_guaranteed: bool = False) -> "_Queue":
+        """Returns the groups of a project that begin with these heads, merged."""
+        dead = set() if is_guaranteed else self.dead
+        found = [head for head in heads if head[1].shape_number not in dead] if dead else list(heads)
+        if account in self._accounts_passed:
+            found = [
+                (row.line[self.passed[row]], row) if row in self.passed else (key, row)
+                for key, row in found
+                if self.passed.get(row, 0) < len(row.line)
+            ]
             heapify(found)
-        else:
-            found = [head for head in heads if head[1].shape_number not in dead]
         return _Queue(self, found, is_guaranteed=is_guaranteed)
 
     def has_hope(self, row: Row) -> bool:
         """Tells whether it is worth a look at the group."""
         return row.shape_number not in self.dead and not self._is_hopeless(row.group)
 
+    def passed_one(self, row: Row) -> int:
+        """Counts a job of the group that was given out and started; returns how many there are now."""
+        count = self.passed.get(row, 0) + 1
+        self.passed[row] = count
+        self._accounts_passed.add(row.group.account)
+        return count
+
 
 class _Queue:
     """Some of a project's groups, merged: the next job by the project's own order."""
 
-    __slots__ = ("_heads", "_is_guaranteed", "_prospects")
+    __slots__ = ("_heads", "_hopeful", "_is_guaranteed", "_prospects")
 
     def __init__(self, prospects: _Prospects, heads: list[Head], *, is_guaranteed: bool) -> None:
         self._prospects = prospects
         self._heads = heads
+        self._hopeful: Row | None = None
         self._is_guaranteed = is_guaranteed  # these are looked at in any case: the first of them keeps the guarantee
 
     def head(self) -> Head | None:
         """Returns the first job of a group that is worth a look; None when there is none left."""
         heads, prospects = self._heads, self._prospects
+        dead = prospects.dead
         while heads:
             head = heads[0]
-            if self._is_guaranteed or prospects.has_hope(head[1]):
+            row = head[1]
+            if self._is_guaranteed or (row is self._hopeful and row.shape_number not in dead):
+                return head
+            if prospects.has_hope(row):
+                self._hopeful = row
                 return head
             heappop(heads)
-            dead = prospects.dead
-            if any(other[1].shape_number in dead for other in heads):
+            if dead:
                 heads[:] = [other for other in heads if other[1].shape_number not in dead]
                 heapify(heads)
         return None
@@ -161,8 +172,7 @@ class _Queue:
     def advance(self) -> None:
         """Goes on behind the head, in its group."""
         row = self._heads[0][1]
-        count = self._prospects.passed.get(row, 0) + 1
-        self._prospects.passed[row] = count
+        count = self._prospects.passed_one(row)
         if count < len(row.line):
             heapreplace(self._heads, (row.line[count], row))
         else:
@@ -180,22 +190,26 @@ class _Scale:
         self._state = state
         self._bookings = bookings
         self._now_ms = now_ms
-        self._owed: dict[tuple[AccountId, bool], int] = {}
+        self._known: dict[tuple[AccountId, bool], tuple[int, int]] = {}
+        """What an account owes and its weight, for burst or for spot."""
         self._charges: dict[tuple[int, BookingWanted], int] = {}
 
     def weigh(self, account: AccountId, row: Row) -> int:
         """Returns the account's key if the group's next job were its next."""
-        is_spot = row.group.wanted is BookingWanted.SPOT
-        owed = self._owed.get((account, is_spot))
-        if owed is None:
-            owed = self._owed[account, is_spot] = self._owes(account, is_spot=is_spot)
-        charge = self._charge(row)
+        wanted = row.group.wanted
+        is_spot = wanted is BookingWanted.SPOT
+        known = self._known.get((account, is_spot))
+        if known is None:
+            terms = self._state.accounts.get(account)
+            known = self._known[account, is_spot] = (self._owes(account, is_spot=is_spot), terms.weight if terms else 1)
+        owed, weight = known
         bookings = self._bookings
-        charge += bookings.burst_charge[account]
+        charge = self._charge(row, wanted)
+        if account in bookings.burst_charge:
+            charge += bookings.burst_charge[account]
         if is_spot:
             charge += bookings.spot_charge[account]
-        known = self._state.accounts.get(account)
-        return (owed + charge * HORIZON_SECONDS << _KEY_BITS) // (known.weight if known else 1)
+        return (owed + charge * HORIZON_SECONDS << _KEY_BITS) // weight
 
     def weigh_own(self, account: AccountId, row: Row) -> int:
         """Returns the key of an account's own jobs beside those of the accounts below it: all that these don't owe."""
@@ -208,7 +222,9 @@ class _Scale:
         ]
         owed = self._owes(account, is_spot=is_spot) - sum(self._owes(each, is_spot=is_spot) for each in below)
         charges = [self._bookings.burst_charge, *([self._bookings.spot_charge] if is_spot else [])]
-        charge = self._charge(row) + sum(each[account] - sum(each[name] for name in below) for each in charges)
+        charge = self._charge(row, row.group.wanted) + sum(
+            each[account] - sum(each[name] for name in below) for each in charges
+        )
         return owed + charge * HORIZON_SECONDS << _KEY_BITS
 
     def _owes(self, account: AccountId, *, is_spot: bool) -> int:
@@ -216,13 +232,12 @@ class _Scale:
         charge = usage.debts.charge(account) + (usage.spot_charge[account] if is_spot else 0)
         return usage.debts.credits(account, self._now_ms) * GPU_UNITS + charge * HORIZON_SECONDS
 
-    def _charge(self, row: Row) -> int:
-        wanted, shape = row.group.wanted, row.group.shape
+    def _charge(self, row: Row, wanted: BookingWanted) -> int:
         if wanted is BookingWanted.GUARANTEED:
             return 0
         charge = self._charges.get((row.shape_number, wanted))
         if charge is None:
-            booking = Booking.SPOT if wanted is BookingWanted.SPOT else Booking.BURST
+            booking, shape = Booking.SPOT if wanted is BookingWanted.SPOT else Booking.BURST, row.group.shape
             charge = self._bookings.charge_of(shape, shape.gpu_classes[0], booking)
             self._charges[row.shape_number, wanted] = charge
         return charge
@@ -259,7 +274,7 @@ class _TreeWalk:
         self._root = _Branch(ROOT_ACCOUNT, None)
         is_guaranteed = wanted is BookingWanted.GUARANTEED
         for account, heads in prospects.state.waiting.heads[wanted].items():
-            queue = prospects.queue(heads, is_guaranteed=is_guaranteed)
+            queue = prospects.queue(heads, account, is_guaranteed=is_guaranteed)
             if queue.head() is not None:
                 self._plant(account, queue)
         self._order(self._root)
@@ -344,7 +359,7 @@ class _GuaranteeWalk:
         tenants = {tenant for tenant in tenants if self._has_left(tenant)}
         for account, heads in state.waiting.heads[BookingWanted.AUTO].items():
             if tenant_of(account) in tenants:
-                self._queues.append((account, prospects.queue(heads, is_guaranteed=False)))
+                self._queues.append((account, prospects.queue(heads, account)))
                 self._file_queue(len(self._queues) - 1)
         for tenant in sorted(tenants):
             for key, places in state.usage.promotable.get(tenant, {}).items():

@@ -159,6 +159,11 @@ class ClusterState:
                     if device is not None:
                         yield device, allocation.id
 
+    @property
+    def held_units(self) -> Mapping[tuple[AccountId, GpuClass, Booking], int]:
+        """Capacity units that live allocations hold, by account (with all below it), class and booking."""
+        return self.usage.held_units
+
     def held_by(self, account: AccountId, gpu_class: GpuClass, *bookings: Booking) -> int:
         """Returns the capacity units that an account and all below it hold, in the bookings named."""
         held = self.usage.held_units
