@@ -95,9 +95,8 @@ def main() -> None:
     parser.add_argument("--connections", type=int, default=16)
     parser.add_argument("--pending", type=int, default=10_000)
     given = parser.parse_args()
-    print(
-        f"set-up: {machine()}; SQLite (WAL, synchronous=FULL); {given.connections} connections; client on the same cores"
-    )
+    print(f"set-up: {machine()}; SQLite (WAL, synchronous=FULL)")
+    print(f"        {given.connections} connections; the client runs on the same cores")
     with daemon("simulated", SIM) as running:
         asyncio.run(set_up(running))
         asyncio.run(complete(running, 50, given.connections))
@@ -112,9 +111,8 @@ def main() -> None:
         for arguments in ([], ["-o", "json"]):
             wall, cpu = queue_seconds(running, arguments)
             words = " ".join(["turnstile queue", *arguments])
-            print(
-                f"{words:27} {wall * 1000:8.0f} ms       with {given.pending} pending ({cpu * 1000:.0f} ms of it client CPU)"
-            )
+            note = f"with {given.pending} pending; {cpu * 1000:.0f} ms of client CPU"
+            print(f"{words:27} {wall * 1000:8.0f} ms       {note}")
 
 
 if __name__ == "__main__":

@@ -204,9 +204,8 @@ def measure(centre: Centre, ticks: int) -> None:
     waiting = sum(len(line) for _, line in centre.state.pending_groups())
     groups = sum(1 for _ in centre.state.pending_groups())
     memory_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(
-        f"{waiting:>9} pending in {groups} groups; a tick: {starts / ticks:.1f} starts, {promotions / ticks:.1f} promotions"
-    )
+    print(f"{waiting:>9} pending in {groups} groups")
+    print(f"          a tick: {starts / ticks:.1f} starts, {promotions / ticks:.1f} promotions")
     print(f"          plan    {milliseconds(plans)}")
     print(f"          CPU     {milliseconds(cpu)}")
     print(f"          events  {milliseconds(events)}   memory {memory_mib:.0f} MiB")

@@ -128,6 +128,7 @@ class Client:
             while block := response.read(1 << 20):
                 into.write(block)
                 written += len(block)
+            _check_whole(response)
         except (OSError, http.client.HTTPException) as broken:
             self.close()
             raise self._unreachable(broken) from None
@@ -229,6 +230,8 @@ class Client:
     def _read(self, response: http.client.HTTPResponse) -> bytes:
         try:
             body = response.read(LARGEST_ANSWER_BYTES + 1)
+            if len(body) <= LARGEST_ANSWER_BYTES:
+                _check_whole(response)
         except (OSError, http.client.HTTPException) as broken:
             self.close()
             raise self._unreachable(broken) from None
@@ -286,6 +289,12 @@ def _parse_events(response: http.client.HTTPResponse) -> Iterator[Event]:
             if data or kind != "message":
                 yield Event(kind, "\n".join(data), last_id)
             kind, data = "message", []
+
+
+def _check_whole(response: http.client.HTTPResponse) -> None:
+    """Raises IncompleteRead when the body is shorter than was announced: a read of limited size does not say so."""
+    if response.length:
+        raise http.client.IncompleteRead(b"", response.length)
 
 
 def _was_cut(broken: BaseException) -> bool:

@@ -27,8 +27,12 @@ _LONGEST_PAUSE_SECONDS = 5.0
 
 
 def has_ended(job: Json) -> bool:
-    """True when nothing more will happen to a job."""
-    return answers.text(job, "state") in ENDED
+    """True when nothing more will happen to a job. Raises BrokenAnswer for what is no job."""
+    state = answers.text(job, "state")
+    if state is None:
+        # Without this, waiting for the end of something that has none would never end.
+        raise BrokenAnswer("a job has no state")
+    return state in ENDED
 
 
 def exit_code_of(job: Json) -> int:
@@ -48,84 +52,96 @@ def exit_code_of(job: Json) -> int:
     return 128 + signal.SIGTERM if state == "cancelled" else ExitCode.JOB_NEVER_RAN
 
 
-def wait_for_end(client: Client, screen: Screen, ref: str, deadline: float | None = None) -> Json | None:
-    """Returns a job once it has ended, or None when `deadline` (monotonic seconds) came first."""
-    while True:
-        left = LONGEST_POLL_SECONDS if deadline is None else deadline - time.monotonic()
-        asked = max(0, min(LONGEST_POLL_SECONDS, int(left)))
-        asked_at = time.monotonic()
-        job = _ask(client, screen, ref, asked, deadline)
-        if job is not None and has_ended(job):
-            return job
-        if deadline is not None and time.monotonic() >= deadline:
-            return None
-        if asked == 0 or time.monotonic() - asked_at < 0.5:
-            # A server that answers at once is asked again soon, but not in a tight loop.
-            time.sleep(0.25 if deadline is None else max(0.0, min(0.25, deadline - time.monotonic())))
+class Companion:
+    """Stays with one job. `is_known`: the server has said that the job is there, and so is worth waiting for.
 
-
-def follow(client: Client, screen: Screen, ref: str, rank: int = 0) -> Json:
-    """Prints a job's output until the job has ended, and returns the job."""
-    while True:
-        attempt = _stream(client, screen, ref, rank)
-        job = _settled(client, screen, ref, attempt)
-        if has_ended(job):
-            return job
-        screen.say(f"job {ref} starts again (attempt {attempt} ended); its output begins anew")
-
-
-def _ask(client: Client, screen: Screen, ref: str, hold_seconds: int, deadline: float | None) -> Json | None:
-    """The job, held back by the server until it ends or `hold_seconds` are over. None when `deadline` came first.
-
-    A daemon that is restarted is waited for: the job does not need it to go on.
+    A daemon that is restarted is waited for, up to ABSENCE_SECONDS: the job does not need it to go on. One that was
+    never there is the caller's to decide about: ApiError.
     """
-    given_up_at = time.monotonic() + ABSENCE_SECONDS
-    pause = 0.25
-    is_told = False
-    while True:
-        try:
-            return job_in(client.get(f"/v1/jobs/{step(ref)}/wait", {"timeout_seconds": hold_seconds}))
-        except ApiError as problem:
-            if problem.exit_code != ExitCode.UNREACHABLE or time.monotonic() >= given_up_at:
-                raise
-            if not is_told:
-                screen.note(f"{problem.message}; the job goes on, trying again")
-                is_told = True
-        if deadline is not None and time.monotonic() >= deadline:
-            return None
-        time.sleep(pause)
-        pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
 
+    def __init__(self, client: Client, screen: Screen, ref: str, *, is_known: bool = False) -> None:
+        self._client = client
+        self._screen = screen
+        self._ref = ref
+        self._path = f"/v1/jobs/{step(ref)}"
+        self._is_known = is_known
 
-def _settled(client: Client, screen: Screen, ref: str, attempt: int) -> Json:
-    """The job once it has ended, or once it has another attempt than the one whose output is complete."""
-    while True:
-        job = _ask(client, screen, ref, 1, None)
-        assert job is not None  # there is no deadline
-        if has_ended(job) or (answers.whole(job, "attempt") or 0) > attempt:
-            return job
-        time.sleep(0.05)
+    def wait_for_end(self, deadline: float | None = None) -> Json | None:
+        """Returns the job once it has ended, or None when `deadline` (monotonic seconds) came first."""
+        while True:
+            left = LONGEST_POLL_SECONDS if deadline is None else deadline - time.monotonic()
+            asked = max(0, min(LONGEST_POLL_SECONDS, int(left)))
+            asked_at = time.monotonic()
+            job = self._ask(asked, deadline)
+            if job is not None and has_ended(job):
+                return job
+            if deadline is not None and time.monotonic() >= deadline:
+                return None
+            if asked == 0 or time.monotonic() - asked_at < 0.5:
+                # A server that answers at once is asked again soon, but not in a tight loop.
+                time.sleep(0.25 if deadline is None else max(0.0, min(0.25, deadline - time.monotonic())))
 
+    def follow(self, rank: int = 0) -> Json:
+        """Prints the job's output until the job has ended, and returns the job."""
+        while True:
+            attempt = self._stream(rank)
+            job = self._settled(attempt)
+            if has_ended(job):
+                return job
+            self._screen.say(f"job {self._ref} starts again (attempt {attempt} ended); its output begins anew")
 
-def _stream(client: Client, screen: Screen, ref: str, rank: int) -> int:
-    """Prints one attempt's output to its end; returns which attempt it was."""
-    after: str | None = None
-    quiet_since = time.monotonic()
-    pause = 0.05
-    while True:
-        try:
-            for event in client.events(f"/v1/jobs/{step(ref)}/logs", {"rank": rank}, after=after):
-                after = event.id or after
-                content = _content(event.data)
-                if event.kind == "end":
-                    return answers.whole(content, "attempt") or 1
-                screen.raw(_bytes(content))
-                quiet_since, pause = time.monotonic(), 0.05
-        except ApiError as problem:
-            if problem.exit_code != ExitCode.UNREACHABLE or time.monotonic() - quiet_since > ABSENCE_SECONDS:
-                raise
-        time.sleep(pause)
-        pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
+    def _ask(self, hold_seconds: int, deadline: float | None) -> Json | None:
+        """The job, held back by the server until it ends or `hold_seconds` are over; None if `deadline` came first."""
+        given_up_at = time.monotonic() + ABSENCE_SECONDS
+        pause = 0.0
+        while True:
+            try:
+                job = job_in(self._client.get(f"{self._path}/wait", {"timeout_seconds": hold_seconds}))
+            except ApiError as problem:
+                if not self._is_worth_waiting(problem, given_up_at):
+                    raise
+                if not pause:
+                    self._screen.note(f"{problem.message}; the job goes on, trying again")
+            else:
+                self._is_known = True
+                return job
+            if deadline is not None and time.monotonic() >= deadline:
+                return None
+            pause = min(max(pause * 2, 0.25), _LONGEST_PAUSE_SECONDS)
+            time.sleep(pause)
+
+    def _settled(self, attempt: int) -> Json:
+        """The job once it has ended, or once it has another attempt than the one whose output is complete."""
+        while True:
+            job = self._ask(1, None)
+            assert job is not None  # there is no deadline
+            if has_ended(job) or (answers.whole(job, "attempt") or 0) > attempt:
+                return job
+            time.sleep(0.05)
+
+    def _stream(self, rank: int) -> int:
+        """Prints one attempt's output to its end; returns which attempt it was."""
+        after: str | None = None
+        pause, given_up_at = 0.05, time.monotonic() + ABSENCE_SECONDS
+        while True:
+            try:
+                for event in self._client.events(f"{self._path}/logs", {"rank": rank}, after=after):
+                    self._is_known = True
+                    after = event.id or after
+                    content = _content(event.data)
+                    if event.kind == "end":
+                        return answers.whole(content, "attempt") or 1
+                    self._screen.raw(_bytes(content))
+                    pause, given_up_at = 0.05, time.monotonic() + ABSENCE_SECONDS
+            except ApiError as problem:
+                if not self._is_worth_waiting(problem, given_up_at):
+                    raise
+            time.sleep(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
+
+    def _is_worth_waiting(self, problem: ApiError, given_up_at: float) -> bool:
+        is_away = problem.exit_code == ExitCode.UNREACHABLE
+        return is_away and self._is_known and time.monotonic() < given_up_at
 
 
 def _content(data: str) -> Json:

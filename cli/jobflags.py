@@ -11,6 +11,37 @@ import typer
 from cli import moments, values
 from cli.errors import UsageProblem
 
+FLAGS_OF_FIELDS = {
+    "array": "-a",
+    "begin_at": "--begin",
+    "booking": "--booking",
+    "command": "the command",
+    "constraints": "--constraint",
+    "cpus_per_node": "-c",
+    "deadline_at": "--deadline",
+    "env": "-e",
+    "exclude_nodes": "--exclude",
+    "gpu_classes": "-g",
+    "gpu_memory_bytes": "-g",
+    "gpus_per_node": "-g",
+    "grace_seconds": "--grace",
+    "image": "-i",
+    "labels": "-l",
+    "memory_bytes_per_node": "-m",
+    "name": "-n",
+    "nodes": "-N",
+    "only_nodes": "--node",
+    "output": "--output",
+    "pool": "-p",
+    "priority": "--priority",
+    "project": "-A",
+    "retries": "--retries",
+    "time_limit_seconds": "-t",
+    "total_gpus": "--total-gpus",
+    "workdir": "-w",
+}
+"""The flag that stands for each field of JobSpec."""
+
 
 @dataclass(frozen=True, slots=True)
 class JobFlags:

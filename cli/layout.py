@@ -82,12 +82,15 @@ def _line(
 
 
 def csv_cell(value: object) -> str:
-    """Returns a field as one CSV cell. Text that a spreadsheet would run as a formula gets an apostrophe before it."""
+    """Returns a field as one CSV cell.
+
+    Text that a spreadsheet would run as a formula gets an apostrophe before it; control characters become escapes.
+    """
     if value is None:
         return ""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, list):
         return csv_cell(" ".join(str(each) for each in value))
-    text = str(value)
-    return f"'{text}" if isinstance(value, str) and text[:1] in {"=", "+", "-", "@", "\t", "\r"} else text
+    text = visible(str(value))
+    return f"'{text}" if isinstance(value, str) and text[:1] in {"=", "+", "-", "@"} else text

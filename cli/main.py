@@ -13,7 +13,7 @@ import typer
 from cli.errors import CliError, ExitCode, UsageProblem
 from cli.render import FORMATS, Screen, Style, discard_output
 from cli.session import Session
-from cli.verbs import Verb, group
+from cli.verbs import COMPLETION_VARIABLE, Verb, VerbGroup, group
 
 _JOBS, _CLUSTER, _YOU, _LOCAL, _ADMIN = "JOBS", "CLUSTER", "YOU", "LOCAL", "ADMIN"
 
@@ -82,6 +82,8 @@ def _carry_out(arguments: list[str], session: Session) -> int:
     screen = session.screen
     try:
         root = group("turnstile", VERBS, "Submit GPU jobs, see why they wait, and what they cost.")
+        if COMPLETION_VARIABLE in os.environ:
+            return _complete(root, session)
         result = root.main(arguments or ["--help"], prog_name="turnstile", standalone_mode=False, obj=session)
     except CliError as error:
         _set_style(screen, arguments)
@@ -93,8 +95,9 @@ def _carry_out(arguments: list[str], session: Session) -> int:
         return complaint.exit_code
     except (typer.Abort, KeyboardInterrupt):
         return ExitCode.INTERRUPTED
-    except BrokenPipeError:
-        raise
+    except (BrokenPipeError, SystemExit):
+        # Typer makes a plain exit of a broken pipe, and exits for nothing else when it is not on its own.
+        raise BrokenPipeError from None
     except Exception as bug:  # noqa: BLE001  (the edge: a person gets a sentence, the trace goes to a file)
         from cli.bugs import report
 
@@ -102,6 +105,18 @@ def _carry_out(arguments: list[str], session: Session) -> int:
         screen.error(report(bug, screen))
         return ExitCode.BUG
     return result if isinstance(result, int) else ExitCode.DONE
+
+
+def _complete(root: VerbGroup, session: Session) -> int:
+    """Answers a shell that asks how a word could go on; Typer reads the question from the environment, and exits."""
+    from typer._completion_classes import completion_init  # its only home: Typer calls it for apps of its own making
+
+    completion_init()
+    try:
+        root.main([], prog_name="turnstile", complete_var=COMPLETION_VARIABLE, standalone_mode=False, obj=session)
+    except SystemExit as done:
+        return done.code if isinstance(done.code, int) else ExitCode.DONE
+    return ExitCode.DONE
 
 
 def _in_our_words(complaint: typer.TyperException) -> UsageProblem:

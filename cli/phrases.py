@@ -67,8 +67,8 @@ def gpus(job: Json) -> str:
     return f"{total}×{model}" if model else total
 
 
-def clock(moment: str | None, now: datetime) -> str | None:
-    """Returns `14:20`, `Tue 14:20` within a week, else the date, in the reader's zone."""
+def clock(moment: str | None, now: datetime, *, has_seconds: bool = False) -> str | None:
+    """Returns `14:20`, `Tue 14:20` within a week, else the date too, in the reader's zone."""
     if moment is None:
         return None
     try:
@@ -76,7 +76,8 @@ def clock(moment: str | None, now: datetime) -> str | None:
     except ValueError:
         return moment
     days = abs((local.date() - today.date()).days)
-    return local.strftime("%H:%M" if days == 0 else "%a %H:%M" if days < 7 else "%Y-%m-%d %H:%M")
+    day = "" if days == 0 else "%a " if days < 7 else "%Y-%m-%d "
+    return local.strftime(f"{day}%H:%M:%S" if has_seconds else f"{day}%H:%M")
 
 
 def since(moment: str | None, now: datetime) -> int | None:
@@ -127,6 +128,11 @@ def _fold(prefix: str, width: int, numbers: list[int]) -> str:
 def plural(amount: int, noun: str) -> str:
     """Returns `1 job`, `5 jobs`."""
     return f"{amount:,} {noun}" if amount == 1 else f"{amount:,} {noun}s"
+
+
+def plural_of(amount: str, noun: str) -> str:
+    """Returns `1 GPU`, `32 GPUs`, `0.5 GPUs` of an amount that is text already."""
+    return f"{amount} {noun}" if amount == "1" else f"{amount} {noun}s"
 
 
 def job_id(job: Json) -> str:

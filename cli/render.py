@@ -15,12 +15,13 @@ from typing import TextIO
 
 from cli import layout, moments
 from cli.answers import Json, at, items
-from cli.errors import CliError, UsageProblem
+from cli.errors import CliError, Problem, UsageProblem
 from cli.layout import View, painted, visible
 from cli.values import closest
 
 API_VERSION = "turnstile/v1"
 FORMATS = ("table", "wide", "json", "jsonl", "csv", "name")
+_ENVELOPE = frozenset({"apiVersion", "kind", "generated_at"})
 COLOURS = ("auto", "always", "never")
 _LINE_WIDTH = 96
 """Proposals stand on one line up to here; lists are never cut or wrapped."""
@@ -152,12 +153,9 @@ class Screen:
         self._err(f"{label} {visible(error.message)}")
         for note in error.notes:
             self._err(f"  {visible(note)}")
-        for problem in error.problems:
-            self._err(
-                f"  {visible(problem.field)}  {visible(problem.message)}"
-                if problem.field
-                else f"  {visible(problem.message)}"
-            )
+        for problem in _further(error):
+            place = f"{visible(problem.field)}  " if problem.field else ""
+            self._err(f"  {place}{visible(problem.message)}")
         proposals = [visible(each) for each in error.tries]
         line = f"  try   {'   or   '.join(proposals)}"
         if len(line) <= _LINE_WIDTH:
@@ -222,8 +220,9 @@ def envelope(kind: str, content: Json) -> dict[str, object]:
 
 
 def listed(kind: str, found: list[dict[str, object]]) -> dict[str, object]:
-    """Returns a list that this client makes itself."""
-    return envelope(kind, {"items": found, "next_page": None})
+    """Returns a list that this client makes itself; items that were answers of their own lose their envelopes."""
+    bare = [{key: value for key, value in item.items() if key not in _ENVELOPE} for item in found]
+    return envelope(kind, {"items": bare, "next_page": None})
 
 
 def error_envelope(error: CliError) -> dict[str, object]:
@@ -237,6 +236,12 @@ def error_envelope(error: CliError) -> dict[str, object]:
         "problems": [{"field": each.field or None, "message": each.message} for each in error.problems],
         "notes": list(error.notes),
     }
+
+
+def _further(error: CliError) -> tuple[Problem, ...]:
+    """The problems that the sentence does not tell already: with one alone it usually does."""
+    is_told = len(error.problems) == 1 and error.problems[0].message in error.message
+    return () if is_told else error.problems
 
 
 def discard_output() -> None:

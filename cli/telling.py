@@ -13,7 +13,7 @@ def event_view(now: datetime) -> View:
     """Returns how what happened to one job is listed."""
     return View(
         columns=(
-            Column("AT", lambda event: phrases.clock(text(event, "at"), now)),
+            Column("AT", lambda event: phrases.clock(text(event, "at"), now, has_seconds=True)),
             Column("WHAT", lambda event: text(event, "kind")),
             Column("DETAIL", _detail),
         ),
@@ -66,7 +66,7 @@ def explained(answer: Json, job: Json, now: datetime) -> list[str]:
     """Returns an Explanation as `why` tells it: what blocks first, then what does not."""
     waited = phrases.since(text(job, "submitted_at"), now)
     heading = f"{phrases.job_id(job)} {text(job, 'name') or ''}: {text(job, 'state') or '?'}"
-    if waited is not None:
+    if waited is not None and text(job, "state") in {"pending", "held"}:
         heading += f" for {phrases.spoken(waited)}"
     position = whole(answer, "position") or whole(job, "position")
     if position is not None:
@@ -77,18 +77,26 @@ def explained(answer: Json, job: Json, now: datetime) -> list[str]:
         mark = "BLOCKS" if reason.get("blocking") is None or truth(reason, "blocking") else "fine"
         lines.append(f"{mark:<8}{text(reason, 'code') or '?':<15}{reason_words(reason)}")
     if not reasons:
-        lines.append("nothing blocks it: it starts at the next decision")
+        lines.append(_no_reason(job, now))
     ahead, gpus_ahead = whole(answer, "ahead_jobs"), number(answer, "ahead_gpus")
     if ahead:
         lines.append(f"{'ahead':<8}{phrases.plural(ahead, 'job')}, {gpus_ahead or '?'} GPUs")
     considered, fitting = whole(answer, "nodes_considered"), whole(answer, "nodes_fit")
-    if considered is not None and fitting is not None:
+    if considered and fitting is not None:
         lines.append(f"{'nodes':<8}{fitting} of {considered} could take its part now")
     start = sub(answer, "start_estimate") or sub(job, "start_estimate")
     if start is not None and text(start, "p50") is not None:
         lines.append(f"{'start':<8}~{phrases.clock(text(start, 'p50'), now)}")
     lines.append(f"{'as of':<8}{now.astimezone():%H:%M:%S}")
     return lines
+
+
+def _no_reason(job: Json, now: datetime) -> str:
+    """What is said of a job that nothing keeps from starting."""
+    state, place = text(job, "state"), why(job, now)
+    if state in {"pending", "held"}:
+        return "nothing blocks it: it starts at the next decision"
+    return f"it does not wait: its state is {state}" + (f" ({place})" if place and place != state else "")
 
 
 def why_view() -> View:
@@ -107,8 +115,8 @@ def allocation_view(now: datetime) -> View:
             Column("START", lambda each: number(each, "attempt"), is_right=True),
             Column("GPUS", _held_gpus, is_right=True),
             Column("BOOKING", lambda each: text(each, "booking")),
-            Column("FROM", lambda each: phrases.clock(text(each, "started_at") or text(each, "decided_at"), now)),
-            Column("TO", lambda each: phrases.clock(text(each, "ended_at"), now)),
+            Column("FROM", lambda each: phrases.clock(_begun(each), now, has_seconds=True)),
+            Column("TO", lambda each: phrases.clock(text(each, "ended_at"), now, has_seconds=True)),
             Column("GPU-HOURS", lambda each: f"{gpu_hours(each, now):.2f}", is_right=True),
             Column("ENDED BY", lambda each: text(each, "end_reason") or text(each, "phase")),
             Column("NODES", lambda each: phrases.nodes(_node_names(each)) or None),
@@ -142,6 +150,10 @@ def reported(job: Json, allocations: list[Json], now: datetime) -> str:
     if submitted is not None and started is not None:
         parts.append(f"waited {phrases.spoken(submitted - started)}")
     return ", ".join([*parts, f"held {held:.2f} GPU-hours"])
+
+
+def _begun(allocation: Json) -> str | None:
+    return text(allocation, "started_at") or text(allocation, "decided_at")
 
 
 def _gpus(allocation: Json) -> Decimal:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     # Typer carries its own copy of click; its names serve the type checker and nothing at run time.
     from typer._click import Command, Context, HelpFormatter
 
+COMPLETION_VARIABLE = "_TURNSTILE_COMPLETE"
+"""In the environment when a shell asks how a word could go on."""
 F = TypeVar("F", bound=Callable[..., object])
 
 
@@ -84,6 +86,14 @@ class _AsTyped:
         return value
 
 
+def _take_as_typed(param: Any) -> Any:
+    # Typer builds a pydantic adapter for each parameter, texts and --help included, which imports pydantic: 0.08 s of
+    # the 0.25 s promised. This is where it keeps the adapter; a Typer that keeps it elsewhere is slower, not wrong.
+    if param is not None:
+        param._runtime_param = _AsTyped()  # noqa: SLF001
+    return param
+
+
 class VerbCommand(TyperCommand):
     """A verb that does something: the flags of its function and those of all verbs."""
 
@@ -95,9 +105,11 @@ class VerbCommand(TyperCommand):
         for declared in self._declared:
             self.params += _params_of(declared)
         for param in self.params:
-            # Typer builds a pydantic adapter for each parameter, texts included, which imports pydantic: 0.08 s of the
-            # 0.25 s promised. This is where it keeps the adapter; a Typer that keeps it elsewhere is slower, not wrong.
-            param._runtime_param = _AsTyped()  # type: ignore[attr-defined]  # noqa: SLF001
+            _take_as_typed(param)
+
+    def get_help_option(self, ctx: "Context") -> Any:
+        """Returns `--help`, which is taken as it is typed too."""
+        return _take_as_typed(super().get_help_option(ctx))
 
     def parse_args(self, ctx: "Context", args: list[str]) -> list[str]:
         """Reads the flags, and remembers what was typed: whether `--` stood before the job's command matters."""
@@ -133,6 +145,10 @@ class VerbGroup(TyperGroup):
     """Verbs by name. Imports the module of the one that is typed."""
 
     table: tuple[Verb, ...] = ()
+
+    def get_help_option(self, ctx: "Context") -> Any:
+        """Returns `--help`, which is taken as it is typed."""
+        return _take_as_typed(super().get_help_option(ctx))
 
     def get_command(self, ctx: "Context", cmd_name: str) -> "Command | None":
         """Returns the verb's command, or None if there is none of that name."""

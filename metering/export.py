@@ -78,10 +78,10 @@ def export_usage(  # noqa: PLR0913 - a request in words: what, where, which time
 ) -> Manifest:
     """Writes the export of `[from_ms, to_ms)` to `out_dir`, which must be empty or not there, and returns its manifest.
 
-    `connection` reads one snapshot. Running jobs are cut at `to_ms`, or at `known_until_ms` if that is earlier: what the
-    caller's clock says, or by default the latest time in the ledger itself. The manifest says where it ended. A tenant's export has no capacity.csv,
-    which is the centre's. Raises Refused for a range or directory that will not do, StoreCorrupt when the ledger does
-    not add up, OSError when the files cannot be written.
+    `connection` reads one snapshot. Running jobs are cut at `to_ms`, or at `known_until_ms` if that is earlier: what
+    the caller's clock says, or by default the latest time in the ledger itself. The manifest says where it ended. A
+    tenant's export has no capacity.csv, which is the centre's. Raises Refused for a range or directory that will not
+    do, StoreCorrupt when the ledger does not add up, OSError when the files cannot be written.
     """
     known_ms = latest_known_ms(connection) if known_until_ms is None else known_until_ms
     if not 0 <= from_ms < to_ms:

@@ -2,13 +2,13 @@
 
 import tomllib
 from collections.abc import Mapping
-from datetime import date, datetime, time
+from datetime import UTC, date, datetime, time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cli import answers, phrases
+from cli import answers, moments, phrases
 from cli.answers import Json, number, text
 from cli.client import step
 from cli.commands.cluster import NODES
@@ -175,8 +175,8 @@ def _node_history_view(answer: Json) -> View:
     return View(
         columns=(
             Column("GPU", lambda each: number(each, "gpu"), is_right=True),
-            Column("FROM", lambda each: phrases.clock(text(each, "from"), now)),
-            Column("TO", lambda each: phrases.clock(text(each, "to"), now)),
+            Column("FROM", lambda each: phrases.clock(text(each, "from"), now, has_seconds=True)),
+            Column("TO", lambda each: phrases.clock(text(each, "to"), now, has_seconds=True)),
             Column("STATE", lambda each: text(each, "state")),
             Column("CAUSE", lambda each: text(each, "cause")),
             Column("JOB", lambda each: text(each, "job_id"), is_right=True),
@@ -189,15 +189,20 @@ def _node_history_view(answer: Json) -> View:
     )
 
 
+def _effective(book: Json) -> str | None:
+    at_ms = answers.whole(book, "effective_ms")
+    return None if at_ms is None else moments.write(datetime.fromtimestamp(at_ms / 1000, UTC))
+
+
 _BOOKS = View(
     columns=(
         Column("VERSION", lambda each: text(each, "version")),
-        Column("IN FORCE FROM", lambda each: text(each, "effective_at") or text(each, "effective")),
+        Column("IN FORCE FROM", _effective),
         Column("CURRENCY", lambda each: text(each, "currency")),
         Column("SHA-256", lambda each: text(each, "sha256"), is_wide=True),
     ),
     name=lambda each: text(each, "version"),
-    fields=("version", "effective_at", "currency", "sha256"),
+    fields=("version", "effective_ms", "currency", "sha256"),
     empty="no price book: jobs cost nothing until one is imported",
 )
 _POOLS = View(

@@ -9,7 +9,7 @@ from cli import answers, phrases
 from cli.answers import Json
 from cli.client import step
 from cli.errors import ExitCode, WaitedTooLong
-from cli.following import exit_code_of, follow, has_ended, wait_for_end
+from cli.following import Companion, exit_code_of, has_ended
 from cli.render import listed
 from cli.session import MOST_LISTED, Session, number_of
 from cli.values import count, duration
@@ -38,7 +38,7 @@ def logs(
     session: Session = ctx.obj
     ref, node = session.reference(job), count(rank, "--rank", least=0)
     if following:
-        ended = follow(session.client, session.screen, ref, node)
+        ended = Companion(session.client, session.screen, ref).follow(node)
         return exit_code_of(ended) if exit_status else None
     lines = None if tail is None else count(tail, "--tail")
     kept, offset = b"", 0
@@ -81,7 +81,7 @@ def wait(
         references += session.screen.read_words()
     ended: list[dict[str, object]] = []
     for reference in dict.fromkeys(references):
-        found = wait_for_end(session.client, session.screen, reference, deadline)
+        found = Companion(session.client, session.screen, reference).wait_for_end(deadline)
         elements = None if found is None else _elements(session, reference, found, deadline)
         if elements is None:
             assert limit is not None  # without a deadline the wait ends with the job
@@ -109,7 +109,9 @@ def _elements(session: Session, reference: str, job: Json, deadline: float | Non
     listing = session.client.listing("/v1/jobs", {"array": array, "state": "all", "limit": MOST_LISTED})
     ended: list[Json] = []
     for each in answers.items(listing):
-        element = each if has_ended(each) else wait_for_end(session.client, session.screen, number_of(each), deadline)
+        number = number_of(each)
+        companion = Companion(session.client, session.screen, number, is_known=True)
+        element = each if has_ended(each) else companion.wait_for_end(deadline)
         if element is None:
             return None
         ended.append(element)

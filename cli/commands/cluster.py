@@ -47,6 +47,12 @@ def _memory(item: Json) -> str | None:
     return None if amount is None else phrases.size(amount)
 
 
+def _gpu_memory(item: Json) -> str | None:
+    """As GPUs are sold: an "80 GB" H100 has 81,559 MiB."""
+    amount = whole(item, "memory_bytes")
+    return None if amount is None else f"{round(amount / 2**30)} GB"
+
+
 def _whole_nodes(item: Json) -> str | None:
     free, every = number(item, "whole_nodes_free"), number(item, "whole_nodes")
     return None if free is None else f"{free} of {every}" if every is not None else free
@@ -59,7 +65,7 @@ def _availability_colour(item: Json) -> str | None:
 _GPUS = View(
     columns=(
         Column("MODEL", lambda each: text(each, "gpu_model")),
-        Column("MEM", _memory, is_right=True),
+        Column("MEM", _gpu_memory, is_right=True),
         Column("FREE", lambda each: number(each, "free"), is_right=True),
         Column("TOTAL", lambda each: number(each, "total"), is_right=True),
         Column("PER NODE", lambda each: number(each, "gpus_per_node"), is_right=True),

@@ -25,8 +25,9 @@ from cli.session import Session
 from cli.verbs import Verb
 
 if TYPE_CHECKING:
-    from metering.findings import Report
     from sqlalchemy.engine import Connection
+
+    from metering.findings import Report
 
 DatabaseUrl = Annotated[
     str | None, typer.Option("--database", metavar="URL", help="Work on this database, without a server.")
@@ -62,9 +63,10 @@ def verify(
     counts = answers.sub(answer, "counts") or {}
     looked_at = ", ".join(f"{answers.number(counts, key)} {key.replace('_', ' ')}" for key in sorted(counts))
     told = [f"{'sound' if sound else 'NOT SOUND'}: {looked_at or 'nothing counted'}"]
-    told += [f"  {text(each, 'where') or '?'}  {text(each, 'what') or '?'}" for each in failures[:MOST_SHOWN]]
-    if len(failures) > MOST_SHOWN:
-        told.append(f"  … and {len(failures) - MOST_SHOWN} more: -o json has them all")
+    told += [f"  {_finding(each)}" for each in failures[:MOST_SHOWN]]
+    failed = answers.whole(answer, "failure_count") or len(failures)
+    if failed > MOST_SHOWN:
+        told.append(f"  … and {failed - MOST_SHOWN} more; -o json lists {len(failures)} of them")
     session.screen.document(answer, _REPORT, told)
     return ExitCode.DONE if sound else ExitCode.BUG
 
@@ -114,6 +116,11 @@ _REPORT = View(
     fields=("is_sound", "failures.0.where", "failures.0.what"),
 )
 _EXPORT = View((), lambda each: text(each, "directory"), ("directory", "files", "from", "to"))
+
+
+def _finding(failure: Json) -> str:
+    check, where = text(failure, "check"), text(failure, "where") or "?"
+    return f"{f'{check}: ' if check else ''}{where}  {text(failure, 'what') or '?'}"
 
 
 def _zone(name: str | None) -> ZoneInfo | None:
@@ -184,9 +191,8 @@ def _source(database: str | None, copy: str | None) -> tuple[str, bool]:
 @contextmanager
 def _connection(source: tuple[str, bool]) -> "Iterator[Connection]":
     """A snapshot of a database; of a copy of a copy where the person said that it is one."""
-    from scheduler.store.database import Database, StoreError
-
     from scheduler.refusal import Refused
+    from scheduler.store.database import Database, StoreError
 
     place, is_copy = source
     with tempfile.TemporaryDirectory(prefix="turnstile-ledger-") as scratch:
@@ -236,11 +242,15 @@ def _report(report: "Report") -> Json:
         {
             "is_sound": report.is_proved,
             "failures": [
-                {"where": f"{each.check} {each.where}", "what": f"expected {each.expected}, found {each.found}"}
+                {
+                    "check": str(each.check),
+                    "where": each.where,
+                    "what": f"expected {each.expected}, found {each.found}",
+                }
                 for each in report.findings
             ],
-            "failed": report.failures,
-            "counts": dict(report.counted),
+            "failure_count": report.failures,
+            "counts": dict(sorted(report.counted.items())),
         },
     )
 
@@ -249,7 +259,6 @@ def _exported(
     source: tuple[str, bool], folder: Path, span: tuple[datetime, datetime], zone: ZoneInfo | None, tenant: str | None
 ) -> list[str]:
     from metering.export import export_usage
-
     from scheduler.core.model import AccountId
 
     if zone is None:

@@ -28,7 +28,7 @@ class CannotServe(CliError):
         super().__init__(message, code="cannot_serve", problems=problems)
 
 
-def serve(  # noqa: PLR0913 -- one parameter a flag
+def serve(
     ctx: typer.Context,
     config: Annotated[str | None, typer.Option("--config", metavar="FILE", help="Settings, in TOML.")] = None,
     listen: Annotated[str | None, typer.Option("--listen", metavar="HOST:PORT", help="Where the API answers.")] = None,

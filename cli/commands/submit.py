@@ -2,6 +2,7 @@
 
 import time
 import uuid
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -10,8 +11,8 @@ from cli import answers, phrases, scripts
 from cli.answers import Json
 from cli.errors import ExitCode, UsageProblem
 from cli.faults import ApiError
-from cli.following import exit_code_of, follow
-from cli.jobflags import JobFlags, spec_of
+from cli.following import Companion, exit_code_of
+from cli.jobflags import FLAGS_OF_FIELDS, JobFlags, spec_of
 from cli.session import Session, job_in, number_of
 from cli.verbs import with_flags
 from cli.views import ending, job_view
@@ -36,7 +37,7 @@ def submit(
 
     Examples:
       turnstile submit -g H100:8 -N 4 -t 12h -n llama-sft -- torchrun train.py --lr 2e-5
-      turnstile submit -g 1 -t 2h -a 0-99%8 ./sweep.sh
+      turnstile submit -g 1 -t 2h -a 0-99 ./sweep.sh
       turnstile submit -g H100:8 -t 4h --dry-run -- ./train.sh
       JOB=$(turnstile submit -g 1 -t 1h -- python eval.py) && turnstile wait $JOB
     """
@@ -79,7 +80,7 @@ def run(ctx: typer.Context, command: Words = None) -> int | None:
 def attach(session: Session, reference: str) -> int:
     """Prints a job's output until it ends and returns its exit status; Ctrl-C leaves it alone."""
     try:
-        job = follow(session.client, session.screen, reference)
+        job = Companion(session.client, session.screen, reference, is_known=True).follow()
     except KeyboardInterrupt:
         _detach(session, reference)
         return ExitCode.INTERRUPTED
@@ -111,9 +112,20 @@ def _send(session: Session, flags: JobFlags, words: list[str] | None) -> Json:
     try:
         return session.client.post("/v1/jobs", spec, key=key, query={"dry_run": "true" if flags.dry_run else None})
     except ApiError as problem:
+        _name_flags(problem)
         if problem.code == "unavailable" and not flags.dry_run:
             problem.notes = (*problem.notes, "if it arrived after all, 'turnstile queue -u me' shows it")
         raise
+
+
+def _name_flags(refused: ApiError) -> None:
+    """Puts the flags that people typed in the place of the fields that the API knows."""
+    for field, flag in FLAGS_OF_FIELDS.items():
+        if refused.message.startswith(f"{field}: "):
+            refused.message = f"{flag} {refused.message.removeprefix(f'{field}: ')}"
+    refused.problems = tuple(
+        replace(each, field=FLAGS_OF_FIELDS.get(each.field.partition(".")[0], each.field)) for each in refused.problems
+    )
 
 
 def _reference(answer: Json) -> str:
@@ -152,8 +164,10 @@ def _told(answer: Json, reference: str | None) -> list[str]:
     elements = f", {phrases.plural(size, 'element')}" if size is not None else ""
     heading = f"Submitted {reference}  {name}{elements}" if reference else f"Would submit {name}{elements}"
     limit = answers.whole(job, "time_limit_seconds")
-    gets = f"{phrases.plural(answers.whole(job, 'nodes') or 1, 'node')} × {answers.number(job, 'gpus_per_node') or '?'}"
-    gets += f" = {phrases.gpus(job)}" + (f" for at most {phrases.compact(limit)}" if limit is not None else "")
+    nodes = phrases.plural(answers.whole(job, "nodes") or 1, "node")
+    each = " ".join(filter(None, (answers.number(job, "gpus_per_node") or "?", answers.text(job, "gpu_model"))))
+    gets = f"{nodes} × {each} = {phrases.plural_of(answers.number(job, 'gpus_total') or '?', 'GPU')}"
+    gets += f" for at most {phrases.compact(limit)}" if limit is not None else ""
     pool, start = answers.text(job, "pool"), answers.sub(job, "start_estimate")
     expected = phrases.clock(answers.text(start, "p50"), now) if start is not None else None
     cost, state = phrases.money(answers.sub(job, "max_cost")), answers.text(job, "state")
@@ -173,9 +187,9 @@ def _told(answer: Json, reference: str | None) -> list[str]:
 def _detach(session: Session, reference: str) -> None:
     """Leaves the job running, says how to come back, and takes a second Ctrl-C for a wish to cancel."""
     screen = session.screen
-    screen.say(f"\ndetached: job {reference} goes on")
-    screen.say(f"  turnstile logs -f {reference}   or   turnstile cancel {reference}   (Ctrl-C again: cancel now)")
     try:
+        screen.say(f"detached: job {reference} goes on")
+        screen.say(f"  turnstile logs -f {reference}   or   turnstile cancel {reference}   (Ctrl-C again: cancel now)")
         time.sleep(SECOND_INTERRUPT_SECONDS)
     except KeyboardInterrupt:
         _cancel_now(session, reference)

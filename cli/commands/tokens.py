@@ -9,7 +9,7 @@ from cli import contextfile, contexts, phrases
 from cli.answers import BrokenAnswer, Json, text
 from cli.client import step
 from cli.layout import Column, View
-from cli.render import envelope
+from cli.render import listed
 from cli.session import Session
 from cli.values import choice, duration
 from cli.verbs import Verb
@@ -85,7 +85,7 @@ def revoke(
         done.append(dict(answer))
         session.screen.say(f"revoked {each}")
     if session.screen.style.is_machine:
-        session.screen.listing(envelope("TokenList", {"items": done, "next_page": None}), VIEW)
+        session.screen.listing(listed("TokenList", done), VIEW)
 
 
 TOKEN = (

@@ -15,7 +15,7 @@ from cli.layout import Column, View
 from cli.render import envelope, listed
 from cli.session import Session
 from cli.values import choice
-from cli.verbs import Verb
+from cli.verbs import COMPLETION_VARIABLE, Verb
 
 DISTRIBUTION = "gpu-turnstile"
 
@@ -139,7 +139,7 @@ def completion(
 
     session: Session = ctx.obj
     chosen = choice(shell, "SHELL", ("bash", "zsh", "fish"))
-    script = get_completion_script(prog_name="turnstile", complete_var="_TURNSTILE_COMPLETE", shell=chosen)
+    script = get_completion_script(prog_name="turnstile", complete_var=COMPLETION_VARIABLE, shell=chosen)
     session.screen.plain(script)
 
 

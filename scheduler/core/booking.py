@@ -37,7 +37,7 @@ class Bookings:
         self._state = state
         self._taken: Counter[tuple[AccountId, GpuClass, Booking]] = Counter()
         self._kept: Counter[tuple[AccountId, GpuClass]] = Counter()
-        self._keeps_for: set[tuple[AccountId, GpuClass]] = set()
+        self._keeps_for: dict[tuple[AccountId, GpuClass], Group] = {}
         self._bought: dict[GpuClass, dict[AccountId, int]] = {}
         self._charges: dict[tuple[Shape, GpuClass, Booking], int] = {}
         self.promotions: list[Promotion] = []
@@ -88,7 +88,7 @@ class Bookings:
                 or not self._state.supply.could_hold(group.shape, gpu_class, self._state.closed_pools)
             ):
                 continue
-            self._keeps_for.add((tenant, gpu_class))
+            self._keeps_for[tenant, gpu_class] = group
             for account, _ in levels:
                 self._kept[account, gpu_class] += units
             return
@@ -110,11 +110,59 @@ class Bookings:
         if group.wanted is BookingWanted.SPOT:
             return Booking.SPOT
         left = self.guarantee_left(group.account, gpu_class)
+        if self._keeps_for.get((tenant_of(group.account), gpu_class)) == group:
+            left += units  # it is kept for this very group
         if units <= left:
             return Booking.GUARANTEED
         if group.wanted is BookingWanted.GUARANTEED or self.is_guarantee_turn:
             return Reason(ReasonCode.GUARANTEE, need=-(-units // GPU_UNITS), free=max(0, left) // GPU_UNITS)
         return Booking.BURST
+
+    def blocks(self) -> dict[Group, Reason]:
+        """Returns what forbids a start to each group that could not start whatever is free, beside what did start."""
+        found: dict[Group, Reason] = {}
+        self.is_guarantee_turn = False  # it may not be over where a tick was cut short
+        for account, groups in self._state.waiting.groups.items():
+            suspended = self.suspension(account)
+            if suspended is not None:
+                found.update(dict.fromkeys(groups, suspended))
+                continue
+            has_limit = any(
+                known is not None and known.limit for known in map(self._state.accounts.get, lineage(account))
+            )
+            left: dict[GpuClass, int] = {}
+            for group in groups:
+                if group.wanted is not BookingWanted.GUARANTEED and (
+                    not has_limit
+                    or any(self._is_within(group, gpu_class, left) for gpu_class in group.shape.gpu_classes)
+                ):
+                    continue
+                forbidden = self._forbidden(group)
+                if forbidden is not None:
+                    found[group] = forbidden
+        return found
+
+    def _is_within(self, group: Group, gpu_class: GpuClass, left: dict[GpuClass, int]) -> bool:
+        """Tells whether limits leave room for the group. `left` remembers the room by class, for one account."""
+        if gpu_class not in left:
+            rooms = [
+                known.limit[gpu_class] * GPU_UNITS - self._held(name, gpu_class, _ALL_BOOKINGS)
+                for name in lineage(group.account)
+                if (known := self._state.accounts.get(name)) is not None and gpu_class in known.limit
+            ]
+            if not rooms:
+                return True
+            left[gpu_class] = min(rooms)
+        return group.shape.total_units <= left[gpu_class]
+
+    def _forbidden(self, group: Group) -> Reason | None:
+        first: Reason | None = None
+        for gpu_class in group.shape.gpu_classes:
+            chosen = self.choose(group, gpu_class)
+            if not isinstance(chosen, Reason):
+                return None
+            first = first or chosen
+        return first
 
     def guarantee_left(self, account: AccountId, gpu_class: GpuClass) -> int:
         """Returns the units of its guarantee that the account may still start in; 0 or less if there are none."""

@@ -73,14 +73,12 @@ class _Tick:
         blocked = self.bookings.suspension(group.account)
         has_failed = False
         for gpu_class in shape.gpu_classes if blocked is None else ():
-            if self._has_failed(shape, gpu_class):
-                has_failed = True
-                continue
+            # What forbids a start goes before want of room, whoever of the same shape was looked at before.
             booking = self.bookings.choose(group, gpu_class)
             if isinstance(booking, Reason):
                 blocked = blocked or booking
                 continue
-            grants = self._place(shape, gpu_class)
+            grants = None if self._has_failed(shape, gpu_class) else self._place(shape, gpu_class)
             if grants is None:
                 has_failed = True
                 continue
@@ -88,22 +86,18 @@ class _Tick:
                 state.capacity.take(grant)
             self.bookings.take(group, gpu_class, booking)
             self.starts.append(Start(job_id, gpu_class, booking, grants))
-            self.blocks.pop(group, None)  # what stopped it within the guarantee
             return True
+        assert has_failed or blocked is not None, "a job that does not start has a reason"
         if has_failed:
             self._unfit.add(shape)
-        else:
-            assert blocked is not None, "a job that does not start has a reason"
-            self.blocks[group] = blocked
         return False
 
     def settle_reasons(self) -> None:
-        """Says why shapes did not fit, beside all that started. What memory spared a look at is explained alike."""
+        """Says what stops those that wait, beside all that started; what was not looked at is explained alike."""
         state = self._state
         for shape in sorted(self._unfit, key=repr):
             self.verdicts[shape] = verdict(state.capacity, shape, state.closed_pools, state.structures)
-        for group in [group for group in self.blocks if self.is_hopeless(group)]:
-            del self.blocks[group]
+        self.blocks = self.bookings.blocks()
 
     def is_hopeless(self, group: Group) -> bool:
         """Tells whether the group's shape is known to fit in none of its classes now."""
