@@ -8,27 +8,14 @@ outcome. A shape that did not fit is not tried again until something becomes fre
 The cost follows the starts and the groups of like jobs that wait, not the jobs.
 """
 
-from collections import Counter
-
-from scheduler.core.model import (
-    GPU_UNITS,
-    AccountId,
-    Booking,
-    BookingWanted,
-    GpuClass,
-    Grant,
-    JobId,
-    Shape,
-    tenant_of,
-)
+from scheduler.core.booking import Bookings
+from scheduler.core.model import GpuClass, Grant, JobId, Shape
 from scheduler.core.order import Line
 from scheduler.core.placement import place, verdict
 from scheduler.core.plan import Plan, ShapeVerdict, Start
 from scheduler.core.policy import Policy
 from scheduler.core.reasons import Reason, ReasonCode
-from scheduler.core.state import ClusterState, Group, lineage
-
-_ALL_BOOKINGS = tuple(Booking)
+from scheduler.core.state import ClusterState, Group
 
 
 def plan(state: ClusterState, policy: Policy, now_ms: int, decision: int = 0) -> Plan:
@@ -66,7 +53,7 @@ class _Tick:
 
     def __init__(self, state: ClusterState) -> None:
         self._state = state
-        self._taken: Counter[tuple[AccountId, GpuClass, Booking]] = Counter()
+        self._bookings = Bookings(state)
         self._failed: set[tuple[Shape, GpuClass]] = set()
         self._classes_taken: set[GpuClass] = set()
         self.starts: list[Start] = []
@@ -76,13 +63,13 @@ class _Tick:
     def try_start(self, job_id: JobId, group: Group) -> bool:
         """Starts the job, or records why no job of its group can start in this tick."""
         state, shape = self._state, group.shape
-        blocked = self._suspension(group.account)
+        blocked = self._bookings.suspension(group.account)
         has_failed = False
         for gpu_class in shape.gpu_classes if blocked is None else ():
             if self._has_failed(shape, gpu_class):
                 has_failed = True
                 continue
-            booking = self._booking(group, gpu_class)
+            booking = self._bookings.choose(group, gpu_class)
             if isinstance(booking, Reason):
                 blocked = blocked or booking
                 continue
@@ -92,8 +79,7 @@ class _Tick:
                 continue
             for grant in grants:
                 state.capacity.take(grant)
-            for account in lineage(group.account):
-                self._taken[account, gpu_class, booking] += shape.total_units
+            self._bookings.take(group.account, gpu_class, booking, shape.total_units)
             self.starts.append(Start(job_id, gpu_class, booking, grants))
             return True
         if has_failed:
@@ -119,55 +105,3 @@ class _Tick:
         else:
             state.failed[shape, gpu_class] = state.capacity.version(gpu_class)
         return grants
-
-    def _suspension(self, account: AccountId) -> Reason | None:
-        for name in lineage(account):
-            known = self._state.accounts.get(name)
-            if known is not None and known.is_suspended:
-                return Reason(ReasonCode.SUSPENDED, detail=name)
-        return None
-
-    def _booking(self, group: Group, gpu_class: GpuClass) -> Booking | Reason:
-        """Returns how the gang would be held in the class, or what forbids it."""
-        units = group.shape.total_units
-        over = self._over_limit(group.account, gpu_class, units)
-        if over is not None:
-            return over
-        if group.wanted is BookingWanted.SPOT:
-            return Booking.SPOT
-        left = self._guarantee_left(group.account, gpu_class)
-        if units <= left:
-            return Booking.GUARANTEED
-        if group.wanted is BookingWanted.GUARANTEED:
-            return Reason(ReasonCode.GUARANTEE, need=-(-units // GPU_UNITS), free=max(0, left) // GPU_UNITS)
-        return Booking.BURST
-
-    def _over_limit(self, account: AccountId, gpu_class: GpuClass, units: int) -> Reason | None:
-        tenant = tenant_of(account)
-        for name in lineage(account):
-            known = self._state.accounts.get(name)
-            limit = None if known is None else known.limit.get(gpu_class)
-            if limit is None:
-                continue
-            left = limit * GPU_UNITS - self._held(name, gpu_class, _ALL_BOOKINGS)
-            if units > left:
-                code = ReasonCode.QUOTA_TENANT if name == tenant else ReasonCode.QUOTA_PROJECT
-                return Reason(code, need=-(-units // GPU_UNITS), free=max(0, left) // GPU_UNITS, detail=name)
-        return None
-
-    def _guarantee_left(self, account: AccountId, gpu_class: GpuClass) -> int:
-        """Returns the units of the tenant's guarantee left to the account; a project's own part binds too."""
-        tenant = tenant_of(account)
-        left: int | None = None
-        for name in lineage(account):
-            known = self._state.accounts.get(name)
-            bought = None if known is None else known.guarantee.get(gpu_class)
-            if bought is None and name != tenant:
-                continue
-            here = (bought or 0) * GPU_UNITS - self._held(name, gpu_class, (Booking.GUARANTEED,))
-            left = here if left is None else min(left, here)
-        return left or 0
-
-    def _held(self, account: AccountId, gpu_class: GpuClass, bookings: tuple[Booking, ...]) -> int:
-        in_tick = sum(self._taken[account, gpu_class, booking] for booking in bookings)
-        return self._state.held_by(account, gpu_class, *bookings) + in_tick
