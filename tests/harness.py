@@ -80,6 +80,7 @@ class Centre:
         self.state.check()
         assert made == plan(self.state, self.policy, self.now_ms, self._decisions), "a plan changes the state"
         self.last = made
+        self.apply(events.ReservationsPlanned(self.now_ms, made.reservations, not made.is_partial))
         for start in made.starts:
             job = self.state.jobs[start.job]
             allocation = Allocation(

@@ -26,6 +26,15 @@ class Bookings:
         for name in lineage(account):
             self._taken[name, gpu_class, booking] += units
 
+    def has_guarantee(self, account: AccountId) -> bool:
+        """Tells whether the account's tenant bought a guarantee of any class."""
+        known = self._state.accounts.get(tenant_of(account))
+        return known is not None and bool(known.guarantee)
+
+    def is_known(self, account: AccountId) -> bool:
+        """Tells whether the account or one above it has terms that could stop a job; strangers have none."""
+        return any(name in self._state.accounts for name in lineage(account))
+
     def suspension(self, account: AccountId) -> Reason | None:
         """Returns why nothing of the account may start; None when something may."""
         for name in lineage(account):

@@ -6,7 +6,7 @@ from scheduler.core.model import GPU_UNITS, HoldKind, Job, JobId, JobState
 from scheduler.core.placement import count_fitting
 from scheduler.core.plan import Plan
 from scheduler.core.reasons import Reason, ReasonCode
-from scheduler.core.state import ClusterState, Group, queue_key
+from scheduler.core.state import ClusterState, group_of, queue_key
 
 _PRIORITIES = (1, 0, -1)
 _BEFORE_ALL = -1
@@ -61,7 +61,7 @@ def reasons_of(plan: Plan, job: Job) -> tuple[Reason, ...]:
     if job.begin_ms is not None and job.begin_ms > plan.now_ms:
         code = ReasonCode.BACKOFF if job.is_backing_off else ReasonCode.BEGIN_TIME
         return (Reason(code, until_ms=job.begin_ms),)
-    block = plan.blocks.get(Group(job.account, job.shape, job.wanted))
+    block = plan.blocks.get(group_of(job))
     if block is not None:
         return (block,)
     found = plan.verdicts.get(job.shape)

@@ -4,12 +4,15 @@ Across projects the job that was submitted first comes first; inside a project p
 end in the id. One line a tick, made of the heads of the groups: what waits behind a head costs nothing.
 """
 
+from collections.abc import Iterable
 from heapq import heapify, heappop, heappush, heapreplace
+from typing import Protocol
 
 from sortedcontainers import SortedList
 
 from scheduler.core.model import AccountId, JobId
-from scheduler.core.state import ClusterState, Group, QueueKey
+from scheduler.core.policy import QueueOrder
+from scheduler.core.state import Group, QueueKey
 
 
 class _Queue:
@@ -42,13 +45,81 @@ class _Queue:
         heappop(self._heads)
 
 
-class Line:
-    """All pending jobs in order, given out one at a time; a group that cannot start is dropped whole."""
+class Line(Protocol):
+    """Waiting jobs in order, given out one at a time; a group that cannot start is dropped whole."""
 
-    def __init__(self, state: ClusterState) -> None:
+    def next(self) -> tuple[JobId, Group] | None:
+        """Returns the next job and its group, or None at the end. Answer by `started` or `drop`."""
+        ...
+
+    def started(self) -> None:
+        """Goes on behind the job given out last."""
+        ...
+
+    def drop(self) -> None:
+        """Gives out no more jobs of the group of the job given out last: none of them can start in this tick."""
+        ...
+
+
+Lines = Iterable[tuple[Group, SortedList[QueueKey]]]
+
+
+def line_of(order: QueueOrder, lines: Lines) -> Line:
+    """Returns the jobs of the groups in the order that the policy chose."""
+    if order is QueueOrder.FAIR:
+        return FairLine(lines)
+    return PlainLine(lines, is_shortest_first=order is QueueOrder.SJF)
+
+
+class PlainLine:
+    """First come or shortest limit first over all projects: the textbooks' orders, for comparison.
+
+    Inside a group priority still goes first.
+    """
+
+    def __init__(self, lines: Lines, *, is_shortest_first: bool) -> None:
+        self._is_shortest_first = is_shortest_first
+        self._lines = list(lines)
+        self._positions = [0] * len(self._lines)
+        self._heap = [self._entry(index) for index in range(len(self._lines))]
+        heapify(self._heap)
+
+    def _entry(self, index: int) -> tuple[int, int, int, int]:
+        group, line = self._lines[index]
+        _, submitted_ms, job_id = line[self._positions[index]]
+        return (group.time_limit_ms if self._is_shortest_first else 0, submitted_ms, job_id, index)
+
+    def next(self) -> tuple[JobId, Group] | None:
+        """Returns the next job and its group, or None at the end. Answer by `started` or `drop`."""
+        if not self._heap:
+            return None
+        _, _, job_id, index = self._heap[0]
+        return JobId(job_id), self._lines[index][0]
+
+    def started(self) -> None:
+        """Goes on behind the job given out last."""
+        index = self._heap[0][-1]
+        self._positions[index] += 1
+        if self._positions[index] < len(self._lines[index][1]):
+            heapreplace(self._heap, self._entry(index))
+        else:
+            heappop(self._heap)
+
+    def drop(self) -> None:
+        """Gives out no more jobs of the group of the job given out last: none of them can start in this tick."""
+        heappop(self._heap)
+
+
+class FairLine:
+    """All pending jobs in the product's order."""
+
+    def __init__(self, lines: Lines) -> None:
         self._queues: list[_Queue] = []
         self._heap: list[tuple[int, JobId, AccountId, int]] = []
-        for account, groups in state.groups.items():
+        by_account: dict[AccountId, dict[Group, SortedList[QueueKey]]] = {}
+        for group, line in lines:
+            by_account.setdefault(group.account, {})[group] = line
+        for account, groups in by_account.items():
             queue = _Queue(groups)
             self._queues.append(queue)
             self._push(account, len(self._queues) - 1)

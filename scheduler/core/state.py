@@ -4,8 +4,9 @@ It changes only by `apply(event)`, and time moves it only by `release_due(now)`,
 come join their queue. Finished jobs leave at once. `check()` derives every index again and asserts that it agrees;
 `facts()` is what two states are compared by (memory against the database).
 
-Jobs wait in groups: all pending jobs of one project, one shape and one wanted booking, in that project's order. Jobs of
-one group differ in nothing that placement or limits ask, so a tick looks at the first of each group and at no other.
+Jobs wait in groups: all pending jobs of one project, one shape, one wanted booking and one time limit, in that
+project's order. Jobs of one group differ in nothing that placement, limits or backfill ask, so a tick looks at the
+first of each group and at no other.
 """
 
 from collections import Counter
@@ -18,6 +19,7 @@ from sortedcontainers import SortedList
 
 from scheduler.core import events
 from scheduler.core.capacity import Capacity
+from scheduler.core.future import Future
 from scheduler.core.lifecycle import ACTIVE, ENDS, check_transition
 from scheduler.core.model import (
     ROOT_ACCOUNT,
@@ -39,6 +41,15 @@ from scheduler.core.model import (
     Shape,
     tenant_of,
 )
+from scheduler.core.stretch import (
+    ALL_OF_NODE,
+    FIXED,
+    AdvanceReservation,
+    Rank,
+    Reservation,
+    ReservationId,
+    Stretch,
+)
 
 QueueKey = tuple[int, int, int]  # (-priority, submitted_ms, id): a job's place inside its project
 
@@ -49,6 +60,7 @@ class Group(NamedTuple):
     account: AccountId
     shape: Shape
     wanted: BookingWanted
+    time_limit_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +73,11 @@ class Structure:
     is_any_pool_open: bool
     down: str | None
     """A node that would hold it, were it up, with the reason that it is not."""
+
+
+def group_of(job: Job) -> Group:
+    """Returns the group that a job waits in when it is pending."""
+    return Group(job.account, job.shape, job.wanted, job.time_limit_ms)
 
 
 def queue_key(job: Job) -> QueueKey:
@@ -85,6 +102,10 @@ class ClusterState:
         self.closed_pools: dict[PoolName, str | None] = {}
         self.capacity = Capacity()
         self.groups: dict[AccountId, dict[Group, SortedList[QueueKey]]] = {}
+        self.of_shape: dict[Shape, dict[Group, SortedList[QueueKey]]] = {}
+        """The same groups by their shape, so that a tick can pass over all groups of a shape that cannot fit."""
+        self.ages: SortedList[tuple[int, JobId]] = SortedList()
+        """(submitted_ms, id) of the jobs in groups, the oldest first."""
         self.timed: SortedList[tuple[int, JobId]] = SortedList()
         """(begin_ms, id) of pending jobs that are not yet let into their group."""
         self.held_units: Counter[tuple[AccountId, GpuClass, Booking]] = Counter()
@@ -95,9 +116,22 @@ class ClusterState:
         """Capacity units that each tenant's pending jobs ask for, under the first class that they name."""
         self.failed: dict[tuple[Shape, GpuClass], int] = {}
         """The capacity version at which a shape last did not fit in a class; it cannot fit until that rises."""
+        self.future = Future(self.capacity)
+        self.reservations: dict[JobId, Reservation] = {}
+        """The starts promised to pending jobs, as the last plan left them."""
+        self.advance: dict[ReservationId, AdvanceReservation] = {}
+        self.promises_version = 0
+        """Rises whenever something that was booked ahead is no more, or is elsewhere."""
+        self.promised_version = -1
+        self.promised_serial = -1
+        """The promises' version and the future's serial when the promises were last sought."""
+        self.crowded_out: dict[tuple[Shape, GpuClass], tuple[int, int, int]] = {}
+        """(capacity version, promises version, time limit): jobs of the shape with that limit or more fitted what was
+        free and would have delayed a promise; they cannot start until either version rises."""
         self.structures: dict[Shape, tuple[int, Structure]] = {}
         """What the inventory alone says of a shape, with the inventory version it holds for."""
-        self._shapes: dict[Shape, Shape] = {}
+        self.shapes: dict[Shape, tuple[int, Shape]] = {}
+        """Every shape seen, with its number: one object for all that share it, and an order that replays repeat."""
         self._apply: Mapping[type, Callable[[Any], None]] = {
             events.AccountChanged: self._account_changed,
             events.AccountRemoved: self._account_removed,
@@ -113,6 +147,9 @@ class ClusterState:
             events.AllocationStarted: self._allocation_started,
             events.AllocationStopping: self._allocation_stopping,
             events.AllocationEnded: self._allocation_ended,
+            events.ReservationMade: self._reservation_made,
+            events.ReservationRemoved: self._reservation_removed,
+            events.ReservationsPlanned: self._reservations_planned,
         }
 
     def apply(self, event: events.Event) -> None:
@@ -180,6 +217,7 @@ class ClusterState:
 
     def _pool_changed(self, event: events.PoolChanged) -> None:
         self.capacity.inventory_version += 1
+        self.promises_version += 1
         if event.is_closed:
             self.closed_pools[event.pool] = event.reason
         else:
@@ -245,6 +283,10 @@ class ClusterState:
         else:
             # It was asked to end before its start was seen: it keeps stopping, and began when it began.
             self.allocations[allocation.id] = replace(allocation, started_ms=event.at_ms)
+        if event.at_ms != allocation.decided_ms:
+            for grant in allocation.grants:
+                self.future.drop(allocation.id, grant)
+                self.future.add(allocation.id, grant, event.at_ms + allocation.time_limit_ms)
 
     def _allocation_stopping(self, event: events.AllocationStopping) -> None:
         allocation = self.allocations[event.allocation]
@@ -267,11 +309,14 @@ class ClusterState:
         self._add(replace(job, state=state))
 
     def _hold(self, allocation: Allocation, sign: int) -> None:
+        began_ms = allocation.decided_ms if allocation.started_ms is None else allocation.started_ms
         for grant in allocation.grants:
             if sign > 0:
                 self.capacity.take(grant)
+                self.future.add(allocation.id, grant, began_ms + allocation.time_limit_ms)
             else:
                 self.capacity.give_back(grant)
+                self.future.drop(allocation.id, grant)
         units = sign * allocation.total_units
         for account in lineage(allocation.account):
             key = (account, allocation.gpu_class, allocation.booking)
@@ -279,10 +324,49 @@ class ClusterState:
             if not self.held_units[key]:
                 del self.held_units[key]
 
+    # ---- what is booked ahead -------------------------------------------------------------------------------------
+
+    def _reservation_made(self, event: events.ReservationMade) -> None:
+        made = event.reservation
+        if made.id in self.advance:
+            self._book_advance(self.advance[made.id], is_kept=False)
+        self.advance[made.id] = made
+        self._book_advance(made, is_kept=True)
+
+    def _reservation_removed(self, event: events.ReservationRemoved) -> None:
+        self._book_advance(self.advance.pop(event.reservation), is_kept=False)
+
+    def _book_advance(self, made: AdvanceReservation, *, is_kept: bool) -> None:
+        self.promises_version += 1
+        for name in made.nodes:
+            if not is_kept:
+                self.future.unbook(made.id, name)
+                continue
+            self.future.book(made.id, name, Stretch(made.start_ms, made.end_ms, ALL_OF_NODE, Rank(FIXED, made.account)))
+
+    def _reservations_planned(self, event: events.ReservationsPlanned) -> None:
+        planned = {reservation.job: reservation for reservation in event.reservations}
+        broken = [job_id for job_id, old in self.reservations.items() if planned.get(job_id) != old]
+        for job_id in broken:
+            self._break_promise(job_id)
+        for job_id, reservation in planned.items():
+            if job_id not in self.reservations and job_id in self.jobs:
+                self.reservations[job_id] = reservation
+                self.future.promise(reservation)
+                self.promises_version += 1
+        # What one promise left behind may serve another: only when none was left is there nothing to seek.
+        is_settled = event.is_whole and not broken
+        self.promised_version = self.promises_version if is_settled else -1
+        self.promised_serial = self.future.serial
+
+    def _break_promise(self, job_id: JobId) -> None:
+        self.future.unpromise(self.reservations.pop(job_id))
+        self.promises_version += 1
+
     # ---- indexes of jobs ------------------------------------------------------------------------------------------
 
     def _add(self, job: Job) -> None:
-        shape = self._shapes.setdefault(job.shape, job.shape)
+        _, shape = self.shapes.setdefault(job.shape, (len(self.shapes), job.shape))
         if shape is not job.shape:
             job = replace(job, shape=shape)
         self.jobs[job.id] = job
@@ -298,25 +382,34 @@ class ClusterState:
         self._count(job, -1)
         if job.state is not JobState.PENDING:
             return
+        if job.id in self.reservations:
+            self._break_promise(job.id)
         if job.begin_ms is not None and (job.begin_ms, job.id) in self.timed:
             self.timed.remove((job.begin_ms, job.id))
             return
         groups = self.groups[job.account]
-        group = Group(job.account, job.shape, job.wanted)
+        group = group_of(job)
         line = groups[group]
         line.remove(queue_key(job))
+        self.ages.remove((job.submitted_ms, job.id))
         if not line:
             del groups[group]
+            alike = self.of_shape[group.shape]
+            del alike[group]
+            if not alike:
+                del self.of_shape[group.shape]
             if not groups:
                 del self.groups[job.account]
 
     def _enqueue(self, job: Job) -> None:
         groups = self.groups.setdefault(job.account, {})
-        group = Group(job.account, job.shape, job.wanted)
+        group = group_of(job)
         line = groups.get(group)
         if line is None:
             line = groups[group] = SortedList()
+            self.of_shape.setdefault(group.shape, {})[group] = line
         line.add(queue_key(job))
+        self.ages.add((job.submitted_ms, job.id))
 
     def _count(self, job: Job, sign: int) -> None:
         tenant = tenant_of(job.account)
@@ -339,6 +432,7 @@ class ClusterState:
             "jobs": dict(self.jobs),
             "allocations": dict(self.allocations),
             "closed_pools": dict(self.closed_pools),
+            "advance": dict(self.advance),
             "nodes": {name: (room.node, room.devices) for name, room in rooms.items()},
         }
 
@@ -372,6 +466,9 @@ class ClusterState:
             assert room.memory_free_bytes == other.memory_free_bytes >= 0, f"memory of node {name} is off"
         for mine, derived in (
             (self.groups, again.groups),
+            (self.of_shape, again.of_shape),
+            (self.ages, again.ages),
+            (self.future.facts(), again.future.facts()),
             (self.timed, again.timed),
             (self.held_units, again.held_units),
             (self.jobs_by, again.jobs_by),
