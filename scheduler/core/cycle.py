@@ -33,6 +33,8 @@ from scheduler.core.stretch import Reservation
 def plan(state: ClusterState, policy: Policy, now_ms: int, decision: int = 0) -> Plan:
     """Returns what to do now. The state is as before, but for jobs whose begin time came and memos of what failed."""
     state.release_due(now_ms)
+    if not state.of_shape:
+        return Plan(decision, now_ms, wake_at_ms=state.next_due_ms())
     versions = state.capacity.versions()
     tick = _Tick(state, policy, now_ms)
     tick.keep_promises()

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from sortedcontainers import SortedList
 
@@ -51,6 +51,7 @@ from scheduler.core.stretch import (
     Stretch,
 )
 
+K = TypeVar("K")
 QueueKey = tuple[int, int, int]  # (-priority, submitted_ms, id): a job's place inside its project
 
 
@@ -90,6 +91,15 @@ def lineage(account: AccountId) -> tuple[AccountId, ...]:
     """Returns the account and those above it up to its tenant, nearest first; the centre itself is left out."""
     steps = account.split("/")
     return tuple(AccountId("/".join(steps[:count])) for count in range(len(steps), 0, -1))
+
+
+def _add_to(counts: Counter[K], key: K, change: int) -> None:
+    """Adds to a count and forgets it at 0, so that equal states have equal counts."""
+    count = counts.get(key, 0) + change
+    if count:
+        counts[key] = count
+    else:
+        del counts[key]
 
 
 class ClusterState:
@@ -222,9 +232,9 @@ class ClusterState:
             self.closed_pools[event.pool] = event.reason
         else:
             self.closed_pools.pop(event.pool, None)
-            for (_, pool_name), pool in self.capacity.pools.items():
+            for gpu_class, pool_name in self.capacity.pools:
                 if pool_name == event.pool:
-                    pool.version += 1
+                    self.capacity.raise_version(gpu_class)
 
     # ---- events of waiting jobs -----------------------------------------------------------------------------------
 
@@ -264,16 +274,7 @@ class ClusterState:
         job = self.jobs[allocation.job]
         check_transition(job.id, job.state, JobState.STARTING)
         self._remove(job)
-        self._add(
-            replace(
-                job,
-                state=JobState.STARTING,
-                allocation=allocation.id,
-                attempt=allocation.attempt,
-                begin_ms=None,
-                is_backing_off=False,
-            )
-        )
+        self._add(job.started_as(allocation.id, allocation.attempt))
         self.restore_allocation(allocation)
 
     def _allocation_started(self, event: events.AllocationStarted) -> None:
@@ -320,9 +321,7 @@ class ClusterState:
         units = sign * allocation.total_units
         for account in lineage(allocation.account):
             key = (account, allocation.gpu_class, allocation.booking)
-            self.held_units[key] += units
-            if not self.held_units[key]:
-                del self.held_units[key]
+            _add_to(self.held_units, key, units)
 
     # ---- what is booked ahead -------------------------------------------------------------------------------------
 
@@ -413,14 +412,9 @@ class ClusterState:
 
     def _count(self, job: Job, sign: int) -> None:
         tenant = tenant_of(job.account)
-        self.jobs_by[tenant, job.state] += sign
-        if not self.jobs_by[tenant, job.state]:
-            del self.jobs_by[tenant, job.state]
+        _add_to(self.jobs_by, (tenant, job.state), sign)
         if job.state is JobState.PENDING:
-            key = (tenant, job.shape.gpu_classes[0])
-            self.pending_units[key] += sign * job.shape.total_units
-            if not self.pending_units[key]:
-                del self.pending_units[key]
+            _add_to(self.pending_units, (tenant, job.shape.gpu_classes[0]), sign * job.shape.total_units)
 
     # ---- proofs ---------------------------------------------------------------------------------------------------
 
