@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from sortedcontainers import SortedList
 
 from scheduler.core.booking import Bookings
-from scheduler.core.future import NEVER_MS
+from scheduler.core.future import NEVER_MS, Asker
 from scheduler.core.model import AccountId, Booking, GpuClass, Grant, Job, JobId, Shape
 from scheduler.core.order import line_of
 from scheduler.core.placement import crowded, place, verdict
@@ -102,7 +102,7 @@ class _Tick:
                 continue
             self._promises.lift(reservation)
             options = self._options(group)
-            if not self._try_start(job.id, group, options):
+            if not self._try_start(job.id, group, options, is_promised=True):
                 self._promises.seek_again(reservation, job, options, is_settled=is_settled)
 
     def promise_old_jobs(self) -> None:
@@ -111,7 +111,12 @@ class _Tick:
         for job in self._promises.old_jobs():
             if promised == 0 or self.is_full:
                 return
-            if job.id in self._promises.kept or self._start_or_promise(job):
+            if job.id in self._started:
+                continue
+            if job.id in self._promises.kept:
+                self._promises.empty_for(job.id)
+                promised -= 1
+            elif self._start_or_promise(job):
                 promised -= 1
 
     def hopeful(self) -> Iterator[tuple[Group, SortedList[QueueKey]]]:
@@ -205,9 +210,9 @@ class _Tick:
             self.blocks[group] = blocked
         return options
 
-    def _try_start(self, job_id: JobId, group: Group, options: Options) -> bool:
+    def _try_start(self, job_id: JobId, group: Group, options: Options, *, is_promised: bool = False) -> bool:
         for gpu_class, booking in options:
-            grants = self._place(group, gpu_class, booking)
+            grants = self._place(group, gpu_class, booking, is_promised=is_promised)
             if grants is not None:
                 self._start(Start(job_id, gpu_class, booking, grants), group)
                 return True
@@ -233,19 +238,22 @@ class _Tick:
             self._promises.make(job, self._options(group_of(job)))
             self._crowded_out.clear()
 
-    def _place(self, group: Group, gpu_class: GpuClass, booking: Booking) -> tuple[Grant, ...] | None:
+    def _place(
+        self, group: Group, gpu_class: GpuClass, booking: Booking, *, is_promised: bool
+    ) -> tuple[Grant, ...] | None:
         """Returns where the gang fits now without delay to a promise, and remembers what did not."""
         state, shape = self._state, group.shape
         if self._has_failed(shape, gpu_class):
             return None
-        is_strong = booking is Booking.GUARANTEED or self._promises.is_host(group.account)
+        is_strong = is_promised or booking is Booking.GUARANTEED or self._promises.is_host(group.account)
         if not is_strong and group.time_limit_ms >= self._bound_ms(shape, gpu_class):
             return None
         grants = place(state.capacity, shape, gpu_class, state.closed_pools)
         if grants is None:
             self._remember_failed(shape, gpu_class)
             return None
-        spares = self._promises.spares(shape, group.time_limit_ms, rank_of(group.account, booking))
+        asker = Asker(rank_of(group.account, booking), is_promised)
+        spares = self._promises.spares(shape, group.time_limit_ms, asker)
         if self._promises.are_spare(grants, spares):
             return grants
         grants = place(state.capacity, shape, gpu_class, state.closed_pools, spares)

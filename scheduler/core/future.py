@@ -9,7 +9,7 @@ A gang past its limit is taken to end after its grace, and one past that after a
 """
 
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from operator import itemgetter
@@ -42,6 +42,13 @@ class Wanted(NamedTuple):
         cpu = room.cpu_share(self.gpu_units) if self.cpu_millicores is None else self.cpu_millicores
         memory = room.memory_share(self.gpu_units) if self.memory_bytes is None else self.memory_bytes
         return Need(self.gpus, cpu, memory)
+
+
+class Asker(NamedTuple):
+    """Who wants a part of a node. What was promised before does not give way to nodes that are emptied for others."""
+
+    rank: Rank
+    is_promised: bool
 
 
 class Release(NamedTuple):
@@ -132,7 +139,9 @@ class Future:
         """Books all that a waiting job is promised."""
         owner, rank = f"job {reservation.job}", Rank(reservation.strength)
         for node, need in reservation.parts:
-            self.book(owner, node, Stretch(reservation.start_ms, reservation.end_ms, need, rank))
+            self.book(
+                owner, node, Stretch(reservation.start_ms, reservation.end_ms, need, rank, reservation.kept_from_ms)
+            )
 
     def unpromise(self, reservation: Reservation) -> None:
         """Undoes `promise`."""
@@ -141,7 +150,7 @@ class Future:
 
     # ---- questions -----------------------------------------------------------------------------------------------
 
-    def is_clear(self, room: NodeRoom, need: Need, since_ms: int, until_ms: int, rank: Rank) -> bool:
+    def is_clear(self, room: NodeRoom, need: Need, since_ms: int, until_ms: int, asker: Asker) -> bool:
         """Tells whether the node can spare the need over the whole time, leaving whole what is booked on it.
 
         What of the need is free now is not asked again for a time before the first booking.
@@ -149,15 +158,17 @@ class Future:
         stretches = self.booked.get(room.node.name)
         if not stretches:
             return True
-        binding = [each for each in stretches.values() if _binds(each.rank, rank) and each.end_ms > since_ms]
+        binding = [each for each in _binding(stretches, asker) if each.end_ms > since_ms]
         for start_ms in {max(since_ms, each.start_ms) for each in binding if each.start_ms < until_ms}:
             if not self._left_at(room, start_ms, binding).covers(need):
                 return False
         return True
 
-    def starts(self, room: NodeRoom, need: Need, now_ms: int, length_ms: int, rank: Rank) -> Iterator[tuple[int, int]]:
+    def starts(
+        self, room: NodeRoom, need: Need, now_ms: int, length_ms: int, asker: Asker
+    ) -> Iterator[tuple[int, int]]:
         """Yields, in order, the spans (first, last) of times at which so much could start here and stay so long."""
-        binding = [each for each in self.booked.get(room.node.name, {}).values() if _binds(each.rank, rank)]
+        binding = _binding(self.booked.get(room.node.name, {}), asker)
         moments = {now_ms}
         moments.update(release.at_ms for release in self.releases(room))
         for each in binding:
@@ -293,6 +304,16 @@ class Future:
                 index.gains.append((self.serial, at_ms))
         index.stale.clear()
         return index
+
+
+def _binding(stretches: Mapping[str, Stretch], asker: Asker) -> list[Stretch]:
+    """Returns what the asker must leave whole, each from when it must."""
+    binding = [each for each in stretches.values() if _binds(each.rank, asker.rank)]
+    if asker.is_promised:
+        return binding
+    return [
+        each if each.kept_from_ms == each.start_ms else each._replace(start_ms=each.kept_from_ms) for each in binding
+    ]
 
 
 def _binds(booked: Rank, asking: Rank) -> bool:

@@ -8,11 +8,12 @@ within a guarantee can; then it is sought anew.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from heapq import merge
 from itertools import islice
 
 from scheduler.core.capacity import NodeRoom
-from scheduler.core.future import NEVER_MS, Wanted
+from scheduler.core.future import NEVER_MS, Asker, Wanted
 from scheduler.core.model import (
     AccountId,
     Booking,
@@ -126,7 +127,7 @@ class Promises:
         most = policy.promised_jobs if policy.backfill is Backfill.EASY else policy.most_promises
         return most + self._slots.setdefault(gpu_class, 0)
 
-    def spares(self, shape: Shape, limit_ms: int, rank: Rank) -> Spares:
+    def spares(self, shape: Shape, limit_ms: int, asker: Asker) -> Spares:
         """Returns the question whether a node can spare a part of such a job, from now until its limit."""
         future, now_ms, wanted = self._state.future, self._now_ms, wanted_of(shape)
         booked, until_ms = future.booked, self._now_ms + limit_ms
@@ -136,12 +137,12 @@ class Promises:
                 return True
             need = wanted.on(room)
             if device is None:
-                return future.is_clear(room, need, now_ms, until_ms, rank)
+                return future.is_clear(room, need, now_ms, until_ms, asker)
             # Beside other shares it takes no whole GPU until they end; from then on it alone keeps the device.
             beside = Need(0, need.cpu_millicores, need.memory_bytes)
             alone_ms = future.whole_ms(room, device)
-            return future.is_clear(room, beside, now_ms, until_ms, rank) and (
-                alone_ms >= until_ms or future.is_clear(room, need, alone_ms, until_ms, rank)
+            return future.is_clear(room, beside, now_ms, until_ms, asker) and (
+                alone_ms >= until_ms or future.is_clear(room, need, alone_ms, until_ms, asker)
             )
 
         return is_spare
@@ -170,6 +171,14 @@ class Promises:
             self.kept[job.id] = best
             self._state.future.promise(best)
         return best
+
+    def empty_for(self, job_id: JobId) -> None:
+        """Has the nodes promised to a job emptied for it, for it has waited too long by now."""
+        old = self.kept[job_id]
+        if old.kept_from_ms == old.start_ms > self._now_ms:
+            self.lift(old)
+            self.kept[job_id] = self._emptying(old)
+            self._state.future.promise(self.kept[job_id])
 
     def lift(self, reservation: Reservation) -> None:
         """Takes a promise back, for the job starts now or may not start at all."""
@@ -222,7 +231,7 @@ class Promises:
             room = rooms.get(node)
             if room is None:
                 return False
-            spans = future.starts(room, need, self._now_ms, length_ms, rank)
+            spans = future.starts(room, need, self._now_ms, length_ms, Asker(rank, is_promised=True))
             if not any(first_ms <= reservation.start_ms <= last_ms for first_ms, last_ms in spans):
                 return False
         return True
@@ -242,7 +251,16 @@ class Promises:
         start_ms, names = best
         wanted, rooms = wanted_of(job.shape), self._state.capacity.rooms
         parts = tuple((name, wanted.on(rooms[name])) for name in sorted(names))
-        return Reservation(job.id, job.account, gpu_class, start_ms, start_ms + job.time_limit_ms, rank.strength, parts)
+        made = Reservation(
+            job.id, job.account, gpu_class, start_ms, start_ms + job.time_limit_ms, rank.strength, start_ms, parts
+        )
+        return self._emptying(made) if job.submitted_ms < self._old_before_ms else made
+
+    def _emptying(self, reservation: Reservation) -> Reservation:
+        """Returns the promise with its nodes emptied from when what runs there is expected to have ended."""
+        used_permille = self._state.used_permille.get(reservation.gpu_class, 1000)
+        ahead_ms = (reservation.start_ms - self._now_ms) * used_permille // 1000
+        return replace(reservation, kept_from_ms=self._now_ms + ahead_ms)
 
     def _search(
         self, job: Job, gpu_class: GpuClass, pools: list[PoolName], rank: Rank
@@ -278,13 +296,14 @@ class Promises:
     ) -> list[tuple[int, bool, NodeName]]:
         """Returns when each booked node opens for the job and closes again, closings first."""
         future, rooms, wanted = self._state.future, self._state.capacity.rooms, wanted_of(job.shape)
+        asker = Asker(rank, is_promised=False)
         changes: list[tuple[int, bool, NodeName]] = []
         for name in future.booked:
             room = rooms.get(name)
             if room is None or room.node.gpu_class != gpu_class or room.node.pool not in pools:
                 continue
             if is_named(room, job.shape):
-                for first_ms, last_ms in future.starts(room, wanted.on(room), self._now_ms, job.time_limit_ms, rank):
+                for first_ms, last_ms in future.starts(room, wanted.on(room), self._now_ms, job.time_limit_ms, asker):
                     changes.append((first_ms, True, name))
                     if last_ms < NEVER_MS:
                         changes.append((last_ms + 1, False, name))

@@ -30,6 +30,7 @@ from scheduler.core.model import (
     Booking,
     BookingWanted,
     Device,
+    EndReason,
     GpuClass,
     Job,
     JobId,
@@ -53,6 +54,10 @@ from scheduler.core.stretch import (
 
 K = TypeVar("K")
 QueueKey = tuple[int, int, int]  # (-priority, submitted_ms, id): a job's place inside its project
+
+
+_RAN_ITS_COURSE = frozenset({None, EndReason.WALLTIME, EndReason.EXIT_NONZERO})
+"""Ends that say how long such jobs run."""
 
 
 class Group(NamedTuple):
@@ -130,6 +135,8 @@ class ClusterState:
         self.reservations: dict[JobId, Reservation] = {}
         """The starts promised to pending jobs, as the last plan left them."""
         self.advance: dict[ReservationId, AdvanceReservation] = {}
+        self.used_permille: dict[GpuClass, int] = {}
+        """What gangs of each class used of their time limits lately: a mean that fades by 1/32 a gang."""
         self.promises_version = 0
         """Rises whenever something that was booked ahead is no more, or is elsewhere."""
         self.promised_version = -1
@@ -301,6 +308,14 @@ class ClusterState:
         self._remove(old)
         if event.job.state not in ENDS:
             self._add(event.job)
+        if event.reason in _RAN_ITS_COURSE:
+            self._learn(allocation, event.at_ms)
+
+    def _learn(self, allocation: Allocation, end_ms: int) -> None:
+        began_ms = allocation.decided_ms if allocation.started_ms is None else allocation.started_ms
+        used = 1000 * max(0, end_ms - began_ms) // max(1, allocation.time_limit_ms)
+        before = self.used_permille.get(allocation.gpu_class, 1000)
+        self.used_permille[allocation.gpu_class] = (31 * before + min(1000, used)) // 32
 
     def _move(self, allocation: Allocation, state: JobState) -> None:
         job = self.jobs[allocation.job]
@@ -341,7 +356,11 @@ class ClusterState:
             if not is_kept:
                 self.future.unbook(made.id, name)
                 continue
-            self.future.book(made.id, name, Stretch(made.start_ms, made.end_ms, ALL_OF_NODE, Rank(FIXED, made.account)))
+            self.future.book(
+                made.id,
+                name,
+                Stretch(made.start_ms, made.end_ms, ALL_OF_NODE, Rank(FIXED, made.account), made.start_ms),
+            )
 
     def _reservations_planned(self, event: events.ReservationsPlanned) -> None:
         planned = {reservation.job: reservation for reservation in event.reservations}

@@ -45,6 +45,8 @@ class Stretch(NamedTuple):
     end_ms: int
     need: Need
     rank: Rank
+    kept_from_ms: int
+    """From when on nothing new may be in its way: the start, or earlier where the node is emptied for it."""
 
 
 ALL_OF_NODE = Need(1 << 20, 1 << 60, 1 << 60)
@@ -62,6 +64,9 @@ class Reservation:
     end_ms: int
     """Start plus the job's time limit."""
     strength: int
+    kept_from_ms: int
+    """From when on the nodes are emptied for it: the start itself, or when the job waited too long, the time at which
+    what runs there is expected to have ended, going by what jobs used of their limits lately."""
     parts: tuple[tuple[NodeName, Need], ...]
 
 
