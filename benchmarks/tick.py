@@ -27,6 +27,7 @@ from scheduler.core.events import (
     AllocationStarted,
     JobSubmitted,
     NodeChanged,
+    ReservationsPlanned,
 )
 from scheduler.core.model import (
     GPU_UNITS,
@@ -144,7 +145,8 @@ class Centre:
         self.event_seconds = time.perf_counter() - began
 
     def apply(self, made: Plan) -> None:
-        """Starts what the plan starts."""
+        """Takes in the plan's promises, promotions and starts."""
+        self.state.apply(ReservationsPlanned(self.now_ms, made.reservations, not made.is_partial))
         for promotion in made.promotions:
             segment = self.state.allocations[promotion.allocation].segment + 1
             event = AllocationPromoted(self.now_ms, promotion.allocation, promotion.booking, segment)

@@ -83,6 +83,7 @@ class Centre:
         for promotion in made.promotions:
             segment = self.state.allocations[promotion.allocation].segment + 1
             self.apply(events.AllocationPromoted(self.now_ms, promotion.allocation, promotion.booking, segment))
+        self.apply(events.ReservationsPlanned(self.now_ms, made.reservations, not made.is_partial))
         for start in made.starts:
             job = self.state.jobs[start.job]
             allocation = Allocation(

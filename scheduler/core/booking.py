@@ -42,25 +42,34 @@ class Bookings:
         self._charges: dict[tuple[Shape, GpuClass, Booking], int] = {}
         self.promotions: list[Promotion] = []
         self.burst_charge: Counter[AccountId] = Counter()
-        """What this tick's burst starts cost, less its promotions: micro-credits per second, times GPU_UNITS."""
+        """What this tick's burst starts and promises cost, less its promotions: micro-credits/s times GPU_UNITS."""
         self.spot_charge: Counter[AccountId] = Counter()
-        """The same of its spot starts."""
-        self.starts = 0
+        """The same of spot."""
         self.is_guarantee_turn = False
         """While jobs that fit a guarantee have their turn, none may start beyond it."""
 
     def take(self, group: Group, gpu_class: GpuClass, booking: Booking) -> None:
         """Counts a gang of the group that starts in this tick."""
         units = group.shape.total_units
-        path = lineage(group.account)
-        for account in path:
+        for account in lineage(group.account):
             self._taken[account, gpu_class, booking] += units
-        self.starts += 1
-        if booking is not Booking.GUARANTEED:
-            charges = self.burst_charge if booking is Booking.BURST else self.spot_charge
-            charge = self.charge_of(group.shape, gpu_class, booking)
-            for account in path:
-                charges[account] += charge
+        self._charge(group, gpu_class, booking)
+
+    def promise(self, group: Group) -> None:
+        """Lets a job that is promised a start weigh in the order as if it ran: the next promise is another's."""
+        if group.wanted is BookingWanted.GUARANTEED:
+            self.keep_guarantee(group)
+            return
+        booking = Booking.SPOT if group.wanted is BookingWanted.SPOT else Booking.BURST
+        self._charge(group, group.shape.gpu_classes[0], booking)
+
+    def _charge(self, group: Group, gpu_class: GpuClass, booking: Booking) -> None:
+        if booking is Booking.GUARANTEED:
+            return
+        charges = self.burst_charge if booking is Booking.BURST else self.spot_charge
+        charge = self.charge_of(group.shape, gpu_class, booking)
+        for account in lineage(group.account):
+            charges[account] += charge
 
     def promote(self, allocation_id: AllocationId) -> None:
         """Counts a burst gang as guaranteed from now on."""
@@ -92,6 +101,27 @@ class Bookings:
             for account, _ in levels:
                 self._kept[account, gpu_class] += units
             return
+
+    def has_guarantee(self, account: AccountId) -> bool:
+        """Tells whether the account's tenant bought a guarantee of any class."""
+        known = self._state.accounts.get(tenant_of(account))
+        return known is not None and bool(known.guarantee)
+
+    def may_be_guaranteed(self, group: Group) -> bool:
+        """Tells whether a job of the group that is looked at now may get its guarantee.
+
+        Those that prefer one class above all others had their turn; after it, none of them fits its guarantee.
+        """
+        if self.is_guarantee_turn or group.wanted is BookingWanted.GUARANTEED:
+            return True
+        if group.wanted is BookingWanted.SPOT or len(group.shape.gpu_classes) == 1:
+            return False
+        units = group.shape.total_units
+        return any(units <= self.guarantee_left(group.account, gpu_class) for gpu_class in group.shape.gpu_classes)
+
+    def is_known(self, account: AccountId) -> bool:
+        """Tells whether the account or one above it has terms that could stop a job; strangers have none."""
+        return any(name in self._state.accounts for name in lineage(account))
 
     def suspension(self, account: AccountId) -> Reason | None:
         """Returns why nothing of the account may start; None when something may."""
@@ -130,6 +160,8 @@ class Bookings:
             has_limit = any(
                 known is not None and known.limit for known in map(self._state.accounts.get, lineage(account))
             )
+            if not has_limit and account not in self._state.waiting.heads[BookingWanted.GUARANTEED]:
+                continue
             left: dict[GpuClass, int] = {}
             for group in groups:
                 if group.wanted is not BookingWanted.GUARANTEED and (

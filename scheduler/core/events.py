@@ -4,6 +4,7 @@ Events of the centre: AccountChanged, AccountRemoved, RatesChanged, NodeChanged,
 Events of a waiting job: JobSubmitted, JobChanged, JobHeld, JobReleased, JobEnded.
 Events of an allocation, in this order: AllocationMade, AllocationStarted, AllocationStopping, AllocationEnded;
 AllocationPromoted between the first and the last but one.
+Events of what is booked ahead: ReservationMade, ReservationRemoved (an admin's), ReservationsPlanned (waiting jobs').
 """
 
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ from scheduler.core.model import (
     NodeName,
     PoolName,
 )
+from scheduler.core.stretch import AdvanceReservation, Reservation, ReservationId
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +169,36 @@ class AllocationEnded:
     job: Job
 
 
+@dataclass(frozen=True, slots=True)
+class ReservationMade:
+    """An admin keeps nodes free for a time, or changed what was kept under the same id."""
+
+    at_ms: int
+    reservation: AdvanceReservation
+
+
+@dataclass(frozen=True, slots=True)
+class ReservationRemoved:
+    """An admin's reservation is over or was taken back."""
+
+    at_ms: int
+    reservation: ReservationId
+
+
+@dataclass(frozen=True, slots=True)
+class ReservationsPlanned:
+    """These are the starts promised to waiting jobs from now on: all of them, in order of start.
+
+    The planner's own outcome, taken in with the plan that made it; nothing durable, for after a restart the promises
+    are made anew from the same jobs.
+    """
+
+    at_ms: int
+    reservations: tuple[Reservation, ...]
+    is_whole: bool = True
+    """False when the tick ended before it had gone through all promises."""
+
+
 Event = (
     AccountChanged
     | AccountRemoved
@@ -184,4 +216,7 @@ Event = (
     | AllocationPromoted
     | AllocationStopping
     | AllocationEnded
+    | ReservationMade
+    | ReservationRemoved
+    | ReservationsPlanned
 )

@@ -1,15 +1,16 @@
 """The answer to "why": read off the last plan and the state that it was made from, never guessed anew."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from scheduler.core.booking import Bookings
-from scheduler.core.model import GPU_UNITS, Booking, BookingWanted, HoldKind, Job, JobId, JobState
+from scheduler.core.model import GPU_UNITS, Booking, BookingWanted, HoldKind, Job, JobId, JobState, Shape
 from scheduler.core.order import FairLine
 from scheduler.core.placement import count_fitting
 from scheduler.core.plan import Plan
 from scheduler.core.reasons import Reason, ReasonCode
 from scheduler.core.state import ClusterState
-from scheduler.core.waiting import Group
+from scheduler.core.waiting import Group, group_of
 
 MOST_AHEAD = 5000
 """Jobs that are counted before the answer is "at least so many": more means nothing to a person, and costs the loop."""
@@ -68,7 +69,7 @@ def reasons_of(plan: Plan, job: Job) -> tuple[Reason, ...]:
     if job.begin_ms is not None and job.begin_ms > plan.now_ms:
         code = ReasonCode.BACKOFF if job.is_backing_off else ReasonCode.BEGIN_TIME
         return (Reason(code, until_ms=job.begin_ms),)
-    block = plan.blocks.get(Group(job.account, job.shape, job.wanted))
+    block = plan.blocks.get(group_of(job))
     if block is not None:
         return (block,)
     found = plan.verdicts.get(job.shape)
@@ -84,9 +85,9 @@ def _ahead(state: ClusterState, plan: Plan, job: Job) -> tuple[int, int, bool]:
     A group that a limit, a guarantee or a suspension blocks is ahead of nobody.
     """
     classes = set(job.shape.gpu_classes)
-    own = Group(job.account, job.shape, job.wanted)
+    own = group_of(job)
     bookings = Bookings(state)
-    line = FairLine(state, bookings, plan.now_ms, lambda group: group in plan.blocks and group != own)
+    line = FairLine(state, bookings, plan.now_ms, _AllStart(plan.blocks, own))
     jobs = units = 0
     for _ in range(MOST_AHEAD):
         candidate = line.next()
@@ -99,6 +100,20 @@ def _ahead(state: ClusterState, plan: Plan, job: Job) -> tuple[int, int, bool]:
             jobs += 1
             units += group.shape.total_units
     return jobs, units, True
+
+
+@dataclass(frozen=True, slots=True)
+class _AllStart:
+    """The outlook of a count: everything starts but what is forbidden to, the asker's own group excepted."""
+
+    blocks: Mapping[Group, Reason]
+    own: Group
+
+    def is_hopeless(self, group: Group) -> bool:
+        return group in self.blocks and group != self.own
+
+    def is_dead(self, _: Shape) -> bool:
+        return False
 
 
 def _booking(bookings: Bookings, group: Group) -> Booking:

@@ -10,9 +10,11 @@ The tree of a tick is made of the first jobs of groups; what waits behind them c
 in one heap a level. Ties end in ids. A job is given out twice at most: in its turn within the guarantee, and in 2.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from heapq import heapify, heappop, heappush, heapreplace
 from typing import Protocol
+
+from sortedcontainers import SortedList
 
 from scheduler.core.booking import Bookings
 from scheduler.core.debt import EPOCH_MS
@@ -25,19 +27,45 @@ from scheduler.core.model import (
     BookingWanted,
     GpuClass,
     JobId,
+    Shape,
     lineage,
     tenant_of,
 )
 from scheduler.core.state import ClusterState
-from scheduler.core.waiting import Group, Head, Row
+from scheduler.core.waiting import Group, Head, QueueKey, Row
 
 HORIZON_SECONDS = EPOCH_MS // 1000
 """How far the order looks ahead: what starts now weighs as if it had run for so long already."""
 
 _KEY_BITS = 20  # a key is a quotient by the weight; these bits keep apart what differs by less than a whole
 
-IsHopeless = Callable[[Group], bool]
-"""Tells whether no job of the group can start now, for a reason that is known without another look."""
+
+class Outlook(Protocol):
+    """What a tick knows of groups that it need not look at."""
+
+    def is_hopeless(self, group: Group) -> bool:
+        """Tells whether no job of the group can start now, for a reason that is known without another look."""
+        ...
+
+    def is_dead(self, shape: Shape) -> bool:
+        """Tells whether no job of the shape can start any more in this tick, whoever it belongs to."""
+        ...
+
+
+class Line(Protocol):
+    """Waiting jobs in order, given out one at a time."""
+
+    def next(self) -> tuple[JobId, Group] | None:
+        """Returns the next job and its group, or None at the end. Answer by `started` or `drop`."""
+        ...
+
+    def started(self) -> None:
+        """Goes on behind the job given out last."""
+        ...
+
+    def drop(self) -> None:
+        """Gives out no more jobs of the group of the job given out last: none of them can start in this tick."""
+        ...
 
 
 class _Walk(Protocol):
@@ -49,35 +77,31 @@ class _Walk(Protocol):
 class FairLine:
     """All pending jobs in order, given out one at a time."""
 
-    def __init__(self, state: ClusterState, bookings: Bookings, now_ms: int, is_hopeless: IsHopeless) -> None:
+    def __init__(self, state: ClusterState, bookings: Bookings, now_ms: int, outlook: Outlook) -> None:
         self._state = state
         self._bookings = bookings
-        self._prospects = _Prospects(state, is_hopeless)
+        self._prospects = _Prospects(state, outlook)
         self._scale = _Scale(state, bookings, now_ms)
-        self._tiers = iter(
-            (
-                lambda: _TreeWalk(self._prospects, self._scale, BookingWanted.GUARANTEED),
-                lambda: _GuaranteeWalk(self._prospects, state, bookings),
-                lambda: _TreeWalk(self._prospects, self._scale, BookingWanted.AUTO),
-                lambda: _TreeWalk(self._prospects, self._scale, BookingWanted.SPOT),
-            )
-        )
-        self._walk: _Walk = next(self._tiers)()
+        self._tiers = iter(("strict", "guarantee", "burst", "spot"))
+        self._walk: _Walk = self._begin(next(self._tiers))
         self._given: Row | None = None
-        self._starts_before = 0
+
+    def _begin(self, tier: str) -> _Walk:
+        self._bookings.is_guarantee_turn = tier == "guarantee"
+        if tier == "guarantee":
+            return _GuaranteeWalk(self._prospects, self._state, self._bookings)
+        wanted = {"strict": BookingWanted.GUARANTEED, "burst": BookingWanted.AUTO, "spot": BookingWanted.SPOT}[tier]
+        return _TreeWalk(self._prospects, self._scale, wanted)
 
     def next(self) -> tuple[JobId, Group] | None:
-        """Returns the next job and its group, or None at the end. Answer by `started`, `drop` or `fail`."""
+        """Returns the next job and its group, or None at the end. Answer by `started` or `drop`."""
         assert self._given is None, "the job before was not answered for"
         while (found := self._walk.next()) is None:
             tier = next(self._tiers, None)
             if tier is None:
-                self._bookings.is_guarantee_turn = False
                 return None
-            self._walk = tier()
-            self._bookings.is_guarantee_turn = isinstance(self._walk, _GuaranteeWalk)
+            self._walk = self._begin(tier)
         job_id, self._given = found
-        self._starts_before = self._bookings.starts
         return job_id, self._given.group
 
     def started(self) -> None:
@@ -88,32 +112,63 @@ class FairLine:
         """Gives out no more jobs of the group of the job given out last: none of them can start in this tick."""
         self._answer(goes_on=False)
 
-    def fail(self) -> None:
-        """Gives out no more jobs of the shape of the job given out last, whoever they belong to."""
-        assert self._given is not None, "no job was given out"
-        self._prospects.dead.add(self._given.shape_number)
-        self._answer(goes_on=False)
-
     def _answer(self, *, goes_on: bool) -> None:
         row = self._given
         assert row is not None, "no job was given out"
         self._given = None
-        if self._bookings.starts == self._starts_before:
-            self._bookings.keep_guarantee(row.group)
         self._walk.answered(goes_on=goes_on)
+
+
+class PlainLine:
+    """First come or shortest limit first over all projects: the textbooks' orders, for comparison.
+
+    Inside a group priority still goes first.
+    """
+
+    def __init__(self, lines: Iterable[tuple[Group, SortedList[QueueKey]]], *, is_shortest_first: bool) -> None:
+        self._is_shortest_first = is_shortest_first
+        self._lines = list(lines)
+        self._positions = [0] * len(self._lines)
+        self._heap = [self._entry(index) for index in range(len(self._lines))]
+        heapify(self._heap)
+
+    def _entry(self, index: int) -> tuple[int, int, int, int]:
+        group, line = self._lines[index]
+        _, submitted_ms, job_id = line[self._positions[index]]
+        return (group.time_limit_ms if self._is_shortest_first else 0, submitted_ms, job_id, index)
+
+    def next(self) -> tuple[JobId, Group] | None:
+        """Returns the next job and its group, or None at the end. Answer by `started` or `drop`."""
+        if not self._heap:
+            return None
+        _, _, job_id, index = self._heap[0]
+        return JobId(job_id), self._lines[index][0]
+
+    def started(self) -> None:
+        """Goes on behind the job given out last."""
+        index = self._heap[0][-1]
+        self._positions[index] += 1
+        if self._positions[index] < len(self._lines[index][1]):
+            heapreplace(self._heap, self._entry(index))
+        else:
+            heappop(self._heap)
+
+    def drop(self) -> None:
+        """Gives out no more jobs of the group of the job given out last: none of them can start in this tick."""
+        heappop(self._heap)
 
 
 class _Prospects:
     """Which groups are worth a look, and how far each was given out in this tick."""
 
-    def __init__(self, state: ClusterState, is_hopeless: IsHopeless) -> None:
+    def __init__(self, state: ClusterState, outlook: Outlook) -> None:
         self.state = state
         self.dead: set[int] = set()
         """Numbers of shapes of which none can start any more in this tick."""
         self.passed: dict[Row, int] = {}
         """How many of the group's jobs were given out and started."""
         self._accounts_passed: set[AccountId] = set()
-        self._is_hopeless = is_hopeless
+        self._outlook = outlook
 
     def queue(self, heads: Iterable[Head], account: AccountId, *, is_guaranteed: bool = False) -> "_Queue":
         """Returns the groups of a project that begin with these heads, merged."""
@@ -130,7 +185,13 @@ class _Prospects:
 
     def has_hope(self, row: Row) -> bool:
         """Tells whether it is worth a look at the group."""
-        return row.shape_number not in self.dead and not self._is_hopeless(row.group)
+        if row.shape_number in self.dead:
+            return False
+        if not self._outlook.is_hopeless(row.group):
+            return True
+        if self._outlook.is_dead(row.group.shape):
+            self.dead.add(row.shape_number)
+        return False
 
     def passed_one(self, row: Row) -> int:
         """Counts a job of the group that was given out and started; returns how many there are now."""

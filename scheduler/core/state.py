@@ -10,7 +10,7 @@ Pending jobs are kept by `waiting`, what accounts hold and owe by `usage`, what 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from sortedcontainers import SortedList
 
@@ -18,6 +18,7 @@ from scheduler.core import events
 from scheduler.core.capacity import Capacity
 from scheduler.core.debt import HALF_LIFE_MS, Debt
 from scheduler.core.demand import Demand, Supply
+from scheduler.core.future import Future
 from scheduler.core.lifecycle import ACTIVE, ENDS, check_transition
 from scheduler.core.model import (
     GPU_UNITS,
@@ -29,6 +30,7 @@ from scheduler.core.model import (
     Booking,
     BookingWanted,
     Device,
+    EndReason,
     GpuClass,
     Job,
     JobId,
@@ -42,10 +44,23 @@ from scheduler.core.model import (
     tenant_of,
 )
 from scheduler.core.occupancy import charged_units
+from scheduler.core.stretch import (
+    ALL_OF_NODE,
+    FIXED,
+    AdvanceReservation,
+    Rank,
+    Reservation,
+    ReservationId,
+    Stretch,
+)
 from scheduler.core.usage import Usage
-from scheduler.core.waiting import Group, QueueKey, Waiting, queue_key
+from scheduler.core.waiting import Group, QueueKey, Waiting, group_of, queue_key
 
-__all__ = ["ClusterState", "Group", "Structure", "lineage"]
+__all__ = ["ClusterState", "Group", "Structure", "group_of", "lineage"]
+
+K = TypeVar("K")
+_RAN_ITS_COURSE = frozenset({None, EndReason.WALLTIME, EndReason.EXIT_NONZERO})
+"""Ends that say how long such jobs run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +73,15 @@ class Structure:
     is_any_pool_open: bool
     down: str | None
     """A node that would hold it, were it up, with the reason that it is not."""
+
+
+def _add_to(counts: Counter[K], key: K, change: int) -> None:
+    """Adds to a count and forgets it at 0, so that equal states have equal counts."""
+    count = counts.get(key, 0) + change
+    if count:
+        counts[key] = count
+    else:
+        del counts[key]
 
 
 class ClusterState:
@@ -82,6 +106,20 @@ class ClusterState:
         """Capacity units that each tenant's pending jobs ask for, under the first class that they name."""
         self.failed: dict[tuple[Shape, GpuClass], int] = {}
         """The capacity version at which a shape last did not fit in a class; it cannot fit until that rises."""
+        self.future = Future(self.capacity)
+        self.reservations: dict[JobId, Reservation] = {}
+        """The starts promised to pending jobs, as the last plan left them."""
+        self.advance: dict[ReservationId, AdvanceReservation] = {}
+        self.used_permille: dict[GpuClass, int] = {}
+        """What gangs of each class used of their time limits lately: a mean that fades by 1/32 a gang."""
+        self.promises_version = 0
+        """Rises whenever something that was booked ahead is no more, or is elsewhere."""
+        self.promised_version = -1
+        self.promised_serial = -1
+        """The promises' version and the future's serial when the promises were last sought."""
+        self.crowded_out: dict[tuple[Shape, GpuClass], tuple[int, int, int]] = {}
+        """(capacity version, promises version, time limit): jobs of the shape with that limit or more fitted what was
+        free and would have delayed a promise; they cannot start until either version rises."""
         self.structures: dict[Shape, tuple[int, Structure]] = {}
         """What the inventory alone says of a shape, with the inventory version it holds for."""
         self._apply: Mapping[type, Callable[[Any], None]] = {
@@ -101,6 +139,9 @@ class ClusterState:
             events.AllocationPromoted: self._allocation_promoted,
             events.AllocationStopping: self._allocation_stopping,
             events.AllocationEnded: self._allocation_ended,
+            events.ReservationMade: self._reservation_made,
+            events.ReservationRemoved: self._reservation_removed,
+            events.ReservationsPlanned: self._reservations_planned,
         }
 
     def apply(self, event: events.Event) -> None:
@@ -116,8 +157,10 @@ class ClusterState:
         """Takes up a live allocation as the store holds it; its job and nodes are there already."""
         self.allocations[allocation.id] = allocation
         charged = self._charged_units(allocation)
+        began_ms = allocation.decided_ms if allocation.started_ms is None else allocation.started_ms
         for grant in allocation.grants:
             self.capacity.take(grant)
+            self.future.add(allocation.id, grant, began_ms + allocation.time_limit_ms)
         self.usage.take(allocation, charged, lineage(allocation.account))
         job = self.jobs[allocation.job]
         if _is_promotable(allocation, job):
@@ -231,13 +274,14 @@ class ClusterState:
 
     def _pool_changed(self, event: events.PoolChanged) -> None:
         self.capacity.inventory_version += 1
+        self.promises_version += 1
         if event.is_closed:
             self.closed_pools[event.pool] = event.reason
         else:
             self.closed_pools.pop(event.pool, None)
-            for (_, pool_name), pool in self.capacity.pools.items():
+            for gpu_class, pool_name in self.capacity.pools:
                 if pool_name == event.pool:
-                    pool.version += 1
+                    self.capacity.raise_version(gpu_class)
 
     # ---- events of waiting jobs -----------------------------------------------------------------------------------
 
@@ -277,16 +321,7 @@ class ClusterState:
         job = self.jobs[allocation.job]
         check_transition(job.id, job.state, JobState.STARTING)
         self._remove(job)
-        self._add(
-            replace(
-                job,
-                state=JobState.STARTING,
-                allocation=allocation.id,
-                attempt=allocation.attempt,
-                begin_ms=None,
-                is_backing_off=False,
-            )
-        )
+        self._add(job.started_as(allocation.id, allocation.attempt))
         self.restore_allocation(allocation)
 
     def _allocation_started(self, event: events.AllocationStarted) -> None:
@@ -296,6 +331,10 @@ class ClusterState:
         else:
             # It was asked to end before its start was seen: it keeps stopping, and began when it began.
             self.allocations[allocation.id] = replace(allocation, started_ms=event.at_ms)
+        if event.at_ms != allocation.decided_ms:
+            for grant in allocation.grants:
+                self.future.drop(allocation.id, grant)
+                self.future.add(allocation.id, grant, event.at_ms + allocation.time_limit_ms)
 
     def _allocation_promoted(self, event: events.AllocationPromoted) -> None:
         old = self.allocations[event.allocation]
@@ -313,6 +352,7 @@ class ClusterState:
         allocation = self.allocations.pop(event.allocation)
         for grant in allocation.grants:
             self.capacity.give_back(grant)
+            self.future.drop(allocation.id, grant)
         old = self.jobs[allocation.job]
         self.usage.drop_promotable(allocation, old.submitted_ms)
         self.usage.release(allocation, event.at_ms, lineage(allocation.account))
@@ -320,6 +360,14 @@ class ClusterState:
         self._remove(old)
         if event.job.state not in ENDS:
             self._add(event.job)
+        if event.reason in _RAN_ITS_COURSE:
+            self._learn(allocation, event.at_ms)
+
+    def _learn(self, allocation: Allocation, end_ms: int) -> None:
+        began_ms = allocation.decided_ms if allocation.started_ms is None else allocation.started_ms
+        used = 1000 * max(0, end_ms - began_ms) // max(1, allocation.time_limit_ms)
+        before = self.used_permille.get(allocation.gpu_class, 1000)
+        self.used_permille[allocation.gpu_class] = (31 * before + min(1000, used)) // 32
 
     def _move(self, allocation: Allocation, state: JobState) -> None:
         job = self.jobs[allocation.job]
@@ -342,6 +390,49 @@ class ClusterState:
             )
         return total
 
+    # ---- what is booked ahead -------------------------------------------------------------------------------------
+
+    def _reservation_made(self, event: events.ReservationMade) -> None:
+        made = event.reservation
+        if made.id in self.advance:
+            self._book_advance(self.advance[made.id], is_kept=False)
+        self.advance[made.id] = made
+        self._book_advance(made, is_kept=True)
+
+    def _reservation_removed(self, event: events.ReservationRemoved) -> None:
+        self._book_advance(self.advance.pop(event.reservation), is_kept=False)
+
+    def _book_advance(self, made: AdvanceReservation, *, is_kept: bool) -> None:
+        self.promises_version += 1
+        for name in made.nodes:
+            if not is_kept:
+                self.future.unbook(made.id, name)
+                continue
+            self.future.book(
+                made.id,
+                name,
+                Stretch(made.start_ms, made.end_ms, ALL_OF_NODE, Rank(FIXED, made.account), made.start_ms),
+            )
+
+    def _reservations_planned(self, event: events.ReservationsPlanned) -> None:
+        planned = {reservation.job: reservation for reservation in event.reservations}
+        broken = [job_id for job_id, old in self.reservations.items() if planned.get(job_id) != old]
+        for job_id in broken:
+            self._break_promise(job_id)
+        for job_id, reservation in planned.items():
+            if job_id not in self.reservations and job_id in self.jobs:
+                self.reservations[job_id] = reservation
+                self.future.promise(reservation)
+                self.promises_version += 1
+        # What one promise left behind may serve another: only when none was left is there nothing to seek.
+        is_settled = event.is_whole and not broken
+        self.promised_version = self.promises_version if is_settled else -1
+        self.promised_serial = self.future.serial
+
+    def _break_promise(self, job_id: JobId) -> None:
+        self.future.unpromise(self.reservations.pop(job_id))
+        self.promises_version += 1
+
     # ---- indexes of jobs ------------------------------------------------------------------------------------------
 
     def _add(self, job: Job) -> None:
@@ -361,6 +452,8 @@ class ClusterState:
         self._count(job, -1)
         if job.state is not JobState.PENDING:
             return
+        if job.id in self.reservations:
+            self._break_promise(job.id)
         if job.begin_ms is not None and (job.begin_ms, job.id) in self.timed:
             self.timed.remove((job.begin_ms, job.id))
             return
@@ -372,14 +465,9 @@ class ClusterState:
 
     def _count(self, job: Job, sign: int) -> None:
         tenant = tenant_of(job.account)
-        self.jobs_by[tenant, job.state] += sign
-        if not self.jobs_by[tenant, job.state]:
-            del self.jobs_by[tenant, job.state]
+        _add_to(self.jobs_by, (tenant, job.state), sign)
         if job.state is JobState.PENDING:
-            key = (tenant, job.shape.gpu_classes[0])
-            self.pending_units[key] += sign * job.shape.total_units
-            if not self.pending_units[key]:
-                del self.pending_units[key]
+            _add_to(self.pending_units, (tenant, job.shape.gpu_classes[0]), sign * job.shape.total_units)
 
     # ---- proofs ---------------------------------------------------------------------------------------------------
 
@@ -391,6 +479,7 @@ class ClusterState:
             "jobs": dict(self.jobs),
             "allocations": dict(self.allocations),
             "closed_pools": dict(self.closed_pools),
+            "advance": dict(self.advance),
             "nodes": {name: (room.node, room.devices) for name, room in rooms.items()},
         }
 
@@ -435,6 +524,7 @@ class ClusterState:
             assert charge == debt.now.charge, f"{owing} is charged {charge} instead of {debt.now.charge}"
         for mine, derived in (
             (self.waiting.facts(), again.waiting.facts()),
+            (self.future.facts(), again.future.facts()),
             (self.timed, again.timed),
             (self.usage.held_units, again.usage.held_units),
             (self.usage.spot_charge, again.usage.spot_charge),

@@ -1,7 +1,8 @@
 """Jobs that wait for their turn, in groups, with the indexes that make a walk of the order cheap.
 
-A group is all pending jobs of one project, one shape and one wanted booking, in that project's order. The first jobs of
-a project's groups are kept in order too, so that a tick finds where to look without looking at the groups behind.
+A group is all pending jobs of one project, one shape, one wanted booking and one time limit, in that project's order.
+Jobs of one group differ in nothing that placement, limits or backfill ask, so a tick looks at the first of a group and
+at no other. The first jobs of a project's groups are kept in order too, so that it finds where to look.
 """
 
 from collections.abc import Iterator
@@ -22,6 +23,12 @@ class Group(NamedTuple):
     account: AccountId
     shape: Shape
     wanted: BookingWanted
+    time_limit_ms: int
+
+
+def group_of(job: Job) -> Group:
+    """Returns the group that a job waits in when it is pending."""
+    return Group(job.account, job.shape, job.wanted, job.time_limit_ms)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,6 +59,10 @@ class Waiting:
         self.groups: dict[AccountId, dict[Group, Row]] = {}
         self.heads: dict[BookingWanted, dict[AccountId, SortedList[Head]]] = {each: {} for each in BookingWanted}
         """The first of each group, by wanted booking and project, in the project's order."""
+        self.of_shape: dict[Shape, dict[Group, Row]] = {}
+        """The same groups by their shape."""
+        self.ages: SortedList[tuple[int, JobId]] = SortedList()
+        """(submitted_ms, id) of the jobs in groups, the oldest first."""
         self.shapes: list[Shape] = []
         """Every shape that a job ever had; its place is its number."""
         self.demand = Demand()
@@ -69,30 +80,41 @@ class Waiting:
     def add(self, job: Job, key: QueueKey) -> None:
         """Puts a job into its group."""
         groups = self.groups.setdefault(job.account, {})
-        group = Group(job.account, job.shape, job.wanted)
+        group = group_of(job)
         row = groups.get(group)
         if row is None:
             row = groups[group] = Row(group, self._numbers[job.shape])
+            self.of_shape.setdefault(job.shape, {})[group] = row
         head = row.line[0] if row.line else None
         row.line.add(key)
         if head is None or key < head:
             self._move_head(row, head, key)
+        self.ages.add((job.submitted_ms, job.id))
         self._want(job, +1)
 
     def remove(self, job: Job, key: QueueKey) -> None:
         """Takes a job out of its group."""
         groups = self.groups[job.account]
-        group = Group(job.account, job.shape, job.wanted)
+        group = group_of(job)
         row = groups[group]
         head = row.line[0]
         row.line.remove(key)
         if key == head:
             self._move_head(row, head, row.line[0] if row.line else None)
+        self.ages.remove((job.submitted_ms, job.id))
         if not row.line:
             del groups[group]
+            alike = self.of_shape[job.shape]
+            del alike[group]
+            if not alike:
+                del self.of_shape[job.shape]
             if not groups:
                 del self.groups[job.account]
         self._want(job, -1)
+
+    def number_of(self, shape: Shape) -> int:
+        """Returns the number of a shape that was interned: an order that replays of the same jobs repeat."""
+        return self._numbers[shape]
 
     def jobs_of(self, account: AccountId) -> list[JobId]:
         """Returns the jobs that wait in one project."""
@@ -107,6 +129,8 @@ class Waiting:
     def facts(self) -> dict[str, object]:
         """Returns every index in values that two histories of the same jobs share, for comparison."""
         return {
+            "ages": list(self.ages),
+            "of_shape": {shape: set(groups) for shape, groups in self.of_shape.items()},
             "lines": {group: list(line) for group, line in self.lines()},
             "heads": {
                 (wanted, account): [(key, row.group) for key, row in heads]
