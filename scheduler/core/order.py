@@ -68,26 +68,25 @@ def line_of(order: QueueOrder, lines: Lines) -> Line:
     """Returns the jobs of the groups in the order that the policy chose."""
     if order is QueueOrder.FAIR:
         return FairLine(lines)
-    return PlainLine(lines, is_shortest_first=order is QueueOrder.SJF)
+    return PlainLine(lines, order)
 
 
 class PlainLine:
-    """First come or shortest limit first over all projects: the textbooks' orders, for comparison.
+    """First come, shortest limit or least GPU time first over all projects: the textbooks' orders, for comparison.
 
     Inside a group priority still goes first.
     """
 
-    def __init__(self, lines: Lines, *, is_shortest_first: bool) -> None:
-        self._is_shortest_first = is_shortest_first
+    def __init__(self, lines: Lines, order: QueueOrder) -> None:
         self._lines = list(lines)
+        self._sizes = [_size(group, order) for group, _ in self._lines]
         self._positions = [0] * len(self._lines)
         self._heap = [self._entry(index) for index in range(len(self._lines))]
         heapify(self._heap)
 
     def _entry(self, index: int) -> tuple[int, int, int, int]:
-        group, line = self._lines[index]
-        _, submitted_ms, job_id = line[self._positions[index]]
-        return (group.time_limit_ms if self._is_shortest_first else 0, submitted_ms, job_id, index)
+        _, submitted_ms, job_id = self._lines[index][1][self._positions[index]]
+        return self._sizes[index], submitted_ms, job_id, index
 
     def next(self) -> tuple[JobId, Group] | None:
         """Returns the next job and its group, or None at the end. Answer by `started` or `drop`."""
@@ -108,6 +107,12 @@ class PlainLine:
     def drop(self) -> None:
         """Gives out no more jobs of the group of the job given out last: none of them can start in this tick."""
         heappop(self._heap)
+
+
+def _size(group: Group, order: QueueOrder) -> int:
+    if order is QueueOrder.SJF:
+        return group.time_limit_ms
+    return group.time_limit_ms * group.shape.total_units if order is QueueOrder.LEAST_SERVICE else 0
 
 
 class FairLine:
