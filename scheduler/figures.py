@@ -63,6 +63,11 @@ class Totals:
         self.preemptions = 0
         self.lost_unit_ms = 0
 
+    @property
+    def capacity_gpus(self) -> float:
+        """Returns the size of the cluster."""
+        return self._capacity_units / GPU_UNITS
+
     def held(self, tenant: AccountId, units: int) -> None:
         """Counts a gang that starts."""
         self._tenant_held[tenant] += units

@@ -18,8 +18,9 @@ from enum import Enum, auto
 from scheduler.core.booking import Bookings
 from scheduler.core.future import NEVER_MS, Asker
 from scheduler.core.model import AccountId, Booking, GpuClass, Grant, Job, JobId, Shape
-from scheduler.core.order import FairLine, Line, PlainLine
+from scheduler.core.order import FairLine
 from scheduler.core.placement import crowded, place, verdict
+from scheduler.core.plainorder import Line, PlainLine
 from scheduler.core.plan import Plan, ShapeVerdict, Start
 from scheduler.core.policy import Backfill, Policy, QueueOrder
 from scheduler.core.reasons import Reason, ReasonCode
@@ -138,7 +139,7 @@ class _Tick:
         if order is QueueOrder.FAIR:
             return FairLine(self._state, self.bookings, self._now_ms, self)
         lines = (entry for entry in self._state.pending_groups() if not self.is_hopeless(entry[0]))
-        return PlainLine(lines, is_shortest_first=order is QueueOrder.SJF)
+        return PlainLine(lines, order)
 
     def is_hopeless(self, group: Group) -> bool:
         """Tells whether memory alone says that no job of the group can start now or be promised a start."""

@@ -12,6 +12,7 @@ class QueueOrder(StrEnum):
     FAIR = "fair"
     FIFO = "fifo"
     SJF = "sjf"
+    LEAST_SERVICE = "least-service"
 
 
 class Backfill(StrEnum):
@@ -20,6 +21,14 @@ class Backfill(StrEnum):
     NONE = "none"
     EASY = "easy"
     CONSERVATIVE = "conservative"
+
+
+class Placement(StrEnum):
+    """Where a gang goes of the places that hold it."""
+
+    BEST_FIT = "best-fit"
+    FGD = "fgd"
+    RANDOM = "random"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +60,13 @@ class Policy:
     backfill: Backfill = Backfill.EASY
     """`easy` promises a start to the first jobs of the order only: the more promises, the fewer holes are left to fill
     (Mu'alem and Feitelson, IEEE TPDS 12(6), 2001)."""
+
+    placement: Placement = Placement.BEST_FIT
+    """Best fit keeps whole nodes free. `fgd` weighs what a placement breaks up against the recent mix of jobs, which
+    pays where jobs share GPUs; `random` is for comparison."""
+
+    seed: int = 0
+    """For placement at random."""
 
     promised_jobs: int = 4
     """First blocked jobs of the order, in each GPU class, that get a promised start under `easy` backfill."""
