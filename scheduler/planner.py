@@ -24,6 +24,7 @@ from scheduler.core.events import (
     JobEnded,
     NodeChanged,
     NodeRemoved,
+    ReservationsPlanned,
 )
 from scheduler.core.lifecycle import ENDS
 from scheduler.core.model import GPU_UNITS, Allocation, GpuClass, PoolName, tenant_of
@@ -202,6 +203,7 @@ class Planner:
             made = plan(self._state, self._policy, self._clock.now_ms(), self._plan.decision + 1)
             self._observer.cycle(time.perf_counter() - began)
             self._plan = made
+            self._state.apply(ReservationsPlanned(made.now_ms, made.reservations, not made.is_partial))
             self.last_tick_ms = made.now_ms
             if not made.starts and not made.stops:
                 return

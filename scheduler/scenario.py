@@ -2,8 +2,8 @@
 
 Cluster: `[[nodes]]` with `count, name, gpu_class, gpus, cpus, memory_gib, pool, labels`. Jobs: a header with any of
 `job_id, submit_seconds, tenant, project, user, nodes, gpus, gpu_class, cpus, memory_gib, time_limit_seconds,
-duration_seconds, booking, priority`; sizes are per node, `gpus` may be a decimal share, an empty field means the
-default, unknown columns are kept as labels.
+duration_seconds, booking, priority, checkpoint_seconds`; sizes are per node, `gpus` may be a decimal share, an empty
+field means the default, unknown columns are kept as labels.
 """
 
 import csv
@@ -39,7 +39,7 @@ _PRIORITIES = {"low": -1, "normal": 0, "high": 1, "-1": -1, "0": 0, "1": 1}
 _NODE_KEYS = {"count", "name", "gpu_class", "gpus", "cpus", "memory_gib", "pool", "labels"}
 _JOB_COLUMNS = {
     *("job_id", "submit_seconds", "tenant", "project", "user", "nodes", "gpus", "gpu_class", "cpus", "memory_gib"),
-    *("time_limit_seconds", "duration_seconds", "booking", "priority"),
+    *("time_limit_seconds", "duration_seconds", "booking", "priority", "checkpoint_seconds"),
 }
 
 
@@ -57,6 +57,8 @@ class TraceJob:
     wanted: BookingWanted
     priority: int
     labels: Mapping[str, str]
+    checkpoint_ms: int | None = None
+    """Between checkpoints; 0: it goes on where it stopped; None: it has none and begins anew."""
 
 
 def read_cluster(path: Path) -> tuple[NodeInventory, ...]:
@@ -190,6 +192,7 @@ def _job(row: Mapping[str, str], number: int, classes: Sequence[GpuClass], shape
         shape=shapes.setdefault(shape, shape),
         wanted=BookingWanted(text("booking", BookingWanted.AUTO)),
         priority=_PRIORITIES[priority],
+        checkpoint_ms=milliseconds("checkpoint_seconds") if text("checkpoint_seconds", "") else None,
         labels={str(key): value for key, value in row.items() if key not in _JOB_COLUMNS and isinstance(value, str)},
     )
 

@@ -5,10 +5,11 @@ a planner may take while it thinks and give everything back before it returns. N
 by the number of wholly free GPUs; devices that hold shares are kept by the units they have left.
 """
 
+from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from sortedcontainers import SortedList, SortedSet
+from sortedcontainers import SortedList
 
 from scheduler.core.model import (
     Device,
@@ -31,19 +32,20 @@ class NodeRoom:
     devices: tuple[Device, ...]
     cpu_free_millicores: int
     memory_free_bytes: int
-    free: SortedList[int] = field(default_factory=SortedList)
+    free: list[int] = field(default_factory=list)
     held_units: dict[DeviceId, int] = field(default_factory=dict)
     """Units of each device that grants hold, devices that left the node included; never 0."""
+    whole_units: int = 0
+    """Capacity units of all devices of the node, healthy or not: what CPU and memory shares are measured by."""
+
+    def __post_init__(self) -> None:
+        """Sums the devices once: every placement asks for a share."""
+        self.whole_units = sum(device.units for device in self.devices)
 
     @property
     def schedulable_gpus(self) -> int:
         """Whole devices that jobs may be placed on when the node is empty."""
         return sum(1 for device in self.devices if is_schedulable(self.node, device))
-
-    @property
-    def whole_units(self) -> int:
-        """Capacity units of all devices of the node, healthy or not: what CPU and memory shares are measured by."""
-        return sum(device.units for device in self.devices)
 
     def cpu_share(self, units: int) -> int:
         """Returns the CPU, in millicores, that belongs to so many of the node's capacity units."""
@@ -63,31 +65,33 @@ def is_schedulable(node: Node, device: Device) -> bool:
 class PoolRoom:
     """The nodes of one class in one pool, by what is free on them."""
 
-    by_free: dict[int, SortedSet[NodeName]] = field(default_factory=dict)
-    free_counts: SortedSet[int] = field(default_factory=SortedSet)
+    by_free: dict[int, list[NodeName]] = field(default_factory=dict)
+    """By number of wholly free GPUs, the nodes in name order. Plain lists: to move some thousand names along costs less
+    than a tree does."""
+    free_counts: list[int] = field(default_factory=list)
     """The keys of `by_free`, in order."""
     partial: SortedList[tuple[int, NodeName, int]] = field(default_factory=SortedList)
     """(units left, node, device position) of schedulable devices that hold shares and have room for more."""
     free_gpus: int = 0
-    version: int = 0
-    """Rises whenever something becomes free here: a shape that failed at this version fails again."""
 
     def put(self, free: int, name: NodeName) -> None:
         """Files a node under its number of free GPUs."""
         bucket = self.by_free.get(free)
         if bucket is None:
-            bucket = self.by_free[free] = SortedSet()
-            self.free_counts.add(free)
-        bucket.add(name)
+            self.by_free[free] = [name]
+            insort(self.free_counts, free)
+        else:
+            insort(bucket, name)
         self.free_gpus += free
 
     def drop(self, free: int, name: NodeName) -> None:
         """Takes a node out of its bucket."""
         bucket = self.by_free[free]
-        bucket.discard(name)
-        if not bucket:
+        if len(bucket) == 1:
             del self.by_free[free]
-            self.free_counts.discard(free)
+            self.free_counts.remove(free)
+        else:
+            del bucket[bisect_left(bucket, name)]
         self.free_gpus -= free
 
 
@@ -102,6 +106,7 @@ class Capacity:
         self.pools: dict[PoolKey, PoolRoom] = {}
         self.inventory_version = 0
         """Rises with every change of a node or its devices; grants don't move it."""
+        self._versions: dict[GpuClass, int] = {}
         self._pools_of: dict[GpuClass, list[PoolName]] = {}
         self._position: dict[DeviceId, tuple[NodeName, int]] = {}
 
@@ -114,8 +119,12 @@ class Capacity:
         return tuple(sorted({room.node.gpu_class for room in self.rooms.values()}))
 
     def version(self, gpu_class: GpuClass) -> int:
-        """Returns a number that rises whenever anything of the class becomes free."""
-        return sum(self.pools[gpu_class, pool].version for pool in self._pools_of.get(gpu_class, ()))
+        """Returns a number that rises whenever anything of the class becomes free: what failed at it fails again."""
+        return self._versions.get(gpu_class, 0)
+
+    def raise_version(self, gpu_class: GpuClass) -> None:
+        """Says that something of the class became free, or may be used again."""
+        self._versions[gpu_class] = self._versions.get(gpu_class, 0) + 1
 
     def find(self, device: DeviceId) -> Device | None:
         """Returns a device by its id; None when it is not in the inventory (any more)."""
@@ -127,7 +136,7 @@ class Capacity:
         pool = self.pools.get(key)
         if pool is None:
             return
-        for free in pool.free_counts.irange(at_least):
+        for free in pool.free_counts[bisect_left(pool.free_counts, at_least) :]:
             for name in pool.by_free[free]:
                 yield self.rooms[name]
 
@@ -141,13 +150,13 @@ class Capacity:
             cpu_free -= old.node.cpu_millicores - old.cpu_free_millicores
             memory_free -= old.node.memory_bytes - old.memory_free_bytes
             self._unfile(old)
-        room = NodeRoom(node, devices, cpu_free, memory_free, SortedList(), held)
+        room = NodeRoom(node, devices, cpu_free, memory_free, [], held)
         self.rooms[node.name] = room
         self.inventory_version += 1
         for position, device in enumerate(devices):
             self._position[device.id] = (node.name, position)
             if is_schedulable(node, device) and device.id not in held:
-                room.free.add(position)
+                room.free.append(position)
         self._file(room)
 
     def remove_node(self, name: NodeName) -> None:
@@ -195,27 +204,26 @@ class Capacity:
         room.cpu_free_millicores += grant.cpu_millicores
         room.memory_free_bytes += grant.memory_bytes
         self._refile_node(pool, room, before)
-        pool.version += 1
+        self.raise_version(room.node.gpu_class)
 
-    def versions(self) -> dict[PoolKey, int]:
-        """Returns each pool's version, to be put back after a planner has given back all that it took."""
-        return {key: pool.version for key, pool in self.pools.items()}
+    def versions(self) -> dict[GpuClass, int]:
+        """Returns each class's version, to be put back after a planner has given back all that it took."""
+        return dict(self._versions)
 
-    def restore_versions(self, versions: dict[PoolKey, int]) -> None:
+    def restore_versions(self, versions: dict[GpuClass, int]) -> None:
         """Says that nothing became free since `versions` was read: takes and their exact undoing only."""
-        for key, version in versions.items():
-            self.pools[key].version = version
+        self._versions = versions
 
     def _refile_device(self, pool: PoolRoom, room: NodeRoom, position: int, old_held: int, new_held: int) -> None:
         device = room.devices[position]
         if not is_schedulable(room.node, device):
             return
         if old_held == 0:
-            room.free.discard(position)
+            room.free.remove(position)
         elif old_held < device.units:
             pool.partial.remove((device.units - old_held, room.node.name, position))
         if new_held == 0:
-            room.free.add(position)
+            insort(room.free, position)
         elif new_held < device.units:
             pool.partial.add((device.units - new_held, room.node.name, position))
 
@@ -236,7 +244,7 @@ class Capacity:
         pool.put(len(room.free), room.node.name)
         for entry in self._partial_entries(room):
             pool.partial.add(entry)
-        pool.version += 1
+        self.raise_version(room.node.gpu_class)
 
     def _unfile(self, room: NodeRoom) -> None:
         pool = self.pools[room.node.gpu_class, room.node.pool]

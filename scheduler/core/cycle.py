@@ -1,171 +1,341 @@
 """One tick: `plan(state, policy, now)` decides what starts, and records why the rest does not.
 
-The planner walks the order, and for each job asks in this way: is its account suspended; does a limit stand in the way;
-which booking does it get; where does it fit. What it grants it takes from the capacity at once, so that the next job
-sees it, and gives all of it back before it returns: the state after is the state before, and the plan is the only
-outcome. A shape that did not fit is not tried again until something becomes free in its class.
+First the jobs that are promised a start: each starts if its time has come, or is promised an earlier one where
+something became free. Then the planner walks the order, and for each job asks in this way: is its account suspended;
+does a limit stand in the way; which booking does it get; where does it fit; can those nodes be spared until its time
+limit. The first that fit nowhere are promised a start, and what comes behind them fills the holes.
 
-The cost follows the starts and the groups of like jobs that wait, not the jobs.
+What it grants it takes from the capacity and the shadow schedule at once, so that the next job sees it, and gives all
+of it back before it returns: the state after is the state before, and the plan is the only outcome. A shape that did
+not fit is not tried again until something becomes free in its class, and its groups are not even looked at.
+
+The cost follows the starts, the promises and the groups that could start, not the jobs that wait.
 """
 
 from collections import Counter
+from enum import Enum, auto
 
-from scheduler.core.model import (
-    GPU_UNITS,
-    AccountId,
-    Booking,
-    BookingWanted,
-    GpuClass,
-    Grant,
-    JobId,
-    Shape,
-    tenant_of,
-)
-from scheduler.core.order import Line
-from scheduler.core.placement import place, verdict
+from scheduler.core.booking import Bookings
+from scheduler.core.future import NEVER_MS, Asker
+from scheduler.core.model import AccountId, Booking, GpuClass, Grant, Job, JobId, Shape
+from scheduler.core.order import FairLine
+from scheduler.core.placement import crowded, place, verdict
+from scheduler.core.plainorder import Line, PlainLine
 from scheduler.core.plan import Plan, ShapeVerdict, Start
-from scheduler.core.policy import Policy
+from scheduler.core.policy import Backfill, Policy, QueueOrder
 from scheduler.core.reasons import Reason, ReasonCode
-from scheduler.core.state import ClusterState, Group, lineage
-
-_ALL_BOOKINGS = tuple(Booking)
+from scheduler.core.reservation import Options, Promises, rank_of
+from scheduler.core.state import ClusterState, Group, group_of
+from scheduler.core.stretch import Reservation
 
 
 def plan(state: ClusterState, policy: Policy, now_ms: int, decision: int = 0) -> Plan:
     """Returns what to do now. The state is as before, but for jobs whose begin time came and memos of what failed."""
+    assert policy.debt_half_life_ms == state.usage.debts.half_life_ms, "debts are kept under the policy's half-life"
     state.release_due(now_ms)
-    tick = _Tick(state)
+    if not state.waiting.of_shape and not state.usage.promotable:
+        return Plan(decision, now_ms, wake_at_ms=state.next_due_ms())
     versions = state.capacity.versions()
-    line = Line(state)
-    is_partial = False
-    while (candidate := line.next()) is not None:
-        if len(tick.starts) == policy.most_starts_per_tick:
-            is_partial = True
-            break
-        if tick.try_start(*candidate):
+    tick = _Tick(state, policy, now_ms)
+    tick.keep_promises()
+    tick.promise_old_jobs()
+    line = tick.line()
+    while not tick.is_full and (candidate := line.next()) is not None:
+        if tick.goes_on_after(*candidate):
             line.started()
         else:
             line.drop()
-    for start in reversed(tick.starts):
-        for grant in start.grants:
-            state.capacity.give_back(grant)
+    tick.explain()
+    tick.undo()
     state.capacity.restore_versions(versions)
     return Plan(
         decision=decision,
         now_ms=now_ms,
         starts=tuple(tick.starts),
+        promotions=tuple(tick.bookings.promotions),
         verdicts=tick.verdicts,
         blocks=tick.blocks,
-        is_partial=is_partial,
-        wake_at_ms=state.next_due_ms(),
+        reservations=tick.reservations,
+        is_partial=tick.is_full,
+        wake_at_ms=tick.wake_at_ms(),
     )
 
 
-class _Tick:
-    """What one walk of the order has decided so far."""
+class _Hope(Enum):
+    """What is known of jobs before they are looked at."""
 
-    def __init__(self, state: ClusterState) -> None:
+    SOME = auto()
+    BY_GUARANTEE = auto()
+    """They would delay a promise, which binds all but guaranteed starts and an admin's guests."""
+    NONE = auto()
+
+
+class _Tick:
+    """What one tick has decided so far."""
+
+    def __init__(self, state: ClusterState, policy: Policy, now_ms: int) -> None:
         self._state = state
-        self._taken: Counter[tuple[AccountId, GpuClass, Booking]] = Counter()
+        self._policy = policy
+        self._is_strict = policy.backfill is Backfill.NONE
+        self._now_ms = now_ms
+        self.bookings = Bookings(state)
         self._failed: set[tuple[Shape, GpuClass]] = set()
+        self._crowded_out: dict[tuple[Shape, GpuClass], int] = {}
+        """By shape and class, the shortest limit that would have delayed a promise in this tick."""
         self._classes_taken: set[GpuClass] = set()
+        self._classes_closed: set[GpuClass] = set()
+        """Without backfill: classes in which a job waits that all others wait behind."""
+        self._started: set[JobId] = set()
+        self._hopes: dict[tuple[Shape, int], _Hope] = {}
+        self._promises = Promises(state, policy, now_ms)
         self.starts: list[Start] = []
         self.verdicts: dict[Shape, ShapeVerdict] = {}
         self.blocks: dict[Group, Reason] = {}
 
-    def try_start(self, job_id: JobId, group: Group) -> bool:
-        """Starts the job, or records why no job of its group can start in this tick."""
-        state, shape = self._state, group.shape
-        blocked = self._suspension(group.account)
-        has_failed = False
-        for gpu_class in shape.gpu_classes if blocked is None else ():
-            # What forbids a start goes before want of room, whoever of the same shape was looked at before.
-            booking = self._booking(group, gpu_class)
-            if isinstance(booking, Reason):
-                blocked = blocked or booking
+    @property
+    def is_full(self) -> bool:
+        """True when the plan has as many starts as one transaction should commit."""
+        return len(self.starts) >= self._policy.most_starts_per_tick
+
+    @property
+    def reservations(self) -> tuple[Reservation, ...]:
+        """Returns every promise as it stands now, in order of start."""
+        return tuple(self._promises.in_order())
+
+    def keep_promises(self) -> None:
+        """Starts the jobs whose promised time has come, and moves promises to earlier times that became possible."""
+        for reservation in self._promises.in_order():
+            if self.is_full:
+                return
+            job = self._state.jobs[reservation.job]
+            group = group_of(job)
+            is_settled = self._promises.is_settled(reservation, job.shape)
+            if is_settled and self._is_hopeless(group) and not self.bookings.is_known(job.account):
                 continue
-            grants = None if self._has_failed(shape, gpu_class) else self._place(shape, gpu_class)
-            if grants is None:
-                has_failed = True
+            self._promises.lift(reservation)
+            options = self._options(group)
+            if not self._try_start(job.id, group, options, is_promised=True):
+                self._promises.seek_again(reservation, job, options, is_settled=is_settled)
+
+    def promise_old_jobs(self) -> None:
+        """Starts the jobs that waited too long, or promises them a start, the oldest first."""
+        promised = self._policy.promised_old_jobs
+        for job in self._promises.old_jobs():
+            if promised == 0 or self.is_full:
+                return
+            if job.id in self._started:
                 continue
-            for grant in grants:
-                state.capacity.take(grant)
-            for account in lineage(group.account):
-                self._taken[account, gpu_class, booking] += shape.total_units
-            self.starts.append(Start(job_id, gpu_class, booking, grants))
+            if job.id in self._promises.kept:
+                self._promises.empty_for(job.id)
+                promised -= 1
+            elif self._start_or_promise(job):
+                promised -= 1
+
+    def line(self) -> Line:
+        """Returns the waiting jobs in the order that the policy chose."""
+        for job_id in sorted(self._promises.kept):
+            self.bookings.promise(group_of(self._state.jobs[job_id]))
+        order = self._policy.order
+        if order is QueueOrder.FAIR:
+            return FairLine(self._state, self.bookings, self._now_ms, self)
+        lines = (entry for entry in self._state.pending_groups() if not self.is_hopeless(entry[0]))
+        return PlainLine(lines, order)
+
+    def is_hopeless(self, group: Group) -> bool:
+        """Tells whether memory alone says that no job of the group can start now or be promised a start."""
+        hope = self._hope(group.shape, group.time_limit_ms)
+        if hope is _Hope.BY_GUARANTEE:
+            return not self.bookings.may_be_guaranteed(group) and not self._promises.is_host(group.account)
+        return hope is _Hope.NONE
+
+    def is_dead(self, shape: Shape) -> bool:
+        """Tells whether no job of the shape can start in this tick or be promised a start."""
+        return self._hope(shape, 0) is _Hope.NONE
+
+    def _hope(self, shape: Shape, limit_ms: int) -> "_Hope":
+        """Returns what memory says of jobs of a shape and a time limit; remembered until memory changes."""
+        hope = self._hopes.get((shape, limit_ms))
+        if hope is None:
+            bound_ms = max((self._bound_ms(shape, gpu_class) for gpu_class in shape.gpu_classes), default=0)
+            if self._is_strict or self._promises.has_slot(shape) or limit_ms < bound_ms:
+                hope = _Hope.SOME
+            else:
+                hope = _Hope.BY_GUARANTEE if bound_ms else _Hope.NONE
+            self._hopes[shape, limit_ms] = hope
+        return hope
+
+    def goes_on_after(self, job_id: JobId, group: Group) -> bool:
+        """Starts the job or promises it a start; False if no other job of its group needs to be looked at."""
+        if job_id in self._started or job_id in self._promises.kept:
             return True
-        if has_failed:
-            if shape not in self.verdicts:
-                self.verdicts[shape] = verdict(state.capacity, shape, state.closed_pools, state.structures)
-        else:
-            assert blocked is not None, "a job that does not start has a reason"
-            self.blocks[group] = blocked
+        if not self._classes_closed.isdisjoint(group.shape.gpu_classes):
+            return False
+        options = self._options(group)
+        if self._try_start(job_id, group, options):
+            return True
+        if options and self._is_strict and self._is_only_waiting(group.shape):
+            self._classes_closed.update(group.shape.gpu_classes)
+        if options and self._promises.make_if_slot(self._state.jobs[job_id], options):
+            self.bookings.promise(group)
+            self._hopes.clear()
+            return True
+        self.bookings.keep_guarantee(group)
         return False
+
+    def explain(self) -> None:
+        """Records why the shapes that wait do not fit, and what forbids a start to groups, whatever was looked at."""
+        state = self._state
+        started = Counter(state.jobs[start.job].shape for start in self.starts)
+        for shape, groups in sorted(
+            state.waiting.of_shape.items(), key=lambda entry: state.waiting.number_of(entry[0])
+        ):
+            if started[shape] and started[shape] == sum(len(row.line) for row in groups.values()):
+                continue
+            if not any(self._fits(shape, gpu_class) for gpu_class in shape.gpu_classes):
+                self.verdicts[shape] = verdict(state.capacity, shape, state.closed_pools, state.structures)
+            elif any(self._bound_ms(shape, gpu_class) < NEVER_MS for gpu_class in shape.gpu_classes):
+                until_ms = self._promises.first_start_ms(shape)
+                self.verdicts[shape] = crowded(state.capacity, shape, state.closed_pools, state.structures, until_ms)
+        self.blocks = self.bookings.blocks()
+
+    def undo(self) -> None:
+        """Gives back all that was taken and booked: what was decided stays in the plan only."""
+        self._promises.restore()
+        for start in reversed(self.starts):
+            for grant in start.grants:
+                self._state.future.drop(_owner(start.job), grant)
+                self._state.capacity.give_back(grant)
+
+    def wake_at_ms(self) -> int | None:
+        """Returns when time alone would change what this tick decided: a begin time, an admin's reservation."""
+        moments = [self._state.next_due_ms(), self._promises.next_advance_ms()]
+        return min((moment for moment in moments if moment is not None), default=None)
+
+    def _start_or_promise(self, job: Job) -> bool:
+        group = group_of(job)
+        options = self._options(group)
+        if self._try_start(job.id, group, options):
+            return True
+        return self._promises.make(job, options) is not None
+
+    def _is_hopeless(self, group: Group) -> bool:
+        """True when memory alone says that no job of the group can start now."""
+        return not self._is_privileged(group.account) and all(
+            group.time_limit_ms >= self._bound_ms(group.shape, gpu_class) for gpu_class in group.shape.gpu_classes
+        )
+
+    def _is_privileged(self, account: AccountId) -> bool:
+        """True when promises may not bind jobs of the account, so that what stops others says nothing of it."""
+        return self.bookings.has_guarantee(account) or self._promises.is_host(account)
+
+    def _is_only_waiting(self, shape: Shape) -> bool:
+        """True when what the shape lacks is free GPUs and not nodes that could hold it."""
+        found = verdict(self._state.capacity, shape, self._state.closed_pools, self._state.structures)
+        return found.reasons[0].code in {ReasonCode.CAPACITY, ReasonCode.FRAGMENTATION}
+
+    def _options(self, group: Group) -> Options:
+        """Returns the classes that the group's account permits, with the booking in each."""
+        if self.bookings.suspension(group.account) is not None:
+            return []
+        chosen = ((gpu_class, self.bookings.choose(group, gpu_class)) for gpu_class in group.shape.gpu_classes)
+        return [(gpu_class, booking) for gpu_class, booking in chosen if isinstance(booking, Booking)]
+
+    def _try_start(self, job_id: JobId, group: Group, options: Options, *, is_promised: bool = False) -> bool:
+        for gpu_class, booking in options:
+            grants = self._place(group, gpu_class, booking, is_promised=is_promised)
+            if grants is not None:
+                self._start(Start(job_id, gpu_class, booking, grants), group)
+                return True
+        return False
+
+    def _start(self, start: Start, group: Group) -> None:
+        state = self._state
+        for grant in start.grants:
+            state.capacity.take(grant)
+            state.future.add(_owner(start.job), grant, self._now_ms + group.time_limit_ms)
+        self.bookings.take(group, start.gpu_class, start.booking)
+        self._classes_taken.add(start.gpu_class)
+        self._started.add(start.job)
+        self.starts.append(start)
+        if start.booking is Booking.GUARANTEED:
+            self._move_disturbed(start)
+
+    def _move_disturbed(self, start: Start) -> None:
+        """A start within a guarantee may take what was promised to others: they are promised what is left."""
+        for reservation in self._promises.disturbed_by(start.grants):
+            job = self._state.jobs[reservation.job]
+            self._promises.lift(reservation)
+            self._promises.make(job, self._options(group_of(job)))
+            self._crowded_out.clear()
+            self._hopes.clear()
+
+    def _place(
+        self, group: Group, gpu_class: GpuClass, booking: Booking, *, is_promised: bool
+    ) -> tuple[Grant, ...] | None:
+        """Returns where the gang fits now without delay to a promise, and remembers what did not."""
+        state, shape = self._state, group.shape
+        if self._has_failed(shape, gpu_class):
+            return None
+        is_strong = is_promised or booking is Booking.GUARANTEED or self._promises.is_host(group.account)
+        if not is_strong and group.time_limit_ms >= self._bound_ms(shape, gpu_class):
+            return None
+        grants = place(state.capacity, shape, gpu_class, state.closed_pools)
+        if grants is None:
+            self._remember_failed(shape, gpu_class)
+            return None
+        asker = Asker(rank_of(group.account, booking), is_promised)
+        spares = self._promises.spares(shape, group.time_limit_ms, asker)
+        if self._promises.are_spare(grants, spares):
+            return grants
+        grants = place(state.capacity, shape, gpu_class, state.closed_pools, spares)
+        if grants is None and not is_strong:
+            self._remember_crowded(group, gpu_class)
+        return grants
+
+    def _fits(self, shape: Shape, gpu_class: GpuClass) -> bool:
+        state = self._state
+        if self._has_failed(shape, gpu_class):
+            return False
+        if self._crowded_out.get((shape, gpu_class)) is not None and not self.starts:
+            return True
+        if place(state.capacity, shape, gpu_class, state.closed_pools) is not None:
+            return True
+        self._remember_failed(shape, gpu_class)
+        return False
+
+    def _remember_failed(self, shape: Shape, gpu_class: GpuClass) -> None:
+        state = self._state
+        self._hopes.clear()
+        if gpu_class in self._classes_taken:
+            # It failed beside what this tick took, which the store may yet refuse: true for this tick only.
+            self._failed.add((shape, gpu_class))
+        else:
+            state.failed[shape, gpu_class] = state.capacity.version(gpu_class)
+
+    def _remember_crowded(self, group: Group, gpu_class: GpuClass) -> None:
+        state, key = self._state, (group.shape, gpu_class)
+        self._hopes.clear()
+        self._crowded_out[key] = min(group.time_limit_ms, self._crowded_out.get(key, NEVER_MS))
+        if not self.starts and not self._promises.has_changed:
+            versions = (state.capacity.version(gpu_class), state.promises_version)
+            state.crowded_out[key] = (*versions, min(group.time_limit_ms, self._bound_ms(*key)))
 
     def _has_failed(self, shape: Shape, gpu_class: GpuClass) -> bool:
         version = self._state.capacity.version(gpu_class)
         return (shape, gpu_class) in self._failed or self._state.failed.get((shape, gpu_class)) == version
 
-    def _place(self, shape: Shape, gpu_class: GpuClass) -> tuple[Grant, ...] | None:
+    def _bound_ms(self, shape: Shape, gpu_class: GpuClass) -> int:
+        """Returns the time limit from which on no job of the shape can start in the class; 0 if none fits at all."""
+        if self._has_failed(shape, gpu_class):
+            return 0
         state = self._state
-        grants = place(state.capacity, shape, gpu_class, state.closed_pools)
-        if grants is not None:
-            self._classes_taken.add(gpu_class)
-        elif gpu_class in self._classes_taken:
-            # It failed beside what this tick took, which the store may yet refuse: true for this tick only.
-            self._failed.add((shape, gpu_class))
-        else:
-            state.failed[shape, gpu_class] = state.capacity.version(gpu_class)
-        return grants
+        bound_ms = self._crowded_out.get((shape, gpu_class), NEVER_MS)
+        known = state.crowded_out.get((shape, gpu_class))
+        if known is not None and known[:2] == (state.capacity.version(gpu_class), state.promises_version):
+            bound_ms = min(bound_ms, known[2])
+        return bound_ms
 
-    def _suspension(self, account: AccountId) -> Reason | None:
-        for name in lineage(account):
-            known = self._state.accounts.get(name)
-            if known is not None and known.is_suspended:
-                return Reason(ReasonCode.SUSPENDED, detail=name)
-        return None
 
-    def _booking(self, group: Group, gpu_class: GpuClass) -> Booking | Reason:
-        """Returns how the gang would be held in the class, or what forbids it."""
-        units = group.shape.total_units
-        over = self._over_limit(group.account, gpu_class, units)
-        if over is not None:
-            return over
-        if group.wanted is BookingWanted.SPOT:
-            return Booking.SPOT
-        left = self._guarantee_left(group.account, gpu_class)
-        if units <= left:
-            return Booking.GUARANTEED
-        if group.wanted is BookingWanted.GUARANTEED:
-            return Reason(ReasonCode.GUARANTEE, need=-(-units // GPU_UNITS), free=max(0, left) // GPU_UNITS)
-        return Booking.BURST
-
-    def _over_limit(self, account: AccountId, gpu_class: GpuClass, units: int) -> Reason | None:
-        tenant = tenant_of(account)
-        for name in lineage(account):
-            known = self._state.accounts.get(name)
-            limit = None if known is None else known.limit.get(gpu_class)
-            if limit is None:
-                continue
-            left = limit * GPU_UNITS - self._held(name, gpu_class, _ALL_BOOKINGS)
-            if units > left:
-                code = ReasonCode.QUOTA_TENANT if name == tenant else ReasonCode.QUOTA_PROJECT
-                return Reason(code, need=-(-units // GPU_UNITS), free=max(0, left) // GPU_UNITS, detail=name)
-        return None
-
-    def _guarantee_left(self, account: AccountId, gpu_class: GpuClass) -> int:
-        """Returns the units of the tenant's guarantee left to the account; a project's own part binds too."""
-        tenant = tenant_of(account)
-        left: int | None = None
-        for name in lineage(account):
-            known = self._state.accounts.get(name)
-            bought = None if known is None else known.guarantee.get(gpu_class)
-            if bought is None and name != tenant:
-                continue
-            here = (bought or 0) * GPU_UNITS - self._held(name, gpu_class, (Booking.GUARANTEED,))
-            left = here if left is None else min(left, here)
-        return left or 0
-
-    def _held(self, account: AccountId, gpu_class: GpuClass, bookings: tuple[Booking, ...]) -> int:
-        in_tick = sum(self._taken[account, gpu_class, booking] for booking in bookings)
-        return self._state.held_by(account, gpu_class, *bookings) + in_tick
+def _owner(job_id: JobId) -> str:
+    """Returns the name under which a start of this tick holds its grants in the shadow schedule."""
+    return f"start of {job_id}"

@@ -1,10 +1,13 @@
 """What happened: the only way that `state.ClusterState` changes. Each event is durable before the state sees it.
 
-Events of the centre: AccountChanged, AccountRemoved, NodeChanged, NodeRemoved, PoolChanged.
+Events of the centre: AccountChanged, AccountRemoved, RatesChanged, NodeChanged, NodeRemoved, PoolChanged.
 Events of a waiting job: JobSubmitted, JobChanged, JobHeld, JobReleased, JobEnded.
-Events of an allocation, in this order: AllocationMade, AllocationStarted, AllocationStopping, AllocationEnded.
+Events of an allocation, in this order: AllocationMade, AllocationStarted, AllocationStopping, AllocationEnded;
+AllocationPromoted between the first and the last but one.
+Events of what is booked ahead: ReservationMade, ReservationRemoved (an admin's), ReservationsPlanned (waiting jobs').
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from scheduler.core.model import (
@@ -12,8 +15,10 @@ from scheduler.core.model import (
     AccountId,
     Allocation,
     AllocationId,
+    Booking,
     Device,
     EndReason,
+    GpuClass,
     HoldKind,
     Job,
     JobId,
@@ -22,6 +27,7 @@ from scheduler.core.model import (
     NodeName,
     PoolName,
 )
+from scheduler.core.stretch import AdvanceReservation, Reservation, ReservationId
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +44,14 @@ class AccountRemoved:
 
     at_ms: int
     account: AccountId
+
+
+@dataclass(frozen=True, slots=True)
+class RatesChanged:
+    """Other list prices are in force from now on: micro-credits per GPU-second. What is left out costs one credit."""
+
+    at_ms: int
+    rates: Mapping[tuple[GpuClass, Booking], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +141,16 @@ class AllocationStarted:
 
 
 @dataclass(frozen=True, slots=True)
+class AllocationPromoted:
+    """A burst gang is held as `booking` (guaranteed) from now on, in a new segment of the ledger."""
+
+    at_ms: int
+    allocation: AllocationId
+    booking: Booking
+    segment: int
+
+
+@dataclass(frozen=True, slots=True)
 class AllocationStopping:
     """The gang was asked to end."""
 
@@ -145,9 +169,40 @@ class AllocationEnded:
     job: Job
 
 
+@dataclass(frozen=True, slots=True)
+class ReservationMade:
+    """An admin keeps nodes free for a time, or changed what was kept under the same id."""
+
+    at_ms: int
+    reservation: AdvanceReservation
+
+
+@dataclass(frozen=True, slots=True)
+class ReservationRemoved:
+    """An admin's reservation is over or was taken back."""
+
+    at_ms: int
+    reservation: ReservationId
+
+
+@dataclass(frozen=True, slots=True)
+class ReservationsPlanned:
+    """These are the starts promised to waiting jobs from now on: all of them, in order of start.
+
+    The planner's own outcome, taken in with the plan that made it; nothing durable, for after a restart the promises
+    are made anew from the same jobs.
+    """
+
+    at_ms: int
+    reservations: tuple[Reservation, ...]
+    is_whole: bool = True
+    """False when the tick ended before it had gone through all promises."""
+
+
 Event = (
     AccountChanged
     | AccountRemoved
+    | RatesChanged
     | NodeChanged
     | NodeRemoved
     | PoolChanged
@@ -158,6 +213,10 @@ Event = (
     | JobEnded
     | AllocationMade
     | AllocationStarted
+    | AllocationPromoted
     | AllocationStopping
     | AllocationEnded
+    | ReservationMade
+    | ReservationRemoved
+    | ReservationsPlanned
 )

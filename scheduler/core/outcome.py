@@ -51,6 +51,6 @@ def after_end(job: Job, reason: EndReason | None, at_ms: int, policy: Policy) ->
         )
     else:
         end = JobState.COMPLETED if reason is None else _STATE_OF.get(reason, JobState.FAILED)
-        changed = replace(job, state=end, allocation=None)
+        changed = job.ended_as(end)
     check_transition(job.id, state, changed.state)
     return changed, Verdict.WAITS_AGAIN if changed.state is JobState.PENDING else Verdict.ENDED

@@ -4,7 +4,7 @@ Best fit keeps large holes: a node whose free GPUs the job uses up is taken befo
 gang stays inside one pool where one pool can hold it, because nodes of a pool share their network.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from heapq import merge
 from itertools import islice
 
@@ -15,24 +15,29 @@ from scheduler.core.reasons import Reason, ReasonCode
 from scheduler.core.state import Structure
 
 ClosedPools = dict[PoolName, str | None]
+Spares = Callable[[NodeRoom, DeviceId | None], bool]
+"""Whether a node can spare a gang's part now: asked with a device when a share would go beside others on it."""
 
 
-def place(capacity: Capacity, shape: Shape, gpu_class: GpuClass, closed: ClosedPools) -> tuple[Grant, ...] | None:
+def place(
+    capacity: Capacity, shape: Shape, gpu_class: GpuClass, closed: ClosedPools, spares: Spares | None = None
+) -> tuple[Grant, ...] | None:
     """Returns the grants of a whole gang in one class, in rank order, or None. Takes nothing.
 
+    `spares` says of a node that has room whether it may be used: backfill passes over nodes that are booked ahead.
     Costs what the gang's nodes cost, plus the nodes passed over because CPU, memory or a constraint ruled them out.
     """
-    pools = _open_pools(capacity, shape, gpu_class, closed)
+    pools = open_pools(capacity, shape, gpu_class, closed)
     if shape.is_share:
-        return _place_shares(capacity, shape, gpu_class, pools)
+        return _place_shares(capacity, shape, gpu_class, pools, spares)
     gpus = shape.gpus_per_node
     best: list[NodeRoom] | None = None
     for pool in pools:
-        rooms = list(islice(_fitting(capacity.nodes_by_free((gpu_class, pool), gpus), shape), shape.nodes))
+        rooms = list(islice(_fitting(capacity.nodes_by_free((gpu_class, pool), gpus), shape, spares), shape.nodes))
         if len(rooms) == shape.nodes and (best is None or _waste(rooms, gpus) < _waste(best, gpus)):
             best = rooms
     if best is None and len(pools) > 1 and shape.nodes > 1:
-        streams = (_fitting(capacity.nodes_by_free((gpu_class, pool), gpus), shape) for pool in pools)
+        streams = (_fitting(capacity.nodes_by_free((gpu_class, pool), gpus), shape, spares) for pool in pools)
         rooms = list(islice(merge(*streams, key=_by_free), shape.nodes))
         best = rooms if len(rooms) == shape.nodes else None
     if best is None:
@@ -44,10 +49,7 @@ def verdict(
     capacity: Capacity, shape: Shape, closed: ClosedPools, structures: dict[Shape, tuple[int, Structure]]
 ) -> ShapeVerdict:
     """Returns why no gang of the shape fits now. Scans the nodes once for each change of the inventory."""
-    version, structure = structures.get(shape, (-1, None))
-    if structure is None or version != capacity.inventory_version:
-        structure = _structure(capacity, shape, closed)
-        structures[shape] = (capacity.inventory_version, structure)
+    structure = _known_structure(capacity, shape, closed, structures)
     need = -(-shape.total_units // GPU_UNITS)
     if not structure.is_any_pool_open:
         detail = next((closed[pool] for pool in sorted(closed) if shape.pool in {None, pool}), None)
@@ -62,9 +64,33 @@ def verdict(
     return ShapeVerdict(shape, (reason,), structure.considered)
 
 
+def crowded(
+    capacity: Capacity,
+    shape: Shape,
+    closed: ClosedPools,
+    structures: dict[Shape, tuple[int, Structure]],
+    until_ms: int | None,
+) -> ShapeVerdict:
+    """Returns that gangs of the shape fit what is free, which is promised to others from `until_ms` on."""
+    structure = _known_structure(capacity, shape, closed, structures)
+    need, free = -(-shape.total_units // GPU_UNITS), _free_gpus(capacity, shape, closed)
+    reason = Reason(ReasonCode.RESERVATION, need=need, free=free, until_ms=until_ms)
+    return ShapeVerdict(shape, (reason,), structure.considered)
+
+
+def _known_structure(
+    capacity: Capacity, shape: Shape, closed: ClosedPools, structures: dict[Shape, tuple[int, Structure]]
+) -> Structure:
+    version, structure = structures.get(shape, (-1, None))
+    if structure is None or version != capacity.inventory_version:
+        structure = _structure(capacity, shape, closed)
+        structures[shape] = (capacity.inventory_version, structure)
+    return structure
+
+
 def count_fitting(capacity: Capacity, shape: Shape, closed: ClosedPools) -> int:
     """Returns how many nodes could hold one node's part of the gang right now. Linear in the nodes."""
-    return sum(_fits_now(room, shape) for room in _rooms(capacity, shape, closed) if _is_named(room, shape))
+    return sum(_fits_now(room, shape) for room in _rooms(capacity, shape, closed) if is_named(room, shape))
 
 
 def _structure(capacity: Capacity, shape: Shape, closed: ClosedPools) -> Structure:
@@ -72,34 +98,35 @@ def _structure(capacity: Capacity, shape: Shape, closed: ClosedPools) -> Structu
     down: str | None = None
     for room in _rooms(capacity, shape, closed):
         considered += 1
-        if not _is_named(room, shape):
+        if not is_named(room, shape):
             continue
         matching += 1
         if _could_hold(room, shape):
             capable += 1
         elif down is None and room.node.availability is not NodeAvailability.UP:
             down = f"{room.node.name}: {room.node.reason or room.node.availability}"
-    is_any_open = any(_open_pools(capacity, shape, gpu_class, closed) for gpu_class in shape.gpu_classes)
+    is_any_open = any(open_pools(capacity, shape, gpu_class, closed) for gpu_class in shape.gpu_classes)
     return Structure(considered, matching, capable, is_any_open, down)
 
 
 def _free_gpus(capacity: Capacity, shape: Shape, closed: ClosedPools) -> int:
     if shape.only_nodes or shape.exclude_nodes or shape.constraints:
-        return sum(len(room.free) for room in _rooms(capacity, shape, closed) if _is_named(room, shape))
+        return sum(len(room.free) for room in _rooms(capacity, shape, closed) if is_named(room, shape))
     return sum(
         capacity.pools[gpu_class, pool].free_gpus
         for gpu_class in shape.gpu_classes
-        for pool in _open_pools(capacity, shape, gpu_class, closed)
+        for pool in open_pools(capacity, shape, gpu_class, closed)
     )
 
 
 def _rooms(capacity: Capacity, shape: Shape, closed: ClosedPools) -> Iterator[NodeRoom]:
     for gpu_class in shape.gpu_classes:
-        for pool in _open_pools(capacity, shape, gpu_class, closed):
+        for pool in open_pools(capacity, shape, gpu_class, closed):
             yield from capacity.nodes_by_free((gpu_class, pool), 0)
 
 
-def _open_pools(capacity: Capacity, shape: Shape, gpu_class: GpuClass, closed: ClosedPools) -> list[PoolName]:
+def open_pools(capacity: Capacity, shape: Shape, gpu_class: GpuClass, closed: ClosedPools) -> list[PoolName]:
+    """Returns the pools of a class in which the job may start, in name order."""
     return [pool for pool in capacity.pools_of(gpu_class) if pool not in closed and shape.pool in (None, pool)]
 
 
@@ -111,11 +138,13 @@ def _waste(rooms: list[NodeRoom], gpus: int) -> int:
     return sum(len(room.free) - gpus for room in rooms)
 
 
-def _fitting(rooms: Iterable[NodeRoom], shape: Shape) -> Iterator[NodeRoom]:
-    return (room for room in rooms if _is_named(room, shape) and _has_cpu_and_memory(room, shape))
+def _fitting(rooms: Iterable[NodeRoom], shape: Shape, spares: Spares | None) -> Iterator[NodeRoom]:
+    fitting = (room for room in rooms if is_named(room, shape) and _has_cpu_and_memory(room, shape))
+    return fitting if spares is None else (room for room in fitting if spares(room, None))
 
 
-def _is_named(room: NodeRoom, shape: Shape) -> bool:
+def is_named(room: NodeRoom, shape: Shape) -> bool:
+    """Tells whether the job's choice of nodes and labels allows the node."""
     name, labels = room.node.name, room.node.labels
     return (
         (not shape.only_nodes or name in shape.only_nodes)
@@ -159,12 +188,12 @@ def _grant(room: NodeRoom, shape: Shape, devices: list[DeviceId]) -> Grant:
 
 
 def _place_shares(
-    capacity: Capacity, shape: Shape, gpu_class: GpuClass, pools: list[PoolName]
+    capacity: Capacity, shape: Shape, gpu_class: GpuClass, pools: list[PoolName], spares: Spares | None
 ) -> tuple[Grant, ...] | None:
     grants: list[Grant] = []
     used: set[NodeName] = set()
     for _ in range(shape.nodes):
-        grant = _place_share(capacity, shape, gpu_class, pools, used)
+        grant = _place_share((capacity, shape, gpu_class, pools), used, spares)
         if grant is None:
             return None
         used.add(grant.node)
@@ -173,21 +202,27 @@ def _place_shares(
 
 
 def _place_share(
-    capacity: Capacity, shape: Shape, gpu_class: GpuClass, pools: list[PoolName], used: set[NodeName]
+    asked: tuple[Capacity, Shape, GpuClass, list[PoolName]], used: set[NodeName], spares: Spares | None
 ) -> Grant | None:
     """Takes the device with the least room that is enough; a whole one, on the fullest node, if there is none."""
+    capacity, shape, gpu_class, pools = asked
     candidates: list[tuple[int, NodeName, int]] = []
     for pool in pools:
         entries = capacity.pools[gpu_class, pool].partial
         for left, name, position in entries.irange((shape.gpu_units, NodeName(""), 0)):
             room = capacity.rooms[name]
-            if name not in used and _is_named(room, shape) and _has_cpu_and_memory(room, shape):
+            if (
+                name not in used
+                and is_named(room, shape)
+                and _has_cpu_and_memory(room, shape)
+                and (spares is None or spares(room, room.devices[position].id))
+            ):
                 candidates.append((left, name, position))
                 break
     if candidates:
         _, found, position = min(candidates)
         room = capacity.rooms[found]
         return _grant(room, shape, [room.devices[position].id])
-    streams = (_fitting(capacity.nodes_by_free((gpu_class, pool), 1), shape) for pool in pools)
+    streams = (_fitting(capacity.nodes_by_free((gpu_class, pool), 1), shape, spares) for pool in pools)
     whole = next((room for room in merge(*streams, key=_by_free) if room.node.name not in used), None)
     return None if whole is None else _grant(whole, shape, [whole.devices[whole.free[0]].id])

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from scheduler.core.model import AllocationId, Booking, EndReason, GpuClass, Grant, JobId, Shape
 from scheduler.core.reasons import Reason
 from scheduler.core.state import Group
+from scheduler.core.stretch import Reservation
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,14 @@ class Stop:
     allocation: AllocationId
     reason: EndReason
     preemptor: JobId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Promotion:
+    """Hold this running burst gang as `booking` (guaranteed) from now on; its devices stay as they are."""
+
+    allocation: AllocationId
+    booking: Booking
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +58,13 @@ class Plan:
     now_ms: int
     starts: tuple[Start, ...] = ()
     stops: tuple[Stop, ...] = ()
+    promotions: tuple[Promotion, ...] = ()
     verdicts: Mapping[Shape, ShapeVerdict] = field(default_factory=dict)
     """For every shape that some pending job has and that did not fit."""
     blocks: Mapping[Group, Reason] = field(default_factory=dict)
     """For every group that a limit, a guarantee or a suspension keeps from starting, whatever is free."""
+    reservations: tuple[Reservation, ...] = ()
+    """Every start that is promised to a waiting job, in order of start; those of the last plan that are not here are
+    over."""
     is_partial: bool = False
     wake_at_ms: int | None = None

@@ -1,6 +1,34 @@
 """Every knob of the policy: its unit, its default, and why that default. The daemon's settings fill one of these in."""
 
 from dataclasses import dataclass
+from enum import StrEnum
+
+from scheduler.core.debt import HALF_LIFE_MS
+
+
+class QueueOrder(StrEnum):
+    """Who is considered next. `fair` is the product's; the others are the literature's, for comparison."""
+
+    FAIR = "fair"
+    FIFO = "fifo"
+    SJF = "sjf"
+    LEAST_SERVICE = "least-service"
+
+
+class Backfill(StrEnum):
+    """Who may pass a job that cannot start: nobody, those that delay no promise to the first, or to any."""
+
+    NONE = "none"
+    EASY = "easy"
+    CONSERVATIVE = "conservative"
+
+
+class Placement(StrEnum):
+    """Where a gang goes of the places that hold it."""
+
+    BEST_FIT = "best-fit"
+    FGD = "fgd"
+    RANDOM = "random"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +50,37 @@ class Policy:
 
     default_grace_ms: int = 30_000
     """Between SIGTERM and SIGKILL where the job names none: Kubernetes' and Slurm's customary half minute."""
+
+    debt_half_life_ms: int = HALF_LIFE_MS
+    """In which an account's debt halves. A day: see `debt.HALF_LIFE_MS`. The state is made with the same value."""
+
+    order: QueueOrder = QueueOrder.FAIR
+    """The queue order. Only replays choose another."""
+
+    backfill: Backfill = Backfill.EASY
+    """`easy` promises a start to the first jobs of the order only: the more promises, the fewer holes are left to fill
+    (Mu'alem and Feitelson, IEEE TPDS 12(6), 2001)."""
+
+    placement: Placement = Placement.BEST_FIT
+    """Best fit keeps whole nodes free. `fgd` weighs what a placement breaks up against the recent mix of jobs, which
+    pays where jobs share GPUs; `random` is for comparison."""
+
+    seed: int = 0
+    """For placement at random."""
+
+    promised_jobs: int = 4
+    """First blocked jobs of the order, in each GPU class, that get a promised start under `easy` backfill."""
+
+    promise_after_ms: int | None = 86_400_000
+    """Jobs that waited longer than this get a promised start too, wherever the order has them; None: never. A day: what
+    waits over a night has been passed over by design, what waits over two by neglect."""
+
+    promised_old_jobs: int = 32
+    """The most such promises in a class, so that a backlog of many days leaves backfill its holes and a tick its cost.
+    The oldest come first, so every job's turn comes."""
+
+    most_promises: int = 1000
+    """The most promised starts in a class under `conservative` backfill, where every waiting job has one."""
 
     def backoff_ms(self, attempts: int) -> int:
         """Returns the wait after the given number of starts, in milliseconds."""

@@ -1,0 +1,173 @@
+"""Runs public traces through the scheduler and prints our figures beside published ones.
+
+    python -m benchmarks.yardsticks philly|lublin|hpc2n|shockwave|openb [--traces DIR]
+
+The references are those of the traces' own papers or of textbook policies run on the same files; each line names its
+source. Reference policies count GPUs; ours places gangs on named nodes and keeps every promise that it makes.
+"""
+
+import argparse
+import hashlib
+import os
+import random
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from benchmarks import traces
+from scheduler.core.policy import Backfill, Policy, QueueOrder
+from scheduler.executor import NodeInventory
+from scheduler.replay import Replay
+from scheduler.scenario import TraceJob, read_cluster, read_jobs
+
+HOUR_MS = 3_600_000
+PROMPT = Policy(order=QueueOrder.SJF, promised_jobs=1, promise_after_ms=42 * HOUR_MS)
+"""Shortest limit first, one promise, and nodes emptied for what waited 42 hours."""
+_WINDOW = 1024
+
+
+def load(kind: str, trace: Path, nodes: int = 160) -> tuple[tuple[NodeInventory, ...], tuple[TraceJob, ...]]:
+    """Returns a trace as the simulation's own files have it."""
+    with tempfile.TemporaryDirectory() as folder:
+        traces.write(*traces.convert(kind, trace, nodes, None), Path(folder))
+        inventory = read_cluster(Path(folder) / "cluster.toml")
+        return inventory, read_jobs(Path(folder) / "jobs.csv", [inventory[0].node.gpu_class])
+
+
+def play(inventory: Sequence[NodeInventory], jobs: Sequence[TraceJob], policy: Policy) -> Replay:
+    """Returns a finished run, and prints how fast it was in processor time."""
+    began = time.process_time()
+    replay = Replay(inventory, jobs, policy).run()
+    seconds = time.process_time() - began
+    print(f"    {len(jobs) / seconds:,.0f} jobs/s of processor time, {len(replay.tick_seconds):,} ticks")
+    return replay
+
+
+def _figures(replay: Replay) -> tuple[float, float, float, float, float]:
+    """Returns mean, p99 and longest wait in seconds, mean bounded slowdown, and that of the worst tenant."""
+    report = replay.report()
+    waits, slowdowns, tenants = report["wait_seconds"], report["bounded_slowdown"], report["per_tenant"]
+    assert isinstance(waits, dict)
+    assert isinstance(slowdowns, dict)
+    assert isinstance(tenants, list)
+    worst = max(tenant["mean_bounded_slowdown"] for tenant in tenants)
+    return waits["mean"], waits["p99"], waits["max"], slowdowns["mean"], worst
+
+
+def philly(folder: Path) -> None:
+    """October 2017, with limits from the column `estimate_s`."""
+    for nodes, references in (
+        (
+            160,
+            (
+                "first come                  55,078 / 152,133 / 211,038   283.00   1,008.0",
+                "what fits, no promise        3,516 /  39,371 / 850,599    14.20     176.0",
+                "EASY                         2,932 /  39,234 / 874,758     7.40     107.0",
+                "shortest limit + EASY        1,392 /  17,661 / 902,987     2.10      30.0",
+            ),
+        ),
+        (
+            192,
+            (
+                "EASY                           187 /   3,289 /  26,663     1.21       1.8",
+                "shortest limit + EASY          127 /   2,422 /  70,591     1.09       1.5",
+            ),
+        ),
+    ):
+        print(f"Philly, {nodes} nodes of 8: wait mean / p99 / max in seconds, slowdown, worst tenant's")
+        for line in references:
+            print(f"  [textbook] {line}")
+        inventory, jobs = load("philly", folder / "philly-2017-10.csv.gz", nodes)
+        for name, policy in (("ours, shortest limit", PROMPT), ("ours, default policy", Policy())):
+            mean, p99, most, slowdown, worst = _figures(play(inventory, jobs, policy))
+            print(f"  {name:<28} {mean:9,.0f} / {p99:7,.0f} / {most:7,.0f} {slowdown:8.2f} {worst:9.1f}")
+
+
+def window_starts(jobs: int, count: int = 10) -> list[int]:
+    """Returns where the windows of RLScheduler (Zhang et al., SC 2020) begin: gym's seeded generator, seed 1.
+
+    gym hashes the seed with SHA-512, takes eight bytes, and seeds MT19937 with its 32-bit words; Python's `random` seeds
+    the same generator in the same way. numpy then draws by masked rejection.
+    """
+    digest = hashlib.sha512(b"1").digest()[:8]
+    generator = random.Random(int.from_bytes(digest, "little"))
+    low, high = _WINDOW, jobs - _WINDOW - 1
+    span = high - 1 - low
+    mask = (1 << span.bit_length()) - 1
+    starts: list[int] = []
+    while len(starts) < count:
+        drawn = generator.getrandbits(32) & mask
+        if drawn <= span:
+            starts.append(low + drawn)
+    return starts
+
+
+def lublin(folder: Path) -> None:
+    """Ten windows of 1,024 jobs on 256 processors; mean bounded slowdown."""
+    print("Lublin-1: mean bounded slowdown over ten windows of 1,024 jobs")
+    print(
+        "  [RLScheduler] with backfilling: FCFS 235.82, SJF 73.31, learned 58.64; [textbook] least service + EASY 34.8"
+    )
+    inventory, jobs = load("lublin", folder / "lublin-256.swf.gz")
+    for order in (QueueOrder.FIFO, QueueOrder.SJF, QueueOrder.LEAST_SERVICE):
+        policy = Policy(order=order, backfill=Backfill.EASY, promised_jobs=1, promise_after_ms=None)
+        slowdowns = []
+        for start in window_starts(len(jobs)):
+            replay = Replay(inventory, jobs[start : start + _WINDOW], policy).run()
+            slowdowns.append(_figures(replay)[3])
+        listed = " ".join(f"{each:.1f}" for each in slowdowns)
+        print(f"  ours, {order.value:<14} {sum(slowdowns) / len(slowdowns):8.2f}   ({listed})")
+
+
+def hpc2n(folder: Path) -> None:
+    """The first weeks of a real log with its users' limits."""
+    print("HPC2N, 240 processors: mean wait in seconds / mean bounded slowdown")
+    print("  [textbook] first come 5,627.9 / 47.41, shortest limit 3,494.8 / 31.49, EASY 3,560 / 17.1,")
+    print("             shortest limit + EASY 2,316 / 12.2, with perfect knowledge 2,221 / 8.4")
+    inventory, jobs = load("hpc2n", folder / "HPC2N-2002-first3k.swf.gz")
+    for name, policy in (
+        ("fifo, no backfill", Policy(order=QueueOrder.FIFO, backfill=Backfill.NONE)),
+        ("fifo + easy", Policy(order=QueueOrder.FIFO, promised_jobs=1, promise_after_ms=None)),
+        ("sjf + easy", Policy(order=QueueOrder.SJF, promised_jobs=1, promise_after_ms=None)),
+        ("least service + easy", Policy(order=QueueOrder.LEAST_SERVICE, promised_jobs=1, promise_after_ms=None)),
+        ("shortest limit, as Philly", PROMPT),
+        ("default policy", Policy()),
+    ):
+        mean, _, _, slowdown, _ = _figures(play(inventory, jobs, policy))
+        print(f"  ours, {name:<26} {mean:9,.1f} / {slowdown:6.2f}")
+
+
+def shockwave(folder: Path) -> None:
+    """The canonical trace of 120 jobs on 32 GPUs: without preemption, rounds or resizing."""
+    print("Shockwave-120, 32 GPUs: makespan / mean completion in seconds")
+    print("  [paper, 120 s rounds] Shockwave 24,197 / 9,958, Themis 31,929 / 11,302, Gavel 33,208 / 11,274")
+    inventory, jobs = load("shockwave", folder / "shockwave-120.csv.gz")
+    for name, policy in (("default policy", Policy()), ("shortest limit", PROMPT)):
+        report = play(inventory, jobs, policy).report()
+        completions = report["completion_seconds"]
+        assert isinstance(completions, dict)
+        print(f"  ours, {name:<16} {report['makespan_seconds']:9,.0f} / {completions['mean']:8,.0f}")
+
+
+YARDSTICKS: dict[str, Callable[[Path], None]] = {
+    "philly": philly,
+    "lublin": lublin,
+    "hpc2n": hpc2n,
+    "shockwave": shockwave,
+}
+
+
+def main() -> None:
+    """Runs the yardsticks named, or all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", choices=[*YARDSTICKS, []])
+    parser.add_argument("--traces", type=Path, default=Path("traces"), help="the folder with the traces' files")
+    given = parser.parse_args()
+    print(f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}")
+    for name in given.names or YARDSTICKS:
+        YARDSTICKS[name](given.traces)
+
+
+if __name__ == "__main__":
+    main()

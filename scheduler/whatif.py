@@ -1,0 +1,186 @@
+"""What if: the files and options of `turnstile admin simulate`, one run or two side by side, the schedule and the plot.
+
+`simulate` is the whole command but for its flags and its screen. A policy file is TOML with the knobs of
+`core.policy.Policy`, at the top or in a table `[policy]`; all its problems are reported together.
+"""
+
+import csv
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from enum import Enum
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_type_hints
+
+from scheduler.core.policy import Backfill, Placement, Policy, QueueOrder
+from scheduler.plot import draw
+from scheduler.refusal import Problem, RefusalCode, Refused
+from scheduler.replay import Replay
+from scheduler.scenario import read_cluster, read_jobs
+
+SCHEDULE_COLUMNS = ("job_id", "start_seconds", "end_seconds", "nodes", "booking", "end_reason")
+_COMPARED = ("makespan_seconds", "wait_seconds", "completion_seconds", "bounded_slowdown", "utilization_ratio")
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked of a simulation. What is None is left as the policy has it."""
+
+    cluster: Path
+    jobs: Path
+    policy: Path | None = None
+    against: Path | None = None
+    """A second policy, run on the same jobs: the report has its figures under `against`."""
+    order: str | None = None
+    backfill: str | None = None
+    placement: str | None = None
+    preemption: str | None = None
+    restart_cost_seconds: int = 0
+    seed: int = 0
+    """For placement at random only; all else has no chance in it."""
+    schedule: Path | None = None
+    """Where to write a row per allocation, as CSV."""
+    plot: Path | None = None
+    """Where to draw what was held and what waited over time, as SVG."""
+
+
+def simulate(question: Question) -> dict[str, object]:
+    """Returns the figures of the run, and of the policy it is compared with. Raises Refused with every problem."""
+    if question.restart_cost_seconds < 0:
+        raise Refused(RefusalCode.INVALID, f"--restart-cost must be 0 or more, not {question.restart_cost_seconds}")
+    if question.plot is not None and question.plot.suffix != ".svg":
+        raise Refused(
+            RefusalCode.INVALID, f"{question.plot}: plots are drawn as SVG", (f"{question.plot.with_suffix('.svg')}",)
+        )
+    policy = with_options(Policy() if question.policy is None else read_policy(question.policy), question)
+    replay = _run(question, policy)
+    report = replay.report()
+    if question.against is not None:
+        other = _run(question, with_options(read_policy(question.against), question)).report()
+        report["against"] = other
+        report["changes"] = {name: _change(report[name], other[name]) for name in _COMPARED}
+    if question.schedule is not None:
+        _write(question.schedule, lambda path: write_schedule(replay, path))
+    if question.plot is not None:
+        drawing = draw(replay.samples, replay.totals.capacity_gpus)
+        _write(question.plot, lambda path: path.write_text(drawing, encoding="utf-8"))
+    return report
+
+
+def with_options(policy: Policy, question: Question) -> Policy:
+    """Returns the policy with what the flags override. Raises Refused for a choice that does not exist."""
+    if question.preemption not in {None, "off"}:
+        raise Refused(
+            RefusalCode.INVALID,
+            f"--preemption {question.preemption}: this version preempts nothing; the choice is off",
+            ("--preemption off",),
+        )
+    changes: dict[str, Any] = {"seed": question.seed}
+    chosen: tuple[tuple[str, str | None, type[Enum]], ...] = (
+        ("order", question.order, QueueOrder),
+        ("backfill", question.backfill, Backfill),
+        ("placement", question.placement, Placement),
+    )
+    for name, value, choices in chosen:
+        if value is not None:
+            changes[name] = _choice(f"--{name}", value, choices)
+    return replace(policy, **changes)
+
+
+def read_policy(path: Path) -> Policy:
+    """Returns the policy of a file. Raises Refused with every problem."""
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise Refused(RefusalCode.INVALID, f"{path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise Refused(RefusalCode.INVALID, f"{path}: not valid TOML: {error}") from error
+    table = raw.get("policy", raw)
+    if not isinstance(table, dict):
+        raise Refused(RefusalCode.INVALID, f"{path}: policy must be a table")
+    hints = get_type_hints(Policy)
+    known = {each.name for each in fields(Policy)}
+    problems: list[Problem] = []
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        if key not in known:
+            problems.append(Problem(f"unknown key; there are {', '.join(sorted(known))}", key))
+            continue
+        try:
+            values[key] = _typed(key, value, hints[key])
+        except Refused as refused:
+            problems.append(Problem(refused.message, key))
+    if problems:
+        raise Refused(RefusalCode.INVALID, f"{path} has {len(problems)} problems", problems=tuple(problems))
+    return replace(Policy(), **values)
+
+
+def write_schedule(replay: Replay, path: Path) -> None:
+    """Writes one row per allocation in order of start, then job."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(SCHEDULE_COLUMNS)
+        for run in sorted(replay.schedule, key=lambda each: (each.start_ms, each.label, each.end_ms)):
+            nodes = " ".join(run.nodes)
+            row = [run.label, _seconds(run.start_ms), _seconds(run.end_ms), nodes, run.booking.value, run.end_reason]
+            writer.writerow([_harmless(cell) for cell in row])
+
+
+def _run(question: Question, policy: Policy) -> Replay:
+    nodes = read_cluster(question.cluster)
+    classes = tuple(sorted({inventory.node.gpu_class for inventory in nodes}))
+    trace = read_jobs(question.jobs, classes)
+    return Replay(nodes, trace, policy, 1000 * question.restart_cost_seconds).run()
+
+
+def _typed(key: str, value: object, wanted: Any) -> object:
+    options = get_args(wanted) if isinstance(wanted, UnionType) else (wanted,)
+    if value is False and type(None) in options:
+        return None  # TOML has no null: false switches a knob off
+    kind = next(each for each in options if each is not type(None))
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return _choice(key, str(value), kind)
+    if kind is bool and isinstance(value, bool):
+        return value
+    if kind is int and isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    if kind not in {int, bool} and isinstance(value, list) and all(isinstance(each, str) for each in value):
+        return tuple(value)
+    what = {int: "a whole number from 0 up", bool: "true or false"}.get(kind, "a list of texts")
+    off = ", or false" if type(None) in options else ""
+    raise Refused(RefusalCode.INVALID, f"must be {what}{off}, not {value!r}")
+
+
+def _choice(name: str, value: str, choices: type[Enum]) -> Enum:
+    try:
+        return choices(value)
+    except ValueError:
+        listed = ", ".join(str(each.value) for each in choices)
+        hint = "; srtf needs preemption, which this version has not" if value == "srtf" else ""
+        raise Refused(RefusalCode.INVALID, f"{name}: {value!r} is none of {listed}{hint}") from None
+
+
+def _change(mine: object, other: object) -> object:
+    """Returns ours less theirs, figure by figure; None where either has none."""
+    if isinstance(mine, Mapping) and isinstance(other, Mapping):
+        return {key: _change(mine[key], other[key]) for key in mine}
+    if isinstance(mine, int | float) and isinstance(other, int | float):
+        return mine - other
+    return None
+
+
+def _write(path: Path, write: Any) -> None:
+    try:
+        write(path)
+    except OSError as error:
+        raise Refused(RefusalCode.INVALID, f"{path} cannot be written: {error.strerror}") from error
+
+
+def _harmless(cell: str) -> str:
+    """A label comes from a file: no spreadsheet may take it for a formula."""
+    return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
+
+
+def _seconds(at_ms: int) -> str:
+    return f"{at_ms // 1000}" if at_ms % 1000 == 0 else f"{at_ms // 1000}.{at_ms % 1000:03d}"
