@@ -87,7 +87,7 @@ def philly(folder: Path) -> None:
 def window_starts(jobs: int, count: int = 10) -> list[int]:
     """Returns where the windows of RLScheduler (Zhang et al., SC 2020) begin: gym's seeded generator, seed 1.
 
-    gym hashes the seed with SHA-512, takes eight bytes, and seeds MT19937 with its 32-bit words; Python's `random` seeds
+    gym hashes the seed with SHA-512, takes eight bytes, and seeds MT19937 with its words; Python's `random` seeds
     the same generator in the same way. numpy then draws by masked rejection.
     """
     digest = hashlib.sha512(b"1").digest()[:8]

@@ -205,7 +205,7 @@ class Planner:
             self._plan = made
             self._state.apply(ReservationsPlanned(made.now_ms, made.reservations, not made.is_partial))
             self.last_tick_ms = made.now_ms
-            if not made.starts and not made.stops:
+            if not made.starts and not made.stops and not made.promotions:
                 return
             if not self._bring(made):
                 return
