@@ -22,6 +22,7 @@ from sqlalchemy.engine import Connection
 from metering.core.tariff import PriceBook, body_of, price_book_of
 from metering.export import export_usage
 from metering.ledger import StoredBook, price_books, publish
+from metering.rates import AnnounceRates
 from metering.verify import Report, verify
 from scheduler.auth import OPERATES, READS_MONEY, Rights
 from scheduler.clock import iso_utc
@@ -42,13 +43,15 @@ _CHUNK_BYTES = 256 << 10
 
 @dataclass(frozen=True, slots=True)
 class PublishPrices:
-    """Publishes a price book."""
+    """Publishes a price book; the scheduler learns its prices at once when it is in force already."""
 
     book: PriceBook
 
     def execute(self, tx: Transaction) -> StoredBook:
         """Returns the book as stored. Raises Refused as `ledger.publish` does."""
-        return publish(tx.connection, self.book, tx.now_ms)
+        stored = publish(tx.connection, self.book, tx.now_ms)
+        AnnounceRates().execute(tx)
+        return stored
 
 
 def ledger_routes(door: Door) -> APIRouter:

@@ -31,6 +31,7 @@ from cli.daemon.gpus import Gpus, real_gpus, simulated_gpus
 from cli.daemon.settings import Settings, SettingsProblem
 from metering.ledger_watch import LedgerCollector, LedgerWatch
 from metering.pricing import PricesWithoutBudgets
+from metering.rates import AnnounceRates
 from metering.routes import ledger_routes
 from metering.samples import StoreWindows
 from metering.telemetry import GpuCollector
@@ -55,6 +56,8 @@ INVENTORY_SECONDS = 30
 """Between two looks at the inventory when no sample showed a change: catches what the executor alone knows."""
 WINDOW_SECONDS = 60
 """Length of a stored sample window: 1,440 rows a GPU and day."""
+RATES_SECONDS = 10
+"""Between two looks at which price book is in force, for fairness; money is rated by the ledger's times, exactly."""
 DAY_MS = 86_400_000
 SWITCH_SECONDS = 0.0005
 """How long a thread may keep the interpreter from another that waits for it. At CPython's 5 ms an answer may wait so
@@ -176,10 +179,15 @@ class Daemon:
         periodic.add_job(_guarded(lambda: self._keep_windows(clock)))
         periodic.add_job(_guarded(lambda: self._keep_windows(clock)), "interval", seconds=WINDOW_SECONDS)
         periodic.add_job(_guarded(self._refresh), "interval", seconds=INVENTORY_SECONDS)
+        periodic.add_job(_guarded(self._announce_rates), "interval", seconds=RATES_SECONDS)
         if isinstance(executor, LocalExecutor):
             keep_ms = self.settings.executor.log_retention_days * DAY_MS
             periodic.add_job(_guarded(lambda: executor.forget_logs(clock.now_ms() - keep_ms)), "interval", hours=6)
         return periodic
+
+    def _announce_rates(self) -> None:
+        if self.controller.is_leading:
+            self.controller.carry_out(AnnounceRates()).result(timeout=30.0)
 
     def _sample(self, gpus: Gpus) -> None:
         if self.controller.is_leading:

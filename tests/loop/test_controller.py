@@ -2,6 +2,9 @@
 
 import pytest
 
+from metering.core.tariff import parse_price_book
+from metering.rates import AnnounceRates
+from metering.routes import PublishPrices
 from metering.verify import verify
 from scheduler.core.explain import explain
 from scheduler.core.model import AccountId, Booking, GpuClass, HoldKind, JobId, JobState
@@ -169,3 +172,15 @@ def test_a_burst_gang_is_promoted_when_its_tenant_buys_a_guarantee(world: World)
     with controller.database.read() as connection:
         report = verify(connection)
     assert report.is_proved, report.findings
+
+
+def test_published_prices_become_the_rates_that_debts_are_made_with(world: World) -> None:
+    controller = world.leader()
+    book = parse_price_book(
+        'version = "1"\ncurrency = "CNY"\neffective = 2026-01-01T00:00:00Z\n[prices.H100]\nburst = "36"\nspot = "1.8"\n'
+    )
+    controller.carry_out(PublishPrices(book)).result(SECONDS)
+    rates = controller.ask(lambda state, _: state.usage.rates.in_force()).result(SECONDS)
+    assert rates == {(GpuClass("H100"), Booking.BURST): 10_000, (GpuClass("H100"), Booking.SPOT): 500}
+    assert not controller.carry_out(AnnounceRates()).result(SECONDS)
+    assert_memory_equals_database(controller)
