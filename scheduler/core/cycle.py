@@ -23,7 +23,7 @@ from scheduler.core.model import AccountId, Booking, GpuClass, Grant, Job, JobId
 from scheduler.core.order import line_of
 from scheduler.core.placement import crowded, place, verdict
 from scheduler.core.plan import Plan, ShapeVerdict, Start
-from scheduler.core.policy import Backfill, Policy
+from scheduler.core.policy import Backfill, Policy, QueueOrder
 from scheduler.core.reasons import Reason, ReasonCode
 from scheduler.core.reservation import Options, Promises, rank_of
 from scheduler.core.state import ClusterState, Group, QueueKey, group_of
@@ -40,7 +40,13 @@ def plan(state: ClusterState, policy: Policy, now_ms: int, decision: int = 0) ->
     tick.keep_promises()
     tick.promise_old_jobs()
     line = line_of(policy.order, tick.hopeful())
-    while not tick.is_full and (candidate := line.next()) is not None:
+    is_switched = False
+    while not tick.is_full:
+        if policy.backfill is Backfill.EASY_BEFORE and not is_switched and tick.reservations:
+            line, is_switched = line_of(QueueOrder.FIFO, tick.hopeful()), True
+        candidate = line.next()
+        if candidate is None:
+            break
         if tick.goes_on_after(*candidate):
             line.started()
         else:
@@ -96,6 +102,9 @@ class _Tick:
             if self.is_full:
                 return
             job = self._state.jobs[reservation.job]
+            if not self._promises.is_kept(job):
+                self._promises.lift(reservation)
+                continue
             group = group_of(job)
             is_settled = self._promises.is_settled(reservation, job.shape)
             if is_settled and self._is_hopeless(group) and not self._bookings.is_known(job.account):
@@ -251,6 +260,9 @@ class _Tick:
         grants = place(state.capacity, shape, gpu_class, state.closed_pools)
         if grants is None:
             self._remember_failed(shape, gpu_class)
+            return None
+        if not is_promised and self._promises.forbids(shape, self._now_ms + group.time_limit_ms):
+            self._remember_crowded(group, gpu_class)
             return None
         asker = Asker(rank_of(group.account, booking), is_promised)
         spares = self._promises.spares(shape, group.time_limit_ms, asker)

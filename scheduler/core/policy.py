@@ -14,10 +14,15 @@ class QueueOrder(StrEnum):
 
 
 class Backfill(StrEnum):
-    """Who may pass a job that cannot start: nobody, those that delay no promise to the first, or to any."""
+    """Who may pass a job that cannot start: nobody, those that delay no promise to the first, or to any.
+
+    `easy-before` is what RLScheduler simulates under the name of EASY (Zhang et al., SC 2020): one promise, and others
+    pass, first come first, only if they end before it.
+    """
 
     NONE = "none"
     EASY = "easy"
+    EASY_BEFORE = "easy-before"
     CONSERVATIVE = "conservative"
 
 
@@ -65,6 +70,10 @@ class Policy:
 
     promised_jobs: int = 4
     """First blocked jobs of the order, in each GPU class, that get a promised start under `easy` backfill."""
+
+    keeps_first_promises: bool = True
+    """False: under `easy` the first of the order are promised a start anew in each tick, as textbooks do, so that a job
+    that comes before them may put them off. Promises to jobs that waited too long are kept all the same."""
 
     promise_after_ms: int | None = 86_400_000
     """Jobs that waited longer than this get a promised start too, wherever the order has them; None: never. A day: what
