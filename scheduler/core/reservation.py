@@ -113,7 +113,7 @@ class Promises:
         if self._policy.backfill is not Backfill.EASY_BEFORE:
             return False
         first_ms = self.first_start_ms(shape)
-        return first_ms is not None and until_ms > first_ms
+        return first_ms is not None and until_ms >= first_ms
 
     def first_start_ms(self, shape: Shape) -> int | None:
         """Returns the soonest promised start in the shape's classes; None if none is promised."""
