@@ -13,7 +13,7 @@ from datetime import date
 from sqlalchemy.engine import Connection
 
 from metering.core.civil import Day
-from metering.core.usage import WHO_PAYS, Payer
+from metering.core.who_pays import WHO_PAYS, Payer
 from scheduler.core.model import AllocationId, Phase
 from scheduler.core.occupancy import OccupancyState, Occupant
 from scheduler.store.database import StoreCorrupt
@@ -54,8 +54,8 @@ def _days_of_device(connection: Connection, device: LedgerDevice, days: Sequence
     billed: dict[int, int] = defaultdict(int)
     life_end_ms = from_ms
 
-    def add(occupant: Occupant, first_ms: int, last_ms: int) -> None:
-        is_billed = billing.is_billed(occupant, first_ms)
+    def add(occupant: Occupant, lane: int, first_ms: int, last_ms: int) -> None:
+        is_billed = billing.is_billed(occupant, lane, first_ms)
         number = max(0, bisect_right(days, first_ms, key=lambda day: day.from_ms) - 1)
         while number < len(days) and days[number].from_ms < last_ms:
             inside_ms = min(last_ms, days[number].to_ms) - max(first_ms, days[number].from_ms)
@@ -64,11 +64,11 @@ def _days_of_device(connection: Connection, device: LedgerDevice, days: Sequence
             number += 1
 
     for interval in intervals_of_device(connection, device.id, from_ms, to_ms):
-        add(interval.occupant, interval.from_ms, interval.to_ms)
+        add(interval.occupant, interval.lane, interval.from_ms, interval.to_ms)
         life_end_ms = max(life_end_ms, min(interval.to_ms, to_ms))
     for cursor in cursors(connection, device.id):
         if cursor.since_ms < to_ms:
-            add(cursor.occupant, cursor.since_ms, to_ms)
+            add(cursor.occupant, cursor.lane, cursor.since_ms, to_ms)
             life_end_ms = to_ms
     start_ms = life_start_ms(connection, device.id)
     for number in sorted(held):
@@ -105,17 +105,14 @@ class _Billing:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._running: set[AllocationId] = set()
-        """Allocations seen running on this device whose stopping has not come yet."""
+        self._running: dict[int, AllocationId] = {}
+        """What ran last on each lane of the device."""
 
-    def is_billed(self, occupant: Occupant, first_ms: int) -> bool:
+    def is_billed(self, occupant: Occupant, lane: int, first_ms: int) -> bool:
         phase, allocation = occupant.phase, occupant.allocation
         if phase is None or allocation is None or WHO_PAYS.by_phase[phase] is not Payer.TENANT:
             return False
         if phase is Phase.RUNNING:
-            self._running.add(allocation)
+            self._running[lane] = allocation
             return True
-        # A device's rows name one allocation after another, so what is forgotten here does not come back running.
-        seen = allocation in self._running
-        self._running.discard(allocation)
-        return seen or has_run(self._connection, allocation, first_ms)
+        return self._running.get(lane) == allocation or has_run(self._connection, allocation, first_ms)

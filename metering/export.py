@@ -21,7 +21,8 @@ from metering.core.civil import civil_days, local_time, utc_text
 from metering.core.quantity import AMOUNT_DECIMALS, divide, fixed, minor_unit
 from metering.core.rating import MICROS, Invoice, Totals
 from metering.core.tariff import PriceBook
-from metering.core.usage import WHO_PAYS, Stretch, stretches_of
+from metering.core.usage import Stretch, stretches_of
+from metering.core.who_pays import WHO_PAYS
 from metering.csv_files import CsvFile, WrittenFile, harmless
 from metering.ledger import has_windows, price_books
 from metering.manifest import MANIFEST, Manifest, tool_version, tzdata_version
@@ -77,20 +78,21 @@ def export_usage(  # noqa: PLR0913 - a request in words: what, where, which time
 ) -> Manifest:
     """Writes the export of `[from_ms, to_ms)` to `out_dir`, which must be empty or not there, and returns its manifest.
 
-    `connection` reads one snapshot. Running jobs are cut at `to_ms`, which may not be later than `known_until_ms`: what
-    the caller's clock says, or by default the latest time in the ledger itself. A tenant's export has no capacity.csv,
-    which is the centre's. Raises Refused for a range or directory that will not do, StoreCorrupt when the ledger does
-    not add up, OSError when the files cannot be written.
+    `connection` reads one snapshot. Running jobs are cut at `to_ms`, or at `known_until_ms` if that is earlier: what
+    the caller's clock says, or by default the latest time in the ledger itself. The manifest says where it ended. A
+    tenant's export has no capacity.csv, which is the centre's. Raises Refused for a range or directory that will not
+    do, StoreCorrupt when the ledger does not add up, OSError when the files cannot be written.
     """
     known_ms = latest_known_ms(connection) if known_until_ms is None else known_until_ms
     if not 0 <= from_ms < to_ms:
         raise Refused(RefusalCode.INVALID, f"the range {from_ms} to {to_ms} is empty; its end must be after its start")
-    if to_ms > known_ms:
+    if from_ms >= known_ms:
         raise Refused(
             RefusalCode.INVALID,
-            f"the range ends at {utc_text(to_ms)}, but nothing is known yet after {utc_text(known_ms)}",
-            tries=(f"end it at {utc_text(known_ms)}",),
+            f"the range begins at {utc_text(from_ms)}, but nothing is known yet after {utc_text(known_ms)}",
+            tries=(f"begin before {utc_text(known_ms)}",),
         )
+    to_ms = min(to_ms, known_ms)
     if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
         raise Refused(RefusalCode.CONFLICT, f"{out_dir} is there and not empty", tries=("choose a new directory",))
     out_dir.parent.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ from sqlalchemy.engine import Connection, Row
 
 from metering.core.civil import utc_text
 from metering.core.tariff import PriceBook, body_of, price_book_of
-from metering.core.usage import WHO_PAYS, Payer
+from metering.core.who_pays import WHO_PAYS, Payer
 from metering.tables import GPU_WINDOW, PRICE_BOOK
 from scheduler.core.model import DeviceId
 from scheduler.refusal import RefusalCode, Refused
@@ -153,9 +153,8 @@ def write_windows(connection: Connection, windows: Sequence[GpuWindow]) -> int:
     insert = postgresql_insert if connection.dialect.name == "postgresql" else sqlite_insert
     new = 0
     for part in chunks(windows):
-        # Values in the statement, not executemany: only then the number of rows written comes back.
-        statement = insert(GPU_WINDOW).values([asdict(window) for window in part]).on_conflict_do_nothing()
-        new += connection.execute(statement).rowcount
+        statement = insert(GPU_WINDOW).on_conflict_do_nothing().returning(GPU_WINDOW.c.from_ms)
+        new += len(connection.execute(statement, [asdict(window) for window in part]).all())
     return new
 
 

@@ -1,5 +1,6 @@
 """The only door to the machine's clocks. A clock is a value that is passed in; tests pass a ManualClock."""
 
+import threading
 import time
 from datetime import UTC, datetime
 from typing import Protocol
@@ -25,9 +26,14 @@ class LedgerClock:
     def __init__(self, floor_ms: int = 0) -> None:
         self._last_ms = max(floor_ms, time.time_ns() // 1_000_000)
         self._last_monotonic_ns = time.monotonic_ns()
+        self._lock = threading.Lock()
 
     def now_ms(self) -> int:
-        """Returns UTC milliseconds since 1970; never less than an earlier answer or the floor."""
+        """Returns UTC milliseconds since 1970; never less than an earlier answer or the floor, in whatever thread."""
+        with self._lock:
+            return self._step()
+
+    def _step(self) -> int:
         monotonic_ns = time.monotonic_ns()
         elapsed_ms = (monotonic_ns - self._last_monotonic_ns) // 1_000_000
         wall_ms = time.time_ns() // 1_000_000
@@ -43,9 +49,10 @@ class LedgerClock:
 
     def raise_floor(self, floor_ms: int) -> None:
         """Makes sure that no later answer is less than `floor_ms`."""
-        if floor_ms > self._last_ms:
-            self._last_ms = floor_ms
-            self._last_monotonic_ns = time.monotonic_ns()
+        with self._lock:
+            if floor_ms > self._last_ms:
+                self._last_ms = floor_ms
+                self._last_monotonic_ns = time.monotonic_ns()
 
 
 class ManualClock:

@@ -91,7 +91,8 @@ class Totals:
     def sample(self, at_ms: int, state: ClusterState) -> Sample:
         """Returns the instant for the plot."""
         waiting = sum(state.pending_units.values())
-        return Sample(at_ms, self._held_units / GPU_UNITS, waiting / GPU_UNITS, len(state.ages) + len(state.timed))
+        backlog = len(state.waiting.ages) + len(state.timed)
+        return Sample(at_ms, self._held_units / GPU_UNITS, waiting / GPU_UNITS, backlog)
 
     def _unfairness(self, state: ClusterState) -> int:
         """Units held by other tenants than an equal division by need would have it."""

@@ -12,7 +12,14 @@ from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 
 from scheduler.core.cycle import plan
-from scheduler.core.events import AllocationEnded, AllocationMade, JobSubmitted, NodeChanged, ReservationsPlanned
+from scheduler.core.events import (
+    AllocationEnded,
+    AllocationMade,
+    AllocationPromoted,
+    JobSubmitted,
+    NodeChanged,
+    ReservationsPlanned,
+)
 from scheduler.core.model import (
     Allocation,
     AllocationId,
@@ -55,7 +62,7 @@ class Replay:
     ) -> None:
         self._policy = replace(policy, default_grace_ms=0)  # nothing outlives its limit here
         self._restart_cost_ms = restart_cost_ms
-        self._state = ClusterState()
+        self._state = ClusterState(policy.debt_half_life_ms)
         for inventory in nodes:
             self._state.apply(NodeChanged(0, inventory.node, inventory.devices))
         self._now_ms = 0
@@ -171,6 +178,9 @@ class Replay:
             self._last_plan = made
             if made.reservations or self._state.reservations:
                 self._state.apply(ReservationsPlanned(now_ms, made.reservations, not made.is_partial))
+            for promotion in made.promotions:
+                segment = self._state.allocations[promotion.allocation].segment + 1
+                self._state.apply(AllocationPromoted(now_ms, promotion.allocation, promotion.booking, segment))
             for stop in made.stops:
                 self._end(stop.allocation, stop.reason)
             for start in made.starts:

@@ -227,7 +227,10 @@ class Supervisor:
             self._signal_tree(signal.SIGCONT)  # a stopped process hears nothing
 
     def _read_control(self) -> None:
-        control: rundir.Control | None = rundir.read_json(f"{self._directory}/{rundir.CONTROL}")
+        try:
+            control: rundir.Control | None = rundir.read_json(f"{self._directory}/{rundir.CONTROL}")
+        except OSError:
+            return  # what cannot be read now is read when the bell rings next; a supervisor must not die of it
         if control is None or control == self._last_control:
             return
         self._last_control = control

@@ -37,8 +37,8 @@ class Centre:
     """Nodes, accounts and jobs, with a clock that moves when told."""
 
     def __init__(self, *nodes: NodeInventory, accounts: tuple[Account, ...] = (), policy: Policy | None = None) -> None:
-        self.state = ClusterState()
         self.policy = policy or Policy()
+        self.state = ClusterState(self.policy.debt_half_life_ms)
         self.now_ms = START_MS
         self.ended: dict[JobId, JobState] = {}
         self.last: Plan | None = None
@@ -80,6 +80,9 @@ class Centre:
         self.state.check()
         assert made == plan(self.state, self.policy, self.now_ms, self._decisions), "a plan changes the state"
         self.last = made
+        for promotion in made.promotions:
+            segment = self.state.allocations[promotion.allocation].segment + 1
+            self.apply(events.AllocationPromoted(self.now_ms, promotion.allocation, promotion.booking, segment))
         self.apply(events.ReservationsPlanned(self.now_ms, made.reservations, not made.is_partial))
         for start in made.starts:
             job = self.state.jobs[start.job]

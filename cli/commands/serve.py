@@ -28,16 +28,22 @@ class CannotServe(CliError):
         super().__init__(message, code="cannot_serve", problems=problems)
 
 
-def serve(  # noqa: PLR0913 -- one parameter a flag
+def serve(
     ctx: typer.Context,
     config: Annotated[str | None, typer.Option("--config", metavar="FILE", help="Settings, in TOML.")] = None,
     listen: Annotated[str | None, typer.Option("--listen", metavar="HOST:PORT", help="Where the API answers.")] = None,
-    data_dir: Annotated[str | None, typer.Option("--data-dir", metavar="DIR", help="Database, logs, run state.")] = None,
-    database: Annotated[str | None, typer.Option("--database", metavar="URL", help="sqlite:/// or postgresql://")] = None,
+    data_dir: Annotated[
+        str | None, typer.Option("--data-dir", metavar="DIR", help="Database, logs, run state.")
+    ] = None,
+    database: Annotated[
+        str | None, typer.Option("--database", metavar="URL", help="sqlite:/// or postgresql://")
+    ] = None,
     sim: Annotated[
         str | None, typer.Option("--sim", metavar="SPEC", help="Simulated GPUs, such as 2x8xH200; jobs are real.")
     ] = None,
-    dev: Annotated[bool, typer.Option("--dev", help="For this machine: no settings, a tenant and a context made.")] = False,
+    dev: Annotated[
+        bool, typer.Option("--dev", help="For this machine: no settings, a tenant and a context made.")
+    ] = False,
 ) -> int:
     """Run the daemon: scheduler, metering and API, until it is told to stop (SIGTERM, Ctrl-C). Jobs outlive it.
 

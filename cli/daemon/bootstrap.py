@@ -3,10 +3,10 @@
 import logging
 from pathlib import Path
 
-from scheduler.auth import Role, new_secret, secret_hash
 from ulid import ULID
 
 from cli.contextfile import write_private
+from scheduler.auth import Role, new_secret, secret_hash
 from scheduler.core.model import ROOT_ACCOUNT, AccountId, UserName
 from scheduler.loop import Controller
 from scheduler.refusal import Refused

@@ -12,62 +12,17 @@ Nothing here depends on the order in which holdings are given.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date, tzinfo
-from enum import StrEnum
 from itertools import pairwise
 
 from metering.core.civil import civil_days
 from metering.core.quantity import GpuMs, gpu_ms_between
 from metering.core.tariff import PriceBook, book_in_force
+from metering.core.who_pays import END_WORDS, PERIOD_SPLIT, SEGMENT_SPLIT, WHO_PAYS, Payer, WhoPays
 from scheduler.core.model import AccountId, AllocationId, Booking, DeviceId, EndReason, GpuClass, JobId, Phase
 from scheduler.core.occupancy import Cursor, Evidence, Interval, OccupancyState
-
-
-class Payer(StrEnum):
-    """Who bears a stretch of time."""
-
-    TENANT = "tenant"
-    PROVIDER = "provider"
-
-
-@dataclass(frozen=True, slots=True)
-class WhoPays:
-    """The table that says who bears each phase of an allocation. A change of it is a new version."""
-
-    version: str
-    by_phase: Mapping[Phase, Payer]
-
-
-WHO_PAYS = WhoPays(
-    "1",
-    {
-        Phase.STARTING: Payer.PROVIDER,  # nothing of the tenant's runs yet
-        Phase.RUNNING: Payer.TENANT,
-        Phase.STOPPING: Payer.TENANT,  # to its exit; only if it ran, because rating starts at `running`
-    },
-)
-
-END_WORDS: Mapping[EndReason | None, str] = {
-    None: "completed",
-    EndReason.EXIT_NONZERO: "failed",
-    EndReason.OOM: "failed",
-    EndReason.IMAGE_PULL: "failed",
-    EndReason.LAUNCH_FAILED: "failed",
-    EndReason.IDLE_STOP: "failed",
-    EndReason.BUDGET_STOP: "failed",
-    EndReason.WALLTIME: "timeout",
-    EndReason.DEADLINE: "timeout",
-    EndReason.CANCELLED: "cancelled",
-    EndReason.REQUEUED: "requeued",
-    EndReason.PREEMPTED: "preempted",
-    EndReason.NODE_LOST: "node_lost",
-    EndReason.GPU_ERROR: "gpu_error",
-}
-"""The export's word for how an allocation ended."""
-PERIOD_SPLIT = "period_split"
-SEGMENT_SPLIT = "segment_split"
 
 
 class UnevenSegment(ValueError):

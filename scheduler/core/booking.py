@@ -1,35 +1,123 @@
 """How a gang would be held: its booking, or the limit, guarantee or suspension that forbids it.
 
-`Bookings` is the accounts' half of a tick: it knows what accounts hold and what this tick has added, and nothing of
-nodes. A gang is wholly `guaranteed` while it fits what is left of its tenant's guarantee, `burst` beyond, `spot` if it
-asked for that.
+`Bookings` is the accounts' half of a tick: it knows what accounts hold, with what this tick has added, and nothing of
+nodes. A gang is wholly `guaranteed` while it fits what is left of its tenant's guarantee, and of its project's part
+where the tenant divided it, `burst` beyond, `spot` if it asked for that.
+
+Guarantees that exceed the capacity that is left shrink in proportion, for new starts only. What is free of a guarantee
+is kept for the first waiting job that accepts nothing else, up to its size.
 """
 
 from collections import Counter
 
-from scheduler.core.model import GPU_UNITS, AccountId, Booking, BookingWanted, GpuClass, tenant_of
+from scheduler.core.fairshare import pro_rata
+from scheduler.core.model import (
+    GPU_UNITS,
+    AccountId,
+    AllocationId,
+    Booking,
+    BookingWanted,
+    GpuClass,
+    Shape,
+    lineage,
+    tenant_of,
+)
+from scheduler.core.plan import Promotion
 from scheduler.core.reasons import Reason, ReasonCode
-from scheduler.core.state import ClusterState, Group, lineage
+from scheduler.core.state import ClusterState
+from scheduler.core.waiting import Group
 
 _ALL_BOOKINGS = tuple(Booking)
 
 
 class Bookings:
-    """What each account holds, with what the tick has started so far."""
+    """What each account holds and is charged, with what the tick has decided so far."""
 
     def __init__(self, state: ClusterState) -> None:
         self._state = state
         self._taken: Counter[tuple[AccountId, GpuClass, Booking]] = Counter()
+        self._kept: Counter[tuple[AccountId, GpuClass]] = Counter()
+        self._keeps_for: dict[tuple[AccountId, GpuClass], Group] = {}
+        self._bought: dict[GpuClass, dict[AccountId, int]] = {}
+        self._charges: dict[tuple[Shape, GpuClass, Booking], int] = {}
+        self.promotions: list[Promotion] = []
+        self.burst_charge: Counter[AccountId] = Counter()
+        """What this tick's burst starts and promises cost, less its promotions: micro-credits/s times GPU_UNITS."""
+        self.spot_charge: Counter[AccountId] = Counter()
+        """The same of spot."""
+        self.is_guarantee_turn = False
+        """While jobs that fit a guarantee have their turn, none may start beyond it."""
 
-    def take(self, account: AccountId, gpu_class: GpuClass, booking: Booking, units: int) -> None:
-        """Counts a gang that starts in this tick."""
-        for name in lineage(account):
-            self._taken[name, gpu_class, booking] += units
+    def take(self, group: Group, gpu_class: GpuClass, booking: Booking) -> None:
+        """Counts a gang of the group that starts in this tick."""
+        units = group.shape.total_units
+        for account in lineage(group.account):
+            self._taken[account, gpu_class, booking] += units
+        self._charge(group, gpu_class, booking)
+
+    def promise(self, group: Group) -> None:
+        """Lets a job that is promised a start weigh in the order as if it ran: the next promise is another's."""
+        if group.wanted is BookingWanted.GUARANTEED:
+            self.keep_guarantee(group)
+            return
+        booking = Booking.SPOT if group.wanted is BookingWanted.SPOT else Booking.BURST
+        self._charge(group, group.shape.gpu_classes[0], booking)
+
+    def _charge(self, group: Group, gpu_class: GpuClass, booking: Booking) -> None:
+        if booking is Booking.GUARANTEED:
+            return
+        charges = self.burst_charge if booking is Booking.BURST else self.spot_charge
+        charge = self.charge_of(group.shape, gpu_class, booking)
+        for account in lineage(group.account):
+            charges[account] += charge
+
+    def promote(self, allocation_id: AllocationId) -> None:
+        """Counts a burst gang as guaranteed from now on."""
+        allocation = self._state.allocations[allocation_id]
+        assert allocation.booking is Booking.BURST, "only burst gangs are promoted"
+        units, charge = allocation.total_units, self._state.usage.charge_of(allocation)
+        for account in lineage(allocation.account):
+            self._taken[account, allocation.gpu_class, Booking.BURST] -= units
+            self._taken[account, allocation.gpu_class, Booking.GUARANTEED] += units
+            self.burst_charge[account] -= charge
+        self.promotions.append(Promotion(allocation_id, Booking.GUARANTEED))
+
+    def keep_guarantee(self, group: Group) -> None:
+        """Keeps guarantee free for a job that waits for it, if it is its tenant's first, and could ever fit it."""
+        tenant, units = tenant_of(group.account), group.shape.total_units
+        if group.wanted is not BookingWanted.GUARANTEED or self.suspension(group.account) is not None:
+            return
+        for gpu_class in group.shape.gpu_classes:
+            if (tenant, gpu_class) in self._keeps_for:
+                return
+            levels = self._guarantees(group.account, gpu_class)
+            if (
+                min((bought for _, bought in levels), default=0) < units
+                or self._over_limit(group.account, gpu_class, units) is not None
+                or not self._state.supply.could_hold(group.shape, gpu_class, self._state.closed_pools)
+            ):
+                continue
+            self._keeps_for[tenant, gpu_class] = group
+            for account, _ in levels:
+                self._kept[account, gpu_class] += units
+            return
 
     def has_guarantee(self, account: AccountId) -> bool:
         """Tells whether the account's tenant bought a guarantee of any class."""
         known = self._state.accounts.get(tenant_of(account))
         return known is not None and bool(known.guarantee)
+
+    def may_be_guaranteed(self, group: Group) -> bool:
+        """Tells whether a job of the group that is looked at now may get its guarantee.
+
+        Those that prefer one class above all others had their turn; after it, none of them fits its guarantee.
+        """
+        if self.is_guarantee_turn or group.wanted is BookingWanted.GUARANTEED:
+            return True
+        if group.wanted is BookingWanted.SPOT or len(group.shape.gpu_classes) == 1:
+            return False
+        units = group.shape.total_units
+        return any(units <= self.guarantee_left(group.account, gpu_class) for gpu_class in group.shape.gpu_classes)
 
     def is_known(self, account: AccountId) -> bool:
         """Tells whether the account or one above it has terms that could stop a job; strangers have none."""
@@ -51,12 +139,104 @@ class Bookings:
             return over
         if group.wanted is BookingWanted.SPOT:
             return Booking.SPOT
-        left = self._guarantee_left(group.account, gpu_class)
+        left = self.guarantee_left(group.account, gpu_class)
+        if self._keeps_for.get((tenant_of(group.account), gpu_class)) == group:
+            left += units  # it is kept for this very group
         if units <= left:
             return Booking.GUARANTEED
-        if group.wanted is BookingWanted.GUARANTEED:
+        if group.wanted is BookingWanted.GUARANTEED or self.is_guarantee_turn:
             return Reason(ReasonCode.GUARANTEE, need=-(-units // GPU_UNITS), free=max(0, left) // GPU_UNITS)
         return Booking.BURST
+
+    def blocks(self) -> dict[Group, Reason]:
+        """Returns what forbids a start to each group that could not start whatever is free, beside what did start."""
+        found: dict[Group, Reason] = {}
+        self.is_guarantee_turn = False  # it may not be over where a tick was cut short
+        for account, groups in self._state.waiting.groups.items():
+            suspended = self.suspension(account)
+            if suspended is not None:
+                found.update(dict.fromkeys(groups, suspended))
+                continue
+            has_limit = any(
+                known is not None and known.limit for known in map(self._state.accounts.get, lineage(account))
+            )
+            if not has_limit and account not in self._state.waiting.heads[BookingWanted.GUARANTEED]:
+                continue
+            left: dict[GpuClass, int] = {}
+            for group in groups:
+                if group.wanted is not BookingWanted.GUARANTEED and (
+                    not has_limit
+                    or any(self._is_within(group, gpu_class, left) for gpu_class in group.shape.gpu_classes)
+                ):
+                    continue
+                forbidden = self._forbidden(group)
+                if forbidden is not None:
+                    found[group] = forbidden
+        return found
+
+    def _is_within(self, group: Group, gpu_class: GpuClass, left: dict[GpuClass, int]) -> bool:
+        """Tells whether limits leave room for the group. `left` remembers the room by class, for one account."""
+        if gpu_class not in left:
+            rooms = [
+                known.limit[gpu_class] * GPU_UNITS - self._held(name, gpu_class, _ALL_BOOKINGS)
+                for name in lineage(group.account)
+                if (known := self._state.accounts.get(name)) is not None and gpu_class in known.limit
+            ]
+            if not rooms:
+                return True
+            left[gpu_class] = min(rooms)
+        return group.shape.total_units <= left[gpu_class]
+
+    def _forbidden(self, group: Group) -> Reason | None:
+        first: Reason | None = None
+        for gpu_class in group.shape.gpu_classes:
+            chosen = self.choose(group, gpu_class)
+            if not isinstance(chosen, Reason):
+                return None
+            first = first or chosen
+        return first
+
+    def guarantee_left(self, account: AccountId, gpu_class: GpuClass) -> int:
+        """Returns the units of its guarantee that the account may still start in; 0 or less if there are none."""
+        levels = self._guarantees(account, gpu_class)
+        return min(
+            (
+                bought - self._held(name, gpu_class, (Booking.GUARANTEED,)) - self._kept[name, gpu_class]
+                for name, bought in levels
+            ),
+            default=0,
+        )
+
+    def charge_of(self, shape: Shape, gpu_class: GpuClass, booking: Booking) -> int:
+        """Returns what a gang of the shape would cost: micro-credits per second, times GPU_UNITS."""
+        key = (shape, gpu_class, booking)
+        charge = self._charges.get(key)
+        if charge is None:
+            state = self._state
+            charge = state.usage.rates.rate(gpu_class, booking) * state.supply.charged_units(shape, gpu_class)
+            self._charges[key] = charge
+        return charge
+
+    def guarantee_of(self, tenant: AccountId, gpu_class: GpuClass) -> int:
+        """Returns the units of its guarantee that the tenant can count on now, with the capacity that is left."""
+        bought = self._bought.get(gpu_class)
+        if bought is None:
+            bought = self._bought[gpu_class] = guarantees_in_force(self._state, gpu_class)
+        return bought.get(tenant, 0)
+
+    def _guarantees(self, account: AccountId, gpu_class: GpuClass) -> list[tuple[AccountId, int]]:
+        """Returns the accounts of the path whose guarantee binds, with its units; none without a tenant's guarantee."""
+        tenant = tenant_of(account)
+        bought = self.guarantee_of(tenant, gpu_class)
+        if not bought:
+            return []
+        levels = [(tenant, bought)]
+        for name in lineage(account)[:-1]:
+            known = self._state.accounts.get(name)
+            part = None if known is None else known.guarantee.get(gpu_class)
+            if part is not None:
+                levels.append((name, part * GPU_UNITS))
+        return levels
 
     def _over_limit(self, account: AccountId, gpu_class: GpuClass, units: int) -> Reason | None:
         tenant = tenant_of(account)
@@ -71,19 +251,12 @@ class Bookings:
                 return Reason(code, need=-(-units // GPU_UNITS), free=max(0, left) // GPU_UNITS, detail=name)
         return None
 
-    def _guarantee_left(self, account: AccountId, gpu_class: GpuClass) -> int:
-        """Returns the units of the tenant's guarantee left to the account; a project's own part binds too."""
-        tenant = tenant_of(account)
-        left: int | None = None
-        for name in lineage(account):
-            known = self._state.accounts.get(name)
-            bought = None if known is None else known.guarantee.get(gpu_class)
-            if bought is None and name != tenant:
-                continue
-            here = (bought or 0) * GPU_UNITS - self._held(name, gpu_class, (Booking.GUARANTEED,))
-            left = here if left is None else min(left, here)
-        return left or 0
-
     def _held(self, account: AccountId, gpu_class: GpuClass, bookings: tuple[Booking, ...]) -> int:
         in_tick = sum(self._taken[account, gpu_class, booking] for booking in bookings)
         return self._state.held_by(account, gpu_class, *bookings) + in_tick
+
+
+def guarantees_in_force(state: ClusterState, gpu_class: GpuClass) -> dict[AccountId, int]:
+    """Returns each tenant's guarantee in capacity units, cut in proportion where they exceed the capacity left."""
+    bought = state.guarantees.get(gpu_class)
+    return pro_rata(state.capacity_units(gpu_class), bought) if bought else {}

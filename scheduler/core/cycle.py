@@ -13,40 +13,34 @@ The cost follows the starts, the promises and the groups that could start, not t
 """
 
 from collections import Counter
-from collections.abc import Iterator
-
-from sortedcontainers import SortedList
+from enum import Enum, auto
 
 from scheduler.core.booking import Bookings
 from scheduler.core.future import NEVER_MS, Asker
 from scheduler.core.model import AccountId, Booking, GpuClass, Grant, Job, JobId, Shape
-from scheduler.core.order import line_of
+from scheduler.core.order import FairLine
 from scheduler.core.placement import crowded, place, verdict
+from scheduler.core.plainorder import Line, PlainLine
 from scheduler.core.plan import Plan, ShapeVerdict, Start
 from scheduler.core.policy import Backfill, Policy, QueueOrder
 from scheduler.core.reasons import Reason, ReasonCode
 from scheduler.core.reservation import Options, Promises, rank_of
-from scheduler.core.state import ClusterState, Group, QueueKey, group_of
+from scheduler.core.state import ClusterState, Group, group_of
 from scheduler.core.stretch import Reservation
 
 
 def plan(state: ClusterState, policy: Policy, now_ms: int, decision: int = 0) -> Plan:
     """Returns what to do now. The state is as before, but for jobs whose begin time came and memos of what failed."""
+    assert policy.debt_half_life_ms == state.usage.debts.half_life_ms, "debts are kept under the policy's half-life"
     state.release_due(now_ms)
-    if not state.of_shape:
+    if not state.waiting.of_shape and not state.usage.promotable:
         return Plan(decision, now_ms, wake_at_ms=state.next_due_ms())
     versions = state.capacity.versions()
     tick = _Tick(state, policy, now_ms)
     tick.keep_promises()
     tick.promise_old_jobs()
-    line = line_of(policy.order, tick.hopeful())
-    is_switched = False
-    while not tick.is_full:
-        if policy.backfill is Backfill.EASY_BEFORE and not is_switched and tick.reservations:
-            line, is_switched = line_of(QueueOrder.FIFO, tick.hopeful()), True
-        candidate = line.next()
-        if candidate is None:
-            break
+    line = tick.line()
+    while not tick.is_full and (candidate := (line := tick.switched(line)).next()) is not None:
         if tick.goes_on_after(*candidate):
             line.started()
         else:
@@ -58,6 +52,7 @@ def plan(state: ClusterState, policy: Policy, now_ms: int, decision: int = 0) ->
         decision=decision,
         now_ms=now_ms,
         starts=tuple(tick.starts),
+        promotions=tuple(tick.bookings.promotions),
         verdicts=tick.verdicts,
         blocks=tick.blocks,
         reservations=tick.reservations,
@@ -66,14 +61,24 @@ def plan(state: ClusterState, policy: Policy, now_ms: int, decision: int = 0) ->
     )
 
 
+class _Hope(Enum):
+    """What is known of jobs before they are looked at."""
+
+    SOME = auto()
+    BY_GUARANTEE = auto()
+    """They would delay a promise, which binds all but guaranteed starts and an admin's guests."""
+    NONE = auto()
+
+
 class _Tick:
     """What one tick has decided so far."""
 
     def __init__(self, state: ClusterState, policy: Policy, now_ms: int) -> None:
         self._state = state
         self._policy = policy
+        self._is_strict = policy.backfill is Backfill.NONE
         self._now_ms = now_ms
-        self._bookings = Bookings(state)
+        self.bookings = Bookings(state)
         self._failed: set[tuple[Shape, GpuClass]] = set()
         self._crowded_out: dict[tuple[Shape, GpuClass], int] = {}
         """By shape and class, the shortest limit that would have delayed a promise in this tick."""
@@ -81,6 +86,8 @@ class _Tick:
         self._classes_closed: set[GpuClass] = set()
         """Without backfill: classes in which a job waits that all others wait behind."""
         self._started: set[JobId] = set()
+        self._is_switched = False
+        self._hopes: dict[tuple[Shape, int], _Hope] = {}
         self._promises = Promises(state, policy, now_ms)
         self.starts: list[Start] = []
         self.verdicts: dict[Shape, ShapeVerdict] = {}
@@ -107,7 +114,7 @@ class _Tick:
                 continue
             group = group_of(job)
             is_settled = self._promises.is_settled(reservation, job.shape)
-            if is_settled and self._is_hopeless(group) and not self._bookings.is_known(job.account):
+            if is_settled and self._is_hopeless(group) and not self.bookings.is_known(job.account):
                 continue
             self._promises.lift(reservation)
             options = self._options(group)
@@ -128,18 +135,48 @@ class _Tick:
             elif self._start_or_promise(job):
                 promised -= 1
 
-    def hopeful(self) -> Iterator[tuple[Group, SortedList[QueueKey]]]:
-        """Yields the groups that the walk of the order should look at, with their lines; no order among them."""
-        is_strict = self._policy.backfill is Backfill.NONE
-        for shape, groups in self._state.of_shape.items():
-            if is_strict or self._promises.has_slot(shape):
-                yield from groups.items()
-                continue
+    def line(self) -> Line:
+        """Returns the waiting jobs in the order that the policy chose."""
+        for job_id in sorted(self._promises.kept):
+            self.bookings.promise(group_of(self._state.jobs[job_id]))
+        order = self._policy.order
+        if order is QueueOrder.FAIR:
+            return FairLine(self._state, self.bookings, self._now_ms, self)
+        return self._plain_line(order)
+
+    def switched(self, line: Line) -> Line:
+        """Returns the line to go on with: under `easy-before`, first come first once a start is promised."""
+        if self._policy.backfill is not Backfill.EASY_BEFORE or self._is_switched or not self._promises.kept:
+            return line
+        self._is_switched = True
+        return self._plain_line(QueueOrder.FIFO)
+
+    def _plain_line(self, order: QueueOrder) -> Line:
+        lines = (entry for entry in self._state.pending_groups() if not self.is_hopeless(entry[0]))
+        return PlainLine(lines, order)
+
+    def is_hopeless(self, group: Group) -> bool:
+        """Tells whether memory alone says that no job of the group can start now or be promised a start."""
+        hope = self._hope(group.shape, group.time_limit_ms)
+        if hope is _Hope.BY_GUARANTEE:
+            return not self.bookings.may_be_guaranteed(group) and not self._promises.is_host(group.account)
+        return hope is _Hope.NONE
+
+    def is_dead(self, shape: Shape) -> bool:
+        """Tells whether no job of the shape can start in this tick or be promised a start."""
+        return self._hope(shape, 0) is _Hope.NONE
+
+    def _hope(self, shape: Shape, limit_ms: int) -> "_Hope":
+        """Returns what memory says of jobs of a shape and a time limit; remembered until memory changes."""
+        hope = self._hopes.get((shape, limit_ms))
+        if hope is None:
             bound_ms = max((self._bound_ms(shape, gpu_class) for gpu_class in shape.gpu_classes), default=0)
-            if bound_ms:
-                for group, line in groups.items():
-                    if group.time_limit_ms < bound_ms or self._is_privileged(group.account):
-                        yield group, line
+            if self._is_strict or self._promises.has_slot(shape) or limit_ms < bound_ms:
+                hope = _Hope.SOME
+            else:
+                hope = _Hope.BY_GUARANTEE if bound_ms else _Hope.NONE
+            self._hopes[shape, limit_ms] = hope
+        return hope
 
     def goes_on_after(self, job_id: JobId, group: Group) -> bool:
         """Starts the job or promises it a start; False if no other job of its group needs to be looked at."""
@@ -150,24 +187,30 @@ class _Tick:
         options = self._options(group)
         if self._try_start(job_id, group, options):
             return True
-        if options and self._policy.backfill is Backfill.NONE and self._is_only_waiting(group.shape):
+        if options and self._is_strict and self._is_only_waiting(group.shape):
             self._classes_closed.update(group.shape.gpu_classes)
-        return self._promises.make_if_slot(self._state.jobs[job_id], options) if options else False
+        if options and self._promises.make_if_slot(self._state.jobs[job_id], options):
+            self.bookings.promise(group)
+            self._hopes.clear()
+            return True
+        self.bookings.keep_guarantee(group)
+        return False
 
     def explain(self) -> None:
-        """Records why the shapes that wait do not fit; where one does, what stops a group of it counts."""
+        """Records why the shapes that wait do not fit, and what forbids a start to groups, whatever was looked at."""
         state = self._state
         started = Counter(state.jobs[start.job].shape for start in self.starts)
-        for shape, groups in sorted(state.of_shape.items(), key=lambda entry: state.shapes[entry[0]][0]):
-            if started[shape] == sum(map(len, groups.values())):
+        for shape, groups in sorted(
+            state.waiting.of_shape.items(), key=lambda entry: state.waiting.number_of(entry[0])
+        ):
+            if started[shape] and started[shape] == sum(len(row.line) for row in groups.values()):
                 continue
             if not any(self._fits(shape, gpu_class) for gpu_class in shape.gpu_classes):
                 self.verdicts[shape] = verdict(state.capacity, shape, state.closed_pools, state.structures)
             elif any(self._bound_ms(shape, gpu_class) < NEVER_MS for gpu_class in shape.gpu_classes):
                 until_ms = self._promises.first_start_ms(shape)
                 self.verdicts[shape] = crowded(state.capacity, shape, state.closed_pools, state.structures, until_ms)
-        for group in [group for group in self.blocks if self._is_hopeless(group)]:
-            del self.blocks[group]  # whether it was looked at depends on what was remembered
+        self.blocks = self.bookings.blocks()
 
     def undo(self) -> None:
         """Gives back all that was taken and booked: what was decided stays in the plan only."""
@@ -197,7 +240,7 @@ class _Tick:
 
     def _is_privileged(self, account: AccountId) -> bool:
         """True when promises may not bind jobs of the account, so that what stops others says nothing of it."""
-        return self._bookings.has_guarantee(account) or self._promises.is_host(account)
+        return self.bookings.has_guarantee(account) or self._promises.is_host(account)
 
     def _is_only_waiting(self, shape: Shape) -> bool:
         """True when what the shape lacks is free GPUs and not nodes that could hold it."""
@@ -205,19 +248,11 @@ class _Tick:
         return found.reasons[0].code in {ReasonCode.CAPACITY, ReasonCode.FRAGMENTATION}
 
     def _options(self, group: Group) -> Options:
-        """Returns the classes that the group's account permits, with the booking in each; records why if none."""
-        blocked = self._bookings.suspension(group.account)
-        options: Options = []
-        for gpu_class in group.shape.gpu_classes if blocked is None else ():
-            booking = self._bookings.choose(group, gpu_class)
-            if isinstance(booking, Reason):
-                blocked = blocked or booking
-            else:
-                options.append((gpu_class, booking))
-        if not options:
-            assert blocked is not None, "a job that may not start has a reason"
-            self.blocks[group] = blocked
-        return options
+        """Returns the classes that the group's account permits, with the booking in each."""
+        if self.bookings.suspension(group.account) is not None:
+            return []
+        chosen = ((gpu_class, self.bookings.choose(group, gpu_class)) for gpu_class in group.shape.gpu_classes)
+        return [(gpu_class, booking) for gpu_class, booking in chosen if isinstance(booking, Booking)]
 
     def _try_start(self, job_id: JobId, group: Group, options: Options, *, is_promised: bool = False) -> bool:
         for gpu_class, booking in options:
@@ -232,7 +267,7 @@ class _Tick:
         for grant in start.grants:
             state.capacity.take(grant)
             state.future.add(_owner(start.job), grant, self._now_ms + group.time_limit_ms)
-        self._bookings.take(group.account, start.gpu_class, start.booking, group.shape.total_units)
+        self.bookings.take(group, start.gpu_class, start.booking)
         self._classes_taken.add(start.gpu_class)
         self._started.add(start.job)
         self.starts.append(start)
@@ -246,6 +281,7 @@ class _Tick:
             self._promises.lift(reservation)
             self._promises.make(job, self._options(group_of(job)))
             self._crowded_out.clear()
+            self._hopes.clear()
 
     def _place(
         self, group: Group, gpu_class: GpuClass, booking: Booking, *, is_promised: bool
@@ -286,6 +322,7 @@ class _Tick:
 
     def _remember_failed(self, shape: Shape, gpu_class: GpuClass) -> None:
         state = self._state
+        self._hopes.clear()
         if gpu_class in self._classes_taken:
             # It failed beside what this tick took, which the store may yet refuse: true for this tick only.
             self._failed.add((shape, gpu_class))
@@ -294,6 +331,7 @@ class _Tick:
 
     def _remember_crowded(self, group: Group, gpu_class: GpuClass) -> None:
         state, key = self._state, (group.shape, gpu_class)
+        self._hopes.clear()
         self._crowded_out[key] = min(group.time_limit_ms, self._crowded_out.get(key, NEVER_MS))
         if not self.starts and not self._promises.has_changed:
             versions = (state.capacity.version(gpu_class), state.promises_version)

@@ -1,11 +1,13 @@
 """What happened: the only way that `state.ClusterState` changes. Each event is durable before the state sees it.
 
-Events of the centre: AccountChanged, AccountRemoved, NodeChanged, NodeRemoved, PoolChanged.
+Events of the centre: AccountChanged, AccountRemoved, RatesChanged, NodeChanged, NodeRemoved, PoolChanged.
 Events of a waiting job: JobSubmitted, JobChanged, JobHeld, JobReleased, JobEnded.
-Events of an allocation, in this order: AllocationMade, AllocationStarted, AllocationStopping, AllocationEnded.
+Events of an allocation, in this order: AllocationMade, AllocationStarted, AllocationStopping, AllocationEnded;
+AllocationPromoted between the first and the last but one.
 Events of what is booked ahead: ReservationMade, ReservationRemoved (an admin's), ReservationsPlanned (waiting jobs').
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from scheduler.core.model import (
@@ -13,8 +15,10 @@ from scheduler.core.model import (
     AccountId,
     Allocation,
     AllocationId,
+    Booking,
     Device,
     EndReason,
+    GpuClass,
     HoldKind,
     Job,
     JobId,
@@ -40,6 +44,14 @@ class AccountRemoved:
 
     at_ms: int
     account: AccountId
+
+
+@dataclass(frozen=True, slots=True)
+class RatesChanged:
+    """Other list prices are in force from now on: micro-credits per GPU-second. What is left out costs one credit."""
+
+    at_ms: int
+    rates: Mapping[tuple[GpuClass, Booking], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +141,16 @@ class AllocationStarted:
 
 
 @dataclass(frozen=True, slots=True)
+class AllocationPromoted:
+    """A burst gang is held as `booking` (guaranteed) from now on, in a new segment of the ledger."""
+
+    at_ms: int
+    allocation: AllocationId
+    booking: Booking
+    segment: int
+
+
+@dataclass(frozen=True, slots=True)
 class AllocationStopping:
     """The gang was asked to end."""
 
@@ -180,6 +202,7 @@ class ReservationsPlanned:
 Event = (
     AccountChanged
     | AccountRemoved
+    | RatesChanged
     | NodeChanged
     | NodeRemoved
     | PoolChanged
@@ -190,6 +213,7 @@ Event = (
     | JobEnded
     | AllocationMade
     | AllocationStarted
+    | AllocationPromoted
     | AllocationStopping
     | AllocationEnded
     | ReservationMade

@@ -1,22 +1,27 @@
 """The answer to "why": read off the last plan and the state that it was made from, never guessed anew."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from scheduler.core.model import GPU_UNITS, HoldKind, Job, JobId, JobState
+from scheduler.core.booking import Bookings
+from scheduler.core.model import GPU_UNITS, Booking, BookingWanted, HoldKind, Job, JobId, JobState, Shape
+from scheduler.core.order import FairLine
 from scheduler.core.placement import count_fitting
 from scheduler.core.plan import Plan
 from scheduler.core.reasons import Reason, ReasonCode
-from scheduler.core.state import ClusterState, group_of, queue_key
+from scheduler.core.state import ClusterState
+from scheduler.core.waiting import Group, group_of
 
-_PRIORITIES = (1, 0, -1)
-_BEFORE_ALL = -1
+MOST_AHEAD = 5000
+"""Jobs that are counted before the answer is "at least so many": more means nothing to a person, and costs the loop."""
 
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
     """Why a job waits. `reasons` is empty for a job that does not wait; otherwise the first one dominates.
 
-    `ahead_jobs` and `ahead_gpus` count pending jobs that come before it in the order and want one of its classes.
+    `ahead_jobs` and `ahead_gpus` count pending jobs that come before it in the order and want one of its classes, as if
+    every job in the order could start.
     """
 
     job: JobId
@@ -26,9 +31,11 @@ class Explanation:
     ahead_jobs: int = 0
     ahead_gpus: int = 0
     position: int | None = None
-    """1 for the first of those that want one of its classes; None for a job that is not in line."""
+    """1 for the first of those that want one of its classes; None for a job that is not in line, or far behind."""
     nodes_considered: int = 0
     nodes_fit: int = 0
+    is_ahead_cut: bool = False
+    """True when `ahead_jobs` and `ahead_gpus` are not all: the count stops at MOST_AHEAD jobs."""
 
 
 def explain(state: ClusterState, plan: Plan, job_id: JobId) -> Explanation:
@@ -37,7 +44,7 @@ def explain(state: ClusterState, plan: Plan, job_id: JobId) -> Explanation:
     reasons = reasons_of(plan, job)
     if job.state is not JobState.PENDING or reasons[0].code in {ReasonCode.BEGIN_TIME, ReasonCode.BACKOFF}:
         return Explanation(job_id, plan.decision, plan.now_ms, reasons)
-    ahead_jobs, ahead_units = _ahead(state, job)
+    ahead_jobs, ahead_units, is_cut = _ahead(state, plan, job)
     found = plan.verdicts.get(job.shape)
     return Explanation(
         job_id,
@@ -46,9 +53,10 @@ def explain(state: ClusterState, plan: Plan, job_id: JobId) -> Explanation:
         reasons,
         ahead_jobs,
         -(-ahead_units // GPU_UNITS),
-        ahead_jobs + 1,
+        None if is_cut else ahead_jobs + 1,
         0 if found is None else found.nodes_considered,
         count_fitting(state.capacity, job.shape, state.closed_pools),
+        is_cut,
     )
 
 
@@ -71,21 +79,45 @@ def reasons_of(plan: Plan, job: Job) -> tuple[Reason, ...]:
     return (Reason(ReasonCode.ORDER),)
 
 
-def _ahead(state: ClusterState, job: Job) -> tuple[int, int]:
-    """Counts jobs and units ahead, by bisection in each group: cost follows the groups, not the jobs."""
+def _ahead(state: ClusterState, plan: Plan, job: Job) -> tuple[int, int, bool]:
+    """Counts jobs and units ahead by walking the order as if everything started; True when it was cut short.
+
+    A group that a limit, a guarantee or a suspension blocks is ahead of nobody.
+    """
     classes = set(job.shape.gpu_classes)
+    own = group_of(job)
+    bookings = Bookings(state)
+    line = FairLine(state, bookings, plan.now_ms, _AllStart(plan.blocks, own))
     jobs = units = 0
-    for group, line in state.pending_groups():
-        if classes.isdisjoint(group.shape.gpu_classes):
-            continue
-        if group.account == job.account:
-            count = line.bisect_left(queue_key(job))
-        else:
-            count = sum(
-                line.bisect_left((-priority, job.submitted_ms, job.id))
-                - line.bisect_left((-priority, _BEFORE_ALL, _BEFORE_ALL))
-                for priority in _PRIORITIES
-            )
-        jobs += count
-        units += count * group.shape.total_units
-    return jobs, units
+    for _ in range(MOST_AHEAD):
+        candidate = line.next()
+        if candidate is None or candidate[0] == job.id:
+            return jobs, units, False
+        group = candidate[1]
+        bookings.take(group, group.shape.gpu_classes[0], _booking(bookings, group))
+        line.started()
+        if not classes.isdisjoint(group.shape.gpu_classes):
+            jobs += 1
+            units += group.shape.total_units
+    return jobs, units, True
+
+
+@dataclass(frozen=True, slots=True)
+class _AllStart:
+    """The outlook of a count: everything starts but what is forbidden to, the asker's own group excepted."""
+
+    blocks: Mapping[Group, Reason]
+    own: Group
+
+    def is_hopeless(self, group: Group) -> bool:
+        return group in self.blocks and group != self.own
+
+    def is_dead(self, _: Shape) -> bool:
+        return False
+
+
+def _booking(bookings: Bookings, group: Group) -> Booking:
+    chosen = bookings.choose(group, group.shape.gpu_classes[0])
+    if isinstance(chosen, Booking):
+        return chosen
+    return Booking.GUARANTEED if group.wanted is BookingWanted.GUARANTEED else Booking.BURST

@@ -116,6 +116,9 @@ class Account:
     guarantee: Mapping[GpuClass, int] = field(default_factory=dict)
     limit: Mapping[GpuClass, int] = field(default_factory=dict)
     is_suspended: bool = False
+    limit_weight: int = 0
+    """A project's own order: each millisecond of a job's time limit counts as so many of a later submission, so that
+    short jobs go first and long ones still come up in the end. 0: by submit time alone."""
 
     @property
     def parent(self) -> AccountId | None:
@@ -130,6 +133,13 @@ class Account:
 def tenant_of(account: AccountId) -> AccountId:
     """Returns the tenant that an account belongs to: the first step of its path."""
     return AccountId(account.partition("/")[0])
+
+
+@lru_cache(maxsize=65_536)
+def lineage(account: AccountId) -> tuple[AccountId, ...]:
+    """Returns the account and those above it up to its tenant, nearest first; the centre itself is left out."""
+    steps = account.split("/")
+    return tuple(AccountId("/".join(steps[:count])) for count in range(len(steps), 0, -1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,6 +301,9 @@ class Allocation:
     segment: int = 1
     stop_reason: EndReason | None = None
     """Why it is being stopped, once it is."""
+    charged_units: int | None = None
+    """What the gang is charged for (`occupancy.charged_units`, over its nodes), as the ledger has it. None: what its
+    grants are worth on the nodes as they are known."""
 
     @property
     def total_units(self) -> int:

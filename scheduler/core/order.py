@@ -1,167 +1,160 @@
 """Who is considered next. The sequence in which a tick considers jobs is *the* order.
 
-Across projects the job that was submitted first comes first; inside a project priority goes before submit time. Ties
-end in the id. One line a tick, made of the heads of the groups: what waits behind a head costs nothing.
+1. Jobs that fit a guarantee: first those that accept nothing else, then, by submit time, the others and running burst
+   gangs, which are promoted.
+2. Burst: at each level of the account tree the account with the lowest (debt + what its burst gangs will add within the
+   horizon + the same of this job) / weight; inside a project its own order: priority, then submit time, then id.
+3. Spot, likewise, with what spot gangs cost in place of debt-to-be.
+
+The tree of a tick is made of the first jobs of groups; what waits behind them costs nothing. A start moves its account
+in one heap a level. Ties end in ids. A job is given out twice at most: in its turn within the guarantee, and in 2.
 """
 
-from collections.abc import Iterable
-from heapq import heapify, heappop, heappush, heapreplace
+from heapq import heappop, heappush
 from typing import Protocol
 
-from sortedcontainers import SortedList
-
-from scheduler.core.model import AccountId, JobId
-from scheduler.core.policy import QueueOrder
-from scheduler.core.state import Group, QueueKey
-
-
-class _Queue:
-    """A project's groups, merged: the next job by priority, submit time and id."""
-
-    __slots__ = ("_heads", "_lines", "_positions")
-
-    def __init__(self, groups: dict[Group, SortedList[QueueKey]]) -> None:
-        self._lines = list(groups.items())
-        self._positions = [0] * len(self._lines)
-        self._heads = [(line[0], index) for index, (_, line) in enumerate(self._lines)]
-        heapify(self._heads)
-
-    def head(self) -> tuple[QueueKey, Group] | None:
-        if not self._heads:
-            return None
-        key, index = self._heads[0]
-        return key, self._lines[index][0]
-
-    def advance(self) -> None:
-        _, index = self._heads[0]
-        self._positions[index] += 1
-        line = self._lines[index][1]
-        if self._positions[index] < len(line):
-            heapreplace(self._heads, (line[self._positions[index]], index))
-        else:
-            heappop(self._heads)
-
-    def drop(self) -> None:
-        heappop(self._heads)
+from scheduler.core.booking import Bookings
+from scheduler.core.model import AccountId, AllocationId, BookingWanted, GpuClass, JobId, tenant_of
+from scheduler.core.prospects import Outlook, Prospects, Queue
+from scheduler.core.state import ClusterState
+from scheduler.core.tree import Scale, TreeWalk
+from scheduler.core.waiting import Group, Row
 
 
-class Line(Protocol):
-    """Waiting jobs in order, given out one at a time; a group that cannot start is dropped whole."""
+class Walk(Protocol):
+    """A part of the order."""
 
-    def next(self) -> tuple[JobId, Group] | None:
-        """Returns the next job and its group, or None at the end. Answer by `started` or `drop`."""
-        ...
+    def next(self) -> tuple[JobId, Row] | None: ...
 
-    def started(self) -> None:
-        """Goes on behind the job given out last."""
-        ...
-
-    def drop(self) -> None:
-        """Gives out no more jobs of the group of the job given out last: none of them can start in this tick."""
-        ...
-
-
-Lines = Iterable[tuple[Group, SortedList[QueueKey]]]
-
-
-def line_of(order: QueueOrder, lines: Lines) -> Line:
-    """Returns the jobs of the groups in the order that the policy chose."""
-    if order is QueueOrder.FAIR:
-        return FairLine(lines)
-    return PlainLine(lines, order)
-
-
-class PlainLine:
-    """First come, shortest limit or least GPU time first over all projects: the textbooks' orders, for comparison.
-
-    Inside a group priority still goes first.
-    """
-
-    def __init__(self, lines: Lines, order: QueueOrder) -> None:
-        self._lines = list(lines)
-        self._sizes = [_size(group, order) for group, _ in self._lines]
-        self._positions = [0] * len(self._lines)
-        self._heap = [self._entry(index) for index in range(len(self._lines))]
-        heapify(self._heap)
-
-    def _entry(self, index: int) -> tuple[int, int, int, int]:
-        _, submitted_ms, job_id = self._lines[index][1][self._positions[index]]
-        return self._sizes[index], submitted_ms, job_id, index
-
-    def next(self) -> tuple[JobId, Group] | None:
-        """Returns the next job and its group, or None at the end. Answer by `started` or `drop`."""
-        if not self._heap:
-            return None
-        _, _, job_id, index = self._heap[0]
-        return JobId(job_id), self._lines[index][0]
-
-    def started(self) -> None:
-        """Goes on behind the job given out last."""
-        index = self._heap[0][-1]
-        self._positions[index] += 1
-        if self._positions[index] < len(self._lines[index][1]):
-            heapreplace(self._heap, self._entry(index))
-        else:
-            heappop(self._heap)
-
-    def drop(self) -> None:
-        """Gives out no more jobs of the group of the job given out last: none of them can start in this tick."""
-        heappop(self._heap)
-
-
-def _size(group: Group, order: QueueOrder) -> int:
-    if order is QueueOrder.SJF:
-        return group.time_limit_ms
-    return group.time_limit_ms * group.shape.total_units if order is QueueOrder.LEAST_SERVICE else 0
+    def answered(self, *, goes_on: bool) -> None: ...
 
 
 class FairLine:
-    """All pending jobs in the product's order."""
+    """All pending jobs in order, given out one at a time."""
 
-    def __init__(self, lines: Lines) -> None:
-        self._queues: list[_Queue] = []
-        self._heap: list[tuple[int, JobId, AccountId, int]] = []
-        by_account: dict[AccountId, dict[Group, SortedList[QueueKey]]] = {}
-        for group, line in lines:
-            by_account.setdefault(group.account, {})[group] = line
-        for account, groups in by_account.items():
-            queue = _Queue(groups)
-            self._queues.append(queue)
-            self._push(account, len(self._queues) - 1)
-        self._current: tuple[AccountId, int] | None = None
+    def __init__(self, state: ClusterState, bookings: Bookings, now_ms: int, outlook: Outlook) -> None:
+        self._state = state
+        self._bookings = bookings
+        self._prospects = Prospects(outlook)
+        self._scale = Scale(state, bookings, now_ms)
+        self._tiers = iter(("strict", "guarantee", "burst", "spot"))
+        self._walk: Walk = self._begin(next(self._tiers))
+        self._given: Row | None = None
 
-    def _push(self, account: AccountId, index: int) -> None:
-        head = self._queues[index].head()
-        if head is not None:
-            (_, submitted_ms, job_id), _ = head
-            heappush(self._heap, (submitted_ms, JobId(job_id), account, index))
+    def _begin(self, tier: str) -> Walk:
+        self._bookings.is_guarantee_turn = tier == "guarantee"
+        if tier == "guarantee":
+            return GuaranteeWalk(self._prospects, self._state, self._bookings)
+        wanted = {"strict": BookingWanted.GUARANTEED, "burst": BookingWanted.AUTO, "spot": BookingWanted.SPOT}[tier]
+        heads = self._state.waiting.heads[wanted]
+        return TreeWalk(self._prospects, self._scale, heads, is_guaranteed=tier == "strict")
 
     def next(self) -> tuple[JobId, Group] | None:
         """Returns the next job and its group, or None at the end. Answer by `started` or `drop`."""
-        assert self._current is None, "the job before was not answered for"
-        if not self._heap:
-            return None
-        _, job_id, account, index = heappop(self._heap)
-        head = self._queues[index].head()
-        assert head is not None, "a queue in the line has a head"
-        self._current = (account, index)
-        return job_id, head[1]
+        assert self._given is None, "the job before was not answered for"
+        while (found := self._walk.next()) is None:
+            tier = next(self._tiers, None)
+            if tier is None:
+                return None
+            self._walk = self._begin(tier)
+        job_id, self._given = found
+        return job_id, self._given.group
 
     def started(self) -> None:
         """Goes on behind the job given out last."""
-        self._answer(drop=False)
+        self._answer(goes_on=True)
 
     def drop(self) -> None:
         """Gives out no more jobs of the group of the job given out last: none of them can start in this tick."""
-        self._answer(drop=True)
+        self._answer(goes_on=False)
 
-    def _answer(self, *, drop: bool) -> None:
-        assert self._current is not None, "no job was given out"
-        account, index = self._current
-        queue = self._queues[index]
-        if drop:
-            queue.drop()
+    def _answer(self, *, goes_on: bool) -> None:
+        row = self._given
+        assert row is not None, "no job was given out"
+        self._given = None
+        self._walk.answered(goes_on=goes_on)
+
+
+class GuaranteeWalk:
+    """What fits a guarantee and would do without, by submit time: pending jobs, and burst gangs to promote."""
+
+    def __init__(self, prospects: Prospects, state: ClusterState, bookings: Bookings) -> None:
+        self._state = state
+        self._bookings = bookings
+        self._queues: list[tuple[AccountId, Queue]] = []
+        self._gangs: list[tuple[tuple[AccountId, GpuClass, int], list[tuple[int, JobId, AllocationId]]]] = []
+        self._heap: list[tuple[int, int, bool, int]] = []  # rank_ms, job, is it a gang, place in its list
+        tenants = {tenant for bought in state.guarantees.values() for tenant in bought}
+        tenants = {tenant for tenant in tenants if self._has_left(tenant)}
+        for account, heads in state.waiting.heads[BookingWanted.AUTO].items():
+            if tenant_of(account) in tenants:
+                self._queues.append((account, prospects.queue(heads, account)))
+                self._file_queue(len(self._queues) - 1)
+        for tenant in sorted(tenants):
+            for key, places in state.usage.promotable.get(tenant, {}).items():
+                self._gangs.append((key, list(reversed(places))))
+                self._file_gangs(len(self._gangs) - 1)
+
+    def next(self) -> tuple[JobId, Row] | None:
+        """Returns the next job and its group; promotes the gangs whose turn comes before it."""
+        while self._heap:
+            rank_ms, job_id, is_gang, index = self._heap[0]
+            if is_gang:
+                heappop(self._heap)
+                self._promote(index)
+                continue
+            account, queue = self._queues[index]
+            head = queue.head()
+            if head is not None and (head[0][1], head[0][2]) == (rank_ms, job_id):
+                if self._fits(account, head[1]):
+                    return JobId(job_id), head[1]
+                queue.drop()
+            heappop(self._heap)
+            self._file_queue(index)
+        return None
+
+    def answered(self, *, goes_on: bool) -> None:
+        """Files the project under its next job."""
+        *_, index = heappop(self._heap)
+        if goes_on:
+            self._queues[index][1].advance()
         else:
-            queue.advance()
-        self._current = None
-        self._push(account, index)
+            self._queues[index][1].drop()
+        self._file_queue(index)
+
+    def _has_left(self, tenant: AccountId) -> bool:
+        return any(
+            self._bookings.guarantee_left(tenant, gpu_class) > 0
+            for gpu_class, bought in self._state.guarantees.items()
+            if tenant in bought
+        )
+
+    def _fits(self, account: AccountId, row: Row) -> bool:
+        """Tells whether the job fits in the class that it prefers; in others it gets its guarantee when burst goes."""
+        shape = row.group.shape
+        return shape.total_units <= self._bookings.guarantee_left(account, shape.gpu_classes[0])
+
+    def _file_queue(self, index: int) -> None:
+        account, queue = self._queues[index]
+        left: dict[GpuClass, int] = {}
+        while (head := queue.head()) is not None:
+            shape = head[1].group.shape
+            gpu_class = shape.gpu_classes[0]
+            if gpu_class not in left:
+                left[gpu_class] = self._bookings.guarantee_left(account, gpu_class)
+            if shape.total_units <= left[gpu_class]:
+                heappush(self._heap, (head[0][1], head[0][2], False, index))
+                return
+            queue.drop()
+
+    def _file_gangs(self, index: int) -> None:
+        (account, gpu_class, units), places = self._gangs[index]
+        if places and units <= self._bookings.guarantee_left(account, gpu_class):
+            submitted_ms, job_id, _ = places[-1]
+            heappush(self._heap, (submitted_ms, job_id, True, index))
+
+    def _promote(self, index: int) -> None:
+        (account, gpu_class, units), places = self._gangs[index]
+        if units <= self._bookings.guarantee_left(account, gpu_class):
+            self._bookings.promote(places.pop()[2])
+            self._file_gangs(index)

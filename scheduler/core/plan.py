@@ -29,6 +29,14 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
+class Promotion:
+    """Hold this running burst gang as `booking` (guaranteed) from now on; its devices stay as they are."""
+
+    allocation: AllocationId
+    booking: Booking
+
+
+@dataclass(frozen=True, slots=True)
 class ShapeVerdict:
     """Why no job of this shape can start now, found once a tick for all of them. The first reason dominates."""
 
@@ -50,6 +58,7 @@ class Plan:
     now_ms: int
     starts: tuple[Start, ...] = ()
     stops: tuple[Stop, ...] = ()
+    promotions: tuple[Promotion, ...] = ()
     verdicts: Mapping[Shape, ShapeVerdict] = field(default_factory=dict)
     """For every shape that some pending job has and that did not fit."""
     blocks: Mapping[Group, Reason] = field(default_factory=dict)

@@ -87,7 +87,7 @@ class Promises:
         if self._policy.backfill is not Backfill.EASY:
             return
         looks = 4 * self._policy.promised_old_jobs  # some may be stopped by a limit, and those get no promise
-        for _, job_id in islice(self._state.ages.irange(maximum=(self._old_before_ms, JobId(0))), looks):
+        for _, job_id in islice(self._state.waiting.ages.irange(maximum=(self._old_before_ms, JobId(0))), looks):
             yield self._state.jobs[job_id]
 
     def has_slot(self, shape: Shape) -> bool:

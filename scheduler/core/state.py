@@ -4,24 +4,24 @@ It changes only by `apply(event)`, and time moves it only by `release_due(now)`,
 come join their queue. Finished jobs leave at once. `check()` derives every index again and asserts that it agrees;
 `facts()` is what two states are compared by (memory against the database).
 
-Jobs wait in groups: all pending jobs of one project, one shape, one wanted booking and one time limit, in that
-project's order. Jobs of one group differ in nothing that placement, limits or backfill ask, so a tick looks at the
-first of each group and at no other.
+Pending jobs are kept by `waiting`, what accounts hold and owe by `usage`, what there is by `capacity` and `supply`.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from sortedcontainers import SortedList
 
 from scheduler.core import events
 from scheduler.core.capacity import Capacity
+from scheduler.core.debt import HALF_LIFE_MS, Debt
+from scheduler.core.demand import Demand, Supply
 from scheduler.core.future import Future
 from scheduler.core.lifecycle import ACTIVE, ENDS, check_transition
 from scheduler.core.model import (
+    GPU_UNITS,
     ROOT_ACCOUNT,
     Account,
     AccountId,
@@ -40,8 +40,10 @@ from scheduler.core.model import (
     Phase,
     PoolName,
     Shape,
+    lineage,
     tenant_of,
 )
+from scheduler.core.occupancy import charged_units
 from scheduler.core.stretch import (
     ALL_OF_NODE,
     FIXED,
@@ -51,22 +53,14 @@ from scheduler.core.stretch import (
     ReservationId,
     Stretch,
 )
+from scheduler.core.usage import Usage
+from scheduler.core.waiting import Group, QueueKey, Waiting, group_of, queue_key
+
+__all__ = ["ClusterState", "Group", "Structure", "group_of", "lineage"]
 
 K = TypeVar("K")
-QueueKey = tuple[int, int, int]  # (-priority, submitted_ms, id): a job's place inside its project
-
-
 _RAN_ITS_COURSE = frozenset({None, EndReason.WALLTIME, EndReason.EXIT_NONZERO})
 """Ends that say how long such jobs run."""
-
-
-class Group(NamedTuple):
-    """What pending jobs share that wait in one line."""
-
-    account: AccountId
-    shape: Shape
-    wanted: BookingWanted
-    time_limit_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,23 +75,6 @@ class Structure:
     """A node that would hold it, were it up, with the reason that it is not."""
 
 
-def group_of(job: Job) -> Group:
-    """Returns the group that a job waits in when it is pending."""
-    return Group(job.account, job.shape, job.wanted, job.time_limit_ms)
-
-
-def queue_key(job: Job) -> QueueKey:
-    """Returns a job's place inside its project: priority, then submit time, then id."""
-    return (-job.priority, job.submitted_ms, job.id)
-
-
-@lru_cache(maxsize=65_536)
-def lineage(account: AccountId) -> tuple[AccountId, ...]:
-    """Returns the account and those above it up to its tenant, nearest first; the centre itself is left out."""
-    steps = account.split("/")
-    return tuple(AccountId("/".join(steps[:count])) for count in range(len(steps), 0, -1))
-
-
 def _add_to(counts: Counter[K], key: K, change: int) -> None:
     """Adds to a count and forgets it at 0, so that equal states have equal counts."""
     count = counts.get(key, 0) + change
@@ -110,21 +87,19 @@ def _add_to(counts: Counter[K], key: K, change: int) -> None:
 class ClusterState:
     """All that a plan is made from. Not thread-safe: one thread owns it."""
 
-    def __init__(self) -> None:
+    def __init__(self, half_life_ms: int = HALF_LIFE_MS) -> None:
         self.accounts: dict[AccountId, Account] = {ROOT_ACCOUNT: Account(ROOT_ACCOUNT)}
         self.jobs: dict[JobId, Job] = {}
         self.allocations: dict[AllocationId, Allocation] = {}
         self.closed_pools: dict[PoolName, str | None] = {}
         self.capacity = Capacity()
-        self.groups: dict[AccountId, dict[Group, SortedList[QueueKey]]] = {}
-        self.of_shape: dict[Shape, dict[Group, SortedList[QueueKey]]] = {}
-        """The same groups by their shape, so that a tick can pass over all groups of a shape that cannot fit."""
-        self.ages: SortedList[tuple[int, JobId]] = SortedList()
-        """(submitted_ms, id) of the jobs in groups, the oldest first."""
+        self.waiting = Waiting()
         self.timed: SortedList[tuple[int, JobId]] = SortedList()
         """(begin_ms, id) of pending jobs that are not yet let into their group."""
-        self.held_units: Counter[tuple[AccountId, GpuClass, Booking]] = Counter()
-        """Capacity units held by live allocations, for each account and all above it."""
+        self.usage = Usage(half_life_ms)
+        self.supply = Supply()
+        self.guarantees: dict[GpuClass, dict[AccountId, int]] = {}
+        """Capacity units that each tenant has bought of a class."""
         self.jobs_by: Counter[tuple[AccountId, JobState]] = Counter()
         """Live jobs of each tenant by state."""
         self.pending_units: Counter[tuple[AccountId, GpuClass]] = Counter()
@@ -147,11 +122,10 @@ class ClusterState:
         free and would have delayed a promise; they cannot start until either version rises."""
         self.structures: dict[Shape, tuple[int, Structure]] = {}
         """What the inventory alone says of a shape, with the inventory version it holds for."""
-        self.shapes: dict[Shape, tuple[int, Shape]] = {}
-        """Every shape seen, with its number: one object for all that share it, and an order that replays repeat."""
         self._apply: Mapping[type, Callable[[Any], None]] = {
             events.AccountChanged: self._account_changed,
             events.AccountRemoved: self._account_removed,
+            events.RatesChanged: self._rates_changed,
             events.NodeChanged: self._node_changed,
             events.NodeRemoved: self._node_removed,
             events.PoolChanged: self._pool_changed,
@@ -162,6 +136,7 @@ class ClusterState:
             events.JobEnded: self._job_ended,
             events.AllocationMade: self._allocation_made,
             events.AllocationStarted: self._allocation_started,
+            events.AllocationPromoted: self._allocation_promoted,
             events.AllocationStopping: self._allocation_stopping,
             events.AllocationEnded: self._allocation_ended,
             events.ReservationMade: self._reservation_made,
@@ -181,14 +156,32 @@ class ClusterState:
     def restore_allocation(self, allocation: Allocation) -> None:
         """Takes up a live allocation as the store holds it; its job and nodes are there already."""
         self.allocations[allocation.id] = allocation
-        self._hold(allocation, +1)
+        charged = self._charged_units(allocation)
+        began_ms = allocation.decided_ms if allocation.started_ms is None else allocation.started_ms
+        for grant in allocation.grants:
+            self.capacity.take(grant)
+            self.future.add(allocation.id, grant, began_ms + allocation.time_limit_ms)
+        self.usage.take(allocation, charged, lineage(allocation.account))
+        job = self.jobs[allocation.job]
+        if _is_promotable(allocation, job):
+            self.usage.file_promotable(allocation, job.submitted_ms)
+
+    def restore_debts(self, debts: Iterable[Debt]) -> None:
+        """Takes up what accounts owe, as the store holds it, after all live allocations."""
+        self.usage.restore(debts)
+
+    def put_node(self, node: Node, devices: tuple[Device, ...]) -> None:
+        """Adds a node, or replaces what is known of it."""
+        self.capacity.set_node(node, devices)
+        self.supply.put(self.capacity.rooms[node.name])
 
     def release_due(self, now_ms: int) -> int:
         """Lets pending jobs whose begin time has come join their group; returns how many did."""
         released = 0
         while self.timed and self.timed[0][0] <= now_ms:
             _, job_id = self.timed.pop(0)
-            self._enqueue(self.jobs[job_id])
+            job = self.jobs[job_id]
+            self.waiting.add(job, self._queue_key(job))
             released += 1
         return released
 
@@ -209,28 +202,75 @@ class ClusterState:
                     if device is not None:
                         yield device, allocation.id
 
+    @property
+    def held_units(self) -> Mapping[tuple[AccountId, GpuClass, Booking], int]:
+        """Capacity units that live allocations hold, by account (with all below it), class and booking."""
+        return self.usage.held_units
+
     def held_by(self, account: AccountId, gpu_class: GpuClass, *bookings: Booking) -> int:
         """Returns the capacity units that an account and all below it hold, in the bookings named."""
-        return sum(self.held_units[account, gpu_class, booking] for booking in bookings)
+        held = self.usage.held_units
+        return sum(held.get((account, gpu_class, booking), 0) for booking in bookings)
+
+    def capacity_units(self, gpu_class: GpuClass) -> int:
+        """Returns the units of a class that may be divided: see `Supply.units`."""
+        return self.supply.units(self.capacity, gpu_class, self.closed_pools)
+
+    def settled_demand(self) -> Demand:
+        """Returns what eligible pending jobs ask for, by the inventory as it is; costs what changed since last time."""
+        demand = self.waiting.demand
+        demand.settle(
+            self.capacity.inventory_version, lambda shape: self.supply.feasible_class(shape, self.closed_pools)
+        )
+        return demand
 
     def pending_groups(self) -> Iterator[tuple[Group, SortedList[QueueKey]]]:
         """Yields each group with the places of its jobs; accounts and groups in no particular order."""
-        for groups in self.groups.values():
-            yield from groups.items()
+        return self.waiting.lines()
 
     # ---- events of the centre -------------------------------------------------------------------------------------
 
     def _account_changed(self, event: events.AccountChanged) -> None:
-        self.accounts[event.account.id] = event.account
+        self.put_account(event.account)
+
+    def put_account(self, account: Account) -> None:
+        """Adds an account, or replaces its terms."""
+        old = self.accounts.get(account.id)
+        is_reordered = (old.limit_weight if old else 0) != account.limit_weight
+        moved = [self.jobs[each] for each in self.waiting.jobs_of(account.id)] if is_reordered else []
+        for job in moved:
+            self.waiting.remove(job, self._queue_key(job))
+        self.accounts[account.id] = account
+        for job in moved:
+            self.waiting.add(job, self._queue_key(job))
+        self._file_guarantee(account.id, account.guarantee)
 
     def _account_removed(self, event: events.AccountRemoved) -> None:
         del self.accounts[event.account]
+        self.usage.debts.values.pop(event.account, None)
+        self._file_guarantee(event.account, {})
+
+    def _file_guarantee(self, account: AccountId, guarantee: Mapping[GpuClass, int]) -> None:
+        if account != tenant_of(account):
+            return
+        for gpu_class in [*self.guarantees, *(each for each in guarantee if each not in self.guarantees)]:
+            tenants = self.guarantees.setdefault(gpu_class, {})
+            tenants.pop(account, None)
+            if guarantee.get(gpu_class):
+                tenants[account] = guarantee[gpu_class] * GPU_UNITS
+            if not tenants:
+                del self.guarantees[gpu_class]
+
+    def _rates_changed(self, event: events.RatesChanged) -> None:
+        live = ((allocation, lineage(allocation.account)) for allocation in self.allocations.values())
+        self.usage.change_rates(event.at_ms, event.rates, live)
 
     def _node_changed(self, event: events.NodeChanged) -> None:
-        self.capacity.set_node(event.node, event.devices)
+        self.put_node(event.node, event.devices)
 
     def _node_removed(self, event: events.NodeRemoved) -> None:
         self.capacity.remove_node(event.node)
+        self.supply.drop(event.node)
 
     def _pool_changed(self, event: events.PoolChanged) -> None:
         self.capacity.inventory_version += 1
@@ -296,14 +336,26 @@ class ClusterState:
                 self.future.drop(allocation.id, grant)
                 self.future.add(allocation.id, grant, event.at_ms + allocation.time_limit_ms)
 
+    def _allocation_promoted(self, event: events.AllocationPromoted) -> None:
+        old = self.allocations[event.allocation]
+        new = replace(old, booking=event.booking, segment=event.segment)
+        self.usage.rebook(old, new, event.at_ms, lineage(old.account))
+        self.usage.drop_promotable(old, self.jobs[old.job].submitted_ms)
+        self.allocations[event.allocation] = new
+
     def _allocation_stopping(self, event: events.AllocationStopping) -> None:
         allocation = self.allocations[event.allocation]
+        self.usage.drop_promotable(allocation, self.jobs[allocation.job].submitted_ms)
         self._move(replace(allocation, phase=Phase.STOPPING, stop_reason=event.reason), JobState.STOPPING)
 
     def _allocation_ended(self, event: events.AllocationEnded) -> None:
         allocation = self.allocations.pop(event.allocation)
-        self._hold(allocation, -1)
+        for grant in allocation.grants:
+            self.capacity.give_back(grant)
+            self.future.drop(allocation.id, grant)
         old = self.jobs[allocation.job]
+        self.usage.drop_promotable(allocation, old.submitted_ms)
+        self.usage.release(allocation, event.at_ms, lineage(allocation.account))
         check_transition(old.id, old.state, event.job.state)
         self._remove(old)
         if event.job.state not in ENDS:
@@ -324,19 +376,19 @@ class ClusterState:
         self._remove(job)
         self._add(replace(job, state=state))
 
-    def _hold(self, allocation: Allocation, sign: int) -> None:
-        began_ms = allocation.decided_ms if allocation.started_ms is None else allocation.started_ms
+    def _charged_units(self, allocation: Allocation) -> int:
+        if allocation.charged_units is not None:
+            return allocation.charged_units
+        total = 0
         for grant in allocation.grants:
-            if sign > 0:
-                self.capacity.take(grant)
-                self.future.add(allocation.id, grant, began_ms + allocation.time_limit_ms)
-            else:
-                self.capacity.give_back(grant)
-                self.future.drop(allocation.id, grant)
-        units = sign * allocation.total_units
-        for account in lineage(allocation.account):
-            key = (account, allocation.gpu_class, allocation.booking)
-            _add_to(self.held_units, key, units)
+            room = self.capacity.rooms[grant.node]
+            total += charged_units(
+                grant.units * len(grant.devices),
+                (grant.cpu_millicores, room.node.cpu_millicores),
+                (grant.memory_bytes, room.node.memory_bytes),
+                room.whole_units,
+            )
+        return total
 
     # ---- what is booked ahead -------------------------------------------------------------------------------------
 
@@ -384,7 +436,7 @@ class ClusterState:
     # ---- indexes of jobs ------------------------------------------------------------------------------------------
 
     def _add(self, job: Job) -> None:
-        _, shape = self.shapes.setdefault(job.shape, (len(self.shapes), job.shape))
+        shape = self.waiting.intern(job.shape)
         if shape is not job.shape:
             job = replace(job, shape=shape)
         self.jobs[job.id] = job
@@ -393,7 +445,7 @@ class ClusterState:
             if job.begin_ms is not None:
                 self.timed.add((job.begin_ms, job.id))
             else:
-                self._enqueue(job)
+                self.waiting.add(job, self._queue_key(job))
 
     def _remove(self, job: Job) -> None:
         del self.jobs[job.id]
@@ -405,29 +457,11 @@ class ClusterState:
         if job.begin_ms is not None and (job.begin_ms, job.id) in self.timed:
             self.timed.remove((job.begin_ms, job.id))
             return
-        groups = self.groups[job.account]
-        group = group_of(job)
-        line = groups[group]
-        line.remove(queue_key(job))
-        self.ages.remove((job.submitted_ms, job.id))
-        if not line:
-            del groups[group]
-            alike = self.of_shape[group.shape]
-            del alike[group]
-            if not alike:
-                del self.of_shape[group.shape]
-            if not groups:
-                del self.groups[job.account]
+        self.waiting.remove(job, self._queue_key(job))
 
-    def _enqueue(self, job: Job) -> None:
-        groups = self.groups.setdefault(job.account, {})
-        group = group_of(job)
-        line = groups.get(group)
-        if line is None:
-            line = groups[group] = SortedList()
-            self.of_shape.setdefault(group.shape, {})[group] = line
-        line.add(queue_key(job))
-        self.ages.add((job.submitted_ms, job.id))
+    def _queue_key(self, job: Job) -> QueueKey:
+        account = self.accounts.get(job.account)
+        return queue_key(job, account.limit_weight if account else 0)
 
     def _count(self, job: Job, sign: int) -> None:
         tenant = tenant_of(job.account)
@@ -449,14 +483,21 @@ class ClusterState:
             "nodes": {name: (room.node, room.devices) for name, room in rooms.items()},
         }
 
+    def debt_facts(self) -> dict[str, object]:
+        """Returns what follows from the ledger and the price books: what accounts owe, and the rates in force."""
+        return self.usage.facts()
+
     def check(self) -> None:
         """Derives every index again and asserts that it agrees; linear in all that there is, for tests and doctor."""
         self.capacity.check()
-        again = ClusterState()
-        again.accounts = dict(self.accounts)
+        again = ClusterState(self.usage.debts.half_life_ms)
+        for at_ms, rates in self.usage.rates.history():
+            again.usage.rates.change(at_ms, rates)
+        for account in self.accounts.values():
+            again.put_account(account)
         again.closed_pools = dict(self.closed_pools)
         for room in self.capacity.rooms.values():
-            again.capacity.set_node(room.node, room.devices)
+            again.put_node(room.node, room.devices)
         for job in self.jobs.values():
             again.restore(job)
             assert (job.state in ACTIVE) == (job.allocation is not None), (
@@ -471,20 +512,36 @@ class ClusterState:
         due = [entry for entry in again.timed if entry not in self.timed]
         for begin_ms, job_id in due:
             again.timed.remove((begin_ms, job_id))
-            again._enqueue(self.jobs[job_id])
+            again.waiting.add(self.jobs[job_id], self._queue_key(self.jobs[job_id]))
         for name, room in self.capacity.rooms.items():
             other = again.capacity.rooms[name]
             assert room.held_units == other.held_units, f"node {name} holds what no allocation has"
             assert room.cpu_free_millicores == other.cpu_free_millicores >= 0, f"CPU of node {name} is off"
             assert room.memory_free_bytes == other.memory_free_bytes >= 0, f"memory of node {name} is off"
+        mine_demand, derived_demand = self.settled_demand(), again.settled_demand()
+        for owing, debt in again.usage.debts.values.items():
+            charge = self.usage.debts.charge(owing)
+            assert charge == debt.now.charge, f"{owing} is charged {charge} instead of {debt.now.charge}"
         for mine, derived in (
-            (self.groups, again.groups),
-            (self.of_shape, again.of_shape),
-            (self.ages, again.ages),
+            (self.waiting.facts(), again.waiting.facts()),
             (self.future.facts(), again.future.facts()),
             (self.timed, again.timed),
-            (self.held_units, again.held_units),
+            (self.usage.held_units, again.usage.held_units),
+            (self.usage.spot_charge, again.usage.spot_charge),
+            (self.usage.promotable, again.usage.promotable),
             (self.jobs_by, again.jobs_by),
             (self.pending_units, again.pending_units),
+            (self.guarantees, again.guarantees),
+            (self.supply.kinds, again.supply.kinds),
+            (self.supply.impaired, again.supply.impaired),
+            (mine_demand.totals, derived_demand.totals),
         ):
             assert mine == derived, f"an index is off: {mine} instead of {derived}"
+
+
+def _is_promotable(allocation: Allocation, job: Job) -> bool:
+    return (
+        allocation.booking is Booking.BURST
+        and allocation.phase is not Phase.STOPPING
+        and job.wanted is BookingWanted.AUTO
+    )

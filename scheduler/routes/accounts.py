@@ -12,10 +12,10 @@ from scheduler.routes.bodies import body_of
 from scheduler.routes.door import Door, answer
 from scheduler.store import centre
 from scheduler.store.accounts import RemoveAccount, SaveAccount
+from scheduler.wire.fitting import Offer
 from scheduler.wire.problems import Json, envelope, page
 from scheduler.wire.requests import AccountBody, parse
 from scheduler.wire.spec import invalid
-from scheduler.wire.submission import Offer
 from scheduler.wire.text import account_path
 
 AccountRef = Annotated[str, Path(max_length=256)]

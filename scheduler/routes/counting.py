@@ -6,7 +6,7 @@ from sqlalchemy.engine import Connection
 
 from scheduler.core.model import AccountId, GpuClass, NodeAvailability
 from scheduler.store.lookups import NodeCount, held_units, node_counts, pending_by_class
-from scheduler.wire.submission import MEMORY_LABEL
+from scheduler.wire.fitting import MEMORY_LABEL
 
 
 @dataclass(frozen=True, slots=True)

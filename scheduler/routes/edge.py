@@ -7,7 +7,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
 from fastapi import FastAPI, Request, Response
@@ -177,16 +177,22 @@ async def _http_error(request: Request, error: Exception) -> Response:
         return refusal_response(request, refused)
     if error.status_code == 405:
         refused = Refused(RefusalCode.INVALID, f"{request.method} is not possible at {path}")
-        response = refusal_response(request, refused)
-        return _with_status(response, 405, error.headers)
+        return _with_status(refusal_response(request, refused), 405, {"Allow": _methods_at(request)})
     response = refusal_response(request, Refused(RefusalCode.INVALID, str(error.detail)))
-    return _with_status(response, error.status_code, error.headers)
+    return _with_status(response, error.status_code, error.headers or {})
 
 
-def _with_status(response: Response, status: int, headers: object) -> Response:
+def _methods_at(request: Request) -> str:
+    """Returns all methods that the address takes; the framework names those of one route of it only."""
+    template = str(getattr(request.scope.get("route"), "path", "")).replace(":path}", "}")
+    app: FastAPI = request.app
+    return ", ".join(sorted(method.upper() for method in app.openapi()["paths"].get(template, {})))
+
+
+def _with_status(response: Response, status: int, headers: Mapping[str, str]) -> Response:
+    """Returns a refusal under a status that no code of ours has."""
     body = bytes(response.body).replace(b'"status":422', f'"status":{status}'.encode(), 1)
-    extra = dict(headers) if isinstance(headers, dict) else {}
-    return Response(body, status, extra, PROBLEM_TYPE)
+    return Response(body, status, {"Cache-Control": "no-store", **headers}, PROBLEM_TYPE)
 
 
 def install(app: FastAPI, most_body_bytes: int, times: RequestTimes) -> None:

@@ -24,6 +24,7 @@ from scheduler.wire.requests import not_found
 from scheduler.wire.spec import invalid
 from scheduler.wire.text import MOST_INTEGER
 
+_USUAL_WAIT_SECONDS = 30.0
 _MOST_LOG_BYTES = 4 << 20
 _USUAL_LOG_BYTES = 1 << 20
 _STREAM_BYTES = 256 << 10
@@ -47,6 +48,7 @@ def follow_routes(door: Door, shown: Shown, watch: JobWatch) -> APIRouter:
     """Returns the routes of waiting and of logs."""
     router = APIRouter(tags=["jobs"])
     settings = door.settings
+    longest_seconds = float(settings.longest_wait_seconds)
     waits = Slots(settings.most_waits, settings.most_waits_per_token, "waiting requests")
     streams = Slots(settings.most_streams, settings.most_streams_per_token, "log streams")
     reader = door.allow(READS_JOBS)
@@ -56,14 +58,14 @@ def follow_routes(door: Door, shown: Shown, watch: JobWatch) -> APIRouter:
     async def wait(
         ref: Ref,
         rights: Annotated[Rights, Depends(reader)],
-        timeout_seconds: Annotated[float, Query(ge=0, le=settings.longest_wait_seconds)] = 30,
+        timeout_seconds: Annotated[float, Query(ge=0, le=longest_seconds)] = min(_USUAL_WAIT_SECONDS, longest_seconds),
     ) -> Response:
         waits.check(rights.caller.token_id)
-        job = await door.read(lambda connection: found_job(connection, rights, ref))
-        if job.job.state not in ENDS and timeout_seconds > 0:
-            with waits.counted(rights.caller.token_id):
+        with waits.counted(rights.caller.token_id):
+            job = await door.read(lambda connection: found_job(connection, rights, ref))
+            if job.job.state not in ENDS and timeout_seconds > 0:
                 await watch.until_ended(job.job.id, timeout_seconds)
-            job = await door.read(lambda connection: found_job(connection, rights, str(job.job.id)))
+                job = await door.read(lambda connection: found_job(connection, rights, str(job.job.id)))
         return answer(await shown.job("Job", job, rights))
 
     @router.get("/v1/jobs/{ref}/logs", summary="The job's log: bytes, or a stream of events")

@@ -30,8 +30,8 @@ from scheduler.core.reasons import Reason
 from scheduler.refusal import Refused
 from scheduler.routes.door import Door
 from scheduler.store.jobs import JobDraft
+from scheduler.wire.fitting import Offer
 from scheduler.wire.problems import Json
-from scheduler.wire.submission import Offer
 
 _PLAN_LIFE_MS = 500
 _PLAN_PATIENCE_SECONDS = 0.25

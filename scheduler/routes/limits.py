@@ -44,7 +44,7 @@ class Rates:
         if found is None:
             return self._burst
         left, at_ms = found
-        return min(self._burst, left + (now_ms - at_ms) * self._per_second / 1000)
+        return min(self._burst, left + max(0, now_ms - at_ms) * self._per_second / 1000)
 
     def _shed(self, now_ms: int) -> None:
         """Drops full buckets, which say nothing; all of them when none is full."""

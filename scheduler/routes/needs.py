@@ -13,7 +13,8 @@ from scheduler.core.state import ClusterState
 from scheduler.executor import LogChunk
 from scheduler.store.database import Database
 from scheduler.store.write import Command
-from scheduler.wire.submission import Offer, SubmissionRules
+from scheduler.wire.fitting import Offer
+from scheduler.wire.submission import SubmissionRules
 
 T = TypeVar("T")
 

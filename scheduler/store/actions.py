@@ -197,7 +197,7 @@ class UpdateJobs:
 def _glance(tx: Transaction, ids: Sequence[JobId]) -> dict[JobId, Row]:
     rows: dict[JobId, Row] = {}
     for part in chunks(list(dict.fromkeys(ids))):
-        for row in tx.connection.execute(sa.select(*_GLANCE).where(JOB.c.id.in_(part)).order_by(JOB.c.id)):
+        for row in tx.connection.execute(sa.select(*_GLANCE).where(JOB.c.id.in_(part)).order_by(JOB.c.id)).all():
             rows[JobId(row.id)] = row
     return rows
 

@@ -101,7 +101,7 @@ class _Starts:
         self._jobs: dict[JobId, Job] = {}
         self._launches: dict[JobId, JsonObject] = {}
         for part in chunks([start.job for start in starts]):
-            for row in tx.connection.execute(sa.select(*JOB_COLUMNS, JOB.c.launch).where(JOB.c.id.in_(part))):
+            for row in tx.connection.execute(sa.select(*JOB_COLUMNS, JOB.c.launch).where(JOB.c.id.in_(part))).all():
                 job = job_of(row[:-1])
                 self._jobs[job.id] = job
                 self._launches[job.id] = row[-1]

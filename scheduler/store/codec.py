@@ -6,6 +6,7 @@ order of the `*_COLUMNS` here, because positions are several times cheaper than 
 
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from functools import lru_cache
 from typing import Any
 
@@ -40,6 +41,11 @@ from scheduler.core.model import (
 from scheduler.core.occupancy import Cursor, Evidence, Interval, OccupancyState, Occupant
 from scheduler.executor import LaunchSpec
 from scheduler.store.tables import ACCOUNT, ALLOCATION, DEVICE, DEVICE_CURSOR, JOB, OCCUPANCY, JsonObject
+
+# Taken from the class itself, so that a field that it gains is kept from that day on.
+_LAUNCH_FIELDS = tuple(field.name for field in fields(LaunchSpec))
+_LAUNCH_EMPTY = {"environment", "workdir", "image", "output", "run_as"}
+"""Fields that are left out when they are empty, which is what they are by default."""
 
 # Looked up once a row: a dictionary is several times faster than an enum's call.
 _JOB_STATES = {state.value: state for state in JobState}
@@ -98,19 +104,19 @@ def shape_json(shape: Shape) -> JsonObject:
     )
 
 
-def shape_of(fields: Mapping[str, Any]) -> Shape:
+def shape_of(values: Mapping[str, Any]) -> Shape:
     """Returns the shape that `shape_json` wrote."""
-    pool = fields.get("pool")
+    pool = values.get("pool")
     return Shape(
-        gpu_classes=tuple(GpuClass(name) for name in fields["gpu_classes"]),
-        nodes=fields["nodes"],
-        gpu_units=fields["gpu_units"],
-        cpu_millicores=fields.get("cpu_millicores"),
-        memory_bytes=fields.get("memory_bytes"),
+        gpu_classes=tuple(GpuClass(name) for name in values["gpu_classes"]),
+        nodes=values["nodes"],
+        gpu_units=values["gpu_units"],
+        cpu_millicores=values.get("cpu_millicores"),
+        memory_bytes=values.get("memory_bytes"),
         pool=None if pool is None else PoolName(pool),
-        only_nodes=tuple(NodeName(name) for name in fields.get("only_nodes", ())),
-        exclude_nodes=tuple(NodeName(name) for name in fields.get("exclude_nodes", ())),
-        constraints=tuple((label, value) for label, value in fields.get("constraints", ())),
+        only_nodes=tuple(NodeName(name) for name in values.get("only_nodes", ())),
+        exclude_nodes=tuple(NodeName(name) for name in values.get("exclude_nodes", ())),
+        constraints=tuple((label, value) for label, value in values.get("constraints", ())),
     )
 
 
@@ -121,25 +127,21 @@ def shape_of_text(text: str) -> Shape:
 
 
 def launch_json(spec: LaunchSpec) -> JsonObject:
-    """Returns a launch spec as its JSON object."""
-    return _without_defaults(
-        argv=list(spec.argv),
-        name=spec.name,
-        environment=dict(spec.environment),
-        workdir=spec.workdir,
-        image=spec.image,
-        output=spec.output,
-        grace_seconds=spec.grace_seconds,
-        log_limit_bytes=spec.log_limit_bytes,
-        run_as=spec.run_as,
-        simulated_seconds=spec.simulated_seconds,
-        simulated_exit_code=spec.simulated_exit_code or None,
-    )
+    """Returns a launch spec as its JSON object: every field that its class has, less those that are empty anyway."""
+    values = {name: getattr(spec, name) for name in _LAUNCH_FIELDS}
+    return {name: _plain(value) for name, value in values.items() if name not in _LAUNCH_EMPTY or value}
 
 
-def launch_of(fields: Mapping[str, Any]) -> LaunchSpec:
+def launch_of(values: Mapping[str, Any]) -> LaunchSpec:
     """Returns the launch spec that `launch_json` wrote."""
-    return LaunchSpec(**{**fields, "argv": tuple(fields.get("argv", ())), "name": fields.get("name", "")})
+    whole: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return LaunchSpec(**whole)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Mapping):
+        return dict(value)
+    return list(value) if isinstance(value, tuple) else value
 
 
 def grants_json(grants: tuple[Grant, ...]) -> list[JsonObject]:

@@ -22,7 +22,7 @@ def load_live(tx: Transaction, ids: Sequence[AllocationId]) -> dict[AllocationId
     live: dict[AllocationId, Allocation] = {}
     for part in chunks(ids):
         statement = sa.select(*ALLOCATION_COLUMNS).where(ALLOCATION.c.id.in_(part), ALLOCATION.c.ended_ms.is_(None))
-        for row in tx.connection.execute(statement):
+        for row in tx.connection.execute(statement).all():
             allocation = allocation_of(row)
             live[allocation.id] = allocation
     return live

@@ -126,14 +126,13 @@ def pending_by_class(connection: Connection) -> dict[GpuClass, int]:
 def node_counts(connection: Connection) -> list[NodeCount]:
     """Returns all nodes by name. Linear in nodes, devices and live allocations."""
     is_free = sa.and_(DEVICE_CURSOR.c.state == OccupancyState.IDLE.value, DEVICE_CURSOR.c.units == DEVICE.c.units)
-    free = dict(
-        connection.execute(
-            sa.select(DEVICE.c.node, sa.func.sum(sa.case((is_free, 1), else_=0)))
-            .join(DEVICE_CURSOR, sa.and_(DEVICE_CURSOR.c.device == DEVICE.c.id, DEVICE_CURSOR.c.lane == 0))
-            .where(DEVICE.c.removed_ms.is_(None))
-            .group_by(DEVICE.c.node)
-        ).tuples()
+    rows = connection.execute(
+        sa.select(DEVICE.c.node, sa.func.sum(sa.case((is_free, 1), else_=0)))
+        .join(DEVICE_CURSOR, sa.and_(DEVICE_CURSOR.c.device == DEVICE.c.id, DEVICE_CURSOR.c.lane == 0))
+        .where(DEVICE.c.removed_ms.is_(None))
+        .group_by(DEVICE.c.node)
     )
+    free = {NodeName(node): int(count) for node, count in rows}
     jobs: dict[NodeName, set[JobId]] = {}
     for job, grants in connection.execute(
         sa.select(ALLOCATION.c.job_id, ALLOCATION.c.grants).where(ALLOCATION.c.ended_ms.is_(None))
@@ -146,7 +145,7 @@ def node_counts(connection: Connection) -> list[NodeCount]:
         drained_by = None
         if effective.availability.value == "draining":
             drained_by = "operator" if known.drain_reason is not None else "executor"
-        count = int(free.get(name, 0))
+        count = free.get(name, 0)
         found.append(NodeCount(effective, len(known.devices), count, drained_by, tuple(sorted(jobs.get(name, ())))))
     return found
 

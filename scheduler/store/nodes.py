@@ -53,9 +53,9 @@ def load_nodes(
     rows = []
     of_node: dict[str, list[Device]] = {}
     for part in [None] if names is None else chunks(sorted(names)):
-        for row in connection.execute(nodes if part is None else nodes.where(NODE.c.name.in_(part))):
+        for row in connection.execute(nodes if part is None else nodes.where(NODE.c.name.in_(part))).all():
             rows.append(row)  # noqa: PERF402  # rows of several chunks
-        for row in connection.execute(devices if part is None else devices.where(DEVICE.c.node.in_(part))):
+        for row in connection.execute(devices if part is None else devices.where(DEVICE.c.node.in_(part))).all():
             device = device_of(row)
             of_node.setdefault(device.node, []).append(device)
     return {

@@ -253,7 +253,7 @@ def _load_jobs(tx: Transaction, ids: list[JobId]) -> tuple[dict[JobId, Job], dic
     jobs: dict[JobId, Job] = {}
     marks: dict[JobId, EndReason] = {}
     for part in chunks(ids):
-        for row in tx.connection.execute(sa.select(*JOB_COLUMNS, JOB.c.reason).where(JOB.c.id.in_(part))):
+        for row in tx.connection.execute(sa.select(*JOB_COLUMNS, JOB.c.reason).where(JOB.c.id.in_(part))).all():
             job = job_of(row[:-1])
             jobs[job.id] = job
             if row[-1] is not None:

@@ -157,7 +157,7 @@ class Lanes:
             for device in part:
                 self._lanes[device] = {}
             statement = sa.select(*CURSOR_COLUMNS).where(DEVICE_CURSOR.c.device.in_(part))
-            for row in self._connection.execute(statement):
+            for row in self._connection.execute(statement).all():
                 cursor = cursor_of(row)
                 self._lanes[cursor.device][cursor.lane] = cursor
                 self._stored[cursor.device, cursor.lane] = cursor.version

@@ -82,10 +82,10 @@ def build_state(parts: StateParts) -> ClusterState:
     """Returns the state that the parts make: equal to the one that lived through every event."""
     state = ClusterState()
     for account in parts.accounts:
-        state.accounts[account.id] = account
+        state.put_account(account)
     state.closed_pools.update(parts.closed_pools)
     for node, devices in parts.nodes:
-        state.capacity.set_node(node, devices)
+        state.put_node(node, devices)
     for job in parts.jobs:
         state.restore(job)
     for allocation in parts.allocations:

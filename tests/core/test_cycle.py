@@ -198,18 +198,19 @@ def test_a_suspended_tenant_starts_nothing() -> None:
 def test_a_gang_is_booked_guaranteed_while_it_fits_the_guarantee_and_burst_beyond() -> None:
     centre = Centre(node(), accounts=(account("acme", guarantee=4),))
     jobs = [centre.submit(job(gpus=3)) for _ in range(2)]
-    asked = centre.submit(job(gpus=2, like=None, wanted=BookingWanted.GUARANTEED))
     spot = centre.submit(job(gpus=1, wanted=BookingWanted.SPOT))
+    centre.tick()
+    asked = centre.submit(job(gpus=2, wanted=BookingWanted.GUARANTEED))
     centre.tick()
     bookings = {allocation.job: allocation.booking for allocation in centre.state.allocations.values()}
     assert bookings == {jobs[0]: Booking.GUARANTEED, jobs[1]: Booking.BURST, spot: Booking.SPOT}
     assert centre.why(asked) is ReasonCode.GUARANTEE
 
 
-def test_priority_orders_within_a_project_only() -> None:
+def test_inside_a_project_priority_goes_before_submit_time() -> None:
     centre = Centre(node(gpus=1))
-    other = centre.submit(job(project="zeta/x"))
     low = centre.submit(job(priority=-1))
+    normal = centre.submit(job())
     high = centre.submit(job(priority=1))
     started = []
     for _ in range(3):
@@ -217,7 +218,7 @@ def test_priority_orders_within_a_project_only() -> None:
         (runs,) = centre.running()
         started.append(runs)
         centre.end(runs)
-    assert started == [other, high, low]
+    assert started == [high, normal, low]
 
 
 def test_shares_fill_one_gpu_before_they_open_another() -> None:

@@ -334,6 +334,7 @@ def test_what_the_machine_refuses_is_an_executor_error_and_the_stop_may_be_tried
     local.until_started(job)
     control = run_directory(local, job) / rundir.CONTROL
     (control / "in-the-way").mkdir(parents=True)
+    rundir.ring(str(run_directory(local, job) / rundir.CONTROL_BELL), "x")
     with pytest.raises(ExecutorError, match="cannot stop"):
         local.executor.stop(job.allocation.id, 0.0, EndReason.CANCELLED)
     (control / "in-the-way").rmdir()

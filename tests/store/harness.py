@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -318,7 +319,7 @@ def _check_chain(closed: Sequence[Interval], head: read.LedgerHead) -> None:
 def _check_lanes(pieces: Sequence[tuple[int, int, int, int]]) -> None:
     for lane in {piece[2] for piece in pieces}:
         mine = sorted(piece for piece in pieces if piece[2] == lane)
-        for before, after in zip(mine, mine[1:], strict=False):
+        for before, after in pairwise(mine):
             assert before[1] == after[0] if lane == 0 else before[1] <= after[0]
 
 

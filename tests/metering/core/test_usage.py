@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from metering.core.quantity import GpuMs, gpu_ms_between
 from metering.core.rating import rate
 from metering.core.usage import (
-    END_WORDS,
     Holding,
     Segment,
     UnevenSegment,
@@ -22,6 +21,7 @@ from metering.core.usage import (
     slices_of,
     stretches_of,
 )
+from metering.core.who_pays import END_WORDS
 from scheduler.clock import parse_utc_ms
 from scheduler.core.model import GPU_UNITS, Booking, DeviceId, EndReason, GpuClass, Phase
 from scheduler.core.occupancy import Cursor, Evidence, Interval, OccupancyState, Occupant

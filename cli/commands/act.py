@@ -1,0 +1,212 @@
+"""Acting on jobs: `cancel`, `hold`, `release`, `requeue`. Each is one request and, on the server, one transaction."""
+
+from collections import Counter
+from typing import Annotated
+
+import typer
+
+from cli import answers, phrases
+from cli.answers import Json
+from cli.client import step
+from cli.errors import UsageProblem
+from cli.layout import Column, View
+from cli.session import Session, job_in
+
+MANY = 10
+"""Above so many jobs a person is asked, on a terminal."""
+MOST_IDS = 50_000
+"""The most jobs that one request may name."""
+_DONE = {
+    "cancelled": "cancelled {}",
+    "stopping": "{} is being stopped",
+    "already_ended": "{} has already ended ({})",
+    "held": "held {}",
+    "released": "released {}",
+    "requeued": "requeued {}",
+    "unchanged": "{} is unchanged ({})",
+}
+
+Jobs = Annotated[list[str] | None, typer.Argument(metavar="JOB...", help="10482, 10482_7, a name, @, or - for stdin.")]
+Yes = Annotated[bool, typer.Option("-y", "--yes", help="Don't ask.")]
+States = Annotated[list[str] | None, typer.Option("-s", "--state", help="All in this state; repeatable.")]
+User = Annotated[str | None, typer.Option("-u", "--user", help="All of this user ('me' for yours).")]
+Project = Annotated[str | None, typer.Option("-A", "--project", help="All of this project.")]
+Name = Annotated[str | None, typer.Option("-n", "--name", "-J", help="All with this name.")]
+Pool = Annotated[str | None, typer.Option("-p", "--pool", help="All for this pool.")]
+
+
+def cancel(
+    ctx: typer.Context,
+    job: Jobs = None,
+    state: States = None,
+    user: User = None,
+    project: Project = None,
+    name: Name = None,
+    pool: Pool = None,
+    yes: Yes = False,
+) -> None:
+    """Cancel jobs. One that has ended already is left as it is, with a note.
+
+    Examples:
+      turnstile cancel 10482 10490_7
+      turnstile cancel @
+      turnstile cancel -u me -s pending
+      turnstile queue -q -s pending | turnstile cancel -
+    """
+    session: Session = ctx.obj
+    _act(session, "cancel", job, _filter(session, state, user, project, name, pool), is_sure=yes)
+
+
+def hold(
+    ctx: typer.Context,
+    job: Jobs = None,
+    state: States = None,
+    user: User = None,
+    project: Project = None,
+    name: Name = None,
+    pool: Pool = None,
+    yes: Yes = False,
+) -> None:
+    """Keep waiting jobs from starting until they are released.
+
+    Examples:
+      turnstile hold 10493
+      turnstile hold -u me -s pending
+    """
+    session: Session = ctx.obj
+    _act(session, "hold", job, _filter(session, state, user, project, name, pool), is_sure=yes)
+
+
+def release(
+    ctx: typer.Context,
+    job: Jobs = None,
+    state: States = None,
+    user: User = None,
+    project: Project = None,
+    name: Name = None,
+    pool: Pool = None,
+    yes: Yes = False,
+) -> None:
+    """Let held jobs wait for their start again.
+
+    Examples:
+      turnstile release 10493
+      turnstile release -u me -s held
+    """
+    session: Session = ctx.obj
+    _act(session, "release", job, _filter(session, state, user, project, name, pool), is_sure=yes)
+
+
+def requeue(
+    ctx: typer.Context,
+    job: Jobs = None,
+    state: States = None,
+    user: User = None,
+    project: Project = None,
+    name: Name = None,
+    pool: Pool = None,
+    yes: Yes = False,
+) -> None:
+    """Stop running jobs and let them wait for another start.
+
+    Examples:
+      turnstile requeue 10431
+    """
+    session: Session = ctx.obj
+    _act(session, "requeue", job, _filter(session, state, user, project, name, pool), is_sure=yes)
+
+
+def _filter(
+    session: Session,
+    state: list[str] | None,
+    user: str | None,
+    project: str | None,
+    name: str | None,
+    pool: str | None,
+) -> dict[str, object]:
+    asked = {
+        "state": [each for word in state or () for each in word.split(",")] or None,
+        "user": answers.text(session.me, "user") if user == "me" else user,
+        "project": project,
+        "name": name,
+        "pool": pool,
+    }
+    return {key: value for key, value in asked.items() if value is not None}
+
+
+def _act(session: Session, verb: str, jobs: list[str] | None, asked: dict[str, object], *, is_sure: bool) -> None:
+    if jobs and asked:
+        raise UsageProblem("name jobs or describe them, not both", f"turnstile {verb} {jobs[0]}")
+    if asked:
+        body: dict[str, object] = {"filter": asked}
+        doubt: str | None = (
+            f"{verb} all jobs with {', '.join(f'{key} {_words(value)}' for key, value in asked.items())}?"
+        )
+    else:
+        numbers = session.numbers(jobs or [], _from_stdin(session) if "-" in (jobs or ()) else None)
+        if not numbers:
+            session.screen.say(f"no jobs to {verb}")
+            return
+        if len(numbers) > MOST_IDS:
+            raise UsageProblem(
+                f"{len(numbers)} jobs are too many for one request", f"turnstile {verb} -u me -s pending"
+            )
+        body = {"ids": numbers}
+        doubt = None if is_sure or not session.screen.is_terminal_in else _doubt(session, verb, numbers)
+    if doubt is not None and not is_sure and session.screen.is_terminal_in and not session.screen.ask(doubt):
+        session.screen.say("nothing was done")
+        return
+    _tell(session, session.client.post(f"/v1/jobs/{verb}", body))
+
+
+def _words(value: object) -> str:
+    return "|".join(str(each) for each in value) if isinstance(value, list) else str(value)
+
+
+def _from_stdin(session: Session) -> list[str]:
+    if session.screen.is_terminal_in:
+        raise UsageProblem("- reads jobs from standard input, which is this terminal", "turnstile queue -q | …")
+    return session.screen.read_words()
+
+
+def _doubt(session: Session, verb: str, numbers: list[str]) -> str | None:
+    """The question to ask before acting on many jobs, or on somebody else's; None if there is no doubt."""
+    if len(numbers) > MANY:
+        return f"{verb} {len(numbers)} jobs?"
+    me = answers.text(session.me, "user")
+    for number in numbers:
+        owner = answers.text(job_in(session.client.get(f"/v1/jobs/{step(number)}")), "user")
+        if owner != me:
+            return f"job {number} is {owner}'s; {verb} it?"
+    return None
+
+
+def _tell(session: Session, answer: Json) -> None:
+    screen = session.screen
+    if screen.style.is_machine:
+        screen.listing(answer, _VIEW)
+        return
+    done = answers.items(answer)
+    if len(done) > MANY:
+        counted = Counter(answers.text(each, "did") or "?" for each in done)
+        screen.say(
+            ", ".join(f"{phrases.plural(n, 'job')} {did.replace('_', ' ')}" for did, n in sorted(counted.items()))
+        )
+        return
+    for each in done:
+        did = answers.text(each, "did") or "?"
+        words = _DONE.get(did, did + " {}").format(phrases.job_id(each), answers.text(each, "state") or "?")
+        if did in {"already_ended", "unchanged"}:
+            screen.note(words)
+        else:
+            screen.say(words)
+    if not done:
+        screen.say("no job matched")
+
+
+_VIEW = View(
+    columns=(Column("ID", phrases.job_id, is_right=True), Column("DID", lambda each: answers.text(each, "did"))),
+    name=phrases.job_id,
+    fields=("id", "did", "state"),
+    empty="no job matched",
+)

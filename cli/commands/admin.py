@@ -1,0 +1,220 @@
+"""`admin`: the table of its nouns, and those that are small: prices, nodes, pools."""
+
+import tomllib
+from collections.abc import Mapping
+from datetime import UTC, date, datetime, time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli import answers, moments, phrases
+from cli.answers import Json, number, text
+from cli.client import step
+from cli.commands.cluster import NODES
+from cli.errors import Refusal, UsageProblem
+from cli.layout import Column, View
+from cli.render import listed
+from cli.session import Session
+from cli.values import count
+from cli.verbs import Verb
+
+_LARGEST_BOOK_BYTES = 4 * 1024 * 1024
+
+
+def price_list(ctx: typer.Context) -> None:
+    """List the price books, and from when each is in force.
+
+    Examples:
+      turnstile admin price list
+    """
+    session: Session = ctx.obj
+    session.screen.listing(session.client.listing("/v1/admin/prices"), _BOOKS)
+
+
+def price_import(ctx: typer.Context, file: Annotated[str, typer.Argument(metavar="FILE.toml")]) -> None:
+    """Add a price book. It is in force from the time that it names; books that are in force stay as they are.
+
+    Examples:
+      turnstile admin price import prices-2026-12.toml
+    """
+    session: Session = ctx.obj
+    book = _read_book(Path(file).expanduser(), file)
+    answer = session.client.post("/v1/admin/prices", book)
+    session.screen.document(answer, _BOOKS, [f"price book {text(answer, 'version') or file} is kept"])
+
+
+def node_list(ctx: typer.Context) -> None:
+    """List nodes, and who drained them.
+
+    Examples:
+      turnstile admin node list -o wide
+    """
+    session: Session = ctx.obj
+    session.screen.listing(session.client.listing("/v1/nodes"), NODES)
+
+
+def node_drain(
+    ctx: typer.Context,
+    node: Annotated[list[str], typer.Argument(metavar="NODE...")],
+    reason: Annotated[str, typer.Option("-r", "--reason", metavar="TEXT", help="What people will read about it.")],
+) -> None:
+    """Let nothing new start on nodes; what runs there goes on.
+
+    Examples:
+      turnstile admin node drain gpu-017 -r "fan 3 fails, ticket 4411"
+    """
+    if not reason.strip():
+        raise UsageProblem("a drain has a reason that others can read", '-r "fan 3 fails, ticket 4411"')
+    _each_node(ctx.obj, node, "drain", {"reason": reason}, "draining {}: jobs there go on, none is started")
+
+
+def node_resume(ctx: typer.Context, node: Annotated[list[str], typer.Argument(metavar="NODE...")]) -> None:
+    """Let jobs start on drained nodes again.
+
+    Examples:
+      turnstile admin node resume gpu-017
+    """
+    _each_node(ctx.obj, node, "resume", {}, "resumed {}")
+
+
+def node_history(
+    ctx: typer.Context,
+    node: Annotated[str, typer.Argument(metavar="NODE")],
+    limit: Annotated[str, typer.Option("--limit", help="At most so many intervals.")] = "200",
+) -> None:
+    """Tell what became of a node's GPUs, newest first.
+
+    Examples:
+      turnstile admin node history gpu-017
+    """
+    session: Session = ctx.obj
+    answer = session.client.get(f"/v1/admin/nodes/{step(node)}/history", {"limit": count(limit, "--limit")})
+    session.screen.listing(answer, _node_history_view(answer))
+
+
+def pool_list(ctx: typer.Context) -> None:
+    """List pools: the nodes and GPUs of each.
+
+    Examples:
+      turnstile admin pool list
+    """
+    session: Session = ctx.obj
+    answer = session.client.listing("/v1/nodes")
+    pools: dict[tuple[str, str], dict[str, int]] = {}
+    for node in answers.items(answer):
+        key = (text(node, "pool") or "-", text(node, "gpu_model") or "-")
+        sums = pools.setdefault(key, {"nodes": 0, "nodes_up": 0, "gpus": 0, "gpus_free": 0})
+        sums["nodes"] += 1
+        sums["nodes_up"] += text(node, "availability") == "up"
+        sums["gpus"] += answers.whole(node, "gpus") or 0
+        sums["gpus_free"] += answers.whole(node, "gpus_free") or 0
+    found: list[dict[str, object]] = [
+        {"name": name, "gpu_model": model, **sums} for (name, model), sums in sorted(pools.items())
+    ]
+    session.screen.listing(listed("PoolList", found), _POOLS)
+
+
+PRICE = (
+    Verb("list", __name__, "price_list", "PRICES", "List the price books"),
+    Verb("import", __name__, "price_import", "PRICES", "Add a price book"),
+)
+NODE = (
+    Verb("list", __name__, "node_list", "NODES", "List nodes, and who drained them"),
+    Verb("drain", __name__, "node_drain", "NODES", "Let nothing new start on nodes"),
+    Verb("resume", __name__, "node_resume", "NODES", "Let jobs start on nodes again"),
+    Verb("history", __name__, "node_history", "NODES", "Tell what became of a node's GPUs"),
+)
+POOL = (Verb("list", __name__, "pool_list", "POOLS", "List pools with their nodes and GPUs"),)
+ADMIN = (
+    Verb("tenant", "cli.commands.accounts", "TENANT", "ACCOUNTS", "Tenants: create, list, show, set, suspend"),
+    Verb("project", "cli.commands.accounts", "PROJECT", "ACCOUNTS", "Projects of tenants: create, list, set"),
+    Verb("token", "cli.commands.tokens", "TOKEN", "ACCOUNTS", "Tokens: create, list, revoke"),
+    Verb("node", __name__, "NODE", "CENTRE", "Nodes: list, drain, resume, history"),
+    Verb("pool", __name__, "POOL", "CENTRE", "Pools: list"),
+    Verb("price", __name__, "PRICE", "MONEY", "Price books: list, import"),
+    Verb("ledger", "cli.commands.ledger", "LEDGER", "MONEY", "The ledger: verify, export"),
+    Verb("simulate", "cli.commands.simulate", "simulate", "CENTRE", "Run the scheduler on a trace or a state"),
+)
+"""The verbs of `admin`."""
+
+
+def _each_node(session: Session, nodes: list[str], verb: str, body: Json, words: str) -> None:
+    done: list[dict[str, object]] = []
+    for name in nodes:
+        done.append(dict(session.client.post(f"/v1/admin/nodes/{step(name)}/{verb}", body)))
+        session.screen.say(words.format(name))
+    if session.screen.style.is_machine:
+        session.screen.listing(listed("NodeList", done), NODES)
+
+
+def _read_book(path: Path, typed: str) -> dict[str, object]:
+    try:
+        if path.stat().st_size > _LARGEST_BOOK_BYTES:
+            raise Refusal(f"{typed} is too large for a price book")
+        # Prices keep the digits that were written: they never pass through a float.
+        document = tomllib.loads(path.read_text(encoding="utf-8"), parse_float=str)
+    except OSError as problem:
+        raise Refusal(f"{typed} cannot be read: {problem.strerror}") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as problem:
+        raise Refusal(f"{typed} is not TOML: {problem}") from None
+    return {key: _as_json(value) for key, value in document.items()}
+
+
+def _as_json(value: object) -> object:
+    """A TOML value as JSON: times become RFC 3339 texts."""
+    if isinstance(value, Mapping):
+        return {str(key): _as_json(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_as_json(each) for each in value]
+    return value.isoformat() if isinstance(value, datetime | date | time) else value
+
+
+def _node_history_view(answer: Json) -> View:
+    now = phrases.answered_at(answer)
+    return View(
+        columns=(
+            Column("GPU", lambda each: number(each, "gpu"), is_right=True),
+            Column("FROM", lambda each: phrases.clock(text(each, "from"), now, has_seconds=True)),
+            Column("TO", lambda each: phrases.clock(text(each, "to"), now, has_seconds=True)),
+            Column("STATE", lambda each: text(each, "state")),
+            Column("CAUSE", lambda each: text(each, "cause")),
+            Column("JOB", lambda each: text(each, "job_id"), is_right=True),
+            Column("TENANT", lambda each: text(each, "tenant")),
+            Column("DEVICE", lambda each: text(each, "device"), is_wide=True),
+        ),
+        name=lambda each: text(each, "device"),
+        fields=("gpu", "device", "from", "to", "state", "cause", "gpus", "job_id", "tenant"),
+        empty="nothing is recorded yet",
+    )
+
+
+def _effective(book: Json) -> str | None:
+    at_ms = answers.whole(book, "effective_ms")
+    return None if at_ms is None else moments.write(datetime.fromtimestamp(at_ms / 1000, UTC))
+
+
+_BOOKS = View(
+    columns=(
+        Column("VERSION", lambda each: text(each, "version")),
+        Column("IN FORCE FROM", _effective),
+        Column("CURRENCY", lambda each: text(each, "currency")),
+        Column("SHA-256", lambda each: text(each, "sha256"), is_wide=True),
+    ),
+    name=lambda each: text(each, "version"),
+    fields=("version", "effective_ms", "currency", "sha256"),
+    empty="no price book: jobs cost nothing until one is imported",
+)
+_POOLS = View(
+    columns=(
+        Column("POOL", lambda each: text(each, "name")),
+        Column("MODEL", lambda each: text(each, "gpu_model")),
+        Column("NODES", lambda each: number(each, "nodes"), is_right=True),
+        Column("UP", lambda each: number(each, "nodes_up"), is_right=True),
+        Column("GPUS", lambda each: number(each, "gpus"), is_right=True),
+        Column("FREE", lambda each: number(each, "gpus_free"), is_right=True),
+    ),
+    name=lambda each: text(each, "name"),
+    fields=("name", "gpu_model", "nodes", "nodes_up", "gpus", "gpus_free"),
+    empty="no pools",
+)

@@ -1,0 +1,118 @@
+"""Staying with jobs: `logs` and `wait`."""
+
+import time
+from typing import Annotated
+
+import typer
+
+from cli import answers, phrases
+from cli.answers import Json
+from cli.client import step
+from cli.errors import ExitCode, WaitedTooLong
+from cli.following import Companion, exit_code_of, has_ended
+from cli.render import listed
+from cli.session import MOST_LISTED, Session, number_of
+from cli.values import count, duration
+from cli.views import ending, history_view
+
+_CHUNK_BYTES = 1 << 20
+
+
+def logs(
+    ctx: typer.Context,
+    job: Annotated[str, typer.Argument(metavar="JOB", help="10482, 10482_7, a name, @")],
+    following: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the job ends.")] = False,
+    rank: Annotated[str, typer.Option("--rank", metavar="N", help="Output of this node of the job.")] = "0",
+    tail: Annotated[
+        str | None, typer.Option("--tail", metavar="N", help="Only the last N lines of what there is.")
+    ] = None,
+    exit_status: Annotated[bool, typer.Option("--exit-status", help="With -f: return the job's exit status.")] = False,
+) -> int | None:
+    """Print what a job wrote, as it wrote it.
+
+    Examples:
+      turnstile logs 10482
+      turnstile logs -f @
+      turnstile logs 10482 --rank 3 --tail 50
+    """
+    session: Session = ctx.obj
+    ref, node = session.reference(job), count(rank, "--rank", least=0)
+    if following:
+        ended = Companion(session.client, session.screen, ref).follow(node)
+        return exit_code_of(ended) if exit_status else None
+    lines = None if tail is None else count(tail, "--tail")
+    kept, offset = b"", 0
+    while True:
+        query = {"rank": node, "offset": offset, "limit_bytes": _CHUNK_BYTES}
+        chunk, headers = session.client.chunk(f"/v1/jobs/{step(ref)}/logs", query)
+        if lines is None:
+            session.screen.raw(chunk)
+        else:
+            kept = b"".join((kept + chunk).splitlines(keepends=True)[-lines:])
+        said = headers.get("turnstile-next-offset", "")
+        following_offset = int(said) if said.isdigit() else offset + len(chunk)
+        if not chunk or following_offset <= offset:
+            break
+        offset = following_offset
+    session.screen.raw(kept)
+    return None
+
+
+def wait(
+    ctx: typer.Context,
+    job: Annotated[list[str], typer.Argument(metavar="JOB...", help="10482, 10482_7, a name, @, or - for stdin.")],
+    timeout: Annotated[
+        str | None, typer.Option("--timeout", metavar="DUR", help="Give up after: 30m, 2h (exit 8).")
+    ] = None,
+) -> int:
+    """Wait until jobs have ended, and return their exit status (of several: the worst).
+
+    124: its time limit; 125: it never ran; 128+n: signal n; 8: --timeout ran out.
+
+    Examples:
+      turnstile wait 10482 && turnstile report 10482
+      turnstile wait @ @~1 --timeout 2h
+    """
+    session: Session = ctx.obj
+    limit = None if timeout is None else duration(timeout, "--timeout")
+    deadline = None if limit is None else time.monotonic() + limit
+    references = [session.reference(each) for each in job if each != "-"]
+    if "-" in job:
+        references += session.screen.read_words()
+    ended: list[dict[str, object]] = []
+    for reference in dict.fromkeys(references):
+        found = Companion(session.client, session.screen, reference).wait_for_end(deadline)
+        elements = None if found is None else _elements(session, reference, found, deadline)
+        if elements is None:
+            assert limit is not None  # without a deadline the wait ends with the job
+            raise WaitedTooLong(f"job {reference} has not ended within {phrases.compact(limit)}; it goes on")
+        ended += [dict(each) for each in elements]
+    answer = listed("JobList", ended)
+    if session.screen.style.is_machine:
+        session.screen.listing(answer, history_view(phrases.answered_at(answer)))
+    else:
+        for each in ended:
+            how = ending(each)
+            told = f"{phrases.job_id(each)} {answers.text(each, 'state')}"
+            session.screen.say(told + (f" ({how})" if how else ""))
+    return max((exit_code_of(each) for each in ended), default=ExitCode.DONE)
+
+
+def _elements(session: Session, reference: str, job: Json, deadline: float | None) -> list[Json] | None:
+    """All elements of an array that was named by its own number, once they have ended; else the job itself.
+
+    None when `deadline` came first.
+    """
+    array = answers.whole(job, "array_id")
+    if array is None or reference != str(array):
+        return [job]
+    listing = session.client.listing("/v1/jobs", {"array": array, "state": "all", "limit": MOST_LISTED})
+    ended: list[Json] = []
+    for each in answers.items(listing):
+        number = number_of(each)
+        companion = Companion(session.client, session.screen, number, is_known=True)
+        element = each if has_ended(each) else companion.wait_for_end(deadline)
+        if element is None:
+            return None
+        ended.append(element)
+    return ended

@@ -1,0 +1,275 @@
+"""The ledger, as billing keeps it: `admin ledger verify` and `admin ledger export`.
+
+Both ask the server, unless a database is named: then they work on that, without a server, and load the server's
+packages to do so. What is named with --copy is not written to, not even by the database's own bookkeeping.
+"""
+
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import typer
+
+from cli import answers, moments
+from cli.answers import Json, text
+from cli.errors import ExitCode, Refusal, UsageProblem
+from cli.layout import Column, View
+from cli.render import envelope
+from cli.session import Session
+from cli.verbs import Verb
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
+
+    from metering.findings import Report
+
+DatabaseUrl = Annotated[
+    str | None, typer.Option("--database", metavar="URL", help="Work on this database, without a server.")
+]
+Copy = Annotated[str | None, typer.Option("--copy", metavar="FILE", help="Work on this copy of a SQLite database.")]
+MOST_SHOWN = 50
+"""Findings that people are shown; `-o json` has them all."""
+
+
+def verify(
+    ctx: typer.Context,
+    export_dir: Annotated[
+        str | None,
+        typer.Argument(metavar="[DIR]", help="Prove the files of this export (against the ledger, if named)."),
+    ] = None,
+    database: DatabaseUrl = None,
+    copy: Copy = None,
+) -> int:
+    """Prove the ledger: its chain, its partition of time, its sums. Exit 1 and what does not hold, if it does not.
+
+    Examples:
+      turnstile admin ledger verify
+      turnstile admin ledger verify --copy turnstile-backup.db
+      turnstile admin ledger verify november/ --database postgresql://ledger@db/turnstile
+    """
+    session: Session = ctx.obj
+    if database is None and copy is None and export_dir is None:
+        answer = session.client.get("/v1/admin/ledger/verify")
+    else:
+        answer = _verified(export_dir, database, copy)
+    sound = answers.truth(answer, "is_sound")
+    failures = answers.items(answer, "failures")
+    counts = answers.sub(answer, "counts") or {}
+    looked_at = ", ".join(f"{answers.number(counts, key)} {key.replace('_', ' ')}" for key in sorted(counts))
+    told = [f"{'sound' if sound else 'NOT SOUND'}: {looked_at or 'nothing counted'}"]
+    told += [f"  {_finding(each)}" for each in failures[:MOST_SHOWN]]
+    failed = answers.whole(answer, "failure_count") or len(failures)
+    if failed > MOST_SHOWN:
+        told.append(f"  … and {failed - MOST_SHOWN} more; -o json lists {len(failures)} of them")
+    session.screen.document(answer, _REPORT, told)
+    return ExitCode.DONE if sound else ExitCode.BUG
+
+
+def export(
+    ctx: typer.Context,
+    out_dir: Annotated[str, typer.Argument(metavar="DIR", help="A directory that is new or empty.")],
+    start: Annotated[str | None, typer.Option("--from", metavar="TIME", help="2026-11-01, or with a time.")] = None,
+    end: Annotated[str | None, typer.Option("--to", metavar="TIME", help="Where it ends, exclusive.")] = None,
+    month: Annotated[str | None, typer.Option("--month", metavar="YYYY-MM", help="Instead of --from and --to.")] = None,
+    zone: Annotated[str | None, typer.Option("--zone", metavar="NAME", help="Civil days are of this zone.")] = None,
+    tenant: Annotated[str | None, typer.Option("--tenant", metavar="NAME", help="Only what is this tenant's.")] = None,
+    database: DatabaseUrl = None,
+    copy: Copy = None,
+) -> None:
+    """Write usage, totals and capacity of a time as CSV, with a manifest of their hashes.
+
+    Examples:
+      turnstile admin ledger export november/ --month 2026-11 --zone Asia/Shanghai
+      turnstile admin ledger export acme/ --from 2026-11-01 --to 2026-11-08 --zone UTC --tenant acme
+    """
+    session: Session = ctx.obj
+    known_zone = _zone(zone)
+    since, until = _range(start, end, month, known_zone)
+    folder = Path(out_dir).expanduser()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise Refusal(f"{out_dir} is there and not empty", "a directory that is new", code="conflict")
+    if database is None and copy is None:
+        query = {"from": moments.write(since), "to": moments.write(until), "zone": zone, "tenant": tenant}
+        names = _download(session, query, folder)
+    else:
+        names = _exported(_source(database, copy), folder, (since, until), known_zone, tenant)
+    answer = envelope(
+        "LedgerExport",
+        {"directory": str(folder), "files": names, "from": moments.write(since), "to": moments.write(until)},
+    )
+    session.screen.document(answer, _EXPORT, [f"{folder}: {', '.join(names)}"])
+
+
+LEDGER = (
+    Verb("verify", __name__, "verify", "LEDGER", "Prove the ledger, or the files of an export"),
+    Verb("export", __name__, "export", "LEDGER", "Write usage, totals and capacity as CSV"),
+)
+_REPORT = View(
+    columns=(Column("WHERE", lambda each: text(each, "where")),),
+    name=lambda each: "sound" if answers.truth(each, "is_sound") else "unsound",
+    fields=("is_sound", "failures.0.where", "failures.0.what"),
+)
+_EXPORT = View((), lambda each: text(each, "directory"), ("directory", "files", "from", "to"))
+
+
+def _finding(failure: Json) -> str:
+    check, where = text(failure, "check"), text(failure, "where") or "?"
+    return f"{f'{check}: ' if check else ''}{where}  {text(failure, 'what') or '?'}"
+
+
+def _zone(name: str | None) -> ZoneInfo | None:
+    try:
+        return None if name is None else ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise UsageProblem(f"--zone {name!r} is not a time zone", "--zone Asia/Shanghai", "--zone UTC") from None
+
+
+def _range(start: str | None, end: str | None, month: str | None, zone: ZoneInfo | None) -> tuple[datetime, datetime]:
+    if (month is None) == (start is None and end is None) or (month is None and (start is None or end is None)):
+        raise UsageProblem("say which time", "--month 2026-11", "--from 2026-11-01 --to 2026-12-01")
+    if month is not None:
+        since = _moment(f"{month}-01", "--month", zone)
+        local = since.astimezone(zone)
+        following = (local.year + local.month // 12, local.month % 12 + 1)
+        return since, _moment(f"{following[0]:04d}-{following[1]:02d}-01", "--month", zone)
+    since, until = _moment(start or "", "--from", zone), _moment(end or "", "--to", zone)
+    if since >= until:
+        raise UsageProblem(f"--from {start} is not before --to {end}", f"--from {end} --to {start}")
+    return since, until
+
+
+def _moment(typed: str, flag: str, zone: ZoneInfo | None) -> datetime:
+    try:
+        found = datetime.fromisoformat(typed)
+        if found.tzinfo is None and zone is not None:
+            found = found.replace(tzinfo=zone)
+        return moments.parse(found.astimezone().isoformat() if found.tzinfo is None else found.isoformat())
+    except (ValueError, OverflowError):
+        raise UsageProblem(f"{flag} {typed!r} is not a time", f"{flag} 2026-11-01") from None
+
+
+def _download(session: Session, query: dict[str, str | None], folder: Path) -> list[str]:
+    """Fetches the tar of an export and writes its files: plain ones, by their names alone."""
+    with tempfile.TemporaryFile() as kept:
+        session.client.save("/v1/admin/ledger/export", query, kept)
+        kept.seek(0)
+        names = []
+        try:
+            with tarfile.open(fileobj=kept, mode="r:*") as archive:
+                folder.mkdir(parents=True, exist_ok=True)
+                for member in archive:
+                    name = Path(member.name).name
+                    content = archive.extractfile(member) if member.isfile() and name else None
+                    if content is None:
+                        continue
+                    with (folder / name).open("xb") as written:
+                        shutil.copyfileobj(content, written)
+                    names.append(name)
+        except tarfile.TarError:
+            raise answers.BrokenAnswer("the export is not a tar file") from None
+        except OSError as problem:
+            raise Refusal(f"{folder} cannot be written: {problem.strerror}") from None
+    return sorted(names)
+
+
+def _source(database: str | None, copy: str | None) -> tuple[str, bool]:
+    if database is not None and copy is not None:
+        raise UsageProblem("--database and --copy both name the ledger", "--copy FILE")
+    if copy is not None:
+        if not Path(copy).expanduser().is_file():
+            raise Refusal(f"there is no file {copy}", code="not_found")
+        return copy, True
+    return database or "", False
+
+
+@contextmanager
+def _connection(source: tuple[str, bool]) -> "Iterator[Connection]":
+    """A snapshot of a database; of a copy of a copy where the person said that it is one."""
+    from scheduler.refusal import Refused
+    from scheduler.store.database import Database, StoreError
+
+    place, is_copy = source
+    with tempfile.TemporaryDirectory(prefix="turnstile-ledger-") as scratch:
+        url = place
+        if is_copy:
+            # Opening a SQLite file writes to it (its journal mode, its -wal): the evidence stays as it is.
+            original, twin = Path(place).expanduser(), Path(scratch) / "ledger.db"
+            for suffix in ("", "-wal"):
+                if Path(f"{original}{suffix}").is_file():
+                    shutil.copyfile(f"{original}{suffix}", f"{twin}{suffix}")
+            url = f"sqlite:///{twin}"
+        elif url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).is_file():
+            raise Refusal(f"there is no file {url.removeprefix('sqlite:///')}", code="not_found")
+        try:
+            database = Database.open(url)
+        except ValueError as problem:
+            raise UsageProblem(str(problem)) from None
+        try:
+            with database.read() as connection:
+                yield connection
+        except StoreError as problem:
+            raise Refusal(f"the database cannot be read: {problem}", code="unavailable") from None
+        except Refused as refused:
+            raise Refusal(refused.message, *refused.tries, code=str(refused.code)) from None
+        finally:
+            database.dispose()
+
+
+def _verified(export_dir: str | None, database: str | None, copy: str | None) -> Json:
+    from metering.verify import verify as verify_ledger
+    from metering.verify import verify_export
+
+    if export_dir is not None and not Path(export_dir).expanduser().is_dir():
+        raise Refusal(f"there is no directory {export_dir}", code="not_found")
+    if database is None and copy is None:
+        assert export_dir is not None  # something was named
+        return _report(verify_export(Path(export_dir).expanduser()))
+    with _connection(_source(database, copy)) as connection:
+        if export_dir is not None:
+            return _report(verify_export(Path(export_dir).expanduser(), connection))
+        return _report(verify_ledger(connection))
+
+
+def _report(report: "Report") -> Json:
+    return envelope(
+        "LedgerReport",
+        {
+            "is_sound": report.is_proved,
+            "failures": [
+                {
+                    "check": str(each.check),
+                    "where": each.where,
+                    "what": f"expected {each.expected}, found {each.found}",
+                }
+                for each in report.findings
+            ],
+            "failure_count": report.failures,
+            "counts": dict(sorted(report.counted.items())),
+        },
+    )
+
+
+def _exported(
+    source: tuple[str, bool], folder: Path, span: tuple[datetime, datetime], zone: ZoneInfo | None, tenant: str | None
+) -> list[str]:
+    from metering.export import export_usage
+    from scheduler.core.model import AccountId
+
+    if zone is None:
+        raise UsageProblem("say in which zone civil days begin", "--zone Asia/Shanghai", "--zone UTC")
+    since, until = (round(each.timestamp() * 1000) for each in span)
+    whose = None if tenant is None else AccountId(tenant)
+    if folder.is_dir():
+        folder.rmdir()  # empty, as was checked; the export takes its place in one step
+    try:
+        with _connection(source) as connection:
+            export_usage(connection, folder, since, until, zone, whose)
+    except OSError as problem:
+        raise Refusal(f"{folder} cannot be written: {problem.strerror}") from None
+    return sorted(each.name for each in folder.iterdir())

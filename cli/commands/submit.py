@@ -1,0 +1,204 @@
+"""Starting jobs: `submit` and `run`."""
+
+import time
+import uuid
+from dataclasses import replace
+from typing import Annotated
+
+import typer
+
+from cli import answers, phrases, scripts
+from cli.answers import Json
+from cli.errors import ExitCode, UsageProblem
+from cli.faults import ApiError
+from cli.following import Companion, exit_code_of
+from cli.jobflags import FLAGS_OF_FIELDS, JobFlags, spec_of
+from cli.session import Session, job_in, number_of
+from cli.verbs import with_flags
+from cli.views import ending, job_view
+
+SECOND_INTERRUPT_SECONDS = 2.0
+"""A second Ctrl-C within this time of the first is about the job, not about the view of it."""
+
+Words = Annotated[
+    list[str] | None, typer.Argument(metavar="[SCRIPT | [--] COMMAND] [ARGS]...", help="What runs on the nodes.")
+]
+
+
+@with_flags(JobFlags)
+def submit(
+    ctx: typer.Context,
+    command: Words = None,
+    follow_it: Annotated[bool, typer.Option("-f", "--follow", help="Stay with it, as `run` does.")] = False,
+) -> int | None:
+    """Submit a job. Flags stand before the command; what stands behind it is the command's own.
+
+    In a pipe or a script stdout is the job's number alone; what people read goes to stderr.
+
+    Examples:
+      turnstile submit -g H100:8 -N 4 -t 12h -n llama-sft -- torchrun train.py --lr 2e-5
+      turnstile submit -g 1 -t 2h -a 0-99 ./sweep.sh
+      turnstile submit -g H100:8 -t 4h --dry-run -- ./train.sh
+      JOB=$(turnstile submit -g 1 -t 1h -- python eval.py) && turnstile wait $JOB
+    """
+    session: Session = ctx.obj
+    flags = session.flags
+    assert isinstance(flags, JobFlags)
+    if follow_it:
+        _refuse_array(flags)
+    answer = _send(session, flags, command)
+    _tell(session, answer, is_dry_run=flags.dry_run)
+    if follow_it and not flags.dry_run:
+        return attach(session, _reference(answer))
+    return None
+
+
+@with_flags(JobFlags)
+def run(ctx: typer.Context, command: Words = None) -> int | None:
+    """Submit a job and stay with it: its output is printed, and its exit status is this command's.
+
+    Ctrl-C leaves the job running; a second Ctrl-C within two seconds cancels it.
+    124: its time limit; 125: it never ran; 128+n: signal n.
+
+    Examples:
+      turnstile run -g 1 -t 10m -- nvidia-smi
+      turnstile run -g H100:8 -t 4h ./train.sh
+    """
+    session: Session = ctx.obj
+    flags = session.flags
+    assert isinstance(flags, JobFlags)
+    _refuse_array(flags)
+    answer = _send(session, flags, command)
+    if flags.dry_run:
+        _tell(session, answer, is_dry_run=True)
+        return None
+    reference = _reference(answer)
+    session.screen.say(f"Submitted {reference}")
+    return attach(session, reference)
+
+
+def attach(session: Session, reference: str) -> int:
+    """Prints a job's output until it ends and returns its exit status; Ctrl-C leaves it alone."""
+    try:
+        job = Companion(session.client, session.screen, reference, is_known=True).follow()
+    except KeyboardInterrupt:
+        _detach(session, reference)
+        return ExitCode.INTERRUPTED
+    code = exit_code_of(job)
+    if code != ExitCode.DONE:
+        ended = ending(job)
+        session.screen.say(f"job {reference} {answers.text(job, 'state')}" + (f" ({ended})" if ended else ""))
+    return code
+
+
+def _refuse_array(flags: JobFlags) -> None:
+    if flags.array is not None:
+        raise UsageProblem(
+            "one can stay with one job, and an array is many",
+            f"JOB=$(turnstile submit -a {flags.array} …) && turnstile wait $JOB",
+        )
+
+
+def _send(session: Session, flags: JobFlags, words: list[str] | None) -> Json:
+    typed = scripts.typed_command(words, session.typed)
+    for option in scripts.misplaced(typed, session.known_options):
+        session.screen.note(
+            f"{option} stands behind the command and goes to {typed.words[0]}; "
+            f"flags for Turnstile stand before it (write -- before the command if this is meant)"
+        )
+    spec = spec_of(flags, scripts.argv_of(typed, is_lenient=flags.lenient), session.project, session.environment)
+    # One key for all attempts of this submission: whichever of them arrives, there is one job.
+    key = str(uuid.uuid4())
+    try:
+        return session.client.post("/v1/jobs", spec, key=key, query={"dry_run": "true" if flags.dry_run else None})
+    except ApiError as problem:
+        _name_flags(problem)
+        if problem.code == "unavailable" and not flags.dry_run:
+            problem.notes = (*problem.notes, "if it arrived after all, 'turnstile queue -u me' shows it")
+        raise
+
+
+def _name_flags(refused: ApiError) -> None:
+    """Puts the flags that people typed in the place of the fields that the API knows."""
+    for field, flag in FLAGS_OF_FIELDS.items():
+        if refused.message.startswith(f"{field}: "):
+            refused.message = f"{flag} {refused.message.removeprefix(f'{field}: ')}"
+    refused.problems = tuple(
+        replace(each, field=FLAGS_OF_FIELDS.get(each.field.partition(".")[0], each.field)) for each in refused.problems
+    )
+
+
+def _reference(answer: Json) -> str:
+    """The number of what was submitted; of an array, the array's."""
+    job = job_in(answer)
+    array = answers.whole(job, "array_id")
+    return str(array) if array is not None else number_of(job)
+
+
+def _tell(session: Session, answer: Json, *, is_dry_run: bool) -> None:
+    screen = session.screen
+    if screen.style.format in {"json", "jsonl", "csv"}:
+        screen.listing(answer, job_view(phrases.answered_at(answer)))
+        return
+    if is_dry_run:
+        screen.document(answer, job_view(phrases.answered_at(answer)), _told(answer, None))
+        return
+    reference = _reference(answer)
+    if screen.style.is_machine or not screen.is_terminal_out:
+        screen.plain(reference)
+    if screen.style.format == "name":
+        return
+    for line in _told(answer, reference):
+        if screen.is_terminal_out:
+            screen.plain(line)
+        else:
+            screen.say(line)
+
+
+def _told(answer: Json, reference: str | None) -> list[str]:
+    job, now = job_in(answer), phrases.answered_at(answer)
+    name, size = (
+        answers.text(job, "name") or "",
+        answers.whole(answer, "array_size") or answers.whole(job, "array_size"),
+    )
+    elements = f", {phrases.plural(size, 'element')}" if size is not None else ""
+    heading = f"Submitted {reference}  {name}{elements}" if reference else f"Would submit {name}{elements}"
+    limit = answers.whole(job, "time_limit_seconds")
+    nodes = phrases.plural(answers.whole(job, "nodes") or 1, "node")
+    each = " ".join(filter(None, (answers.number(job, "gpus_per_node") or "?", answers.text(job, "gpu_model"))))
+    gets = f"{nodes} × {each} = {phrases.plural_of(answers.number(job, 'gpus_total') or '?', 'GPU')}"
+    gets += f" for at most {phrases.compact(limit)}" if limit is not None else ""
+    pool, start = answers.text(job, "pool"), answers.sub(job, "start_estimate")
+    expected = phrases.clock(answers.text(start, "p50"), now) if start is not None else None
+    cost, state = phrases.money(answers.sub(job, "max_cost")), answers.text(job, "state")
+    lines = [heading.rstrip(), f"  gets     {gets}" + (f", pool {pool}" if pool else "")]
+    if expected is not None:
+        lines.append(f"  start    ~{expected}")
+    if cost is not None:
+        lines.append(f"  cost     at most {cost}")
+    if state == "held":
+        lines.append("  held     until it is released")
+    if reference is not None:
+        first = f"release {reference}" if state == "held" else f"logs -f {reference}"
+        lines.append(f"  next     turnstile {first} · turnstile why {reference} · turnstile cancel {reference}")
+    return lines
+
+
+def _detach(session: Session, reference: str) -> None:
+    """Leaves the job running, says how to come back, and takes a second Ctrl-C for a wish to cancel."""
+    screen = session.screen
+    try:
+        screen.say(f"detached: job {reference} goes on")
+        screen.say(f"  turnstile logs -f {reference}   or   turnstile cancel {reference}   (Ctrl-C again: cancel now)")
+        time.sleep(SECOND_INTERRUPT_SECONDS)
+    except KeyboardInterrupt:
+        _cancel_now(session, reference)
+
+
+def _cancel_now(session: Session, reference: str) -> None:
+    screen = session.screen
+    if screen.is_terminal_in and not screen.ask(f"cancel job {reference}?"):
+        return
+    session.client.close()  # the interrupt may have hit a request half-way
+    session.client.post("/v1/jobs/cancel", {"ids": [reference]})
+    screen.say(f"cancelled {reference}")

@@ -1,0 +1,193 @@
+"""The flags of `submit` and `run`, and the job that they ask for (JobSpec of docs/api.md)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli import moments, values
+from cli.errors import UsageProblem
+
+FLAGS_OF_FIELDS = {
+    "array": "-a",
+    "begin_at": "--begin",
+    "booking": "--booking",
+    "command": "the command",
+    "constraints": "--constraint",
+    "cpus_per_node": "-c",
+    "deadline_at": "--deadline",
+    "env": "-e",
+    "exclude_nodes": "--exclude",
+    "gpu_classes": "-g",
+    "gpu_memory_bytes": "-g",
+    "gpus_per_node": "-g",
+    "grace_seconds": "--grace",
+    "image": "-i",
+    "labels": "-l",
+    "memory_bytes_per_node": "-m",
+    "name": "-n",
+    "nodes": "-N",
+    "only_nodes": "--node",
+    "output": "--output",
+    "pool": "-p",
+    "priority": "--priority",
+    "project": "-A",
+    "retries": "--retries",
+    "time_limit_seconds": "-t",
+    "total_gpus": "--total-gpus",
+    "workdir": "-w",
+}
+"""The flag that stands for each field of JobSpec."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobFlags:
+    """What a job may be asked for, one flag each; None where nothing was typed."""
+
+    gpus: Annotated[
+        str | None, typer.Option("-g", "--gpus", metavar="GPUS", help="Per node: H100:8, 8, H200,H100:8, 80GB:2.")
+    ] = None
+    nodes: Annotated[str | None, typer.Option("-N", "--nodes", metavar="N", help="Nodes.")] = None
+    total_gpus: Annotated[
+        str | None, typer.Option("--total-gpus", metavar="N", help="GPUs in all, instead of per node.")
+    ] = None
+    cpus: Annotated[str | None, typer.Option("-c", "--cpus", metavar="N", help="CPU cores per node.")] = None
+    mem: Annotated[str | None, typer.Option("-m", "--mem", metavar="SIZE", help="Memory per node: 64G, 1.5TiB.")] = None
+    pool: Annotated[str | None, typer.Option("-p", "--pool", metavar="NAME", help="Nodes of this pool only.")] = None
+    time: Annotated[
+        str | None, typer.Option("-t", "--time", metavar="DUR", help="Limit: 90m, 12h, 2d, 1-12:00:00, 04:00:00.")
+    ] = None
+    booking: Annotated[str | None, typer.Option("--booking", metavar="HOW", help="auto, guaranteed or spot.")] = None
+    spot: Annotated[bool, typer.Option("--spot", help="Short for --booking spot.")] = False
+    node: Annotated[list[str] | None, typer.Option("--node", metavar="NODE", help="Only this node; repeatable.")] = None
+    exclude: Annotated[
+        list[str] | None, typer.Option("--exclude", metavar="NODE", help="Not this node; repeatable.")
+    ] = None
+    constraint: Annotated[
+        list[str] | None, typer.Option("--constraint", metavar="K=V", help="Nodes with this label; repeatable.")
+    ] = None
+    image: Annotated[str | None, typer.Option("-i", "--image", metavar="REF", help="Container image.")] = None
+    name: Annotated[str | None, typer.Option("-n", "--name", "-J", metavar="TEXT", help="Name of the job.")] = None
+    project: Annotated[str | None, typer.Option("-A", "--project", metavar="NAME", help="Who it is for.")] = None
+    workdir: Annotated[
+        str | None, typer.Option("-w", "--workdir", metavar="DIR", help="Where it runs; here unless --image is given.")
+    ] = None
+    env: Annotated[
+        list[str] | None, typer.Option("-e", "--env", metavar="K[=V]", help="Environment; K alone passes yours on.")
+    ] = None
+    env_file: Annotated[
+        str | None, typer.Option("--env-file", metavar="F", help="A file of K=V lines, no quoting.")
+    ] = None
+    output: Annotated[
+        str | None, typer.Option("--output", metavar="PATTERN", help="A file for its output, besides the kept log.")
+    ] = None
+    label: Annotated[list[str] | None, typer.Option("-l", "--label", metavar="K=V", help="Label; repeatable.")] = None
+    begin: Annotated[
+        str | None, typer.Option("--begin", metavar="TIME", help="Not before: now+2h, 20:00, 2026-11-24T08:00.")
+    ] = None
+    deadline: Annotated[str | None, typer.Option("--deadline", metavar="TIME", help="Of no use after this time.")] = (
+        None
+    )
+    priority: Annotated[
+        str | None, typer.Option("--priority", metavar="WORD", help="low, normal or high, in its project.")
+    ] = None
+    hold: Annotated[bool, typer.Option("--hold", help="Wait until it is released.")] = False
+    array: Annotated[
+        str | None, typer.Option("-a", "--array", metavar="RANGE", help="0-99%8: a hundred, at most eight at once.")
+    ] = None
+    retries: Annotated[str | None, typer.Option("--retries", metavar="N", help="Start again after a failure.")] = None
+    grace: Annotated[str | None, typer.Option("--grace", metavar="DUR", help="Between SIGTERM and SIGKILL: 120s.")] = (
+        None
+    )
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen, and submit nothing.")] = False
+    lenient: Annotated[bool, typer.Option("--lenient", help="Leave #SBATCH lines of a script unread.")] = False
+
+
+def spec_of(
+    flags: JobFlags, command: list[str], project: str | None, environment: Mapping[str, str]
+) -> dict[str, object]:
+    """Returns the job that the flags and a command ask for. Raises UsageProblem for what cannot be meant.
+
+    Only what was asked for is named, so that the server's defaults hold for the rest.
+    """
+    now = moments.current()
+    spec: dict[str, object] = {"command": command, "project": flags.project or project, **_resources(flags)}
+    spec |= {
+        "name": flags.name,
+        "image": flags.image,
+        "workdir": _workdir(flags),
+        "output": flags.output,
+        "env": _environment(flags, environment),
+        "labels": _pairs(flags.label, "-l"),
+        "priority": _chosen(flags.priority, "--priority", ("low", "normal", "high")),
+        "booking": _booking(flags),
+        "begin_at": None if flags.begin is None else moments.write(moments.ahead(flags.begin, "--begin", now)),
+        "deadline_at": None
+        if flags.deadline is None
+        else moments.write(moments.ahead(flags.deadline, "--deadline", now)),
+        "hold": flags.hold or None,
+        "array": None if flags.array is None else values.array(flags.array),
+        "retries": None if flags.retries is None else values.count(flags.retries, "--retries", least=0),
+        "grace_seconds": None if flags.grace is None else values.duration(flags.grace, "--grace"),
+    }
+    return {name: value for name, value in spec.items() if value not in (None, {}, [])}
+
+
+def _resources(flags: JobFlags) -> dict[str, object]:
+    if flags.gpus is not None and flags.total_gpus is not None and flags.gpus.strip()[:1].isdigit():
+        raise UsageProblem("-g and --total-gpus both say how many GPUs", f"-g {flags.gpus}", "--total-gpus N")
+    asked = None if flags.gpus is None else values.gpus(flags.gpus)
+    count = None if asked is None else asked.count
+    return {
+        # A share is a JSON number like any other; up to four decimals it is written as it was typed.
+        "gpus_per_node": float(count) if isinstance(count, Decimal) else count,
+        "gpu_classes": [] if asked is None else list(asked.classes),
+        "gpu_memory_bytes": None if asked is None else asked.memory_bytes,
+        "total_gpus": None if flags.total_gpus is None else values.count(flags.total_gpus, "--total-gpus"),
+        "nodes": None if flags.nodes is None else values.count(flags.nodes, "-N"),
+        "cpus_per_node": None if flags.cpus is None else values.count(flags.cpus, "-c"),
+        "memory_bytes_per_node": None if flags.mem is None else values.size(flags.mem, "-m"),
+        "time_limit_seconds": None if flags.time is None else values.duration(flags.time, "-t"),
+        "pool": flags.pool,
+        "only_nodes": [name for each in flags.node or () for name in each.split(",")],
+        "exclude_nodes": [name for each in flags.exclude or () for name in each.split(",")],
+        "constraints": _pairs(flags.constraint, "--constraint"),
+    }
+
+
+def _booking(flags: JobFlags) -> str | None:
+    chosen = _chosen(flags.booking, "--booking", ("auto", "guaranteed", "spot"))
+    if flags.spot and chosen not in (None, "spot"):
+        raise UsageProblem(f"--spot and --booking {chosen} contradict each other", "--spot", f"--booking {chosen}")
+    return "spot" if flags.spot else chosen
+
+
+def _chosen(typed: str | None, flag: str, allowed: tuple[str, ...]) -> str | None:
+    return None if typed is None else values.choice(typed, flag, allowed)
+
+
+def _pairs(texts: list[str] | None, flag: str) -> dict[str, str]:
+    return dict(values.pair(each, flag) for each in texts or ())
+
+
+def _workdir(flags: JobFlags) -> str | None:
+    if flags.workdir is not None:
+        return flags.workdir if flags.image is not None else str(Path(flags.workdir).expanduser().absolute())
+    # An image has directories of its own; a job without one runs where it was submitted, as with sbatch.
+    return None if flags.image is not None else str(Path.cwd())
+
+
+def _environment(flags: JobFlags, caller: Mapping[str, str]) -> dict[str, str]:
+    lines: list[str] = []
+    if flags.env_file is not None:
+        try:
+            lines = values.environment_lines(Path(flags.env_file).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError):
+            raise UsageProblem(f"--env-file {flags.env_file} cannot be read as text") from None
+    return {
+        **values.environment(lines, caller, f"--env-file {flags.env_file}"),
+        **values.environment(flags.env or (), caller, "-e"),
+    }

@@ -1,0 +1,169 @@
+"""How one job is told: `show`, `why`, `report` and its history. Pure: answers in, text out."""
+
+from datetime import datetime
+from decimal import Decimal
+
+from cli import phrases
+from cli.answers import Json, items, number, sub, text, texts, truth, whole
+from cli.layout import Column, View
+from cli.views import ending, reason_words, used, why
+
+
+def event_view(now: datetime) -> View:
+    """Returns how what happened to one job is listed."""
+    return View(
+        columns=(
+            Column("AT", lambda event: phrases.clock(text(event, "at"), now, has_seconds=True)),
+            Column("WHAT", lambda event: text(event, "kind")),
+            Column("DETAIL", _detail),
+        ),
+        name=lambda event: text(event, "kind"),
+        fields=("sequence", "at", "kind", "detail"),
+        empty="nothing has happened yet",
+    )
+
+
+def _detail(event: Json) -> str | None:
+    value = event.get("detail")
+    if isinstance(value, dict):
+        return " ".join(f"{key}={each}" for key, each in value.items() if each is not None) or None
+    return None if value is None else str(value)
+
+
+def told(job: Json, now: datetime) -> list[str]:
+    """Returns a job as `show` tells it: a heading, then one fact a line."""
+    state = text(job, "state") or "?"
+    owner = "/".join(part for part in (text(job, "tenant"), text(job, "project")) if part)
+    facts = {
+        "owner": f"{text(job, 'user') or '?'}  {owner}",
+        "gpus": f"{phrases.gpus(job)} ({number(job, 'nodes') or '?'} nodes × {number(job, 'gpus_per_node') or '?'})",
+        "time": f"{used(job, now)} (used/limit)",
+        "pool": text(job, "pool"),
+        "booking": text(job, "booking"),
+        "priority": text(job, "priority"),
+        "submitted": phrases.clock(text(job, "submitted_at"), now),
+        "started": phrases.clock(text(job, "started_at"), now),
+        "ended": phrases.clock(text(job, "ended_at"), now),
+        "nodes": phrases.nodes(texts(job, "node_names")) or None,
+        "attempt": number(job, "attempt") if whole(job, "attempt") else None,
+        "cost": _at_most(job),
+        "labels": _detail({"detail": sub(job, "labels")}),
+        "command": " ".join(texts(job, "command")) or None,
+    }
+    if state in {"pending", "held"}:
+        facts["waits"] = why(job, now)
+    ended = ending(job)
+    heading = f"{phrases.job_id(job)} {text(job, 'name') or ''}: {state}" + (f" ({ended})" if ended else "")
+    return [heading, *(f"  {name:<10}{value}" for name, value in facts.items() if value)]
+
+
+def _at_most(job: Json) -> str | None:
+    cost = phrases.money(sub(job, "max_cost"))
+    return f"at most {cost}" if cost else None
+
+
+def explained(answer: Json, job: Json, now: datetime) -> list[str]:
+    """Returns an Explanation as `why` tells it: what blocks first, then what does not."""
+    waited = phrases.since(text(job, "submitted_at"), now)
+    heading = f"{phrases.job_id(job)} {text(job, 'name') or ''}: {text(job, 'state') or '?'}"
+    if waited is not None and text(job, "state") in {"pending", "held"}:
+        heading += f" for {phrases.spoken(waited)}"
+    position = whole(answer, "position") or whole(job, "position")
+    if position is not None:
+        heading += f", number {position} in its queue"
+    lines = [heading, ""]
+    reasons = items(answer, "reasons")
+    for reason in reasons:
+        mark = "BLOCKS" if reason.get("blocking") is None or truth(reason, "blocking") else "fine"
+        lines.append(f"{mark:<8}{text(reason, 'code') or '?':<15}{reason_words(reason)}")
+    if not reasons:
+        lines.append(_no_reason(job, now))
+    ahead, gpus_ahead = whole(answer, "ahead_jobs"), number(answer, "ahead_gpus")
+    if ahead:
+        lines.append(f"{'ahead':<8}{phrases.plural(ahead, 'job')}, {gpus_ahead or '?'} GPUs")
+    considered, fitting = whole(answer, "nodes_considered"), whole(answer, "nodes_fit")
+    if considered and fitting is not None:
+        lines.append(f"{'nodes':<8}{fitting} of {considered} could take its part now")
+    start = sub(answer, "start_estimate") or sub(job, "start_estimate")
+    if start is not None and text(start, "p50") is not None:
+        lines.append(f"{'start':<8}~{phrases.clock(text(start, 'p50'), now)}")
+    lines.append(f"{'as of':<8}{now.astimezone():%H:%M:%S}")
+    return lines
+
+
+def _no_reason(job: Json, now: datetime) -> str:
+    """What is said of a job that nothing keeps from starting."""
+    state, place = text(job, "state"), why(job, now)
+    if state in {"pending", "held"}:
+        return "nothing blocks it: it starts at the next decision"
+    return f"it does not wait: its state is {state}" + (f" ({place})" if place and place != state else "")
+
+
+def why_view() -> View:
+    """Returns how an Explanation is named and what of it CSV holds."""
+    return View(
+        columns=(),
+        name=lambda answer: text(items(answer, "reasons")[0], "code") if items(answer, "reasons") else None,
+        fields=("job_id", "state", "reasons.0.code", "reasons.0.need", "reasons.0.free", "position", "ahead_jobs"),
+    )
+
+
+def allocation_view(now: datetime) -> View:
+    """Returns how the starts of a job are listed."""
+    return View(
+        columns=(
+            Column("START", lambda each: number(each, "attempt"), is_right=True),
+            Column("GPUS", _held_gpus, is_right=True),
+            Column("BOOKING", lambda each: text(each, "booking")),
+            Column("FROM", lambda each: phrases.clock(_begun(each), now, has_seconds=True)),
+            Column("TO", lambda each: phrases.clock(text(each, "ended_at"), now, has_seconds=True)),
+            Column("GPU-HOURS", lambda each: f"{gpu_hours(each, now):.2f}", is_right=True),
+            Column("ENDED BY", lambda each: text(each, "end_reason") or text(each, "phase")),
+            Column("NODES", lambda each: phrases.nodes(_node_names(each)) or None),
+        ),
+        name=lambda each: text(each, "id"),
+        fields=(
+            "id", "job_id", "attempt", "gpu_model", "booking", "phase", "decided_at", "started_at", "ended_at",
+            "end_reason", "exit_code",
+        ),
+        empty="it has not started yet",
+    )  # fmt: skip
+
+
+def gpu_hours(allocation: Json, now: datetime) -> Decimal:
+    """Returns the GPU-hours that a start has held so far, starting and stopping included."""
+    begun = phrases.since(text(allocation, "decided_at") or text(allocation, "started_at"), now) or 0
+    over = phrases.since(text(allocation, "ended_at"), now) or 0
+    return _gpus(allocation) * (begun - over) / 3600
+
+
+def reported(job: Json, allocations: list[Json], now: datetime) -> str:
+    """Returns the line over a report: how the job stands, how long it waited, what it held in all."""
+    held = sum((gpu_hours(each, now) for each in allocations), Decimal(0))
+    submitted, started = phrases.since(text(job, "submitted_at"), now), phrases.since(text(job, "started_at"), now)
+    ended = ending(job)
+    parts = [
+        f"{phrases.job_id(job)} {text(job, 'name') or ''}: {text(job, 'state') or '?'}"
+        + (f" ({ended})" if ended else ""),
+        f"used {used(job, now)}",
+    ]
+    if submitted is not None and started is not None:
+        parts.append(f"waited {phrases.spoken(submitted - started)}")
+    return ", ".join([*parts, f"held {held:.2f} GPU-hours"])
+
+
+def _begun(allocation: Json) -> str | None:
+    return text(allocation, "started_at") or text(allocation, "decided_at")
+
+
+def _gpus(allocation: Json) -> Decimal:
+    return sum((Decimal(number(node, "gpus") or 0) for node in items(allocation, "nodes")), Decimal(0))
+
+
+def _held_gpus(allocation: Json) -> str:
+    model = text(allocation, "gpu_model")
+    return f"{_gpus(allocation)}×{model}" if model else str(_gpus(allocation))
+
+
+def _node_names(allocation: Json) -> list[str]:
+    return [name for node in items(allocation, "nodes") if (name := text(node, "name")) is not None]

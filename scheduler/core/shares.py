@@ -1,0 +1,270 @@
+"""What each account should hold now: its target, per GPU class, at every level of the account tree.
+
+    target = min(guarantee, demand) + its part of the rest,
+
+the rest being divided by effective weight (`fairshare.water_fill`), top down, each group of siblings after its parent's
+whole number. Targets of siblings sum to what there is, or to what they want where that is less.
+
+**Over target** means held > target, and `Shares.is_over` is the only place that says so. Held is guaranteed and burst,
+with what is starting and stopping, without spot.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+
+from scheduler.core.booking import guarantees_in_force
+from scheduler.core.fairshare import effective_weights, pro_rata, water_fill
+from scheduler.core.model import GPU_UNITS, ROOT_ACCOUNT, AccountId, Booking, GpuClass, lineage, tenant_of
+from scheduler.core.state import ClusterState
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where an account stands in a class; capacity units, but for the debt."""
+
+    account: AccountId
+    gpu_class: GpuClass
+    guarantee: int
+    """What it bought; less where all guarantees together exceed the capacity that is left."""
+    limit: int | None
+    held: int
+    """Guaranteed and burst."""
+    spot: int
+    demand: int
+    target: int
+    debt_microcredits: int
+    """Over all classes."""
+
+    @property
+    def is_over_target(self) -> bool:
+        """True when it holds more than it should: see `Shares.is_over`."""
+        return self.held > self.target
+
+
+@dataclass(slots=True)
+class _Need:
+    """A node of the tree that the division walks: an account, or an account's own jobs beside those below it."""
+
+    account: AccountId
+    weight: int = 1
+    owed: int = 0
+    guarantee: int = 0
+    limit: int | None = None
+    firm: int = 0
+    """Held, and pending jobs that take any booking; at most the limit."""
+    strict: int = 0
+    """Pending jobs that accept only the guarantee that is left."""
+    below: "list[_Need]" = field(default_factory=list)
+
+    @property
+    def demand(self) -> int:
+        """What it could use."""
+        total = self.firm + self.strict
+        return total if self.limit is None else min(total, self.limit)
+
+
+class Shares:
+    """The targets over one version of the state at one time: made for a tick or a question, then thrown away.
+
+    Each class is divided when it is first asked about. Costs what the accounts with demand or use are.
+    """
+
+    def __init__(self, state: ClusterState, now_ms: int) -> None:
+        self._state = state
+        self._now_ms = now_ms
+        self._targets: dict[GpuClass, dict[AccountId, int]] = {}
+        self._demands: dict[GpuClass, dict[AccountId, int]] = {}
+        self._active: dict[AccountId, list[AccountId]] | None = None
+
+    def target(self, account: AccountId, gpu_class: GpuClass) -> int:
+        """Returns the capacity units that the account should hold; 0 for one without demand or use."""
+        return self.targets(gpu_class).get(account, 0)
+
+    def targets(self, gpu_class: GpuClass) -> dict[AccountId, int]:
+        """Returns the target of every account with demand or use, at every level, in capacity units."""
+        found = self._targets.get(gpu_class)
+        if found is None:
+            self._divide(gpu_class)
+            found = self._targets[gpu_class]
+        return found
+
+    def demand(self, account: AccountId, gpu_class: GpuClass) -> int:
+        """Returns what the account could use: held and eligible pending, capped by limits, in capacity units."""
+        self.targets(gpu_class)
+        return self._demands[gpu_class].get(account, 0)
+
+    def held(self, account: AccountId, gpu_class: GpuClass) -> int:
+        """Returns what counts against a target: guaranteed and burst, whatever its phase, in capacity units."""
+        return self._state.held_by(account, gpu_class, Booking.GUARANTEED, Booking.BURST)
+
+    def is_over(self, account: AccountId, gpu_class: GpuClass) -> bool:
+        """Tells whether the account is over target: the one definition, for whoever asks."""
+        return self.held(account, gpu_class) > self.target(account, gpu_class)
+
+    def standings(self) -> Iterator[Standing]:
+        """Yields where every known account stands in every class it has terms, demand or use in; by account, class."""
+        state = self._state
+        debts = state.usage.debts
+        for account in sorted({*state.accounts, *chain.from_iterable(self._active_below().values())} - {ROOT_ACCOUNT}):
+            for gpu_class in self._classes():
+                standing = self._standing(account, gpu_class, debts.credits(account, self._now_ms))
+                if standing is not None:
+                    yield standing
+
+    def _standing(self, account: AccountId, gpu_class: GpuClass, debt: int) -> Standing | None:
+        state = self._state
+        terms = state.accounts.get(account)
+        guarantee = 0 if terms is None else terms.guarantee.get(gpu_class, 0) * GPU_UNITS
+        if account in state.guarantees.get(gpu_class, {}):
+            guarantee = guarantees_in_force(state, gpu_class)[account]
+        limit = None if terms is None else terms.limit.get(gpu_class)
+        held, spot = self.held(account, gpu_class), state.held_by(account, gpu_class, Booking.SPOT)
+        demand = self.demand(account, gpu_class)
+        if not (guarantee or held or spot or demand) and limit is None:
+            return None
+        return Standing(
+            account,
+            gpu_class,
+            guarantee,
+            None if limit is None else limit * GPU_UNITS,
+            held,
+            spot,
+            demand,
+            self.target(account, gpu_class),
+            debt,
+        )
+
+    def _classes(self) -> list[GpuClass]:
+        state = self._state
+        demanded = {gpu_class for _, gpu_class, _ in state.settled_demand().totals}
+        held = {gpu_class for _, gpu_class, _ in state.usage.held_units}
+        bought = {each for account in state.accounts.values() for each in (*account.guarantee, *account.limit)}
+        return sorted(demanded | held | bought)
+
+    def _active_below(self) -> dict[AccountId, list[AccountId]]:
+        """Returns by parent the accounts with demand or use in any class: those whose debts make the mean."""
+        if self._active is None:
+            state = self._state
+            names = {account for account, _, _ in state.settled_demand().totals}
+            names.update(account for account, _, booking in state.usage.held_units if booking is not Booking.SPOT)
+            self._active = _by_parent(names)
+        return self._active
+
+    def _divide(self, gpu_class: GpuClass) -> None:
+        root = self._tree(gpu_class)
+        self._demands[gpu_class] = demands = {}
+        self._targets[gpu_class] = targets = {}
+        capacity = self._state.capacity_units(gpu_class)
+        waiting: list[tuple[_Need, int]] = [(root, min(capacity, sum(need.demand for need in root.below)))]
+        while waiting:
+            parent, total = waiting.pop()
+            parts = self._parts(parent, total)
+            for need in parent.below:
+                if need.account != parent.account:
+                    targets[need.account] = parts[need.account]
+                    demands[need.account] = need.demand
+                waiting.append((need, parts[need.account]))
+
+    def _parts(self, parent: _Need, total: int) -> dict[AccountId, int]:
+        """Returns each sibling's whole target, out of their parent's."""
+        needs = {need.account: need for need in parent.below}
+        if not needs:
+            return {}
+        base = pro_rata(total, {key: min(need.guarantee, need.demand) for key, need in needs.items()})
+        weights = self._weights(parent)
+        caps = {key: need.demand - base[key] for key, need in needs.items()}
+        rest = water_fill(total - sum(base.values()), weights, caps).whole()
+        return {key: base[key] + rest[key] for key in needs}
+
+    def _weights(self, parent: _Need) -> dict[AccountId, int]:
+        """Returns the effective weights of a node's children; siblings active in other classes are part of the mean."""
+        debts = self._state.usage.debts
+        plain = {need.account: need.weight for need in parent.below}
+        owed = {need.account: need.owed for need in parent.below}
+        for sibling in self._active_below().get(parent.account, ()):
+            if sibling not in plain:
+                plain[sibling] = self._weight(sibling)
+                owed[sibling] = debts.epoch_credits(sibling, self._now_ms)
+        return effective_weights(plain, owed)
+
+    def _weight(self, account: AccountId) -> int:
+        terms = self._state.accounts.get(account)
+        return 1 if terms is None else terms.weight
+
+    def _tree(self, gpu_class: GpuClass) -> _Need:
+        """Returns the centre with every account below it that has demand or use in the class."""
+        state = self._state
+        totals = state.settled_demand().totals
+        names = {account for account, each, _ in totals if each == gpu_class}
+        names.update(account for account, each, booking in state.usage.held_units if each == gpu_class)
+        below = _by_parent(names)
+        root = _Need(ROOT_ACCOUNT)
+        in_force = guarantees_in_force(state, gpu_class)
+        for tenant in below.get(ROOT_ACCOUNT, ()):
+            guarantee = in_force.get(tenant, 0)
+            root.below.append(_Planter(state, gpu_class, self._now_ms, below).plant(tenant, guarantee, guarantee))
+        return root
+
+
+def _by_parent(names: Iterable[AccountId]) -> dict[AccountId, list[AccountId]]:
+    below: dict[AccountId, list[AccountId]] = {}
+    for name in sorted(names):
+        path = lineage(name)
+        below.setdefault(path[1] if len(path) > 1 else ROOT_ACCOUNT, []).append(name)
+    return below
+
+
+@dataclass(frozen=True, slots=True)
+class _Planter:
+    """Adds up what accounts need, from the leaves to the tenants."""
+
+    state: ClusterState
+    gpu_class: GpuClass
+    now_ms: int
+    below: dict[AccountId, list[AccountId]]
+
+    def plant(self, account: AccountId, guarantee: int, room: int, *, is_suspended: bool = False) -> _Need:
+        """Returns an account with all below it. `room` is what is left of the guarantees that bind above it."""
+        state, gpu_class = self.state, self.gpu_class
+        terms = state.accounts.get(account)
+        is_suspended = is_suspended or (terms is not None and terms.is_suspended)
+        if terms is not None and (account == tenant_of(account) or gpu_class in terms.guarantee):
+            room = min(room, max(0, guarantee - state.held_by(account, gpu_class, Booking.GUARANTEED)))
+        children = []
+        for name in self.below.get(account, ()):
+            known = state.accounts.get(name)
+            part = 0 if known is None else known.guarantee.get(gpu_class, 0) * GPU_UNITS
+            children.append(self.plant(name, part, room, is_suspended=is_suspended))
+        own = self._own(account, room, is_suspended=is_suspended)
+        if own.demand or not children:
+            children.insert(0, own)
+        limit = None if terms is None else terms.limit.get(gpu_class)
+        firm = sum(min(child.firm, child.demand) for child in children)
+        return _Need(
+            account,
+            1 if terms is None else terms.weight,
+            state.usage.debts.epoch_credits(account, self.now_ms),
+            guarantee,
+            None if limit is None else limit * GPU_UNITS,
+            firm,
+            min(room, sum(child.demand for child in children) - firm),
+            children if len(children) > 1 or children[0].account != account else [],
+        )
+
+    def _own(self, account: AccountId, room: int, *, is_suspended: bool) -> _Need:
+        """Returns what the account's own jobs need: its sums less those of the accounts below it."""
+        state, gpu_class = self.state, self.gpu_class
+        demand, names = state.settled_demand(), self.below.get(account, [])
+        debts = state.usage.debts
+        held = self._held(account) - sum(self._held(name) for name in names)
+        owed = debts.epoch_credits(account, self.now_ms) - sum(debts.epoch_credits(each, self.now_ms) for each in names)
+        if is_suspended:
+            return _Need(account, owed=max(0, owed), firm=held)
+        wanted = demand.of(account, gpu_class)
+        auto = wanted.auto - sum(demand.of(name, gpu_class).auto for name in names)
+        strict = wanted.guaranteed - sum(demand.of(name, gpu_class).guaranteed for name in names)
+        return _Need(account, owed=max(0, owed), firm=held + auto, strict=min(strict, room))
+
+    def _held(self, account: AccountId) -> int:
+        return self.state.held_by(account, self.gpu_class, Booking.GUARANTEED, Booking.BURST)

@@ -1,0 +1,156 @@
+"""Jobs that wait for their turn, in groups, with the indexes that make a walk of the order cheap.
+
+A group is all pending jobs of one project, one shape, one wanted booking and one time limit, in that project's order.
+Jobs of one group differ in nothing that placement, limits or backfill ask, so a tick looks at the first of a group and
+at no other. The first jobs of a project's groups are kept in order too, so that it finds where to look.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from sortedcontainers import SortedList
+
+from scheduler.core.demand import Demand
+from scheduler.core.model import AccountId, BookingWanted, Job, JobId, Shape
+
+QueueKey = tuple[int, int, int]  # (-priority, rank_ms, id): a job's place inside its project
+
+
+class Group(NamedTuple):
+    """What pending jobs share that wait in one line."""
+
+    account: AccountId
+    shape: Shape
+    wanted: BookingWanted
+    time_limit_ms: int
+
+
+def group_of(job: Job) -> Group:
+    """Returns the group that a job waits in when it is pending."""
+    return Group(job.account, job.shape, job.wanted, job.time_limit_ms)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Row:
+    """A group with the places of its jobs. `shape_number` stands for its shape where hashing one would cost."""
+
+    group: Group
+    shape_number: int
+    line: SortedList[QueueKey] = field(default_factory=SortedList)
+
+
+Head = tuple[QueueKey, Row]  # the first job of a group and the group; keys are unique, so rows are never compared
+
+
+def queue_key(job: Job, limit_weight: int = 0) -> QueueKey:
+    """Returns a job's place inside its project: priority, then submit time, then id.
+
+    With a `limit_weight` (of its project) the shortest limit goes first, and each hour of waiting makes up for
+    `1 / limit_weight` hours of limit.
+    """
+    return (-job.priority, job.submitted_ms + limit_weight * job.time_limit_ms, job.id)
+
+
+class Waiting:
+    """Pending jobs that nothing but the planner keeps from starting."""
+
+    def __init__(self) -> None:
+        self.groups: dict[AccountId, dict[Group, Row]] = {}
+        self.heads: dict[BookingWanted, dict[AccountId, SortedList[Head]]] = {each: {} for each in BookingWanted}
+        """The first of each group, by wanted booking and project, in the project's order."""
+        self.of_shape: dict[Shape, dict[Group, Row]] = {}
+        """The same groups by their shape."""
+        self.ages: SortedList[tuple[int, JobId]] = SortedList()
+        """(submitted_ms, id) of the jobs in groups, the oldest first."""
+        self.shapes: list[Shape] = []
+        """Every shape that a job ever had; its place is its number."""
+        self.demand = Demand()
+        self._numbers: dict[Shape, int] = {}
+
+    def intern(self, shape: Shape) -> Shape:
+        """Returns the one object that stands for all equal shapes, and gives it a number."""
+        number = self._numbers.get(shape)
+        if number is None:
+            self._numbers[shape] = len(self.shapes)
+            self.shapes.append(shape)
+            return shape
+        return self.shapes[number]
+
+    def add(self, job: Job, key: QueueKey) -> None:
+        """Puts a job into its group."""
+        groups = self.groups.setdefault(job.account, {})
+        group = group_of(job)
+        row = groups.get(group)
+        if row is None:
+            row = groups[group] = Row(group, self._numbers[job.shape])
+            self.of_shape.setdefault(job.shape, {})[group] = row
+        head = row.line[0] if row.line else None
+        row.line.add(key)
+        if head is None or key < head:
+            self._move_head(row, head, key)
+        self.ages.add((job.submitted_ms, job.id))
+        self._want(job, +1)
+
+    def remove(self, job: Job, key: QueueKey) -> None:
+        """Takes a job out of its group."""
+        groups = self.groups[job.account]
+        group = group_of(job)
+        row = groups[group]
+        head = row.line[0]
+        row.line.remove(key)
+        if key == head:
+            self._move_head(row, head, row.line[0] if row.line else None)
+        self.ages.remove((job.submitted_ms, job.id))
+        if not row.line:
+            del groups[group]
+            alike = self.of_shape[job.shape]
+            del alike[group]
+            if not alike:
+                del self.of_shape[job.shape]
+            if not groups:
+                del self.groups[job.account]
+        self._want(job, -1)
+
+    def number_of(self, shape: Shape) -> int:
+        """Returns the number of a shape that was interned: an order that replays of the same jobs repeat."""
+        return self._numbers[shape]
+
+    def jobs_of(self, account: AccountId) -> list[JobId]:
+        """Returns the jobs that wait in one project."""
+        return [JobId(key[2]) for row in self.groups.get(account, {}).values() for key in row.line]
+
+    def lines(self) -> Iterator[tuple[Group, SortedList[QueueKey]]]:
+        """Yields each group with the places of its jobs; accounts and groups in no particular order."""
+        for groups in self.groups.values():
+            for group, row in groups.items():
+                yield group, row.line
+
+    def facts(self) -> dict[str, object]:
+        """Returns every index in values that two histories of the same jobs share, for comparison."""
+        return {
+            "ages": list(self.ages),
+            "of_shape": {shape: set(groups) for shape, groups in self.of_shape.items()},
+            "lines": {group: list(line) for group, line in self.lines()},
+            "heads": {
+                (wanted, account): [(key, row.group) for key, row in heads]
+                for wanted, projects in self.heads.items()
+                for account, heads in projects.items()
+            },
+        }
+
+    def _move_head(self, row: Row, old: QueueKey | None, new: QueueKey | None) -> None:
+        projects = self.heads[row.group.wanted]
+        heads = projects.setdefault(row.group.account, SortedList())
+        if old is not None:
+            heads.remove((old, row))
+        if new is not None:
+            heads.add((new, row))
+        if not heads:
+            del projects[row.group.account]
+
+    def _want(self, job: Job, sign: int) -> None:
+        if job.wanted is not BookingWanted.SPOT:
+            units = sign * job.shape.total_units
+            is_guaranteed_only = job.wanted is BookingWanted.GUARANTEED
+            self.demand.add(job.account, job.shape, units, is_guaranteed_only=is_guaranteed_only)

@@ -1,0 +1,229 @@
+"""Whether a gang could ever start: its size and classes against the sizes of node that exist, with numbers.
+
+Checked without any lock, against drained nodes too: what is impossible only for now waits with a reason instead. Every
+refusal has its numbers and the nearest request that would work.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from scheduler.core.model import GpuClass, PoolName
+from scheduler.refusal import Problem, RefusalCode, Refused
+from scheduler.wire.spec import JobSpec, invalid
+from scheduler.wire.text import did_you_mean
+
+MEMORY_LABEL = "gpu_memory_bytes"
+"""The node label by which an executor says how much memory each GPU of the node has."""
+
+
+class Offer(Protocol):
+    """A size of node that exists, with how many there are; GPUs, CPU and memory as of one such node when empty."""
+
+    @property
+    def gpu_class(self) -> GpuClass: ...
+    @property
+    def pool(self) -> PoolName: ...
+    @property
+    def gpus(self) -> int: ...
+    @property
+    def cpu_millicores(self) -> int: ...
+    @property
+    def memory_bytes(self) -> int: ...
+    @property
+    def nodes(self) -> int: ...
+    @property
+    def labels(self) -> Mapping[str, str]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """The size of the gang that a spec asks for, its defaults filled in."""
+
+    nodes: int
+    gpus: int  # per node
+    classes: tuple[GpuClass, ...]
+
+
+def size_of(spec: JobSpec, offers: Sequence[Offer]) -> Ask:
+    """Returns the gang's size and classes. Raises Refused: `invalid` for names that do not exist, `never_fits`, and
+    `unavailable` while no node has registered yet."""
+    if not offers:
+        raise Refused(RefusalCode.UNAVAILABLE, "no node has registered yet, so nothing can be said about any size")
+    _check_names(spec, offers)
+    eligible = _eligible(spec, offers)
+    nodes, gpus = _gang(spec, eligible)
+    _check_gpus(spec, eligible, nodes, gpus)
+    _check_cpu_and_memory(spec, eligible, gpus)
+    fitting = [offer for offer in eligible if _holds(offer, spec, gpus)]
+    if not fitting:
+        raise _never(
+            f"no {_class_words(spec)} node has {gpus} GPUs, {_words_of_sides(spec)} at once",
+            tries=(),
+            field="gpus_per_node",
+        )
+    counts = _nodes_by_class(fitting)
+    enough = {gpu_class for gpu_class, count in counts.items() if count >= nodes}
+    if not enough:
+        raise _too_many_nodes(spec, counts, nodes, gpus)
+    if spec.only_nodes and len(set(spec.only_nodes) - set(spec.exclude_nodes)) < nodes:
+        left = len(set(spec.only_nodes) - set(spec.exclude_nodes))
+        raise _never(f"asks {nodes} nodes and names {left}", tries=(f"-N {left}",), field="only_nodes")
+    named = tuple(GpuClass(name) for name in dict.fromkeys(spec.gpu_classes))
+    if named and spec.gpu_memory_bytes is None:
+        return Ask(nodes, gpus, named)
+    return Ask(nodes, gpus, tuple(name for name in named or sorted(enough) if name in enough))
+
+
+def _check_names(spec: JobSpec, offers: Sequence[Offer]) -> None:
+    problems = []
+    classes = sorted({offer.gpu_class for offer in offers})
+    for name in spec.gpu_classes:
+        if name not in classes:
+            hint = did_you_mean(name, tuple(classes)) or f"; there are {', '.join(classes)}"
+            problems.append(Problem(f"no GPU class {name!r}{hint}", "gpu_classes"))
+    pools = sorted({offer.pool for offer in offers})
+    if spec.pool is not None and spec.pool not in pools:
+        hint = did_you_mean(spec.pool, tuple(pools)) or f"; there are {', '.join(pools)}"
+        problems.append(Problem(f"no pool {spec.pool!r}{hint}", "pool"))
+    if problems:
+        raise invalid(tuple(problems))
+
+
+def _eligible(spec: JobSpec, offers: Sequence[Offer]) -> list[Offer]:
+    """Returns the offers of the right class, pool, labels and GPU memory, whatever their size."""
+    found = [offer for offer in offers if not spec.gpu_classes or offer.gpu_class in spec.gpu_classes]
+    if spec.pool is not None:
+        in_pool = [offer for offer in found if offer.pool == spec.pool]
+        if not in_pool:
+            others = sorted({offer.pool for offer in found})
+            raise _never(
+                f"pool {spec.pool} has no {_class_words(spec)}; it is in {', '.join(others)}",
+                tries=tuple(f"-p {pool}" for pool in others[:3]),
+                field="pool",
+            )
+        found = in_pool
+    for key, value in sorted(spec.constraints.items()):
+        found = [offer for offer in found if offer.labels.get(key) == value]
+        if not found:
+            raise _never(f"no such node has the label {key}={value}", tries=(), field="constraints")
+    return found if spec.gpu_memory_bytes is None else _with_memory(spec.gpu_memory_bytes, found)
+
+
+def _with_memory(wanted_bytes: int, offers: Sequence[Offer]) -> list[Offer]:
+    known = [(offer, memory_of(offer)) for offer in offers]
+    stated = [memory for _, memory in known if memory is not None]
+    if not stated:
+        raise Refused(
+            RefusalCode.POLICY,
+            "the nodes of this centre do not say how much memory their GPUs have; name a class instead",
+            tries=tuple(f"-g {name}:1" for name in sorted({offer.gpu_class for offer in offers})[:3]),
+        )
+    found = [offer for offer, memory in known if memory is not None and memory >= wanted_bytes]
+    if not found:
+        raise _never(
+            f"no GPU has {wanted_bytes} bytes of memory (largest: {max(stated)})", tries=(), field="gpu_memory_bytes"
+        )
+    return found
+
+
+def memory_of(offer: Offer) -> int | None:
+    """Returns the memory of one GPU of the offer, in bytes; None when its nodes do not say."""
+    text = offer.labels.get(MEMORY_LABEL, "")
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else None
+
+
+def _gang(spec: JobSpec, eligible: Sequence[Offer]) -> tuple[int, int]:
+    """Returns (nodes, GPUs per node); `total_gpus` alone takes the fewest nodes over which it divides evenly."""
+    if spec.gpus_per_node is not None:
+        return spec.nodes or 1, spec.gpus_per_node
+    assert spec.total_gpus is not None, "parse_spec lets no spec pass that names no count of GPUs"
+    if spec.nodes is not None:
+        return spec.nodes, spec.total_gpus // spec.nodes
+    largest = max((offer.gpus for offer in eligible), default=0)
+    per_node = _largest_divisor(spec.total_gpus, largest)
+    return (spec.total_gpus // per_node, per_node) if per_node else (1, spec.total_gpus)
+
+
+def _largest_divisor(total: int, largest: int) -> int:
+    """Returns the greatest divisor of `total` that is at most `largest`; 0 when `largest` is 0."""
+    return next((count for count in range(min(largest, total), 0, -1) if total % count == 0), 0)
+
+
+def _check_gpus(spec: JobSpec, eligible: Sequence[Offer], nodes: int, gpus: int) -> None:
+    largest = max((offer.gpus for offer in eligible), default=0)
+    if gpus <= largest:
+        return
+    tries = []
+    per_node = _largest_divisor(nodes * gpus, largest)
+    name = next((each for each in spec.gpu_classes), None)
+    prefix = f"{name}:" if name else ""
+    total_nodes = sum(offer.nodes for offer in eligible if offer.gpus >= max(per_node, 1))
+    if per_node and nodes * gpus // per_node <= total_nodes:
+        tries.append(f"-g {prefix}{per_node} -N {nodes * gpus // per_node}")
+    elif largest:
+        tries.append(f"-g {prefix}{largest}" + (f" -N {nodes}" if nodes > 1 else ""))
+    words = _class_words(spec)
+    raise _never(f"no node has {gpus} {words} (largest: {largest})", tries=tuple(tries), field="gpus_per_node")
+
+
+def _check_cpu_and_memory(spec: JobSpec, eligible: Sequence[Offer], gpus: int) -> None:
+    holding = [offer for offer in eligible if offer.gpus >= gpus]
+    cpus = max(offer.cpu_millicores for offer in holding) // 1000
+    if spec.cpus_per_node is not None and spec.cpus_per_node > cpus:
+        raise _never(
+            f"no {_class_words(spec)} node has {spec.cpus_per_node} CPUs (largest: {cpus})",
+            tries=(f"-c {cpus}",),
+            field="cpus_per_node",
+        )
+    memory = max(offer.memory_bytes for offer in holding)
+    if spec.memory_bytes_per_node is not None and spec.memory_bytes_per_node > memory:
+        raise _never(
+            f"no {_class_words(spec)} node has {spec.memory_bytes_per_node} bytes of memory (largest: {memory})",
+            tries=(f"-m {memory >> 30}G",) if memory >> 30 else (),
+            field="memory_bytes_per_node",
+        )
+
+
+def _holds(offer: Offer, spec: JobSpec, gpus: int) -> bool:
+    return (
+        offer.gpus >= gpus
+        and offer.cpu_millicores >= (spec.cpus_per_node or 0) * 1000
+        and offer.memory_bytes >= (spec.memory_bytes_per_node or 0)
+    )
+
+
+def _nodes_by_class(offers: Sequence[Offer]) -> dict[GpuClass, int]:
+    counts: dict[GpuClass, int] = {}
+    for offer in offers:
+        counts[offer.gpu_class] = counts.get(offer.gpu_class, 0) + offer.nodes
+    return counts
+
+
+def _too_many_nodes(spec: JobSpec, counts: Mapping[GpuClass, int], nodes: int, gpus: int) -> Refused:
+    most = max(counts.values())
+    best = min(name for name, count in counts.items() if count == most)
+    return _never(
+        f"asks {nodes} nodes with {gpus} {_class_words(spec)} each; there are {most} such nodes",
+        tries=(f"-g {best}:{gpus} -N {most}",),
+        field="nodes",
+    )
+
+
+def _class_words(spec: JobSpec) -> str:
+    return " or ".join(spec.gpu_classes) if spec.gpu_classes else "GPU"
+
+
+def _words_of_sides(spec: JobSpec) -> str:
+    sides = []
+    if spec.cpus_per_node is not None:
+        sides.append(f"{spec.cpus_per_node} CPUs")
+    if spec.memory_bytes_per_node is not None:
+        sides.append(f"{spec.memory_bytes_per_node} bytes of memory")
+    return " and ".join(sides)
+
+
+def _never(what: str, tries: tuple[str, ...], field: str) -> Refused:
+    return Refused(
+        RefusalCode.NEVER_FITS, f"{what}, so this job could never start", tries=tries, problems=(Problem(what, field),)
+    )

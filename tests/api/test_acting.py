@@ -1,0 +1,142 @@
+"""Cancel, hold, release and requeue, and the one job that an idempotency key makes."""
+
+import asyncio
+import time
+from typing import Any
+
+import httpx
+import pytest
+
+from scheduler.core.model import AccountId, GpuClass, Shape, UserName
+from scheduler.executor import LaunchSpec
+from scheduler.store.jobs import JobDraft, SubmitJobs
+from tests.api.centre import Centre
+from tests.api.conftest import Http, People, job_spec
+
+CANCEL_SECONDS = 5.0  # the promise for 50,000 pending jobs in one request
+
+
+def test_actions_say_what_they_did_to_each_job(centre: Centre, people: People) -> None:
+    user = people.user()
+    running, ended = user.submit(), user.submit()
+    centre.tick()
+    centre.ends(ended)
+    waiting = user.submit(gpus_per_node=8, nodes=2, gpu_classes=["H100"], begin_at="2099-01-01T00:00:00Z")
+
+    def act(verb: str, *jobs: int) -> list[tuple[str, str]]:
+        answer = user.post(f"/v1/jobs/{verb}", json={"ids": [str(job) for job in jobs]})
+        assert answer.json()["kind"] == "JobActionList"
+        return [(item["did"], item["state"]) for item in answer.json()["items"]]
+
+    assert act("hold", waiting, running) == [("held", "held"), ("unchanged", "running")]
+    assert act("release", waiting) == [("released", "pending")]
+    assert act("requeue", running, waiting) == [("requeued", "stopping"), ("unchanged", "pending")]
+    assert act("cancel", waiting, running, ended) == [
+        ("cancelled", "cancelled"),
+        ("stopping", "stopping"),
+        ("already_ended", "completed"),
+    ]
+
+
+def test_an_arrays_own_id_means_all_of_its_elements(people: People) -> None:
+    user = people.user()
+    array = user.submit(array="0-9")
+    done = user.post("/v1/jobs/cancel", json={"ids": [f"{array}_7"]}).json()["items"]
+    assert done == [{"id": f"{array}_7", "did": "cancelled", "state": "cancelled"}]
+    done = user.post("/v1/jobs/cancel", json={"ids": [str(array)]}).json()["items"]
+    assert [item["did"] for item in done].count("cancelled") == 9
+    assert [item["id"] for item in done] == [f"{array}_{index}" for index in range(10)]
+
+
+def test_an_unknown_id_is_named_and_nothing_is_done(people: People) -> None:
+    user = people.user()
+    job = user.submit()
+    answer = user.post("/v1/jobs/cancel", json={"ids": [str(job), "999", "998_3"]})
+    assert (answer.status_code, answer.json()["detail"]) == (404, "no job 999, 998_3 in tenant acme")
+    assert user.get(f"/v1/jobs/{job}").json()["state"] == "pending"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"ids": ["1"], "filter": {}},
+        {"ids": ["x"]},
+        {"ids": [1]},
+        {"ids": "1"},
+        {"filter": {"stat": ["live"]}},
+        {"filter": {"state": ["x"]}},
+    ],
+)
+def test_an_action_without_clear_jobs_is_refused(people: People, body: dict[str, Any]) -> None:
+    answer = people.user().post("/v1/jobs/cancel", json=body)
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid")
+
+
+def test_no_ids_change_nothing(people: People) -> None:
+    assert people.user().post("/v1/jobs/cancel", json={"ids": []}).json()["items"] == []
+
+
+def test_fifty_thousand_pending_jobs_are_cancelled_by_one_request_in_time(centre: Centre, people: People) -> None:
+    draft = JobDraft(
+        AccountId("acme/vision"),
+        UserName("ana"),
+        "sweep",
+        Shape((GpuClass("H100"),), 1, 12_600),
+        3_600_000,
+        LaunchSpec(("true",), "sweep"),
+        array_indexes=tuple(range(50_000)),
+    )
+    centre.commit(SubmitJobs((draft,), AccountId("acme"), UserName("ana")))
+    user = people.user()
+    began = time.perf_counter()
+    answer = user.post("/v1/jobs/cancel", json={"filter": {"name": "sweep"}})
+    took = time.perf_counter() - began
+    assert answer.status_code == 200
+    assert len(answer.json()["items"]) == 50_000
+    assert user.get("/v1/jobs").json()["items"] == []
+    # The centre of the tests also brings its state up to date in the same call, which the daemon does beside it.
+    assert took < 2 * CANCEL_SECONDS
+
+
+def test_twenty_requests_at_once_under_one_key_make_one_job(centre: Centre, http: Http, people: People) -> None:
+    headers = {**people.user().headers, "Idempotency-Key": "once"}
+
+    async def all_at_once() -> list[httpx.Response]:
+        sent = [http.client.post("/v1/jobs", json=job_spec(), headers=headers) for _ in range(20)]
+        return await asyncio.gather(*sent)
+
+    answers = http.run(all_at_once())
+    assert {answer.status_code for answer in answers} == {201}
+    assert len({answer.json()["items"][0]["id"] for answer in answers}) == 1
+    assert [answer.json()["is_new"] for answer in answers].count(True) == 1
+    assert len(people.user().get("/v1/jobs").json()["items"]) == 1
+
+
+def test_a_repeated_key_is_answered_with_the_job_as_it_is_now(centre: Centre, people: People) -> None:
+    user = people.user()
+    first = user.post("/v1/jobs", json=job_spec(), headers={"Idempotency-Key": "k"}).json()["items"][0]
+    centre.tick()
+    again = user.post("/v1/jobs", json=job_spec(), headers={"Idempotency-Key": "k"}).json()
+    assert (again["items"][0]["id"], again["items"][0]["state"], again["is_new"]) == (first["id"], "running", False)
+
+
+def test_a_key_used_for_another_request_is_a_conflict(people: People) -> None:
+    user = people.user()
+    user.post("/v1/jobs", json=job_spec(), headers={"Idempotency-Key": "k"})
+    answer = user.post("/v1/jobs", json=job_spec(nodes=2), headers={"Idempotency-Key": "k"})
+    assert (answer.status_code, answer.json()["code"]) == (409, "conflict")
+
+
+def test_another_tenants_key_is_another_key(people: People) -> None:
+    body = job_spec(project=None)
+    mine = people.user().post("/v1/jobs", json=body, headers={"Idempotency-Key": "k"}).json()["items"][0]
+    theirs = people.user("ana", "zeta/lab").post("/v1/jobs", json=body, headers={"Idempotency-Key": "k"}).json()
+    assert theirs["is_new"] is True
+    assert theirs["items"][0]["id"] != mine["id"]
+
+
+@pytest.mark.parametrize("key", ["", "x" * 129, "a\tb"])
+def test_a_key_that_is_no_short_line_is_refused(people: People, key: str) -> None:
+    answer = people.user().post("/v1/jobs", json=job_spec(), headers={"Idempotency-Key": key})
+    assert (answer.status_code, answer.json()["problems"][0]["field"]) == (422, "Idempotency-Key")

@@ -1,0 +1,239 @@
+"""Who may do what: every route as every role, and nothing of one tenant before another's eyes."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+
+from scheduler.auth import Caller, Rights, Role
+from scheduler.core.model import AccountId, UserName
+from tests.api.centre import Centre, app_of
+from tests.api.conftest import Client, Http, People, job_spec
+
+U, T, B, O, A = Role.USER, Role.TENANT_ADMIN, Role.BILLING, Role.OPERATOR, Role.AGENT  # noqa: E741 -- a table's heads
+EVERYBODY: set[Role | None] = {None, U, T, B, O, A}
+TOKENS: set[Role | None] = {U, T, B, O, A}
+JOBS = {"ids": ["{job}"]}
+BOOK: dict[str, Any] = {}
+
+WHO_MAY: dict[tuple[str, str], tuple[set[Role | None], Any]] = {
+    ("GET", "/healthz"): (EVERYBODY, None),
+    ("GET", "/readyz"): (EVERYBODY, None),
+    ("GET", "/metrics"): (EVERYBODY, None),  # from this machine; `test_metrics` asks from elsewhere
+    ("POST", "/v1/jobs"): ({U, T, O}, job_spec()),
+    ("GET", "/v1/jobs"): ({U, T, B, O}, None),
+    ("GET", "/v1/jobs/{ref}"): ({U, T, B, O}, None),
+    ("GET", "/v1/jobs/{ref}/why"): ({U, T, B, O}, None),
+    ("GET", "/v1/jobs/{ref}/events"): ({U, T, B, O}, None),
+    ("GET", "/v1/jobs/{ref}/allocations"): ({U, T, B, O}, None),
+    ("GET", "/v1/jobs/{ref}/wait"): ({U, T, B, O}, None),
+    ("GET", "/v1/jobs/{ref}/logs"): ({U, T, O}, None),
+    ("POST", "/v1/jobs/cancel"): ({U, T, O}, JOBS),
+    ("POST", "/v1/jobs/hold"): ({U, T, O}, JOBS),
+    ("POST", "/v1/jobs/release"): ({U, T, O}, JOBS),
+    ("POST", "/v1/jobs/requeue"): ({U, T, O}, JOBS),
+    ("GET", "/v1/gpus"): ({U, T, B, O}, None),
+    ("GET", "/v1/nodes"): ({U, T, B, O}, None),
+    ("GET", "/v1/whoami"): (TOKENS, None),
+    ("GET", "/v1/version"): (TOKENS, None),
+    ("GET", "/v1/admin/accounts"): ({O}, None),
+    ("PUT", "/v1/admin/accounts/{path:path}"): ({O}, {"weight": 1}),
+    ("DELETE", "/v1/admin/accounts/{path:path}"): ({O}, None),
+    ("GET", "/v1/admin/tokens"): ({O}, None),
+    ("POST", "/v1/admin/tokens"): ({O}, {"role": "user", "account": "acme", "user": "bob"}),
+    ("DELETE", "/v1/admin/tokens/{token_id}"): ({O}, None),
+    ("GET", "/v1/admin/prices"): ({B, O}, None),
+    ("POST", "/v1/admin/prices"): ({O}, BOOK),
+    ("POST", "/v1/admin/nodes/{name}/drain"): ({O}, {"reason": "fan"}),
+    ("POST", "/v1/admin/nodes/{name}/resume"): ({O}, None),
+    ("GET", "/v1/admin/nodes/{name}/history"): ({O}, None),
+    ("GET", "/v1/admin/ledger/verify"): ({B, O}, None),
+    ("GET", "/v1/admin/ledger/export"): ({B, O}, None),
+}
+"""Each route: the roles that it answers, and the body of a request that it takes."""
+
+_OPEN_DOCUMENT = ("GET", "/v1/openapi.json")
+
+
+def routes_of(app: FastAPI) -> Iterator[tuple[str, str]]:
+    for path, operations in app.openapi()["paths"].items():
+        yield from ((method.upper(), path.replace("{path}", "{path:path}")) for method in operations)
+
+
+def test_every_route_stands_in_the_table(centre: Centre) -> None:
+    app = app_of(centre)
+    hidden = [route for route in app.routes if isinstance(route, APIRoute) and not route.include_in_schema]
+    assert hidden == []
+    assert set(routes_of(app)) == set(WHO_MAY)
+
+
+@pytest.mark.parametrize("role", [None, *Role])
+def test_every_route_answers_its_roles_and_no_other(people: People, role: Role | None) -> None:
+    owner = people.user()
+    account = "" if role in {O, B, A} else "acme/vision"
+    for (method, path), (allowed, body) in WHO_MAY.items():
+        job = owner.submit()
+        asker = people.stranger() if role is None else people.with_role(role, account, "ana")
+        where = (
+            path.format_map({"ref": job, "path:path": "acme/new", "token_id": "none", "name": "h1"})
+            if "{path:" not in path
+            else path.replace("{path:path}", "acme/new")
+        )
+        if path.endswith("/wait"):
+            where += "?timeout_seconds=0"
+        if path.endswith("/export"):
+            where += "?from=2026-09-01&to=2026-09-02"
+        sent = {"ids": [str(job)]} if body is JOBS else body
+        answer = asker.request(method, where, **({} if sent is None else {"json": sent}))
+        document = answer.json() if "json" in answer.headers["content-type"] else {}
+        assert answer.status_code < 500, (method, path, role, answer.text)
+        if role in allowed:
+            assert answer.status_code not in {401, 403}, (method, path, role, answer.text)
+        else:
+            code = "not_logged_in" if role is None else "not_allowed"
+            assert (answer.status_code, document["code"]) == (401 if role is None else 403, code), (method, path, role)
+
+
+def test_what_belongs_to_another_tenant_is_answered_like_what_does_not_exist(people: People) -> None:
+    mine, theirs = people.user(), people.user("zoe", "zeta/lab")
+    job = mine.submit(name="secret-plan")
+    for path in ("", "/why", "/events", "/allocations", "/wait", "/logs"):
+        real, unreal = theirs.get(f"/v1/jobs/{job}{path}"), theirs.get(f"/v1/jobs/{job + 1000}{path}")
+        assert real.status_code == unreal.status_code == 404
+        assert real.json()["detail"].replace(str(job), "?") == unreal.json()["detail"].replace(str(job + 1000), "?")
+    for verb in ("cancel", "hold", "release", "requeue"):
+        assert theirs.post(f"/v1/jobs/{verb}", json={"ids": [str(job)]}).status_code == 404
+        matched = theirs.post(f"/v1/jobs/{verb}", json={"filter": {"name": "secret-plan"}})
+        assert matched.json()["items"] == []
+    assert mine.get(f"/v1/jobs/{job}").json()["state"] == "pending"
+
+
+@pytest.mark.parametrize(
+    "query", ["", "?tenant=acme", "?project=acme/vision", "?tenant=acme&project=vision", "?user=ana", "?state=all"]
+)
+def test_no_filter_of_a_list_reaches_into_another_tenant(people: People, query: str) -> None:
+    people.user().submit()
+    document = people.user("zoe", "zeta/lab").get(f"/v1/jobs{query}").json()
+    assert document["items"] == []
+    assert document["totals"] == {"jobs": dict.fromkeys(document["totals"]["jobs"], 0), "gpus_held": {}}
+
+
+def test_a_project_does_not_see_its_sister(people: People) -> None:
+    job = people.user("ned", "acme/nlp").submit(project="nlp")
+    assert people.user().get(f"/v1/jobs/{job}").status_code == 404
+    assert people.admin().get(f"/v1/jobs/{job}").status_code == 200
+
+
+def test_a_user_acts_on_its_own_jobs_only_and_a_tenant_admin_on_all(people: People) -> None:
+    job = people.user("bob").submit()
+    refused = people.user("ana").post("/v1/jobs/cancel", json={"ids": [str(job)]})
+    assert (refused.status_code, refused.json()["code"]) == (403, "not_allowed")
+    done = people.admin().post("/v1/jobs/cancel", json={"ids": [str(job)]}).json()["items"]
+    assert done == [{"id": job, "did": "cancelled", "state": "cancelled"}]
+
+
+def test_a_users_filter_without_a_name_means_its_own_jobs(people: People) -> None:
+    bobs = people.user("bob").submit()
+    mine = people.user("ana").submit()
+    done = people.user("ana").post("/v1/jobs/cancel", json={"filter": {}}).json()["items"]
+    assert [item["id"] for item in done] == [mine]
+    assert people.user("bob").get(f"/v1/jobs/{bobs}").json()["state"] == "pending"
+
+
+def test_the_command_is_shown_to_the_jobs_project_only(people: People) -> None:
+    job = people.user().submit(command=["python", "secret.py"])
+    assert people.user("bob").get(f"/v1/jobs/{job}").json()["command"] == ["python", "secret.py"]
+    for other in (people.operator(), people.with_role(Role.BILLING, "acme", "bill")):
+        shown = other.get(f"/v1/jobs/{job}").json()
+        assert (shown["command"], shown["environment_names"]) == (None, None)
+    assert "secret.py" not in people.operator().get("/v1/jobs?tenant=acme").text
+
+
+def test_an_operators_hold_is_not_released_by_a_user(people: People) -> None:
+    user = people.user()
+    job = user.submit()
+    people.operator().post("/v1/jobs/hold", json={"ids": [str(job)]})
+    refused = user.post("/v1/jobs/release", json={"ids": [str(job)]})
+    assert (refused.status_code, refused.json()["code"]) == (403, "not_allowed")
+    assert user.get(f"/v1/jobs/{job}").json()["reasons"][0]["code"] == "held_admin"
+
+
+def test_jobs_on_nodes_are_told_to_operators_only(centre: Centre, people: People) -> None:
+    job = people.user().submit()
+    centre.tick()
+    assert all("jobs" not in node for node in people.user().get("/v1/nodes").json()["items"])
+    assert [job] in [node["jobs"] for node in people.operator().get("/v1/nodes").json()["items"]]
+
+
+def test_a_tenants_billing_gets_its_own_ledger_and_no_other(people: People) -> None:
+    billing = people.with_role(Role.BILLING, "acme", "bill")
+    other = billing.get("/v1/admin/ledger/export?from=2026-09-01&to=2026-09-02&tenant=zeta")
+    assert (other.status_code, other.json()["code"]) == (404, "not_found")
+    assert billing.get("/v1/admin/ledger/verify").status_code == 403
+    own = billing.get("/v1/admin/ledger/export?from=2026-09-01&to=2026-09-02")
+    assert (own.status_code, own.headers["content-type"]) == (200, "application/x-tar")
+    project = people.with_role(Role.BILLING, "acme/vision", "bill")
+    assert project.get("/v1/admin/ledger/export?from=2026-09-01&to=2026-09-02").status_code == 403
+
+
+def test_a_token_is_told_once_and_works_until_it_is_revoked(http: Http, people: People) -> None:
+    operator = people.operator()
+    made = operator.post("/v1/admin/tokens", json={"role": "user", "account": "acme/vision", "user": "new"}).json()
+    assert made["secret"].startswith("tst_")
+    holder = Client(http, made["secret"])
+    assert holder.get("/v1/whoami").json()["user"] == "new"
+    listed = operator.get("/v1/admin/tokens")
+    assert made["id"] in listed.text
+    assert made["secret"] not in listed.text
+    assert operator.request("DELETE", f"/v1/admin/tokens/{made['id']}").json()["was_valid"] is True
+    assert holder.get("/v1/whoami").status_code == 401
+
+
+def test_a_token_revoked_elsewhere_is_refused_within_a_second(centre: Centre, http: Http) -> None:
+    from scheduler.store.accounts import RevokeToken
+
+    holder = Client(http, centre.token(Role.OPERATOR, "", "olga"))
+    id_ = holder.get("/v1/whoami").json()["token_id"]
+    centre.commit(RevokeToken(id_))
+    centre.clock.advance(seconds=1)
+    assert holder.get("/v1/whoami").status_code == 401
+
+
+def test_a_token_past_its_time_is_refused(centre: Centre, http: Http) -> None:
+    holder = Client(http, centre.token(Role.USER, "acme", lifetime_ms=100))
+    assert holder.get("/v1/whoami").status_code == 200
+    centre.clock.advance(milliseconds=100)
+    assert holder.get("/v1/whoami").status_code == 401
+
+
+@pytest.mark.parametrize(
+    "header", ["Bearer nonsense", "Bearer", "Basic dXNlcjpwYXNz", "Bearer " + "x" * 5000, "Bearer tst_\xe9"]
+)
+def test_what_is_no_token_is_answered_401_with_a_challenge(http: Http, header: str) -> None:
+    answer = http.request("GET", "/v1/jobs", headers={"Authorization": header.encode("latin-1")})
+    assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
+
+
+@pytest.mark.parametrize(
+    ("own", "project", "wanted"),
+    [
+        ("acme", "vision", "acme/vision"),
+        ("acme", "acme/vision", "acme/vision"),
+        ("acme", None, "acme"),
+        ("acme/vision", "vision", "acme/vision"),
+        ("acme/vision", None, "acme/vision"),
+        ("acme/vision", "acme/vision/deep", "acme/vision/deep"),
+        ("", "acme/vision", "acme/vision"),
+    ],
+)
+def test_the_account_of_a_submission_follows_from_token_and_project(own: str, project: str | None, wanted: str) -> None:
+    rights = Rights(Caller("t", Role.USER, AccountId(own), UserName("ana")))
+    assert rights.submission_account(project) == wanted
+
+
+def test_an_account_is_not_within_one_whose_name_it_begins_with() -> None:
+    rights = Rights(Caller("t", Role.USER, AccountId("acme"), UserName("ana")))
+    assert rights.may_see_account(AccountId("acme/vision"))
+    assert not rights.may_see_account(AccountId("acme-two/vision"))

@@ -1,0 +1,161 @@
+"""Submitting jobs: what is taken, what is refused and in which words."""
+
+from typing import Any
+
+import pytest
+
+from tests.api.conftest import People, job_spec
+
+
+def test_a_job_is_answered_as_the_contract_says(people: People) -> None:
+    answer = people.user().post("/v1/jobs", json=job_spec(name="train", env={"KEY": "secret-value"}, nodes=2))
+    assert answer.status_code == 201
+    document = answer.json()
+    assert (document["apiVersion"], document["kind"]) == ("turnstile/v1", "JobList")
+    [job] = document["items"]
+    wanted = {
+        "name": "train",
+        "tenant": "acme",
+        "project": "vision",
+        "user": "ana",
+        "state": "pending",
+        "gpus_per_node": 1,
+        "nodes": 2,
+        "gpus_total": 2,
+        "time_limit_seconds": 3600,
+        "started_at": None,
+        "command": ["true"],
+        "environment_names": ["KEY"],
+        "gpu_classes": ["A100", "H100"][1:],
+    }
+    assert {key: job[key] for key in wanted} == wanted
+    assert "secret-value" not in answer.text
+
+
+def test_the_answer_to_a_submission_equals_what_is_shown_later(people: People) -> None:
+    user = people.user()
+    made = user.post("/v1/jobs", json=job_spec(priority="high", labels={"a": "b"}, hold=True)).json()["items"][0]
+    shown = user.get(f"/v1/jobs/{made['id']}").json()
+    assert {key: shown[key] for key in made} == made
+
+
+def test_an_array_answers_its_first_element_and_its_size(people: People) -> None:
+    user = people.user()
+    document = user.post("/v1/jobs", json=job_spec(array="3,5-7")).json()
+    assert document["array_size"] == 4
+    [first] = document["items"]
+    assert first["id"] == f"{first['array_id']}_3"
+    listed = user.get("/v1/jobs", params={"array": first["array_id"]}).json()["items"]
+    assert [job["array_index"] for job in listed] == [3, 5, 6, 7]
+    assert user.get(f"/v1/jobs/{first['array_id']}_7").json()["array_index"] == 7
+
+
+def test_a_dry_run_says_what_would_happen_and_stores_nothing(people: People) -> None:
+    user = people.user()
+    answer = user.post("/v1/jobs?dry_run=true", json=job_spec(total_gpus=16, gpus_per_node=None))
+    assert answer.status_code == 200
+    [job] = answer.json()["items"]
+    assert (job["id"], job["nodes"], job["gpus_per_node"]) == (None, 2, 8)
+    assert user.get("/v1/jobs", params={"state": "all"}).json()["items"] == []
+
+
+REFUSALS: list[tuple[dict[str, Any], str, str]] = [
+    ({"gpus_per_node": 16, "gpu_classes": ["H100"]}, "never_fits", "no node has 16 H100 (largest: 8)"),
+    ({"gpus_per_node": 8, "nodes": 3, "gpu_classes": ["H100"]}, "never_fits", "there are 2 such nodes"),
+    ({"cpus_per_node": 500}, "never_fits", "(largest: 96)"),
+    ({"memory_bytes_per_node": 1 << 50}, "never_fits", "bytes of memory (largest:"),
+    ({"gpus_per_node": 6, "gpu_classes": ["A100"]}, "never_fits", "largest: 4"),
+    ({"gpu_classes": ["H10"]}, "invalid", "did you mean 'H100'?"),
+    ({"gpu_classes": ["V900"]}, "invalid", "there are A100, H100"),
+    ({"pool": "mian"}, "invalid", "did you mean 'main'?"),
+    ({"pool": "old", "gpu_classes": ["H100"]}, "never_fits", "pool old has no H100"),
+    ({"constraints": {"rack": "9"}}, "never_fits", "rack=9"),
+    ({"gpu_memory_bytes": 81}, "never_fits", "largest: 80"),
+    ({"time_limit_seconds": 31 * 86_400}, "policy", "30 days"),
+    ({"time_limit_seconds": None}, "invalid", "time_limit_seconds: is required"),
+    ({"time_limit_seconds": 0}, "invalid", "time_limit_seconds"),
+    ({"time_limit_seconds": "3600"}, "invalid", "whole number"),
+    ({"comand": ["x"]}, "invalid", "did you mean 'command'?"),
+    ({"command": None}, "invalid", "a command or a script"),
+    ({"script": "true"}, "invalid", "a command or a script"),
+    ({"command": ["a\x00b"]}, "invalid", "NUL"),
+    ({"command": ["x" * 140_000]}, "invalid", "bytes"),
+    ({"env": {"A=B": "x"}}, "invalid", "variable's name"),
+    ({"gpus_per_node": 0.5}, "invalid", "whole number"),
+    ({"gpus_per_node": None}, "invalid", "gpus_per_node or total_gpus"),
+    ({"total_gpus": 7, "nodes": 2, "gpus_per_node": None}, "invalid", "evenly"),
+    ({"array": "0-99%8"}, "policy", "not enforced"),
+    ({"array": "9-1"}, "invalid", "goes up"),
+    ({"array": "x"}, "invalid", "0-99"),
+    ({"array": "0-200000"}, "invalid", "more than 100000"),
+    ({"name": "a\nb"}, "invalid", "control characters"),
+    ({"name": "x" * 129}, "invalid", "name"),
+    ({"labels": {str(number): "" for number in range(33)}}, "invalid", "labels"),
+    ({"begin_at": "2026-11-23T12:00:00"}, "invalid", "time zone"),
+    ({"deadline_at": "2001-01-01T00:00:00Z"}, "invalid", "passed"),
+    ({"only_nodes": ["h1"], "nodes": 2}, "never_fits", "names 1"),
+    ({"project": "acme/nlp"}, "not_found", "no project"),
+    ({"project": "zeta/lab"}, "not_found", "no project"),
+]
+
+
+@pytest.mark.parametrize(("changes", "code", "words"), REFUSALS)
+def test_what_cannot_be_is_refused_with_its_reason(
+    people: People, changes: dict[str, Any], code: str, words: str
+) -> None:
+    answer = people.user().post("/v1/jobs", json=job_spec(**changes))
+    document = answer.json()
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert document["code"] == code, document
+    assert words in str([document["detail"], document["problems"]])
+    assert answer.status_code == document["status"] == {"not_found": 404}.get(code, 422)
+    assert document["request_id"] == answer.headers["x-request-id"]
+
+
+def test_a_gang_too_large_for_a_node_is_told_how_it_would_fit(people: People) -> None:
+    document = people.user().post("/v1/jobs", json=job_spec(gpus_per_node=16, gpu_classes=["H100"])).json()
+    assert document["detail"] == "no node has 16 H100 (largest: 8), so this job could never start"
+    assert document["try"] == ["-g H100:8 -N 2"]
+
+
+def test_all_problems_of_a_request_are_told_at_once(people: People) -> None:
+    broken = {"comand": ["x"], "nodes": "two", "env": {"A": 5}, "retries": -1, "time_limit_seconds": 60}
+    document = people.user().post("/v1/jobs", json=broken).json()
+    assert {problem["field"] for problem in document["problems"]} == {"comand", "nodes", "env.A", "retries"}
+
+
+def test_no_value_of_the_environment_stands_in_an_error(people: People) -> None:
+    answer = people.user().post("/v1/jobs", json=job_spec(env={"TOKEN": ["hunter2"], "OTHER": "hunter2\x00"}))
+    assert answer.status_code == 422
+    assert "hunter2" not in answer.text
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b'"x"', b"\xff\xfe", b'{"name": "\\ud800"}'])
+def test_a_body_that_is_no_job_is_refused_in_words(people: People, body: bytes) -> None:
+    answer = people.user().post("/v1/jobs", content=body)
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid")
+
+
+def test_no_class_named_means_every_class_that_holds_it_in_name_order(people: People) -> None:
+    user = people.user()
+    small = user.get(f"/v1/jobs/{user.submit()}").json()
+    large = user.get(f"/v1/jobs/{user.submit(gpus_per_node=5)}").json()
+    assert (small["gpu_classes"], large["gpu_classes"]) == (["A100", "H100"], ["H100"])
+
+
+def test_projects_are_named_from_the_tokens_own_account(people: People) -> None:
+    tenant = people.user(account="acme")
+    jobs = [tenant.get(f"/v1/jobs/{tenant.submit(project=name)}").json() for name in ("nlp", "acme/nlp", None)]
+    assert [job["project"] for job in jobs] == ["nlp", "nlp", None]
+    operator = people.operator().post("/v1/jobs", json=job_spec(project=None))
+    assert (operator.status_code, operator.json()["code"]) == (422, "invalid")
+
+
+@pytest.mark.parametrize(
+    "name", ["=cmd|' /C calc'!A0", "../../etc/passwd", "训练任务", "<script>alert(1)</script>", "💥 job"]
+)
+def test_hostile_and_foreign_names_come_back_as_they_were_sent(people: People, name: str) -> None:
+    user = people.user()
+    job = user.submit(name=name)
+    assert user.get(f"/v1/jobs/{job}").json()["name"] == name
+    assert user.get("/v1/jobs", params={"name": name}).json()["items"][0]["id"] == job

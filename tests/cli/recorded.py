@@ -1,0 +1,335 @@
+"""Answers as a server gave them, in the shapes of docs/api.md, about one small centre at one fixed time."""
+
+import base64
+import json
+from typing import Any
+
+from tests.cli.peer import Json, Peer, Reply, envelope, page
+
+
+def job(**said: Any) -> Json:
+    """A job of Mei's; a test says only what it is about."""
+    found: Json = {
+        "id": 10482,
+        "array_id": None,
+        "array_index": None,
+        "name": "dpo-run",
+        "tenant": "acme",
+        "project": "nlp",
+        "user": "mei",
+        "state": "pending",
+        "reason": None,
+        "detail": None,
+        "hold": None,
+        "gpus_per_node": 8,
+        "nodes": 8,
+        "gpus_total": 64,
+        "gpu_model": "H100",
+        "gpu_classes": ["H100"],
+        "pool": "h100-ib",
+        "booking": "auto",
+        "priority": "normal",
+        "time_limit_seconds": 43200,
+        "submitted_at": "2026-11-23T11:27:02Z",
+        "started_at": None,
+        "ended_at": None,
+        "exit_code": None,
+        "attempt": 0,
+        "retries_left": 0,
+        "node_names": [],
+        "elapsed_seconds": None,
+        "position": 2,
+        "reasons": [
+            {"code": "capacity", "blocking": True, "need": 64, "free": 40, "slurm": "Resources", "detail": None}
+        ],
+        "start_estimate": {"p50": "2026-11-23T14:20:00Z", "p90": "2026-11-23T16:10:00Z"},
+        "max_cost": {"amount": "1920.00", "currency": "USD"},
+        "command": ["torchrun", "train.py"],
+        "labels": {},
+    }
+    return found | said
+
+
+RUNNING = job(
+    id=10431,
+    name="llama-sft",
+    state="running",
+    nodes=4,
+    gpus_total=32,
+    started_at="2026-11-23T09:19:00Z",
+    elapsed_seconds=11527,
+    attempt=1,
+    node_names=["gpu-011", "gpu-012", "gpu-013", "gpu-014"],
+    reasons=[],
+    start_estimate=None,
+    booking="guaranteed",
+)
+ELEMENT = job(
+    id="10490_7",
+    array_id=10490,
+    array_index=7,
+    name="评测-sweep",
+    user="ana",
+    nodes=1,
+    gpus_per_node=1,
+    gpus_total=1,
+    gpu_model="A100",
+    gpu_classes=["A100"],
+    time_limit_seconds=7200,
+    reasons=[
+        {"code": "quota_user", "blocking": True, "need": 1, "free": 0, "slurm": "QOSMaxGRESPerUser", "detail": None}
+    ],
+    start_estimate=None,
+)
+HELD = job(id=10493, name="nightly", state="held", hold="user", start_estimate=None, nodes=1, gpus_total=8) | {
+    "reasons": [
+        {"code": "held_user", "blocking": True, "need": None, "free": None, "slurm": "JobHeldUser", "detail": None}
+    ]
+}
+FAILED = job(
+    id=10400,
+    name="=HYPERLINK(1)",
+    state="failed",
+    reason="exit_nonzero",
+    exit_code=3,
+    started_at="2026-11-22T10:00:00Z",
+    ended_at="2026-11-22T11:30:00Z",
+    elapsed_seconds=5400,
+    attempt=1,
+    reasons=[],
+    start_estimate=None,
+)
+QUEUE = page(
+    "JobList",
+    [RUNNING, job(), ELEMENT, HELD],
+    totals={"jobs": {"pending": 2, "held": 1, "running": 1}, "gpus_held": {"H100": 32}},
+)
+ME = envelope("Caller", token_id="01JD", role="user", account="acme", tenant="acme", user="mei", expires_at=None)
+SUBMITTED = page("JobList", [job(position=None, reasons=[])], array_size=None, is_new=True)
+WHY = envelope(
+    "Explanation",
+    job_id=10482,
+    state="pending",
+    reasons=[
+        {"code": "capacity", "blocking": True, "need": 64, "free": 40, "slurm": "Resources", "detail": "5 whole nodes"},
+        {"code": "order", "blocking": False, "need": None, "free": None, "slurm": "Priority", "detail": None},
+    ],
+    ahead_jobs=1,
+    ahead_gpus=48,
+    position=2,
+    nodes_considered=64,
+    nodes_fit=5,
+)
+GPUS = page(
+    "GpuClassList",
+    [
+        {
+            "gpu_model": "H100",
+            "memory_bytes": 85520809984,
+            "free": 40,
+            "total": 512,
+            "whole_nodes_free": 5,
+            "whole_nodes": 64,
+            "gpus_per_node": 8,
+            "pending_jobs": 17,
+            "price": {"amount": "2.50", "currency": "USD"},
+            "held_by_tenant": 32,
+        },
+        {
+            "gpu_model": "A100",
+            "memory_bytes": 42949672960,
+            "free": 0.5,
+            "total": 256,
+            "whole_nodes_free": 0,
+            "whole_nodes": 32,
+            "gpus_per_node": 8,
+            "pending_jobs": 0,
+            "price": None,
+            "held_by_tenant": 0,
+        },
+    ],
+)
+NODES = page(
+    "NodeList",
+    [
+        {
+            "name": "gpu-011",
+            "pool": "h100-ib",
+            "gpu_model": "H100",
+            "gpus": 8,
+            "gpus_free": 0,
+            "cpus": 96,
+            "memory_bytes": 1_000_000_000_000,
+            "availability": "up",
+            "reason": None,
+            "drained_by": None,
+        },
+        {
+            "name": "gpu-017",
+            "pool": "h100-ib",
+            "gpu_model": "H100",
+            "gpus": 8,
+            "gpus_free": 8,
+            "cpus": 96,
+            "memory_bytes": 1_000_000_000_000,
+            "availability": "draining",
+            "reason": "fan 3 fails",
+            "drained_by": "ops",
+        },
+    ],
+)
+EVENTS = page(
+    "JobEventList",
+    [
+        {"at": "2026-11-23T09:00:00Z", "kind": "submitted", "detail": {}},
+        {"at": "2026-11-23T09:19:00Z", "kind": "started", "detail": {"nodes": 4, "booking": "guaranteed"}},
+    ],
+)
+ALLOCATIONS = page(
+    "AllocationList",
+    [
+        {
+            "id": "01JDA",
+            "job_id": 10431,
+            "attempt": 1,
+            "gpu_model": "H100",
+            "booking": "guaranteed",
+            "phase": "running",
+            "nodes": [{"name": f"gpu-0{n}", "gpus": 8, "cpus": 96, "memory_bytes": 1} for n in (11, 12, 13, 14)],
+            "time_limit_seconds": 43200,
+            "decided_at": "2026-11-23T09:31:07Z",
+            "started_at": "2026-11-23T09:31:08Z",
+            "stopping_at": None,
+            "ended_at": None,
+            "stop_reason": None,
+            "end_reason": None,
+            "exit_code": None,
+            "detail": None,
+        }
+    ],
+)
+ACCOUNTS = page(
+    "AccountList",
+    [
+        {
+            "id": "acme",
+            "display_name": "Acme Robotics",
+            "parent": None,
+            "weight": 2,
+            "guarantee": {"H100": 32},
+            "limit": {"H100": 128},
+            "is_suspended": False,
+        },
+        {
+            "id": "acme/nlp",
+            "display_name": "acme/nlp",
+            "parent": "acme",
+            "weight": 1,
+            "guarantee": {},
+            "limit": {},
+            "is_suspended": True,
+        },
+    ],
+)
+TOKENS = page(
+    "TokenList",
+    [
+        {
+            "id": "01JDT",
+            "role": "operator",
+            "account": "",
+            "user": "ops",
+            "created_at": "2026-11-01T00:00:00Z",
+            "expires_at": None,
+            "revoked_at": None,
+        }
+    ],
+)
+PRICES = page(
+    "PriceBookList",
+    [{"version": "2026-11", "effective_ms": 1793491200000, "currency": "USD", "sha256": "ab" * 32}],
+)
+NODE_HISTORY = page(
+    "NodeHistory",
+    [
+        {
+            "gpu": 0,
+            "device": "GPU-1",
+            "from": "2026-11-23T09:00:00Z",
+            "to": "2026-11-23T12:00:00Z",
+            "state": "allocated",
+            "cause": None,
+            "gpus": 1,
+            "job_id": 10431,
+            "tenant": "acme",
+        }
+    ],
+)
+SOUND = envelope("LedgerReport", is_sound=True, failures=[], counts={"rows": 1200, "devices": 64})
+UNSOUND = envelope(
+    "LedgerReport",
+    is_sound=False,
+    failures=[{"check": "chain", "where": "sequence 17", "what": "expected ab, found cd"}],
+    counts={},
+)
+
+
+def stream(*chunks: bytes, attempt: int = 1, start: int = 0, is_complete: bool = True) -> Reply:
+    """A job's output as server-sent events; without an end event where the stream broke off."""
+    events, offset = [], start
+    for chunk in chunks:
+        data = json.dumps({"offset": offset, "data_base64": base64.b64encode(chunk).decode()})
+        offset += len(chunk)
+        events.append(f"id: {offset}\ndata: {data}\n\n")
+    if is_complete:
+        events.append(f"event: end\nid: {offset}\ndata: {json.dumps({'offset': offset, 'attempt': attempt})}\n\n")
+    return Reply(
+        (": hello\n\n" + "".join(events)).encode(),
+        headers={"Content-Type": "text/event-stream"},
+        breaks_off=not is_complete,
+    )
+
+
+def ended(**how: Any) -> Json:
+    """A job that has ended, as the wait answers it."""
+    facts: Json = {"state": "completed", "exit_code": 0, "started_at": "2026-11-23T12:00:00Z", "attempt": 1}
+    return envelope("Job", **(job(reasons=[], start_estimate=None) | facts | how))
+
+
+def centre(peer: Peer) -> None:
+    """Lets a peer answer as the whole of the small centre."""
+    peer.answers("GET", "/v1/whoami", ME)
+    peer.answers("GET", "/v1/version", envelope("Version", version="0.1.0", api="turnstile/v1", is_leading=True))
+    peer.answers("GET", "/readyz", envelope("Health", is_ready=True, problems=[]))
+    peer.answers("GET", "/v1/jobs", QUEUE)
+    peer.answers("POST", "/v1/jobs", SUBMITTED)
+    peer.answers("GET", "/v1/jobs/10482", envelope("Job", **job()))
+    peer.answers("GET", "/v1/jobs/10431", envelope("Job", **RUNNING))
+    peer.answers("GET", "/v1/jobs/10482/why", WHY)
+    peer.answers("GET", "/v1/jobs/10431/events", EVENTS)
+    peer.answers("GET", "/v1/jobs/10431/allocations", ALLOCATIONS)
+    peer.answers("GET", "/v1/jobs/10482/wait", ended(state="failed", reason="exit_nonzero", exit_code=3))
+    peer.answers(
+        "GET",
+        "/v1/jobs/10482/logs",
+        Reply(b"epoch 1\nepoch 2\n", headers={"Turnstile-Next-Offset": "16", "Turnstile-Log-Complete": "false"}),
+        Reply(b"", headers={"Turnstile-Next-Offset": "16", "Turnstile-Log-Complete": "true"}),
+    )
+    for verb, did in (("cancel", "cancelled"), ("hold", "held"), ("release", "released"), ("requeue", "requeued")):
+        peer.answers(
+            "POST", f"/v1/jobs/{verb}", page("JobActionList", [{"id": 10482, "did": did, "state": "cancelled"}])
+        )
+    peer.answers("GET", "/v1/gpus", GPUS)
+    peer.answers("GET", "/v1/nodes", NODES)
+    peer.answers("GET", "/v1/admin/accounts", ACCOUNTS)
+    for name, terms in (("acme", ACCOUNTS["items"][0]), ("acme/vision", {}), ("beta", {})):
+        peer.answers("PUT", f"/v1/admin/accounts/{name}", envelope("Account", **{**terms, "id": name}))
+    peer.answers("GET", "/v1/admin/tokens", TOKENS)
+    peer.answers("POST", "/v1/admin/tokens", envelope("Token", **TOKENS["items"][0], secret="tst_made-just-now"))
+    peer.answers("DELETE", "/v1/admin/tokens/01JDT", envelope("TokenRevoked", id="01JDT", was_valid=True))
+    peer.answers("GET", "/v1/admin/prices", PRICES)
+    peer.answers("POST", "/v1/admin/prices", envelope("PriceBook", **PRICES["items"][0]))
+    for verb in ("drain", "resume"):
+        peer.answers("POST", f"/v1/admin/nodes/gpu-017/{verb}", envelope("NodeDrain", name="gpu-017", reason=None))
+    peer.answers("GET", "/v1/admin/nodes/gpu-017/history", NODE_HISTORY)
+    peer.answers("GET", "/v1/admin/ledger/verify", SOUND)

@@ -1,0 +1,152 @@
+"""The ledger from the command line: through the server, and offline on a database, a copy, an export."""
+
+import hashlib
+import io
+import json
+import sqlite3
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cli.daemon.migrate import upgrade
+from scheduler.store.database import Database
+from tests.cli.conftest import Home
+from tests.cli.peer import Peer, Reply
+from tests.metering.centre import Centre
+
+SPAN = ("--from", "2026-11-01", "--to", "2026-11-02", "--zone", "Asia/Shanghai")
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Iterator[tuple[Path, Centre]]:
+    """A database in which a job ran for an hour, and the centre that it is of."""
+    path = tmp_path / "turnstile.db"
+    upgrade(f"sqlite:///{path}")
+    database = Database.open(f"sqlite:///{path}")
+    centre = Centre(database)
+    centre.tenant("acme/vision")
+    devices = centre.node("a")
+    centre.publish()
+    centre.run(*devices)
+    yield path, centre
+    database.dispose()
+
+
+def span_of(centre: Centre) -> tuple[str, ...]:
+    """Flags for the hour up to the centre's present."""
+    from scheduler.clock import iso_utc
+
+    start, end = (iso_utc(centre.now_ms - ago) for ago in (3_600_000, 0))
+    return ("--from", start, "--to", end, "--zone", "Asia/Shanghai")
+
+
+def test_a_copy_is_proved_offline_and_not_touched(home: Home, peer: Peer, kept: tuple[Path, Centre]) -> None:
+    path, centre = kept
+    centre.database.dispose()
+    before = {each.name: hashlib.sha256(each.read_bytes()).hexdigest() for each in path.parent.glob("turnstile.db*")}
+    done = home.turnstile("admin", "ledger", "verify", "--copy", str(path), "-o", "json")
+    assert done.code == 0, done.out
+    report = json.loads(done.out)
+    assert (report["kind"], report["is_sound"], report["failures"]) == ("LedgerReport", True, [])
+    assert report["counts"]
+    after = {each.name: hashlib.sha256(each.read_bytes()).hexdigest() for each in path.parent.glob("turnstile.db*")}
+    assert before == after
+    assert peer.asked == []
+
+
+def test_a_tampered_ledger_is_exit_1_and_says_where(home: Home, kept: tuple[Path, Centre]) -> None:
+    path, centre = kept
+    centre.database.dispose()
+    with sqlite3.connect(path) as connection:
+        for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+            connection.execute(f'DROP TRIGGER "{name}"')
+        connection.execute("UPDATE occupancy SET units = units - 1 WHERE sequence = 1")
+    connection.close()
+    for source in (("--copy", str(path)), ("--database", f"sqlite:///{path}")):
+        done = home.turnstile("admin", "ledger", "verify", *source)
+        assert done.code == 1
+        assert done.out.startswith("NOT SOUND")
+        assert "chain: sequence 1  expected" in done.out
+
+
+def test_an_export_made_offline_is_proved_with_and_without_its_ledger(home: Home, kept: tuple[Path, Centre]) -> None:
+    path, centre = kept
+    made = home.turnstile("admin", "ledger", "export", "out", "--copy", str(path), *span_of(centre))
+    assert made.code == 0, made.err
+    assert "manifest.json" in made.out
+    for source in ((), ("--copy", str(path))):
+        assert home.turnstile("admin", "ledger", "verify", "out", *source).code == 0
+    usage = next(home.path.glob("out/*.csv"))
+    usage.write_bytes(usage.read_bytes() + b"x")
+    done = home.turnstile("admin", "ledger", "verify", "out")
+    assert done.code == 1
+    assert usage.name in done.out
+
+
+def test_an_export_that_cannot_be_is_refused_with_the_reason(home: Home, kept: tuple[Path, Centre]) -> None:
+    path, centre = kept
+    (home.path / "full").mkdir()
+    (home.path / "full/x").touch()
+    copy = ("--copy", str(path))
+    for arguments, code, words in (
+        (("full", *copy, *span_of(centre)), 3, "is there and not empty"),
+        (("out", *copy, "--from", "2099-01-01", "--to", "2099-01-02", "--zone", "UTC"), 3, "nothing is known yet"),
+        (("out", *copy, "--from", "2026-01-01", "--to", "2026-01-02"), 2, "say in which zone"),
+        (("out", *copy, *SPAN[:-1], "Mars/Olympus"), 2, "is not a time zone"),
+        (("out", *copy), 2, "say which time"),
+        (("out", *copy, "--from", "2026-01-02", "--to", "2026-01-01", "--zone", "UTC"), 2, "is not before"),
+        (("out", "--copy", "none.db", *SPAN), 3, "there is no file none.db"),
+        (("out", "--database", "sqlite:////none.db", *SPAN), 3, "there is no file /none.db"),
+        (("out", "--database", "mysql://x/y", *SPAN), 2, "cannot keep a ledger"),
+        (("out", "--database", "sqlite:///x", *copy, *SPAN), 2, "both name the ledger"),
+    ):
+        done = home.turnstile("admin", "ledger", "export", *arguments)
+        assert (done.code, words in done.err) == (code, True), (arguments, done.err)
+        assert "Traceback" not in done.err
+    assert not (home.path / "out").exists()
+    (home.path / "text.db").write_text("not a database, though it is long enough to look like one" * 40)
+    assert home.turnstile("admin", "ledger", "verify", "--copy", "text.db").code == 3
+
+
+def tar(*members: tuple[tarfile.TarInfo, bytes]) -> Reply:
+    """An export as the server sends it."""
+    kept = io.BytesIO()
+    with tarfile.open(fileobj=kept, mode="w") as archive:
+        for info, content in members:
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return Reply(kept.getvalue(), headers={"Content-Type": "application/x-tar"})
+
+
+def test_an_export_from_the_server_is_unpacked_into_a_directory_of_its_own(home: Home, peer: Peer) -> None:
+    link = tarfile.TarInfo("link")
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    peer.answers(
+        "GET",
+        "/v1/admin/ledger/export",
+        tar((tarfile.TarInfo("usage.csv"), b"a,b\n"), (tarfile.TarInfo("../../manifest.json"), b"{}"), (link, b"")),
+    )
+    done = home.turnstile("admin", "ledger", "export", "november", "--month", "2026-11", "--zone", "Asia/Shanghai")
+    assert done.code == 0, done.err
+    assert {each.name: each.read_bytes() for each in (home.path / "november").iterdir()} == {
+        "usage.csv": b"a,b\n",
+        "manifest.json": b"{}",
+    }
+    (asked,) = peer.requests("GET", "/v1/admin/ledger/export")
+    assert asked.query == {"from": ["2026-10-31T16:00:00Z"], "to": ["2026-11-30T16:00:00Z"], "zone": ["Asia/Shanghai"]}
+
+
+def test_a_month_ends_where_the_next_begins_in_december_too(home: Home, peer: Peer) -> None:
+    peer.answers("GET", "/v1/admin/ledger/export", tar((tarfile.TarInfo("usage.csv"), b"")))
+    assert home.turnstile("admin", "ledger", "export", "d", "--month", "2026-12", "--zone", "UTC").code == 0
+    (asked,) = peer.requests("GET", "/v1/admin/ledger/export")
+    assert (asked.query["from"], asked.query["to"]) == (["2026-12-01T00:00:00Z"], ["2027-01-01T00:00:00Z"])
+    assert home.turnstile("admin", "ledger", "export", "e", "--month", "2026-13", "--zone", "UTC").code == 2
+
+
+def test_an_export_that_is_no_tar_or_breaks_off_is_an_error(home: Home, peer: Peer) -> None:
+    for reply, code in ((Reply(b"hello"), 1), (Reply(b"half", breaks_off=True), 7)):
+        peer.answers("GET", "/v1/admin/ledger/export", reply)
+        assert home.turnstile("admin", "ledger", "export", "out", *SPAN).code == code

@@ -1,0 +1,1 @@
+"""Tests of traces, their files, and the replay."""
