@@ -1,4 +1,4 @@
-"""The list rates that fairness uses: the price book in force, in credits. One number serves fairness and the invoice."""
+"""The list rates that fairness uses: the price book in force, in credits. One number serves both it and the bill."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
