@@ -17,7 +17,7 @@ from enum import Enum, auto
 
 from scheduler.core.booking import Bookings
 from scheduler.core.future import NEVER_MS, Asker
-from scheduler.core.model import AccountId, Booking, GpuClass, Grant, Job, JobId, Shape
+from scheduler.core.model import AccountId, Booking, BookingWanted, GpuClass, Grant, Job, JobId, Shape
 from scheduler.core.order import FairLine
 from scheduler.core.placement import crowded, place, verdict
 from scheduler.core.plainorder import Line, PlainLine
@@ -148,9 +148,12 @@ class _Tick:
             return not self.bookings.may_be_guaranteed(group) and not self._promises.is_host(group.account)
         return hope is _Hope.NONE
 
-    def is_dead(self, shape: Shape) -> bool:
-        """Tells whether no job of the shape can start in this tick or be promised a start."""
-        return self._hope(shape, 0) is _Hope.NONE
+    def is_dead(self, group: Group) -> bool:
+        """Tells whether what makes a group hopeless does so for all jobs of its shape and time limit."""
+        if self._hope(group.shape, group.time_limit_ms) is _Hope.NONE:
+            return True
+        is_late = group.wanted is not BookingWanted.GUARANTEED and not self.bookings.is_guarantee_turn
+        return is_late and len(group.shape.gpu_classes) == 1 and not self._state.advance
 
     def _hope(self, shape: Shape, limit_ms: int) -> "_Hope":
         """Returns what memory says of jobs of a shape and a time limit; remembered until memory changes."""
