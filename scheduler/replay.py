@@ -8,7 +8,7 @@ a start takes no time, and a job obeys a stop at once. A job that was stopped go
 import gc
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 
 from scheduler.core.cycle import plan
@@ -32,7 +32,7 @@ from scheduler.core.model import (
 from scheduler.core.outcome import Verdict, after_end
 from scheduler.core.placement import verdict
 from scheduler.core.plan import Plan, Start
-from scheduler.core.policy import Policy
+from scheduler.core.policy import Backfill, Policy
 from scheduler.core.state import ClusterState
 from scheduler.executor import NodeInventory
 from scheduler.figures import JobRun, Sample, Totals, summary
@@ -60,13 +60,15 @@ class Replay:
     def __init__(
         self, nodes: Sequence[NodeInventory], trace: Sequence[TraceJob], policy: Policy, restart_cost_ms: int = 0
     ) -> None:
-        self._policy = policy
+        self._policy = replace(policy, default_grace_ms=0)  # nothing outlives its limit here
         self._restart_cost_ms = restart_cost_ms
         self._state = ClusterState(policy.debt_half_life_ms)
         for inventory in nodes:
             self._state.apply(NodeChanged(0, inventory.node, inventory.devices))
         self._now_ms = 0
-        self._ends: list[tuple[int, AllocationId]] = []
+        self._ends: list[tuple[int, int, AllocationId]] = []
+        """(when, which start it was, id): gangs that end together end in the order in which they started."""
+        self._arrived = self._started = 0
         self._last_plan = Plan(0, 0)
         self.runs = [JobRun(job) for job in trace]
         self.schedule: list[AllocationRun] = []
@@ -91,26 +93,35 @@ class Replay:
         return self
 
     def _play(self) -> None:
-        runs, arrivals, ends = self.runs, 0, self._ends
+        runs, ends = self.runs, self._ends
+        # RLScheduler's simulator decides between two things that happen at one instant, arrivals first.
+        most = 1 if self._policy.backfill is Backfill.EASY_BEFORE else len(runs) + 1
         while True:
             moments = [] if self._last_plan.wake_at_ms is None else [self._last_plan.wake_at_ms]
             if ends:
                 moments.append(ends[0][0])
-            if arrivals < len(runs):
-                moments.append(runs[arrivals].trace.submit_ms)
+            if self._arrived < len(runs):
+                moments.append(runs[self._arrived].trace.submit_ms)
             if not moments:
                 break
             now_ms = max(self._now_ms, min(moments))
             self.totals.pass_time(now_ms - self._now_ms, self._state)
             self._now_ms = now_ms
-            while ends and ends[0][0] <= now_ms:
-                self._end(heappop(ends)[1], None)
-            while arrivals < len(runs) and runs[arrivals].trace.submit_ms <= now_ms:
-                self._submit(arrivals)
-                arrivals += 1
+            self._happen(now_ms, most)
             self._tick()
             if not self.samples or now_ms >= self.samples[-1].at_ms + self._sample_every_ms:
                 self.samples.append(self.totals.sample(now_ms, self._state))
+
+    def _happen(self, now_ms: int, left: int) -> None:
+        """Takes in what happens by now, so many things at most."""
+        runs, ends = self.runs, self._ends
+        while left and self._arrived < len(runs) and runs[self._arrived].trace.submit_ms <= now_ms:
+            self._submit(self._arrived)
+            self._arrived += 1
+            left -= 1
+        while left and ends and ends[0][0] <= now_ms:
+            self._end(heappop(ends)[2], None)
+            left -= 1
 
     def _submit(self, index: int) -> None:
         trace, state = self.runs[index].trace, self._state
@@ -199,7 +210,8 @@ class Replay:
         self.totals.held(tenant_of(job.account), job.shape.total_units)
         self._state.apply(AllocationMade(now_ms, allocation))
         runs_ms = min(run.need_ms(self._restart_cost_ms), job.time_limit_ms)
-        heappush(self._ends, (now_ms + runs_ms, allocation.id))
+        self._started += 1
+        heappush(self._ends, (now_ms + runs_ms, self._started, allocation.id))
 
     def report(self) -> dict[str, object]:
         """Returns the run in figures: seconds, ratios between 0 and 1, None for a mean of nothing."""

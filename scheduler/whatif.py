@@ -85,6 +85,9 @@ def with_options(policy: Policy, question: Question) -> Policy:
     for name, value, choices in chosen:
         if value is not None:
             changes[name] = _choice(f"--{name}", value, choices)
+    if question.order in {"fifo", "sjf"} and question.backfill == "easy" and question.policy is None:
+        # The literature's orders mean the literature's backfill, or its figures could not be met again.
+        changes["backfill"] = Backfill.EASY_BEFORE
     return replace(policy, **changes)
 
 

@@ -40,7 +40,7 @@ def plan(state: ClusterState, policy: Policy, now_ms: int, decision: int = 0) ->
     tick.keep_promises()
     tick.promise_old_jobs()
     line = tick.line()
-    while not tick.is_full and (candidate := line.next()) is not None:
+    while not tick.is_full and (candidate := (line := tick.switched(line)).next()) is not None:
         if tick.goes_on_after(*candidate):
             line.started()
         else:
@@ -86,6 +86,7 @@ class _Tick:
         self._classes_closed: set[GpuClass] = set()
         """Without backfill: classes in which a job waits that all others wait behind."""
         self._started: set[JobId] = set()
+        self._is_switched = False
         self._hopes: dict[tuple[Shape, int], _Hope] = {}
         self._promises = Promises(state, policy, now_ms)
         self.starts: list[Start] = []
@@ -108,6 +109,9 @@ class _Tick:
             if self.is_full:
                 return
             job = self._state.jobs[reservation.job]
+            if not self._promises.is_kept(job):
+                self._promises.lift(reservation)
+                continue
             group = group_of(job)
             is_settled = self._promises.is_settled(reservation, job.shape)
             if is_settled and self._is_hopeless(group) and not self.bookings.is_known(job.account):
@@ -138,6 +142,16 @@ class _Tick:
         order = self._policy.order
         if order is QueueOrder.FAIR:
             return FairLine(self._state, self.bookings, self._now_ms, self)
+        return self._plain_line(order)
+
+    def switched(self, line: Line) -> Line:
+        """Returns the line to go on with: under `easy-before`, first come first once a start is promised."""
+        if self._policy.backfill is not Backfill.EASY_BEFORE or self._is_switched or not self._promises.kept:
+            return line
+        self._is_switched = True
+        return self._plain_line(QueueOrder.FIFO)
+
+    def _plain_line(self, order: QueueOrder) -> Line:
         lines = (entry for entry in self._state.pending_groups() if not self.is_hopeless(entry[0]))
         return PlainLine(lines, order)
 
@@ -285,6 +299,9 @@ class _Tick:
         grants = place(state.capacity, shape, gpu_class, state.closed_pools)
         if grants is None:
             self._remember_failed(shape, gpu_class)
+            return None
+        if not is_promised and self._promises.forbids(shape, self._now_ms + group.time_limit_ms):
+            self._remember_crowded(group, gpu_class)
             return None
         asker = Asker(rank_of(group.account, booking), is_promised)
         spares = self._promises.spares(shape, group.time_limit_ms, asker)

@@ -78,6 +78,10 @@ class Promises:
             for pool in open_pools(state.capacity, shape, gpu_class, state.closed_pools)
         )
 
+    def is_kept(self, job: Job) -> bool:
+        """Tells whether a promise outlives the tick that made it."""
+        return self._policy.keeps_first_promises or job.submitted_ms < self._old_before_ms
+
     def old_jobs(self) -> Iterator[Job]:
         """Yields the jobs that waited longer than the policy lets pass, the oldest first; a bounded number of them."""
         if self._policy.backfill is not Backfill.EASY:
@@ -104,6 +108,13 @@ class Promises:
         hosts = (each.account for each in self._state.advance.values())
         return any(host is not None and is_within(account, host) for host in hosts)
 
+    def forbids(self, shape: Shape, until_ms: int) -> bool:
+        """Tells whether a job must not start because it would not end before the first promise, wherever it ran."""
+        if self._policy.backfill is not Backfill.EASY_BEFORE:
+            return False
+        first_ms = self.first_start_ms(shape)
+        return first_ms is not None and until_ms >= first_ms
+
     def first_start_ms(self, shape: Shape) -> int | None:
         """Returns the soonest promised start in the shape's classes; None if none is promised."""
         starts = [each.start_ms for each in self.kept.values() if each.gpu_class in shape.gpu_classes]
@@ -124,7 +135,11 @@ class Promises:
         if self._policy.backfill is Backfill.NONE:
             return 0
         policy = self._policy
-        most = policy.promised_jobs if policy.backfill is Backfill.EASY else policy.most_promises
+        most = {
+            Backfill.EASY: policy.promised_jobs,
+            Backfill.EASY_BEFORE: 1,
+            Backfill.CONSERVATIVE: policy.most_promises,
+        }[policy.backfill]
         return most + self._slots.setdefault(gpu_class, 0)
 
     def spares(self, shape: Shape, limit_ms: int, asker: Asker) -> Spares:

@@ -93,12 +93,14 @@ class _Branch:
 
     def head(self) -> Head | None:
         """Returns the job that is next below here."""
-        branch = self
-        while branch.queue is None:
-            if not branch.heap:
-                return None
-            branch = branch.heap[0][3]
-        return branch.queue.head()
+        if self.queue is not None:
+            return self.queue.head()
+        while self.heap:
+            head = self.heap[0][3].head()
+            if head is not None:
+                return head
+            heappop(self.heap)  # it has become hopeless since it was filed; its siblings have not
+        return None
 
 
 class TreeWalk:
