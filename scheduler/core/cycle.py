@@ -108,6 +108,8 @@ class _Tick:
         for reservation in self._promises.in_order():
             if self.is_full:
                 return
+            if self._promises.kept.get(reservation.job) is not reservation:
+                continue  # a start within a guarantee has just disturbed it, and it was sought anew
             job = self._state.jobs[reservation.job]
             if not self._promises.is_kept(job):
                 self._promises.lift(reservation)
@@ -250,11 +252,14 @@ class _Tick:
         found = verdict(self._state.capacity, shape, self._state.closed_pools, self._state.structures)
         return found.reasons[0].code in {ReasonCode.CAPACITY, ReasonCode.FRAGMENTATION}
 
-    def _options(self, group: Group) -> Options:
+    def _options(self, group: Group, *, is_in_turn: bool = True) -> Options:
         """Returns the classes that the group's account permits, with the booking in each."""
         if self.bookings.suspension(group.account) is not None:
             return []
-        chosen = ((gpu_class, self.bookings.choose(group, gpu_class)) for gpu_class in group.shape.gpu_classes)
+        chosen = (
+            (gpu_class, self.bookings.choose(group, gpu_class, is_in_turn=is_in_turn))
+            for gpu_class in group.shape.gpu_classes
+        )
         return [(gpu_class, booking) for gpu_class, booking in chosen if isinstance(booking, Booking)]
 
     def _try_start(self, job_id: JobId, group: Group, options: Options, *, is_promised: bool = False) -> bool:
@@ -282,7 +287,7 @@ class _Tick:
         for reservation in self._promises.disturbed_by(start.grants):
             job = self._state.jobs[reservation.job]
             self._promises.lift(reservation)
-            self._promises.make(job, self._options(group_of(job)))
+            self._promises.make(job, self._options(group_of(job), is_in_turn=False))
             self._crowded_out.clear()
             self._hopes.clear()
 
