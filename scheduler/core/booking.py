@@ -131,8 +131,11 @@ class Bookings:
                 return Reason(ReasonCode.SUSPENDED, detail=name)
         return None
 
-    def choose(self, group: Group, gpu_class: GpuClass) -> Booking | Reason:
-        """Returns how a gang of the group would be held in the class, or what forbids it."""
+    def choose(self, group: Group, gpu_class: GpuClass, *, is_in_turn: bool = True) -> Booking | Reason:
+        """Returns how a gang of the group would be held in the class, or what forbids it.
+
+        With `is_in_turn`, in the turn of what fits a guarantee, to go beyond it is forbidden.
+        """
         units = group.shape.total_units
         over = self._over_limit(group.account, gpu_class, units)
         if over is not None:
@@ -144,7 +147,7 @@ class Bookings:
             left += units  # it is kept for this very group
         if units <= left:
             return Booking.GUARANTEED
-        if group.wanted is BookingWanted.GUARANTEED or self.is_guarantee_turn:
+        if group.wanted is BookingWanted.GUARANTEED or (is_in_turn and self.is_guarantee_turn):
             return Reason(ReasonCode.GUARANTEE, need=-(-units // GPU_UNITS), free=max(0, left) // GPU_UNITS)
         return Booking.BURST
 

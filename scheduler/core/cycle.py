@@ -17,7 +17,7 @@ from enum import Enum, auto
 
 from scheduler.core.booking import Bookings
 from scheduler.core.future import NEVER_MS, Asker
-from scheduler.core.model import AccountId, Booking, GpuClass, Grant, Job, JobId, Shape
+from scheduler.core.model import AccountId, Booking, BookingWanted, GpuClass, Grant, Job, JobId, Shape
 from scheduler.core.order import FairLine
 from scheduler.core.placement import crowded, place, verdict
 from scheduler.core.plainorder import Line, PlainLine
@@ -108,6 +108,8 @@ class _Tick:
         for reservation in self._promises.in_order():
             if self.is_full:
                 return
+            if self._promises.kept.get(reservation.job) is not reservation:
+                continue  # a start within a guarantee has just disturbed it, and it was sought anew
             job = self._state.jobs[reservation.job]
             if not self._promises.is_kept(job):
                 self._promises.lift(reservation)
@@ -162,9 +164,12 @@ class _Tick:
             return not self.bookings.may_be_guaranteed(group) and not self._promises.is_host(group.account)
         return hope is _Hope.NONE
 
-    def is_dead(self, shape: Shape) -> bool:
-        """Tells whether no job of the shape can start in this tick or be promised a start."""
-        return self._hope(shape, 0) is _Hope.NONE
+    def is_dead(self, group: Group) -> bool:
+        """Tells whether what makes a group hopeless does so for all jobs of its shape and time limit."""
+        if self._hope(group.shape, group.time_limit_ms) is _Hope.NONE:
+            return True
+        is_late = group.wanted is not BookingWanted.GUARANTEED and not self.bookings.is_guarantee_turn
+        return is_late and len(group.shape.gpu_classes) == 1 and not self._state.advance
 
     def _hope(self, shape: Shape, limit_ms: int) -> "_Hope":
         """Returns what memory says of jobs of a shape and a time limit; remembered until memory changes."""
@@ -247,11 +252,14 @@ class _Tick:
         found = verdict(self._state.capacity, shape, self._state.closed_pools, self._state.structures)
         return found.reasons[0].code in {ReasonCode.CAPACITY, ReasonCode.FRAGMENTATION}
 
-    def _options(self, group: Group) -> Options:
+    def _options(self, group: Group, *, is_in_turn: bool = True) -> Options:
         """Returns the classes that the group's account permits, with the booking in each."""
         if self.bookings.suspension(group.account) is not None:
             return []
-        chosen = ((gpu_class, self.bookings.choose(group, gpu_class)) for gpu_class in group.shape.gpu_classes)
+        chosen = (
+            (gpu_class, self.bookings.choose(group, gpu_class, is_in_turn=is_in_turn))
+            for gpu_class in group.shape.gpu_classes
+        )
         return [(gpu_class, booking) for gpu_class, booking in chosen if isinstance(booking, Booking)]
 
     def _try_start(self, job_id: JobId, group: Group, options: Options, *, is_promised: bool = False) -> bool:
@@ -279,7 +287,7 @@ class _Tick:
         for reservation in self._promises.disturbed_by(start.grants):
             job = self._state.jobs[reservation.job]
             self._promises.lift(reservation)
-            self._promises.make(job, self._options(group_of(job)))
+            self._promises.make(job, self._options(group_of(job), is_in_turn=False))
             self._crowded_out.clear()
             self._hopes.clear()
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from scheduler.core.booking import Bookings
-from scheduler.core.model import GPU_UNITS, Booking, BookingWanted, HoldKind, Job, JobId, JobState, Shape
+from scheduler.core.model import GPU_UNITS, Booking, BookingWanted, HoldKind, Job, JobId, JobState
 from scheduler.core.order import FairLine
 from scheduler.core.placement import count_fitting
 from scheduler.core.plan import Plan
@@ -112,7 +112,7 @@ class _AllStart:
     def is_hopeless(self, group: Group) -> bool:
         return group in self.blocks and group != self.own
 
-    def is_dead(self, _: Shape) -> bool:
+    def is_dead(self, _: Group) -> bool:
         return False
 
 

@@ -75,8 +75,8 @@ class Policy:
 
     promised_jobs: int = 1
     """First blocked jobs of the order, in each GPU class, that get a promised start under `easy` backfill. More
-    promises leave fewer holes: on the Philly trace (160 nodes, shortest limit first) two made the mean wait 7 % longer,
-    four 20 %."""
+    promises leave fewer holes: on the Philly trace (160 nodes, shortest limit first) two made the mean wait 7 % longer
+    than one, four 20 %."""
 
     keeps_first_promises: bool = True
     """False: under `easy` the first of the order are promised a start anew in each tick, as textbooks do, so that a job

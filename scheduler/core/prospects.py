@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from heapq import heapify, heappop, heapreplace
 from typing import Protocol
 
-from scheduler.core.model import AccountId, Shape
+from scheduler.core.model import AccountId
 from scheduler.core.waiting import Group, Head, Row
 
 
@@ -15,8 +15,8 @@ class Outlook(Protocol):
         """Tells whether no job of the group can start now, for a reason that is known without another look."""
         ...
 
-    def is_dead(self, shape: Shape) -> bool:
-        """Tells whether no job of the shape can start any more in this tick, whoever it belongs to."""
+    def is_dead(self, group: Group) -> bool:
+        """Tells whether no job of a hopeless group's shape and time limit can start any more, whoever it belongs to."""
         ...
 
 
@@ -24,8 +24,8 @@ class Prospects:
     """Which groups are worth a look, and how far each was given out in this tick."""
 
     def __init__(self, outlook: Outlook) -> None:
-        self.dead: set[int] = set()
-        """Numbers of shapes of which none can start any more in this tick."""
+        self.dead: set[tuple[int, int]] = set()
+        """Kinds of jobs of which none can start any more in this tick."""
         self.passed: dict[Row, int] = {}
         """How many of the group's jobs were given out and started."""
         self._accounts_passed: set[AccountId] = set()
@@ -34,7 +34,7 @@ class Prospects:
     def queue(self, heads: Iterable[Head], account: AccountId, *, is_guaranteed: bool = False) -> "Queue":
         """Returns the groups of a project that begin with these heads, merged."""
         dead = set() if is_guaranteed else self.dead
-        found = [head for head in heads if head[1].shape_number not in dead] if dead else list(heads)
+        found = [head for head in heads if head[1].kind not in dead] if dead else list(heads)
         if account in self._accounts_passed:
             found = [
                 (row.line[self.passed[row]], row) if row in self.passed else (key, row)
@@ -46,12 +46,12 @@ class Prospects:
 
     def has_hope(self, row: Row) -> bool:
         """Tells whether it is worth a look at the group."""
-        if row.shape_number in self.dead:
+        if row.kind in self.dead:
             return False
         if not self._outlook.is_hopeless(row.group):
             return True
-        if self._outlook.is_dead(row.group.shape):
-            self.dead.add(row.shape_number)
+        if self._outlook.is_dead(row.group):
+            self.dead.add(row.kind)
         return False
 
     def passed_one(self, row: Row) -> int:
@@ -65,12 +65,13 @@ class Prospects:
 class Queue:
     """Some of a project's groups, merged: the next job by the project's own order."""
 
-    __slots__ = ("_heads", "_hopeful", "_is_guaranteed", "_prospects")
+    __slots__ = ("_dead_seen", "_heads", "_hopeful", "_is_guaranteed", "_prospects")
 
     def __init__(self, prospects: Prospects, heads: list[Head], *, is_guaranteed: bool) -> None:
         self._prospects = prospects
         self._heads = heads
         self._hopeful: Row | None = None
+        self._dead_seen = 0
         self._is_guaranteed = is_guaranteed  # these are looked at in any case: the first of them keeps the guarantee
 
     def head(self) -> Head | None:
@@ -80,14 +81,15 @@ class Queue:
         while heads:
             head = heads[0]
             row = head[1]
-            if self._is_guaranteed or (row is self._hopeful and row.shape_number not in dead):
+            if self._is_guaranteed or (row is self._hopeful and row.kind not in dead):
                 return head
             if prospects.has_hope(row):
                 self._hopeful = row
                 return head
             heappop(heads)
-            if dead:
-                heads[:] = [other for other in heads if other[1].shape_number not in dead]
+            if len(dead) != self._dead_seen:
+                self._dead_seen = len(dead)
+                heads[:] = [other for other in heads if other[1].kind not in dead]
                 heapify(heads)
         return None
 

@@ -33,10 +33,14 @@ def group_of(job: Job) -> Group:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Row:
-    """A group with the places of its jobs. `shape_number` stands for its shape where hashing one would cost."""
+    """A group with the places of its jobs. `shape_number` stands for its shape where hashing one would cost.
+
+    `kind` is that and the time limit: all that room asks about a job, whoever it belongs to.
+    """
 
     group: Group
     shape_number: int
+    kind: tuple[int, int]
     line: SortedList[QueueKey] = field(default_factory=SortedList)
 
 
@@ -83,7 +87,8 @@ class Waiting:
         group = group_of(job)
         row = groups.get(group)
         if row is None:
-            row = groups[group] = Row(group, self._numbers[job.shape])
+            number = self._numbers[job.shape]
+            row = groups[group] = Row(group, number, (number, job.time_limit_ms))
             self.of_shape.setdefault(job.shape, {})[group] = row
         head = row.line[0] if row.line else None
         row.line.add(key)

@@ -22,12 +22,14 @@ from scheduler.core.model import (
     JobState,
     lineage,
 )
+from scheduler.core.policy import Policy
 from scheduler.core.reasons import ReasonCode
 from scheduler.core.state import ClusterState
 from tests.builders import account, job, node
 from tests.harness import Centre
 
 H100 = GpuClass("H100")
+NO_PROMISES = Policy(promised_jobs=0, promise_after_ms=None)
 
 
 def _bookings(centre: Centre) -> dict[JobId, Booking]:
@@ -69,13 +71,22 @@ def test_debt_is_forgotten_in_time() -> None:
 
 
 def test_equal_tenants_alternate() -> None:
-    centre = Centre(node(gpus=1))
-    tenant_of_job = {}
+    centre = Centre(node(gpus=1), policy=NO_PROMISES)
+    assert _tenants_in_turn(centre) == list(islice(cycle(["a/x", "b/x"]), 10))
+
+
+def test_equal_tenants_stay_level_where_starts_are_promised_ahead() -> None:
+    order = _tenants_in_turn(Centre(node(gpus=1)))
+    for count in range(len(order)):
+        assert abs(order[:count].count("a/x") - order[:count].count("b/x")) <= 1
+
+
+def _tenants_in_turn(centre: Centre) -> list[str]:
+    project_of = {}
     for _ in range(5):
         for project in ("a/x", "b/x"):
-            tenant_of_job[centre.submit(job(project=project))] = project
-    order = [tenant_of_job[each] for each in _run_one_by_one(centre, 10)]
-    assert order == list(islice(cycle(["a/x", "b/x"]), 10))
+            project_of[centre.submit(job(project=project))] = project
+    return [project_of[each] for each in _run_one_by_one(centre, 10)]
 
 
 def test_weights_of_three_to_one_give_three_to_one_in_time() -> None:

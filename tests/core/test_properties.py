@@ -45,9 +45,15 @@ def _naive_fit(state: ClusterState, waiting: Job) -> bool:
     return found >= wanted.nodes
 
 
-def _run(sizes_of_nodes: list[tuple[int, str]], history: list[tuple[str, object, object, object]]) -> Centre:
+def _run(
+    sizes_of_nodes: list[tuple[int, str]],
+    history: list[tuple[str, object, object, object]],
+    policy: Policy | None = None,
+) -> Centre:
     inventory = [node(f"n{index}", gpus=gpus, pool=pool) for index, (gpus, pool) in enumerate(sizes_of_nodes)]
-    centre = Centre(*inventory, accounts=(account("x", limit=6, guarantee=2), account("x/p", limit=5), account("y")))
+    centre = Centre(
+        *inventory, accounts=(account("x", limit=6, guarantee=2), account("x/p", limit=5), account("y")), policy=policy
+    )
     for step in history:
         _step(centre, inventory, step)
         centre.advance(seconds=45)
@@ -79,10 +85,10 @@ def _step(centre: Centre, inventory: list[NodeInventory], step: tuple[str, objec
 
 @settings(max_examples=120, deadline=None)
 @given(nodes, steps)
-def test_what_fits_and_is_permitted_starts_in_this_tick(
+def test_what_fits_is_permitted_and_delays_no_promise_starts_in_this_tick(
     sizes_of_nodes: list[tuple[int, str]], history: list[tuple[str, object, object, object]]
 ) -> None:
-    centre = _run(sizes_of_nodes, history)
+    centre = _run(sizes_of_nodes, history, Policy(promised_jobs=0, promise_after_ms=None))  # with some: test_promises
     state = centre.state
     for waiting in state.jobs.values():
         if waiting.state is not JobState.PENDING or (waiting.begin_ms or 0) > centre.now_ms or waiting.shape.is_share:
