@@ -96,6 +96,8 @@ class Daemon:
             parts.controller.start()
             parts.periodic.start()
             bootstrap(parts.controller, self.data_dir)
+            # Now that it leads: from here on held time is counted and /metrics says whether the ledger adds up.
+            parts.periodic.add_job(_guarded(self._keep_windows))
             # What is loaded by now stays for the daemon's life: the collector need not walk it again and again, which
             # made the store an eighth slower.
             gc.collect()
@@ -172,9 +174,7 @@ class Daemon:
         periodic = BackgroundScheduler(timezone="UTC", job_defaults={"coalesce": True, "max_instances": 1})
         seconds = self.settings.metering.sample_seconds
         periodic.add_job(_guarded(lambda: self._sample(gpus)), "interval", seconds=seconds)
-        # Once at the start too: from then on /metrics says whether the ledger adds up, and held time is counted.
-        periodic.add_job(_guarded(lambda: self._keep_windows(clock)))
-        periodic.add_job(_guarded(lambda: self._keep_windows(clock)), "interval", seconds=WINDOW_SECONDS)
+        periodic.add_job(_guarded(self._keep_windows), "interval", seconds=WINDOW_SECONDS)
         periodic.add_job(_guarded(self._refresh), "interval", seconds=INVENTORY_SECONDS)
         if isinstance(executor, LocalExecutor):
             keep_ms = self.settings.executor.log_retention_days * DAY_MS
@@ -188,7 +188,7 @@ class Daemon:
         if gpus.poll():
             self.controller.refresh_inventory()
 
-    def _keep_windows(self, clock: LedgerClock) -> None:
+    def _keep_windows(self) -> None:
         """Stores what was measured since the last call, and looks at what is new in the ledger."""
         parts = self._parts
         assert parts is not None, "periodic work runs while the daemon does"
@@ -199,8 +199,8 @@ class Daemon:
         if windows:
             parts.controller.carry_out(StoreWindows(windows)).result(timeout=30.0)
             # In a quiet hour nothing else is written, and the time of the last write must not look like a lag.
-            parts.telemetry.ledger_posted(clock.now_ms())
-        parts.ledger.look(windows, clock.now_ms())
+            parts.telemetry.ledger_posted(parts.controller.clock.now_ms())
+        parts.ledger.look(windows, parts.controller.clock.now_ms())
 
 
 def _stop_at_signals(server: uvicorn.Server) -> None:
