@@ -29,7 +29,7 @@ from cli.daemon import migrate
 from cli.daemon.bootstrap import bootstrap
 from cli.daemon.gpus import Gpus, real_gpus, simulated_gpus
 from cli.daemon.settings import Settings, SettingsProblem
-from metering.ledger_watch import LedgerCollector, LedgerWatch
+from metering.ledger_watch import BLIND_MS, LedgerCollector, LedgerWatch
 from metering.pricing import PricesWithoutBudgets
 from metering.routes import ledger_routes
 from metering.samples import StoreWindows
@@ -53,8 +53,6 @@ logger = logging.getLogger(__name__)
 DISTRIBUTION = "gpu-turnstile"
 INVENTORY_SECONDS = 30
 """Between two looks at the inventory when no sample showed a change: catches what the executor alone knows."""
-WINDOW_SECONDS = 60
-"""Length of a stored sample window: 1,440 rows a GPU and day."""
 DAY_MS = 86_400_000
 SWITCH_SECONDS = 0.0005
 """How long a thread may keep the interpreter from another that waits for it. At CPython's 5 ms an answer may wait so
@@ -134,7 +132,7 @@ class Daemon:
         lease = LeaderLease(database, holder, self.url, LEASE_TTL_MS)
         controller = Controller(database, executor, clock, Policy(), lease, telemetry)
         telemetry.registry.register(GpuCollector(gpus.snapshots, lambda _: settings.node.pool))
-        ledger = LedgerWatch(database)
+        ledger = LedgerWatch(database, blind_ms=max(BLIND_MS, int(settings.metering.window_seconds * 3000)))
         telemetry.registry.register(LedgerCollector(ledger))
         limits = ApiSettings(
             version=version(DISTRIBUTION),
@@ -174,7 +172,7 @@ class Daemon:
         periodic = BackgroundScheduler(timezone="UTC", job_defaults={"coalesce": True, "max_instances": 1})
         seconds = self.settings.metering.sample_seconds
         periodic.add_job(_guarded(lambda: self._sample(gpus)), "interval", seconds=seconds)
-        periodic.add_job(_guarded(self._keep_windows), "interval", seconds=WINDOW_SECONDS)
+        periodic.add_job(_guarded(self._keep_windows), "interval", seconds=self.settings.metering.window_seconds)
         periodic.add_job(_guarded(self._refresh), "interval", seconds=INVENTORY_SECONDS)
         if isinstance(executor, LocalExecutor):
             keep_ms = self.settings.executor.log_retention_days * DAY_MS

@@ -1,9 +1,10 @@
-"""Finds promtool and prometheus, or takes them out of Debian's package without installing it; skips aloud if it can't."""
+"""Finds promtool and prometheus, or takes them out of Debian's package without installing it; else skips aloud."""
 
 import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from platformdirs import user_cache_path
@@ -52,6 +53,6 @@ def _run(command: list[str], folder: Path) -> None:
         _skip(f"{' '.join(command[:3])} failed: {done.stderr.strip()[-300:]}")
 
 
-def _skip(why: str) -> None:
+def _skip(why: str) -> NoReturn:
     print(f"promtool cannot be had: {why}")
     pytest.skip(f"promtool cannot be had: {why}")
