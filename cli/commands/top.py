@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli import answers, phrases, views
+from cli import answers, layout, phrases, views
 from cli.answers import Json, number, text
 from cli.errors import ExitCode, UsageProblem
 from cli.faults import ApiError
@@ -115,14 +115,16 @@ def drawn(jobs: Json, gpus: Json, trouble: str, console: "Console") -> "Renderab
     now = phrases.answered_at(jobs)
     heading = Text(f"turnstile  {now.astimezone():%H:%M:%S}  ", style="bold")
     heading.append(visible(views.totals(jobs) or ""), style="default not bold")
+    heading.no_wrap, heading.overflow = True, "ellipsis"
     classes = answers.items(gpus)
-    room = max(console.size.height - len(classes) - 6, 1)
+    room = max(console.size.height - len(classes) - 5, 1)
     found = answers.items(jobs)
-    parts: list[RenderableType] = [heading, _gpu_table(classes), Text(""), _job_table(found[:room], now)]
+    parts: list[RenderableType] = [heading, _gpu_table(classes), Text(""), *_job_lines(found[:room], now)]
     if len(found) > room:
         parts.append(Text(f"… {len(found) - room} more: turnstile queue", style="dim"))
-    parts.append(Text(visible(trouble), style="red") if trouble else Text("q quits", style="dim"))
-    return Group(*parts)
+    footer = Text(visible(trouble), style="red") if trouble else Text("q quits", style="dim")
+    footer.no_wrap, footer.overflow = True, "ellipsis"
+    return Group(*parts, footer)
 
 
 def _gpu_table(classes: list[Json]) -> "RenderableType":
@@ -147,20 +149,12 @@ def _gpu_table(classes: list[Json]) -> "RenderableType":
     return table
 
 
-def _job_table(jobs: list[Json], now: datetime) -> "RenderableType":
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
+def _job_lines(jobs: list[Json], now: datetime) -> "list[RenderableType]":
+    """The rows of `queue`, each on one line: what is cut where the terminal ends is the end of the last column."""
     from rich.text import Text
 
     columns = [column for column in views.job_view(now).columns if not column.is_wide]
-    table = Table(box=SIMPLE_HEAD, expand=True, pad_edge=False, show_edge=False)
-    for column in columns:
-        table.add_column(column.title, justify="right" if column.is_right else "left", no_wrap=True)
-    for job in jobs:
-        table.add_row(
-            *(
-                Text(visible(column.cell(job) or "-"), style=(column.paint(job) if column.paint else None) or "")
-                for column in columns
-            )
-        )
-    return table
+    lines = layout.lines(columns, jobs, has_header=True, is_coloured=True)
+    heading, *rows = (Text.from_ansi(line, no_wrap=True, overflow="ellipsis") for line in lines)
+    heading.stylize("bold")
+    return [heading, *rows]
