@@ -199,11 +199,15 @@ def _tell_all(session: Session, sent: list[Json], *, is_dry_run: bool) -> None:
         whole = listed("JobList", [dict(job_in(each)) for each in sent])
         session.screen.listing(whole, job_view(phrases.answered_at(sent[0])))
         return
+    common = ["each", *_told(sent[0], None)[1:]]
+    if is_dry_run:
+        headings = [_told(answer, None)[0] for answer in sent]
+        session.screen.document(sent[0], job_view(phrases.answered_at(sent[0])), [*headings, *common])
+        return
     for answer in sent:
-        reference = None if is_dry_run else _reference(answer)
+        reference = _reference(answer)
         _show(session, reference, _told(answer, reference)[:1])
-    if session.screen.style.format != "name":
-        _show(session, None, ["each", *_told(sent[0], None)[1:]])
+    _show(session, None, common)
 
 
 def _tell(session: Session, answer: Json, *, is_dry_run: bool) -> None:
@@ -247,12 +251,12 @@ def _told(answer: Json, reference: str | None) -> list[str]:
     gets += f" for at most {phrases.compact(limit)}" if limit is not None else ""
     pool, start = answers.text(job, "pool"), answers.sub(job, "start_estimate")
     expected = phrases.clock(answers.text(start, "p50"), now) if start is not None else None
-    cost, state = phrases.money(answers.sub(job, "max_cost")), answers.text(job, "state")
+    most, one, state = costs.most_of(answer), phrases.money(answers.sub(job, "max_cost")), answers.text(job, "state")
     lines = [heading.rstrip(), f"  gets     {gets}" + (f", pool {pool}" if pool else "")]
     if expected is not None:
         lines.append(f"  start    ~{expected}")
-    if cost is not None:
-        lines.append(f"  cost     at most {cost}")
+    if most is not None:
+        lines.append(f"  cost     at most {most}" + (f" ({size} × {one})" if size is not None else ""))
     if state == "held":
         lines.append("  held     until it is released")
     if reference is not None:

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from cli import jobfile, jobkeys, yamlread
 from cli.errors import Refusal
 from cli.jobfile import FileProblems
-from cli.jobflags import JobFlags
+from cli.jobflags import JobFlags, layered
 from cli.jobkeys import EITHER, KEYS, NOT_IN_FILES, Shape
 from cli.yamlread import BrokenFile, Listed, Scalar
 from tests.cli.conftest import Home
-from tests.cli.peer import Json, Peer
+from tests.cli.peer import Json, Peer, envelope
+from tests.cli.recorded import job, stream
 
 EXAMPLE = """\
 name: llama-sft
@@ -197,6 +198,44 @@ def test_text_keeps_the_form_in_which_it_was_typed(tmp_path: Path) -> None:
     found = loaded(tmp_path / "job.yaml", text)
     assert found.work == {"command": ["x", "--lr", "2e-5", "007", "1_000", "off", "0x1F", "2026-11-24"]}
     assert (found.flags.time, found.flags.name, found.flags.image) == ("04:00:00", "no", "2026.10")
+
+
+def test_run_and_quote_and_follow_read_job_files_like_submit(home: Home, peer: Peer) -> None:
+    (home.path / "train.yaml").write_text(OFFERED)
+    peer.answers("GET", "/v1/jobs/10482/logs", stream(b"out\n"))
+    ended = job(state="failed", exit_code=7, started_at="2026-11-23T11:30:00Z", attempt=1)
+    peer.answers("GET", "/v1/jobs/10482/wait", envelope("Job", **ended))
+    for verb in (("run",), ("submit", "-q", "-f")):
+        done = home.turnstile(*verb, "train.yaml", "-t", "4h")
+        assert (done.code, done.out.removeprefix("10482\n")) == (7, "out\n")
+    assert home.turnstile("quote", "train.yaml", "-t", "4h").code == 0
+    specs = [each.json for each in peer.requests("POST", "/v1/jobs")]
+    assert len(specs) == 3
+    assert specs[0] == specs[1] == specs[2]
+    (home.path / "many.yaml").write_text("time: 1h\nscript: x\narray: 0-3\n")
+    assert home.turnstile("run", "many.yaml").code == 2
+    assert home.turnstile("submit", "-f", "many.yaml").code == 2
+
+
+WAYS = (
+    ("gpus: 8", JobFlags(total_gpus="16"), JobFlags(total_gpus="16")),
+    ("total-gpus: 16", JobFlags(gpus="8"), JobFlags(gpus="8")),
+    ("spot: true", JobFlags(booking="auto"), JobFlags(booking="auto")),
+    ("booking: guaranteed", JobFlags(spot=True), JobFlags(spot=True)),
+    ("node: [a, b]", JobFlags(node=["c"]), JobFlags(node=["c"])),
+    ("label: {a: 1, b: 2}", JobFlags(label=["b=3"]), JobFlags(label=["a=1", "b=2", "b=3"])),
+    ("hold: true", JobFlags(name="x"), JobFlags(name="x", hold=True)),
+)
+
+
+@pytest.mark.parametrize(("content", "typed", "holds"), WAYS)
+def test_what_is_typed_takes_back_what_the_file_says_in_other_words(
+    content: str, typed: JobFlags, holds: JobFlags, tmp_path: Path
+) -> None:
+    below = loaded(tmp_path / "job.yaml", content).flags
+    assert layered(typed, below) == holds
+    assert layered(JobFlags(), below) == below
+    assert layered(typed, JobFlags()) == typed
 
 
 # ---- schema and reader --------------------------------------------------------------------------------------------

@@ -47,6 +47,28 @@ def test_a_sweep_is_a_job_for_each_combination_with_the_numbers_on_stdout(home: 
     assert len(home.turnstile("submit", "-q", "-t", "1h", *SWEEP, "x").out.split()) == 6
 
 
+def test_a_sweep_is_listed_in_each_format_and_tried_without_numbers(home: Home, peer: Peer) -> None:
+    numbered(peer)
+    sweep = ("submit", "-t", "1h", "-n", "s", "--sweep", "a=1,2")
+    rows = home.turnstile(*sweep, "-o", "csv", "x").out.splitlines()
+    assert [row.split(",")[0] for row in rows] == ["id", "501", "502"]
+    bare = home.turnstile(*sweep, "-o", "csv", "--no-header", "x").out.splitlines()
+    assert [row.split(",")[0] for row in bare] == ["503", "504"]
+    assert home.turnstile(*sweep, "-o", "name", "x").out == "505\n506\n"
+    lines = home.turnstile(*sweep, "-o", "jsonl", "x").out.splitlines()
+    assert [json.loads(line)["id"] for line in lines] == [507, 508]
+    tried = home.turnstile(*sweep, "--dry-run", "x")
+    assert (tried.code, tried.err) == (0, "")
+    assert tried.out.startswith("Would submit s-a=1\nWould submit s-a=2\neach\n  gets ")
+    assert all(each.query for each in peer.requests("POST", "/v1/jobs")[-2:])
+
+
+def test_the_cost_that_is_told_of_an_array_is_that_of_all_its_elements(home: Home, peer: Peer) -> None:
+    peer.answers("POST", "/v1/jobs", page("JobList", [job(id="7_0", array_id=7, array_index=0)], array_size=10))
+    told = home.turnstile("submit", "-t", "12h", "-a", "0-9", "x").err
+    assert "cost     at most 19,200.00 USD (10 × 1,920.00 USD)" in told
+
+
 def test_a_sweep_in_a_job_file_is_the_same(home: Home, peer: Peer) -> None:
     numbered(peer)
     (home.path / "s.yaml").write_text("time: 1h\nscript: echo {lr}\nsweep:\n  lr: [1e-5, 2e-5]\n")
