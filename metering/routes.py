@@ -21,6 +21,8 @@ from sqlalchemy.engine import Connection
 
 from metering.core.tariff import PriceBook, body_of, price_book_of
 from metering.export import export_usage
+from metering.focus import FocusTerms
+from metering.focus_columns import VERSIONS
 from metering.ledger import StoredBook, price_books, publish
 from metering.verify import Report, verify
 from scheduler.auth import OPERATES, READS_MONEY, Rights
@@ -51,6 +53,17 @@ class PublishPrices:
         return publish(tx.connection, self.book, tx.now_ms)
 
 
+def _terms(
+    focus: Annotated[str, Query(max_length=8, description="The version of FOCUS: 1.2 or 1.3.")] = "1.2",
+    issuer: Annotated[str | None, Query(max_length=256, description="The centre's name on invoices.")] = None,
+) -> FocusTerms:
+    try:
+        return FocusTerms(focus) if issuer is None else FocusTerms(focus, issuer)
+    except ValueError as error:
+        field = "focus" if focus not in VERSIONS else "issuer"
+        raise invalid((Problem(str(error), field),)) from None
+
+
 def ledger_routes(door: Door) -> APIRouter:
     """Returns the routes of the ledger and of prices."""
     router = APIRouter(tags=["money"])
@@ -74,6 +87,7 @@ def ledger_routes(door: Door) -> APIRouter:
     )
     async def export_ledger(
         rights: Annotated[Rights, Depends(reader)],
+        terms: Annotated[FocusTerms, Depends(_terms)],
         from_: Annotated[str, Query(alias="from", max_length=64, description="A day in `zone`, or an RFC 3339 time.")],
         to: Annotated[str, Query(max_length=64, description="Exclusive; as `from`.")],
         zone: Annotated[str, Query(max_length=64, description="An IANA time zone.")] = "UTC",
@@ -81,7 +95,7 @@ def ledger_routes(door: Door) -> APIRouter:
     ) -> Response:
         whose = rights.ledger_tenant(tenant)
         where = _zone(zone)
-        wanted = _Wanted(_instant(from_, where, "from"), _instant(to, where, "to"), where, whose)
+        wanted = _Wanted(_instant(from_, where, "from"), _instant(to, where, "to"), where, whose, terms)
         slots.check("")
         with slots.counted(""):
             file = await door.aside(_exported, door, wanted)
@@ -111,6 +125,7 @@ class _Wanted:
     to_ms: int
     zone: ZoneInfo
     tenant: AccountId | None
+    focus: FocusTerms
 
 
 def _document(body: bytes) -> dict[str, Any]:
@@ -189,7 +204,8 @@ def _exported(door: Door, wanted: _Wanted) -> IO[bytes]:
 
 
 def _export(connection: Connection, folder: Path, wanted: _Wanted, now_ms: int) -> None:
-    export_usage(connection, folder, wanted.from_ms, wanted.to_ms, wanted.zone, wanted.tenant, known_until_ms=now_ms)
+    span = (wanted.from_ms, wanted.to_ms)
+    export_usage(connection, folder, *span, wanted.zone, wanted.tenant, known_until_ms=now_ms, focus=wanted.focus)
 
 
 async def _chunks(door: Door, file: IO[bytes]) -> AsyncIterator[bytes]:

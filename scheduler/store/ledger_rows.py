@@ -4,7 +4,7 @@ Every listing is paged by an index, so memory stays flat however long the ledger
 rows of one device in the order of time, and allocations in the order of their ids with all that they ever held.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +52,7 @@ class LedgerAllocation:
     id: AllocationId
     job: JobId
     job_name: str | None  # None when the job's row is gone
+    labels: Mapping[str, str]
     account: AccountId
     user: UserName
     gpu_class: GpuClass
@@ -225,7 +226,7 @@ def _allocation_page(
 ) -> Sequence[Row[Any]]:
     live = sa.or_(ALLOCATION.c.ended_ms.is_(None), ALLOCATION.c.ended_ms > span[0])
     query = (
-        sa.select(ALLOCATION, JOB.c.name.label("job_name"))
+        sa.select(ALLOCATION, JOB.c.name.label("job_name"), JOB.c.labels.label("job_labels"))
         .select_from(ALLOCATION.outerjoin(JOB, JOB.c.id == ALLOCATION.c.job_id))
         .where(ALLOCATION.c.id > after, ALLOCATION.c.decided_ms < span[1], live)
     )
@@ -248,6 +249,7 @@ def _with_rows(connection: Connection, page: Sequence[Row[Any]]) -> Iterator[Led
             id=AllocationId(row.id),
             job=JobId(row.job_id),
             job_name=row.job_name,
+            labels=row.job_labels or {},
             account=AccountId(row.account),
             user=UserName(row.user),
             gpu_class=GpuClass(row.gpu_class),
