@@ -15,7 +15,7 @@ from cli.render import FORMATS, Screen, Style, discard_output
 from cli.session import Session
 from cli.verbs import COMPLETION_VARIABLE, Verb, VerbGroup, group
 
-_JOBS, _CLUSTER, _YOU, _LOCAL, _ADMIN = "JOBS", "CLUSTER", "YOU", "LOCAL", "ADMIN"
+_JOBS, _MONEY, _CLUSTER, _YOU, _LOCAL, _ADMIN = "JOBS", "MONEY", "CLUSTER", "YOU", "LOCAL", "ADMIN"
 
 VERBS = (
     Verb("submit", "cli.commands.submit", "submit", _JOBS, "Submit a job", takes_command=True),
@@ -31,6 +31,7 @@ VERBS = (
     Verb("requeue", "cli.commands.act", "requeue", _JOBS, "Stop running jobs and queue them again"),
     Verb("history", "cli.commands.jobs", "history", _JOBS, "List jobs that have ended, or what happened to one"),
     Verb("report", "cli.commands.jobs", "report", _JOBS, "Tell what a job held, start by start"),
+    Verb("usage", "cli.commands.money", "usage", _MONEY, "Tell what was used, and what it costs"),
     Verb("gpus", "cli.commands.cluster", "gpus", _CLUSTER, "List GPUs: what is free, what it costs"),
     Verb("nodes", "cli.commands.cluster", "nodes", _CLUSTER, "List nodes"),
     Verb("login", "cli.commands.you", "login", _YOU, "Keep a token for a server"),

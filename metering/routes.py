@@ -1,4 +1,4 @@
-"""The ledger and prices over HTTP: verify, export as a tar, price books; `scheduler.routes.app` is given the factory.
+"""The ledger, usage and prices over HTTP: verify, export, reports, price books, for `scheduler.routes.app`.
 
 An export is made in a directory that is gone before the first byte leaves: a client that hangs up leaves nothing.
 """
@@ -9,11 +9,10 @@ import tarfile
 import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import IO, Annotated, Any
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+from zoneinfo import ZoneInfo
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import StreamingResponse
@@ -24,6 +23,8 @@ from metering.export import export_usage
 from metering.focus import FocusTerms
 from metering.focus_columns import VERSIONS
 from metering.ledger import StoredBook, price_books, publish
+from metering.spans import instant_of, zone_of
+from metering.usage_routes import usage_routes
 from metering.verify import Report, verify
 from scheduler.auth import OPERATES, READS_MONEY, Rights
 from scheduler.clock import iso_utc
@@ -33,9 +34,7 @@ from scheduler.routes.door import Door, answer
 from scheduler.routes.limits import Slots
 from scheduler.store.transaction import Transaction
 from scheduler.wire.problems import Json, envelope, page
-from scheduler.wire.requests import parse_time
 from scheduler.wire.spec import invalid
-from scheduler.wire.text import shown
 
 MOST_LEDGER_READS = 2
 """Exports and verifications at once: each reads the ledger from end to end and keeps a thread and a snapshot."""
@@ -94,8 +93,8 @@ def ledger_routes(door: Door) -> APIRouter:
         tenant: Annotated[str | None, Query(min_length=1, max_length=256)] = None,
     ) -> Response:
         whose = rights.ledger_tenant(tenant)
-        where = _zone(zone)
-        wanted = _Wanted(_instant(from_, where, "from"), _instant(to, where, "to"), where, whose, terms)
+        where = zone_of(zone)
+        wanted = _Wanted(instant_of(from_, where, "from"), instant_of(to, where, "to"), where, whose, terms)
         slots.check("")
         with slots.counted(""):
             file = await door.aside(_exported, door, wanted)
@@ -113,6 +112,7 @@ def ledger_routes(door: Door) -> APIRouter:
         stored = await door.carry_out(PublishPrices(book))
         return answer(envelope("PriceBook", door.now_ms, **_book(stored)), 201)
 
+    router.include_router(usage_routes(door))
     return router
 
 
@@ -158,25 +158,6 @@ def _report(report: Report) -> Json:
         "failure_count": report.failures,
         "counts": dict(sorted(report.counted.items())),
     }
-
-
-def _zone(name: str) -> ZoneInfo:
-    try:
-        return ZoneInfo(name)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        raise invalid((Problem(f"no time zone {shown(name)!r}; write one such as Asia/Shanghai", "zone"),)) from None
-
-
-def _instant(text: str, zone: ZoneInfo, field: str) -> int:
-    """Returns UTC milliseconds of a day's beginning in the zone, or of an RFC 3339 time. Raises Refused."""
-    try:
-        day = date.fromisoformat(text)
-    except ValueError:
-        return parse_time(text, field)
-    try:
-        return int(datetime(day.year, day.month, day.day, tzinfo=zone).timestamp()) * 1000
-    except (OverflowError, ValueError):
-        raise invalid((Problem("is too far away", field),)) from None
 
 
 def _exported(door: Door, wanted: _Wanted) -> IO[bytes]:
