@@ -15,6 +15,9 @@ from sqlmodel import Field, SQLModel
 BIG_KEY = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 """A 64-bit key that SQLite takes for its rowid."""
 
+HAS_DEADLINE = "deadline_ms IS NOT NULL AND ended_ms IS NULL"
+"""Which jobs the index of deadlines holds."""
+
 JsonObject = dict[str, Any]  # Any: JSON as the driver gives it; codec.py is the only reader
 
 
@@ -128,6 +131,12 @@ class JobRow(SQLModel, table=True):
         sa.Index("ix_job_tenant_state_id", "tenant", "state", "id"),
         sa.Index("ix_job_account_user_name", "account", "user", "name"),
         sa.Index("ix_job_array_id", "array_id"),
+        sa.Index(
+            "ix_job_deadline_ms",
+            "deadline_ms",
+            sqlite_where=sa.text(HAS_DEADLINE),
+            postgresql_where=sa.text(HAS_DEADLINE),
+        ),
         # Ids are never given twice, not even after the newest jobs were archived.
         {"sqlite_autoincrement": True},
     )
