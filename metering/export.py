@@ -17,7 +17,7 @@ from zoneinfo import ZoneInfo
 from sqlalchemy.engine import Connection
 
 from metering.capacity import capacity_of
-from metering.core.civil import civil_days, local_time, utc_text
+from metering.core.civil import civil_days, day_start_ms, local_time, utc_text
 from metering.core.quantity import AMOUNT_DECIMALS, divide, fixed, minor_unit
 from metering.core.rating import MICROS, Invoice, Totals
 from metering.core.tariff import PriceBook
@@ -31,8 +31,9 @@ from metering.manifest import MANIFEST, Manifest, tool_version, tzdata_version
 from metering.usage_lines import PERIOD_STATUS, USAGE_COLUMNS, LineContext, invoice_rows, rated_lines, usage_row
 from scheduler.core.model import AccountId
 from scheduler.refusal import RefusalCode, Refused
+from scheduler.store.account_names import load_account_names
 from scheduler.store.database import StoreCorrupt
-from scheduler.store.ledger_rows import account_names, ended_between, hash_at
+from scheduler.store.ledger_rows import ended_between, hash_at
 from scheduler.store.read import latest_known_ms
 
 TOTALS_FILE = "invoice_totals.csv"
@@ -129,10 +130,14 @@ def _file_name(what: str, period: str, tenant: AccountId | None, revision: int) 
 
 
 def period_of(from_ms: int, to_ms: int, zone: ZoneInfo) -> str:
-    """Returns a range's name: its civil month, or its first and last day when it touches several months."""
+    """Returns a range's name: its civil month if it is the whole of one, else its first and last day.
+
+    A month so far has its days in its name: a file of it must not pass for the month's.
+    """
     first = local_time(from_ms, zone).date()
     last = (local_time(to_ms, zone) - timedelta(milliseconds=1)).date()
-    if (first.year, first.month) == (last.year, last.month):
+    following = (first.replace(day=1) + timedelta(days=31)).replace(day=1)
+    if (from_ms, to_ms) == (day_start_ms(first.replace(day=1), zone), day_start_ms(following, zone)):
         return f"{first:%Y-%m}"
     return f"{first.isoformat()}_{last.isoformat()}"
 
@@ -141,7 +146,9 @@ def _write(connection: Connection, folder: Path, request: _Request) -> Manifest:
     stored = price_books(connection)
     stretches = stretches_of(request.from_ms, request.to_ms, request.zone, [row.book for row in stored])
     context = LineContext(
-        request.zone, account_names(connection), has_windows(connection, request.from_ms, request.to_ms)
+        request.zone,
+        load_account_names(connection, request.to_ms),
+        has_windows(connection, request.from_ms, request.to_ms),
     )
     period = period_of(request.from_ms, request.to_ms, request.zone)
     sums = _Sums()
@@ -246,7 +253,7 @@ def _write_totals(folder: Path, invoices: Sequence[Invoice], context: LineContex
             file.row(
                 [
                     harmless(invoice.tenant),
-                    harmless(context.names.get(invoice.tenant, "")),
+                    harmless(context.names.last(invoice.tenant)),
                     period,
                     invoice.currency,
                     " ".join(format(rate, "f") for rate in invoice.tax_rates),

@@ -26,7 +26,7 @@ from scheduler.core.model import (
 )
 from scheduler.core.occupancy import Cursor, Interval
 from scheduler.store.codec import CURSOR_COLUMNS, INTERVAL_COLUMNS, cursor_of, grants_of, interval_of
-from scheduler.store.tables import ACCOUNT, ALLOCATION, DEVICE, DEVICE_CURSOR, JOB, OCCUPANCY
+from scheduler.store.tables import ALLOCATION, DEVICE, DEVICE_CURSOR, JOB, OCCUPANCY
 
 PAGE_ROWS = 5_000
 PAGE_ALLOCATIONS = 256
@@ -231,11 +231,6 @@ def held_terms(
 
 _ELEMENT = JOB.c.array_id.cast(sa.Text) + "_" + JOB.c.array_index.cast(sa.Text)
 """What an element of an array is called; NULL for any other job."""
-
-
-def account_names(connection: Connection) -> dict[AccountId, str]:
-    """Returns every account's name for people."""
-    return {AccountId(row.id): row.display_name for row in connection.execute(sa.select(ACCOUNT))}
 
 
 def allocations(
