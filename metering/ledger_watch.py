@@ -20,9 +20,10 @@ from sqlalchemy.engine import Connection
 from metering.windows import SampleWindow
 from scheduler.core.model import GPU_UNITS, ROOT_ACCOUNT, AccountId, DeviceId, GpuClass, tenant_of
 from scheduler.core.occupancy import Cursor, Interval
+from scheduler.store.account_names import present_names
 from scheduler.store.codec import interval_of
 from scheduler.store.database import Database
-from scheduler.store.ledger_rows import ClosedTotal, account_names, chain_rows, closed_totals, cursors, devices
+from scheduler.store.ledger_rows import ClosedTotal, chain_rows, closed_totals, cursors, devices
 from scheduler.store.read import ledger_head
 
 BLIND_MS = 180_000
@@ -189,7 +190,7 @@ def _start(connection: Connection, now_ms: int) -> _Seen:
 def _pairs(connection: Connection) -> set[tuple[AccountId, GpuClass]]:
     """Returns every tenant with every GPU class that is there."""
     classes = {device.gpu_class for device in devices(connection) if device.removed_ms is None}
-    tenants = {tenant_of(account) for account in account_names(connection) if account != ROOT_ACCOUNT}
+    tenants = {tenant_of(account) for account in present_names(connection) if account != ROOT_ACCOUNT}
     return {(tenant, gpu_class) for tenant in tenants for gpu_class in classes}
 
 
