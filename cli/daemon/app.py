@@ -29,7 +29,7 @@ from cli.daemon import migrate
 from cli.daemon.bootstrap import bootstrap
 from cli.daemon.gpus import Gpus, real_gpus, simulated_gpus
 from cli.daemon.settings import Settings, SettingsProblem
-from metering.ledger_watch import LedgerCollector, LedgerWatch
+from metering.ledger_watch import BLIND_MS, LedgerCollector, LedgerWatch
 from metering.pricing import PricesWithoutBudgets
 from metering.rates import AnnounceRates
 from metering.routes import ledger_routes
@@ -44,6 +44,7 @@ from scheduler.refusal import Refused
 from scheduler.routes.app import api
 from scheduler.routes.needs import ApiSettings
 from scheduler.simulated import SimulatedExecutor
+from scheduler.store.actions import EndOverdue, overdue_jobs
 from scheduler.store.database import Database, StoreError
 from scheduler.store.lease import LeaderLease
 from scheduler.telemetry import Telemetry
@@ -54,10 +55,10 @@ logger = logging.getLogger(__name__)
 DISTRIBUTION = "gpu-turnstile"
 INVENTORY_SECONDS = 30
 """Between two looks at the inventory when no sample showed a change: catches what the executor alone knows."""
-WINDOW_SECONDS = 60
-"""Length of a stored sample window: 1,440 rows a GPU and day."""
 RATES_SECONDS = 10
 """Between two looks at which price book is in force, for fairness; money is rated by the ledger's times, exactly."""
+DEADLINE_SECONDS = 2
+"""Between two looks for jobs whose deadline has passed: how late one ends."""
 DAY_MS = 86_400_000
 SWITCH_SECONDS = 0.0005
 """How long a thread may keep the interpreter from another that waits for it. At CPython's 5 ms an answer may wait so
@@ -99,6 +100,8 @@ class Daemon:
             parts.controller.start()
             parts.periodic.start()
             bootstrap(parts.controller, self.data_dir)
+            # Now that it leads: from here on held time is counted and /metrics says whether the ledger adds up.
+            parts.periodic.add_job(_guarded(self._keep_windows))
             # What is loaded by now stays for the daemon's life: the collector need not walk it again and again, which
             # made the store an eighth slower.
             gc.collect()
@@ -135,7 +138,7 @@ class Daemon:
         lease = LeaderLease(database, holder, self.url, LEASE_TTL_MS)
         controller = Controller(database, executor, clock, Policy(), lease, telemetry)
         telemetry.registry.register(GpuCollector(gpus.snapshots, lambda _: settings.node.pool))
-        ledger = LedgerWatch(database)
+        ledger = LedgerWatch(database, blind_ms=max(BLIND_MS, int(settings.metering.window_seconds * 3000)))
         telemetry.registry.register(LedgerCollector(ledger))
         limits = ApiSettings(
             version=version(DISTRIBUTION),
@@ -175,11 +178,10 @@ class Daemon:
         periodic = BackgroundScheduler(timezone="UTC", job_defaults={"coalesce": True, "max_instances": 1})
         seconds = self.settings.metering.sample_seconds
         periodic.add_job(_guarded(lambda: self._sample(gpus)), "interval", seconds=seconds)
-        # Once at the start too: from then on /metrics says whether the ledger adds up, and held time is counted.
-        periodic.add_job(_guarded(lambda: self._keep_windows(clock)))
-        periodic.add_job(_guarded(lambda: self._keep_windows(clock)), "interval", seconds=WINDOW_SECONDS)
+        periodic.add_job(_guarded(self._keep_windows), "interval", seconds=self.settings.metering.window_seconds)
         periodic.add_job(_guarded(self._refresh), "interval", seconds=INVENTORY_SECONDS)
         periodic.add_job(_guarded(self._announce_rates), "interval", seconds=RATES_SECONDS)
+        periodic.add_job(_guarded(lambda: self._end_overdue(clock)), "interval", seconds=DEADLINE_SECONDS)
         if isinstance(executor, LocalExecutor):
             keep_ms = self.settings.executor.log_retention_days * DAY_MS
             periodic.add_job(_guarded(lambda: executor.forget_logs(clock.now_ms() - keep_ms)), "interval", hours=6)
@@ -196,7 +198,16 @@ class Daemon:
         if gpus.poll():
             self.controller.refresh_inventory()
 
-    def _keep_windows(self, clock: LedgerClock) -> None:
+    def _end_overdue(self, clock: LedgerClock) -> None:
+        """Ends the jobs whose deadline has passed. Where there is none, nothing is written and nobody is woken."""
+        if not self.controller.is_leading:
+            return
+        with self.controller.database.read() as connection:
+            is_due = bool(overdue_jobs(connection, clock.now_ms()))
+        if is_due:
+            self.controller.carry_out(EndOverdue()).result(timeout=30.0)
+
+    def _keep_windows(self) -> None:
         """Stores what was measured since the last call, and looks at what is new in the ledger."""
         parts = self._parts
         assert parts is not None, "periodic work runs while the daemon does"
@@ -206,9 +217,7 @@ class Daemon:
             return
         if windows:
             parts.controller.carry_out(StoreWindows(windows)).result(timeout=30.0)
-            # In a quiet hour nothing else is written, and the time of the last write must not look like a lag.
-            parts.telemetry.ledger_posted(clock.now_ms())
-        parts.ledger.look(windows, clock.now_ms())
+        parts.ledger.look(windows, parts.controller.clock.now_ms())
 
 
 def _stop_at_signals(server: uvicorn.Server) -> None:
