@@ -66,6 +66,10 @@ def _executor_errors(doing: str) -> Iterator[None]:
         raise ExecutorError(f"cannot {doing} on this machine: {error}") from error
 
 
+class DeviceHeld(ExecutorError):
+    """A device of the order is still held by what is being killed; it is free in a moment."""
+
+
 class LocalExecutor:
     """Implements `scheduler.executor.Executor`. One thread at a time, except `wake` and `wait_for_news`."""
 
@@ -83,6 +87,8 @@ class LocalExecutor:
         self._space = Workspace(base, self._settings, self._groups)
         self._runs: dict[AllocationId, _Run] = {}
         self._unsettled: set[AllocationId] = set()
+        self._postponed: dict[AllocationId, StartOrder] = {}
+        """Taken up by `recover` while an orphan held their devices: started as soon as it is gone."""
         self._rescan_ms = 0
         self._bell = os.open(self._space.doorbell, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         self._poller = select.poll()
@@ -121,6 +127,10 @@ class LocalExecutor:
     @_executor_errors("stop")
     def stop(self, allocation: AllocationId, grace_seconds: float, reason: EndReason) -> None:
         """Leaves the request where each rank's supervisor finds it, even one that has not begun."""
+        if (order := self._postponed.pop(allocation, None)) is not None:
+            never_begun = self._runs[allocation] = self._run_of(order)
+            never_begun.ended = Ended(allocation, self._clock.now_ms(), None, reason)
+            return
         run = self._runs.get(allocation)
         if run is None or run.ended is not None:
             return
@@ -142,6 +152,7 @@ class LocalExecutor:
             self._rescan_ms = now_ms + int(self._settings.rescan_seconds * 1000)
             names |= self._runs.keys()
         self._unsettled = set()
+        self._start_postponed()
         started: list[Observation] = []
         for name in sorted(names & self._runs.keys()):
             try:
@@ -167,13 +178,21 @@ class LocalExecutor:
     def recover(self, live: Sequence[StartOrder]) -> None:
         """Finds supervisors again, starts what was never begun, stops what the store does not hold as live."""
         wanted = {order.allocation.id for order in live}
+        self._postponed.clear()
         for name, ranks in self._space.allocations().items():
             if name not in wanted:
                 run = self._runs.setdefault(name, _Run(name, ranks, decided_ms=0))
                 self._orphan(run)
+        # Before any start: what is over already must not keep its devices from those that have them now.
+        for run in [run for run in self._runs.values() if run.is_orphan]:
+            self._look(run)
         for order in live:
-            if order.allocation.id not in self._runs:
+            known = self._runs.get(order.allocation.id)
+            if known is None:
                 self._take_up(order)
+            else:
+                # A start that was told in an earlier term, and never stored, is told again.
+                known.is_start_told = order.allocation.started_ms is not None
         self._rescan_ms = 0
 
     def logs(self, allocation: AllocationId, node_rank: int, offset: int, limit_bytes: int) -> LogChunk:
@@ -206,7 +225,7 @@ class LocalExecutor:
 
     def wait_for_news(self, timeout_seconds: float) -> bool:
         """Sleeps until a supervisor rings, `wake` is called, or the time is over; True when it is worth to observe."""
-        if self._unsettled:
+        if self._unsettled or self._postponed:
             self._poller.poll(int(min(timeout_seconds, SETTLE_SECONDS) * 1000))
             return True
         return bool(self._poller.poll(int(timeout_seconds * 1000)))
@@ -350,10 +369,24 @@ class LocalExecutor:
         else:
             try:
                 self.start(order)
+            except DeviceHeld:
+                # The daemon died between the commit of an end and its acknowledgement, and the devices were given on.
+                self._postponed[allocation.id] = order
+                return
             except StartRefused as refusal:
                 reason = EndReason.LAUNCH_FAILED
                 run.ended = Ended(run.allocation, self._clock.now_ms(), None, reason, detail=str(refusal))
         self._runs.setdefault(run.allocation, run)
+
+    def _start_postponed(self) -> None:
+        """Tries again what `recover` could not start; what still cannot waits for the next look."""
+        for allocation, order in tuple(self._postponed.items()):
+            try:
+                self._take_up(order)
+            except ExecutorError as error:
+                _log.error("allocation %s: %s", allocation, error)
+            if allocation in self._runs:
+                del self._postponed[allocation]
 
     def _adopt(self, order: StartOrder) -> None:
         run = self._run_of(order)
@@ -374,9 +407,7 @@ class LocalExecutor:
         for run in self._runs.values():
             if run.is_orphan and run.devices & wanted:
                 device = min(run.devices & wanted)
-                raise ExecutorError(
-                    f"device {device} is still held by allocation {run.allocation}, which is being killed"
-                )
+                raise DeviceHeld(f"device {device} is still held by allocation {run.allocation}, which is being killed")
 
     def _ask_all(self, run: _Run, grace_seconds: float, reason: EndReason, *, is_peer: bool) -> None:
         for rank in range(run.ranks):

@@ -100,6 +100,9 @@ class Workspace:
                 shutil.rmtree(path)
             else:
                 found[AllocationId(path.name)] = sum(1 for _ in path.iterdir())
+        for path in (self.base / "scratch").iterdir():
+            if path.name not in found:
+                shutil.rmtree(path, ignore_errors=True)
         return found
 
     def prepare(self, order: StartOrder, port: int) -> None:

@@ -230,7 +230,7 @@ class Supervisor:
         try:
             control: rundir.Control | None = rundir.read_json(f"{self._directory}/{rundir.CONTROL}")
         except OSError:
-            return  # what cannot be read now is read when the bell rings next; a supervisor must not die of it
+            return  # what cannot be read now is read at the next heartbeat; no job shall die of it
         if control is None or control == self._last_control:
             return
         self._last_control = control

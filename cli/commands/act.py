@@ -8,7 +8,7 @@ import typer
 from cli import answers, phrases
 from cli.answers import Json
 from cli.client import step
-from cli.errors import UsageProblem
+from cli.errors import ExitCode, UsageProblem
 from cli.layout import Column, View
 from cli.session import Session, job_in
 
@@ -66,7 +66,7 @@ def hold(
     name: Name = None,
     pool: Pool = None,
     yes: Yes = False,
-) -> None:
+) -> int | None:
     """Keep waiting jobs from starting until they are released.
 
     Examples:
@@ -74,7 +74,7 @@ def hold(
       turnstile hold -u me -s pending
     """
     session: Session = ctx.obj
-    _act(session, "hold", job, _filter(session, state, user, project, name, pool), is_sure=yes)
+    return _act(session, "hold", job, _filter(session, state, user, project, name, pool), is_sure=yes)
 
 
 def release(
@@ -86,7 +86,7 @@ def release(
     name: Name = None,
     pool: Pool = None,
     yes: Yes = False,
-) -> None:
+) -> int | None:
     """Let held jobs wait for their start again.
 
     Examples:
@@ -94,7 +94,7 @@ def release(
       turnstile release -u me -s held
     """
     session: Session = ctx.obj
-    _act(session, "release", job, _filter(session, state, user, project, name, pool), is_sure=yes)
+    return _act(session, "release", job, _filter(session, state, user, project, name, pool), is_sure=yes)
 
 
 def requeue(
@@ -106,14 +106,14 @@ def requeue(
     name: Name = None,
     pool: Pool = None,
     yes: Yes = False,
-) -> None:
+) -> int | None:
     """Stop running jobs and let them wait for another start.
 
     Examples:
       turnstile requeue 10431
     """
     session: Session = ctx.obj
-    _act(session, "requeue", job, _filter(session, state, user, project, name, pool), is_sure=yes)
+    return _act(session, "requeue", job, _filter(session, state, user, project, name, pool), is_sure=yes)
 
 
 def _filter(
@@ -134,7 +134,7 @@ def _filter(
     return {key: value for key, value in asked.items() if value is not None}
 
 
-def _act(session: Session, verb: str, jobs: list[str] | None, asked: dict[str, object], *, is_sure: bool) -> None:
+def _act(session: Session, verb: str, jobs: list[str] | None, asked: dict[str, object], *, is_sure: bool) -> int | None:
     if jobs and asked:
         raise UsageProblem("name jobs or describe them, not both", f"turnstile {verb} {jobs[0]}")
     if asked:
@@ -146,7 +146,7 @@ def _act(session: Session, verb: str, jobs: list[str] | None, asked: dict[str, o
         numbers = session.numbers(jobs or [], _from_stdin(session) if "-" in (jobs or ()) else None)
         if not numbers:
             session.screen.say(f"no jobs to {verb}")
-            return
+            return None
         if len(numbers) > MOST_IDS:
             raise UsageProblem(
                 f"{len(numbers)} jobs are too many for one request", f"turnstile {verb} -u me -s pending"
@@ -155,8 +155,17 @@ def _act(session: Session, verb: str, jobs: list[str] | None, asked: dict[str, o
         doubt = None if is_sure or not session.screen.is_terminal_in else _doubt(session, verb, numbers)
     if doubt is not None and not is_sure and session.screen.is_terminal_in and not session.screen.ask(doubt):
         session.screen.say("nothing was done")
-        return
-    _tell(session, session.client.post(f"/v1/jobs/{verb}", body))
+        return None
+    answer = session.client.post(f"/v1/jobs/{verb}", body)
+    _tell(session, answer)
+    # What was described, and not named, may well have ended meanwhile.
+    return ExitCode.WRONG_STATE if jobs and any(_is_refused(verb, each) for each in answers.items(answer)) else None
+
+
+def _is_refused(verb: str, done: Json) -> bool:
+    """Tells whether the job's state did not allow what was asked; a job that is as it should be is no such case."""
+    did, state = answers.text(done, "did"), answers.text(done, "state")
+    return did == "already_ended" or (did == "unchanged" and verb == "hold" and state != "held")
 
 
 def _words(value: object) -> str:

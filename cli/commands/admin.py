@@ -134,6 +134,7 @@ ADMIN = (
     Verb("pool", __name__, "POOL", "CENTRE", "Pools: list"),
     Verb("price", __name__, "PRICE", "MONEY", "Price books: list, import"),
     Verb("ledger", "cli.commands.ledger", "LEDGER", "MONEY", "The ledger: verify, export"),
+    Verb("dashboards", "cli.commands.dashboards", "DASHBOARDS", "CENTRE", "Grafana boards, alert rules: export"),
     Verb("simulate", "cli.commands.simulate", "simulate", "CENTRE", "Run the scheduler on a trace or a state"),
 )
 """The verbs of `admin`."""

@@ -10,6 +10,7 @@ import gc
 import logging
 import os
 import platform
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from types import FrameType
 from typing import IO
 
 import uvicorn
@@ -27,6 +29,7 @@ from cli.daemon import migrate
 from cli.daemon.bootstrap import bootstrap
 from cli.daemon.gpus import Gpus, real_gpus, simulated_gpus
 from cli.daemon.settings import Settings, SettingsProblem
+from metering.ledger_watch import BLIND_MS, LedgerCollector, LedgerWatch
 from metering.pricing import PricesWithoutBudgets
 from metering.routes import ledger_routes
 from metering.samples import StoreWindows
@@ -40,6 +43,7 @@ from scheduler.refusal import Refused
 from scheduler.routes.app import api
 from scheduler.routes.needs import ApiSettings
 from scheduler.simulated import SimulatedExecutor
+from scheduler.store.actions import EndOverdue, overdue_jobs
 from scheduler.store.database import Database, StoreError
 from scheduler.store.lease import LeaderLease
 from scheduler.telemetry import Telemetry
@@ -50,8 +54,8 @@ logger = logging.getLogger(__name__)
 DISTRIBUTION = "gpu-turnstile"
 INVENTORY_SECONDS = 30
 """Between two looks at the inventory when no sample showed a change: catches what the executor alone knows."""
-WINDOW_SECONDS = 60
-"""Length of a stored sample window: 1,440 rows a GPU and day."""
+DEADLINE_SECONDS = 2
+"""Between two looks for jobs whose deadline has passed: how late one ends."""
 DAY_MS = 86_400_000
 SWITCH_SECONDS = 0.0005
 """How long a thread may keep the interpreter from another that waits for it. At CPython's 5 ms an answer may wait so
@@ -67,6 +71,8 @@ class _Parts:
     database: Database
     gpus: Gpus
     controller: Controller
+    telemetry: Telemetry
+    ledger: LedgerWatch
     periodic: BackgroundScheduler
     server: uvicorn.Server
 
@@ -91,11 +97,14 @@ class Daemon:
             parts.controller.start()
             parts.periodic.start()
             bootstrap(parts.controller, self.data_dir)
+            # Now that it leads: from here on held time is counted and /metrics says whether the ledger adds up.
+            parts.periodic.add_job(_guarded(self._keep_windows))
             # What is loaded by now stays for the daemon's life: the collector need not walk it again and again, which
             # made the store an eighth slower.
             gc.collect()
             gc.freeze()
             announce(self)
+            _stop_at_signals(parts.server)
             parts.server.run(sockets=[self._listener])
         finally:
             if parts.periodic.running:
@@ -126,6 +135,8 @@ class Daemon:
         lease = LeaderLease(database, holder, self.url, LEASE_TTL_MS)
         controller = Controller(database, executor, clock, Policy(), lease, telemetry)
         telemetry.registry.register(GpuCollector(gpus.snapshots, lambda _: settings.node.pool))
+        ledger = LedgerWatch(database, blind_ms=max(BLIND_MS, int(settings.metering.window_seconds * 3000)))
+        telemetry.registry.register(LedgerCollector(ledger))
         limits = ApiSettings(
             version=version(DISTRIBUTION),
             most_body_bytes=settings.server.body_limit_bytes,
@@ -137,7 +148,8 @@ class Daemon:
         config = uvicorn.Config(
             app, log_config=None, access_log=False, lifespan="on", proxy_headers=False, timeout_graceful_shutdown=5
         )
-        return _Parts(database, gpus, controller, self._periodic(gpus, executor, clock), uvicorn.Server(config))
+        periodic = self._periodic(gpus, executor, clock)
+        return _Parts(database, gpus, controller, telemetry, ledger, periodic, uvicorn.Server(config))
 
     def _gpus(self, clock: LedgerClock) -> Gpus:
         sim = self.settings.executor.sim
@@ -163,8 +175,9 @@ class Daemon:
         periodic = BackgroundScheduler(timezone="UTC", job_defaults={"coalesce": True, "max_instances": 1})
         seconds = self.settings.metering.sample_seconds
         periodic.add_job(_guarded(lambda: self._sample(gpus)), "interval", seconds=seconds)
-        periodic.add_job(_guarded(lambda: self._store_windows(gpus)), "interval", seconds=WINDOW_SECONDS)
+        periodic.add_job(_guarded(self._keep_windows), "interval", seconds=self.settings.metering.window_seconds)
         periodic.add_job(_guarded(self._refresh), "interval", seconds=INVENTORY_SECONDS)
+        periodic.add_job(_guarded(lambda: self._end_overdue(clock)), "interval", seconds=DEADLINE_SECONDS)
         if isinstance(executor, LocalExecutor):
             keep_ms = self.settings.executor.log_retention_days * DAY_MS
             periodic.add_job(_guarded(lambda: executor.forget_logs(clock.now_ms() - keep_ms)), "interval", hours=6)
@@ -177,10 +190,40 @@ class Daemon:
         if gpus.poll():
             self.controller.refresh_inventory()
 
-    def _store_windows(self, gpus: Gpus) -> None:
-        windows = gpus.close_windows()
-        if windows and self.controller.is_leading:
-            self.controller.carry_out(StoreWindows(windows)).result(timeout=30.0)
+    def _end_overdue(self, clock: LedgerClock) -> None:
+        """Ends the jobs whose deadline has passed. Where there is none, nothing is written and nobody is woken."""
+        if not self.controller.is_leading:
+            return
+        with self.controller.database.read() as connection:
+            is_due = bool(overdue_jobs(connection, clock.now_ms()))
+        if is_due:
+            self.controller.carry_out(EndOverdue()).result(timeout=30.0)
+
+    def _keep_windows(self) -> None:
+        """Stores what was measured since the last call, and looks at what is new in the ledger."""
+        parts = self._parts
+        assert parts is not None, "periodic work runs while the daemon does"
+        windows = parts.gpus.close_windows()
+        if not parts.controller.is_leading:
+            parts.ledger.forget()
+            return
+        if windows:
+            parts.controller.carry_out(StoreWindows(windows)).result(timeout=30.0)
+        parts.ledger.look(windows, parts.controller.clock.now_ms())
+
+
+def _stop_at_signals(server: uvicorn.Server) -> None:
+    """Makes SIGTERM and SIGINT end the server, and nothing but the server.
+
+    While it runs, uvicorn has handlers of its own; when it is done it raises the signal once more, for those it found.
+    The system's default would then end the process before the term has ended and the lease is given back.
+    """
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        server.should_exit = True
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
 
 
 def _guarded(work: Callable[[], object]) -> Callable[[], None]:

@@ -4,7 +4,7 @@ Every listing is paged by an index, so memory stays flat however long the ledger
 rows of one device in the order of time, and allocations in the order of their ids with all that they ever held.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from scheduler.core.model import (
 )
 from scheduler.core.occupancy import Cursor, Interval
 from scheduler.store.codec import CURSOR_COLUMNS, INTERVAL_COLUMNS, cursor_of, grants_of, interval_of
-from scheduler.store.tables import ACCOUNT, ALLOCATION, DEVICE, DEVICE_CURSOR, JOB, OCCUPANCY
+from scheduler.store.tables import ALLOCATION, DEVICE, DEVICE_CURSOR, JOB, OCCUPANCY
 
 PAGE_ROWS = 5_000
 PAGE_ALLOCATIONS = 256
@@ -46,12 +46,23 @@ class LedgerDevice:
 
 
 @dataclass(frozen=True, slots=True)
+class ClosedTotal:
+    """All closed intervals of one device, added up: capacity units × milliseconds, the first start, the last end."""
+
+    unit_ms: int
+    first_ms: int
+    last_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class LedgerAllocation:
     """An allocation with the names of what it was for, and everything that it holds or ever held."""
 
     id: AllocationId
     job: JobId
     job_name: str | None  # None when the job's row is gone
+    job_label: str  # as people type it: `4711`, `4711_3`
+    labels: Mapping[str, str]
     account: AccountId
     user: UserName
     gpu_class: GpuClass
@@ -89,6 +100,22 @@ def chain_rows(connection: Connection, after: int = 0) -> Iterator[Row[Any]]:
         if len(rows) < PAGE_ROWS:
             return
         after = rows[-1].sequence
+
+
+def closed_totals(connection: Connection) -> dict[DeviceId, ClosedTotal]:
+    """Returns the closed intervals of each device added up. Reads the whole ledger, inside the database."""
+    row = OCCUPANCY.c
+    query = sa.select(
+        row.device,
+        # PostgreSQL sums big integers to a numeric; as one it comes back whole, and int() takes it.
+        sa.func.sum(row.units * (row.to_ms - row.from_ms)),
+        sa.func.min(row.from_ms),
+        sa.func.max(row.to_ms),
+    ).group_by(row.device)
+    return {
+        DeviceId(device): ClosedTotal(int(unit_ms), first_ms, last_ms)
+        for device, unit_ms, first_ms, last_ms in connection.execute(query)
+    }
 
 
 def ended_between(connection: Connection, from_ms: int, to_ms: int) -> tuple[int | None, int | None]:
@@ -202,9 +229,8 @@ def held_terms(
     return {(GpuClass(row.gpu_class), Booking(row.booking)) for row in connection.execute(sa.union(closed, held))}
 
 
-def account_names(connection: Connection) -> dict[AccountId, str]:
-    """Returns every account's name for people."""
-    return {AccountId(row.id): row.display_name for row in connection.execute(sa.select(ACCOUNT))}
+_ELEMENT = JOB.c.array_id.cast(sa.Text) + "_" + JOB.c.array_index.cast(sa.Text)
+"""What an element of an array is called; NULL for any other job."""
 
 
 def allocations(
@@ -225,7 +251,12 @@ def _allocation_page(
 ) -> Sequence[Row[Any]]:
     live = sa.or_(ALLOCATION.c.ended_ms.is_(None), ALLOCATION.c.ended_ms > span[0])
     query = (
-        sa.select(ALLOCATION, JOB.c.name.label("job_name"))
+        sa.select(
+            ALLOCATION,
+            JOB.c.name.label("job_name"),
+            JOB.c.labels.label("job_labels"),
+            _ELEMENT.label("element"),
+        )
         .select_from(ALLOCATION.outerjoin(JOB, JOB.c.id == ALLOCATION.c.job_id))
         .where(ALLOCATION.c.id > after, ALLOCATION.c.decided_ms < span[1], live)
     )
@@ -248,6 +279,8 @@ def _with_rows(connection: Connection, page: Sequence[Row[Any]]) -> Iterator[Led
             id=AllocationId(row.id),
             job=JobId(row.job_id),
             job_name=row.job_name,
+            job_label=row.element or str(row.job_id),
+            labels=row.job_labels or {},
             account=AccountId(row.account),
             user=UserName(row.user),
             gpu_class=GpuClass(row.gpu_class),

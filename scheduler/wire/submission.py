@@ -24,6 +24,8 @@ class SubmissionRules:
     unit does not keep a reservation open for years."""
     default_grace_seconds: float = 30.0
     """As `policy.default_grace_ms`: Kubernetes' and Slurm's customary half minute."""
+    runs_images: bool = False
+    """Whether the executor starts containers: a job that names an image must not run without it, as another program."""
     high_priority_roles: frozenset[Role] = frozenset({Role.USER, Role.TENANT_ADMIN, Role.OPERATOR})
     """Who may ask for `high`. Everyone by default: it orders within a project only, so a project harms nobody else."""
 
@@ -96,6 +98,13 @@ def _check_rules(spec: JobSpec, rights: Rights, rules: SubmissionRules, now_ms: 
             f"({rules.longest_time_limit_seconds} s, {days:g} days)",
             tries=(f"-t {rules.longest_time_limit_seconds}s",),
             problems=(Problem(f"at most {rules.longest_time_limit_seconds}", "time_limit_seconds"),),
+        )
+    if spec.image is not None and not rules.runs_images:
+        raise Refused(
+            RefusalCode.POLICY,
+            "this centre runs processes and no images",
+            tries=("leave out --image",),
+            problems=(Problem("no images run here", "image"),),
         )
     if spec.priority is PriorityWord.HIGH and rights.caller.role not in rules.high_priority_roles:
         raise Refused(

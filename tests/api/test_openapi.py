@@ -74,7 +74,7 @@ def aim(case: Any) -> None:
         case.path_parameters[name] = known[name]
     if isinstance(case.body, dict) and "time_limit_seconds" in case.body:
         plain = {"command": ["true"], "gpus_per_node": 1, "time_limit_seconds": 60, "project": "acme/vision"}
-        kept = ("name", "env", "labels", "workdir", "image", "output", "retries", "hold", "priority", "booking")
+        kept = ("name", "env", "labels", "workdir", "output", "retries", "hold", "priority", "booking")
         case.body = {**{key: case.body[key] for key in kept if key in case.body}, **plain}
 
 

@@ -85,6 +85,7 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
     ({"gpus_per_node": None}, "invalid", "gpus_per_node or total_gpus"),
     ({"total_gpus": 7, "nodes": 2, "gpus_per_node": None}, "invalid", "evenly"),
     ({"array": "0-99%8"}, "policy", "not enforced"),
+    ({"image": "registry.acme.example/train:1"}, "policy", "no images"),
     ({"array": "9-1"}, "invalid", "goes up"),
     ({"array": "x"}, "invalid", "0-99"),
     ({"array": "0-200000"}, "invalid", "more than 100000"),

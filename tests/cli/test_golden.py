@@ -28,6 +28,7 @@ SUBMIT = ("-g", "H100:8", "-N", "8", "-t", "12h", "-n", "dpo-run")
 COMMANDS: dict[str, tuple[tuple[str, ...], tuple[str, str]]] = {
     "submit": (("submit", *SUBMIT, "--", "torchrun", "train.py"), ("POST", "/v1/jobs")),
     "submit-dry-run": (("submit", "--dry-run", *SUBMIT, "--", "torchrun"), ("POST", "/v1/jobs")),
+    "quote": (("quote", *SUBMIT), ("POST", "/v1/jobs")),
     "queue": (("queue",), ("GET", "/v1/jobs")),
     "queue-wide": (("queue", "-o", "wide"), ("GET", "/v1/jobs")),
     "show": (("show", "10482"), ("GET", "/v1/jobs/10482")),
@@ -110,7 +111,9 @@ def test_in_a_pipe_each_command_prints_what_is_written_down(
 
 
 @pytest.mark.parametrize("is_refused", [False, True], ids=["ok", "error"])
-@pytest.mark.parametrize("name", ["submit", "queue", "show", "why", "cancel", "gpus", "nodes", "admin-tenant-list"])
+@pytest.mark.parametrize(
+    "name", ["submit", "quote", "queue", "show", "why", "cancel", "gpus", "nodes", "admin-tenant-list"]
+)
 def test_on_a_terminal_each_command_prints_what_is_written_down(
     name: str, is_refused: bool, home: Home, peer: Peer
 ) -> None:
@@ -205,6 +208,26 @@ def test_a_finished_job_is_cancelled_with_a_note_and_exit_0(home: Home, peer: Pe
     peer.answers("POST", "/v1/jobs/cancel", DRAINED)
     done = home.turnstile("cancel", "10400")
     assert (done.code, done.err) == (0, "note: 10400 has already ended (failed)\n")
+
+
+@pytest.mark.parametrize(
+    ("verb", "did", "state", "code"),
+    [
+        *(
+            ("hold", "already_ended", "failed", 6),
+            ("hold", "unchanged", "running", 6),
+            ("hold", "unchanged", "held", 0),
+        ),
+        *(("release", "already_ended", "failed", 6), ("release", "unchanged", "pending", 0)),
+        *(("requeue", "already_ended", "failed", 6), ("requeue", "unchanged", "pending", 0)),
+    ],
+)
+def test_what_the_state_of_a_named_job_does_not_allow_is_exit_6(
+    home: Home, peer: Peer, verb: str, did: str, state: str, code: int
+) -> None:
+    peer.answers("POST", f"/v1/jobs/{verb}", page("JobActionList", [{"id": 10400, "did": did, "state": state}]))
+    assert home.turnstile(verb, "10400").code == code
+    assert home.turnstile(verb, "-u", "mei").code == 0
 
 
 def test_a_reader_that_went_away_ends_the_command_quietly(home: Home, peer: Peer) -> None:

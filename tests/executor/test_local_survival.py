@@ -246,6 +246,24 @@ def test_a_running_allocation_without_any_trace_ends_as_node_lost_at_its_last_ev
     assert (ended.reason, ended.exit_code, ended.at_ms) == (EndReason.NODE_LOST, None, started_ms)
 
 
+def test_an_end_that_was_stored_and_not_acknowledged_does_not_keep_its_devices(local: LocalRig) -> None:
+    earlier = order("true")
+    local.run(earlier)  # the crash comes between the commit of this end and its acknowledgement
+    later = order("echo", "mine now")
+    assert earlier.allocation.grants == later.allocation.grants
+    local.restart().recover([later])
+    assert local.until_ended(later).exit_code == 0
+
+
+def test_a_start_that_was_told_and_not_stored_is_told_again_in_the_next_term(local: LocalRig) -> None:
+    job = shell("sleep 3600")
+    local.executor.start(job)
+    local.until_started(job)
+    local.seen.clear()  # the term ends before the start is stored; the executor goes on
+    local.executor.recover([job])
+    assert local.until_started(job).allocation == job.allocation.id
+
+
 def test_what_the_store_does_not_hold_as_live_is_killed_and_removed(local: LocalRig) -> None:
     job = shell("trap '' TERM; echo ready; sleep 3600")
     local.executor.start(job)
@@ -284,6 +302,42 @@ def test_a_device_that_an_orphan_still_holds_is_not_given_to_another_job(local: 
 
     until(starts, "the device is free")
     assert local.until_ended(next_job).exit_code == 0
+
+
+def test_a_job_waits_for_the_orphan_on_its_device_when_both_are_found_at_a_restart(local: LocalRig) -> None:
+    orphan, next_job = order("sleep", "3600"), shell("echo begun")
+    local.executor.start(orphan)
+    local.until_started(orphan)
+    executor = local.restart()
+    os.kill(claim_of(local, orphan)["pid"], signal.SIGSTOP)  # it cannot obey for now
+    executor.recover([next_job])
+    assert not executor.observe()
+    os.kill(claim_of(local, orphan)["pid"], signal.SIGCONT)
+    assert local.until_ended(next_job).exit_code == 0
+    assert local.output(next_job) == b"begun\n"
+
+
+def test_a_job_whose_end_was_committed_and_not_acknowledged_keeps_its_device_from_nobody(local: LocalRig) -> None:
+    before, next_job = shell("exit 3"), shell("echo begun")
+    local.run(before)
+    local.restart().recover([next_job])
+    assert local.until_ended(next_job).exit_code == 0
+
+
+def test_a_job_that_waits_for_an_orphan_and_is_stopped_never_runs(local: LocalRig) -> None:
+    orphan, next_job = order("sleep", "3600"), shell("echo begun")
+    local.executor.start(orphan)
+    local.until_started(orphan)
+    executor = local.restart()
+    os.kill(claim_of(local, orphan)["pid"], signal.SIGSTOP)
+    executor.recover([next_job])
+    executor.stop(next_job.allocation.id, 0.0, EndReason.CANCELLED)
+    ended = local.until_ended(next_job)
+    assert (ended.reason, ended.exit_code, ended.started_ms) == (EndReason.CANCELLED, None, None)
+    executor.acknowledge(next_job.allocation.id)
+    os.kill(claim_of(local, orphan)["pid"], signal.SIGCONT)
+    until(lambda: not executor.observe() and not any((local.base / "runs").iterdir()), "the orphan is removed")
+    assert not (local.base / "logs" / next_job.allocation.id).exists()
 
 
 def test_a_supervisor_told_to_end_by_the_machine_ends_its_job_as_node_lost(local: LocalRig) -> None:
@@ -326,6 +380,26 @@ def test_a_run_that_cannot_be_read_hides_no_other(local: LocalRig, caplog: pytes
     lock.rmdir()
     lock.touch()
     assert local.until_ended(broken).exit_code == 0
+
+
+def test_a_request_that_cannot_be_read_kills_no_job(local: LocalRig) -> None:
+    job = order("sleep", "3600")
+    local.executor.start(job)
+    local.until_started(job)
+    control = run_directory(local, job) / rundir.CONTROL
+    (control / "in-the-way").mkdir(parents=True)
+    rundir.ring(str(run_directory(local, job) / rundir.CONTROL_BELL), "x")
+    time.sleep(0.3)
+    assert not any(isinstance(seen, Ended) for seen in local.executor.observe())
+    (control / "in-the-way").rmdir()
+    control.rmdir()
+
+
+def test_what_a_crash_left_in_scratch_is_removed(local: LocalRig) -> None:
+    left = local.base / "scratch" / "01GONE"
+    left.mkdir()
+    local.restart().recover([])
+    assert not left.exists()
 
 
 def test_what_the_machine_refuses_is_an_executor_error_and_the_stop_may_be_tried_again(local: LocalRig) -> None:
