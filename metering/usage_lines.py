@@ -5,7 +5,7 @@ up to what is payable. The columns are a contract with billing departments: docs
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import tzinfo
 
@@ -18,6 +18,7 @@ from metering.core.usage import Holding, Stretch, UnevenSegment, holding_of, ope
 from metering.csv_files import harmless
 from metering.ledger import sum_windows
 from scheduler.core.model import GPU_UNITS, AccountId, tenant_of
+from scheduler.store.account_names import AccountNames
 from scheduler.store.database import StoreCorrupt
 from scheduler.store.ledger_rows import LedgerAllocation, allocations
 
@@ -49,7 +50,8 @@ class LineContext:
     """What all lines of an export share."""
 
     zone: tzinfo
-    names: Mapping[AccountId, str]
+    names: AccountNames
+    """Lines carry the names of their own time, so that renaming an account changes no past export."""
     has_windows: bool
     """GPU windows exist in the range; without any, none is looked for."""
 
@@ -89,9 +91,9 @@ def usage_row(connection: Connection, rated: RatedLine, context: LineContext) ->
         f"{piece.stretch.day:%Y-%m}",
         PERIOD_STATUS,
         harmless(tenant),
-        harmless(context.names.get(tenant, "")),
+        harmless(context.names.at(tenant, piece.from_ms)),
         harmless(segment.holder),
-        harmless(context.names.get(segment.holder, "")),
+        harmless(context.names.at(segment.holder, piece.from_ms)),
         harmless(rated.allocation.user),
         rated.allocation.job_label,
         harmless(rated.allocation.job_name or ""),
@@ -141,7 +143,7 @@ def invoice_rows(invoice: Invoice, context: LineContext, range_ms: tuple[int, in
             "period": period,
             "period_status": PERIOD_STATUS,
             "tenant_id": harmless(invoice.tenant),
-            "tenant_name": harmless(context.names.get(invoice.tenant, "")),
+            "tenant_name": harmless(context.names.last(invoice.tenant)),
             "start_local": local_text(range_ms[0], context.zone),
             "end_local": local_text(range_ms[1], context.zone),
             "start_utc": utc_text(range_ms[0]),

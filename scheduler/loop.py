@@ -195,6 +195,8 @@ class Controller:
             self._announce(term)
             while not self._must_end.wait(LOOK_SECONDS):
                 self._lease.renew(self.clock.now_ms())
+                # A durable write: where nothing happens, the age of the ledger's last one must not look like a lag.
+                self._observer.ledger_posted(self.clock.now_ms())
                 if term.planner.problem is not None:
                     self._trouble = term.planner.problem
                     break

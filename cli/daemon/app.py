@@ -43,6 +43,7 @@ from scheduler.refusal import Refused
 from scheduler.routes.app import api
 from scheduler.routes.needs import ApiSettings
 from scheduler.simulated import SimulatedExecutor
+from scheduler.store.actions import EndOverdue, overdue_jobs
 from scheduler.store.database import Database, StoreError
 from scheduler.store.lease import LeaderLease
 from scheduler.telemetry import Telemetry
@@ -53,6 +54,8 @@ logger = logging.getLogger(__name__)
 DISTRIBUTION = "gpu-turnstile"
 INVENTORY_SECONDS = 30
 """Between two looks at the inventory when no sample showed a change: catches what the executor alone knows."""
+DEADLINE_SECONDS = 2
+"""Between two looks for jobs whose deadline has passed: how late one ends."""
 DAY_MS = 86_400_000
 SWITCH_SECONDS = 0.0005
 """How long a thread may keep the interpreter from another that waits for it. At CPython's 5 ms an answer may wait so
@@ -174,6 +177,7 @@ class Daemon:
         periodic.add_job(_guarded(lambda: self._sample(gpus)), "interval", seconds=seconds)
         periodic.add_job(_guarded(self._keep_windows), "interval", seconds=self.settings.metering.window_seconds)
         periodic.add_job(_guarded(self._refresh), "interval", seconds=INVENTORY_SECONDS)
+        periodic.add_job(_guarded(lambda: self._end_overdue(clock)), "interval", seconds=DEADLINE_SECONDS)
         if isinstance(executor, LocalExecutor):
             keep_ms = self.settings.executor.log_retention_days * DAY_MS
             periodic.add_job(_guarded(lambda: executor.forget_logs(clock.now_ms() - keep_ms)), "interval", hours=6)
@@ -186,6 +190,15 @@ class Daemon:
         if gpus.poll():
             self.controller.refresh_inventory()
 
+    def _end_overdue(self, clock: LedgerClock) -> None:
+        """Ends the jobs whose deadline has passed. Where there is none, nothing is written and nobody is woken."""
+        if not self.controller.is_leading:
+            return
+        with self.controller.database.read() as connection:
+            is_due = bool(overdue_jobs(connection, clock.now_ms()))
+        if is_due:
+            self.controller.carry_out(EndOverdue()).result(timeout=30.0)
+
     def _keep_windows(self) -> None:
         """Stores what was measured since the last call, and looks at what is new in the ledger."""
         parts = self._parts
@@ -196,8 +209,6 @@ class Daemon:
             return
         if windows:
             parts.controller.carry_out(StoreWindows(windows)).result(timeout=30.0)
-            # In a quiet hour nothing else is written, and the time of the last write must not look like a lag.
-            parts.telemetry.ledger_posted(parts.controller.clock.now_ms())
         parts.ledger.look(windows, parts.controller.clock.now_ms())
 
 

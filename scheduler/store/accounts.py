@@ -9,7 +9,7 @@ from scheduler.core.lifecycle import ENDS
 from scheduler.core.model import ROOT_ACCOUNT, Account, AccountId, UserName
 from scheduler.refusal import RefusalCode, Refused
 from scheduler.store.codec import ACCOUNT_COLUMNS, account_of
-from scheduler.store.tables import ACCOUNT, JOB, TOKEN
+from scheduler.store.tables import ACCOUNT, ACCOUNT_NAME, JOB, TOKEN
 from scheduler.store.transaction import Transaction
 
 
@@ -42,6 +42,9 @@ class SaveAccount:
             return False
         else:
             tx.connection.execute(sa.update(ACCOUNT).where(is_row).values(**terms))
+        if row is None or row.display_name != self.display_name:
+            named = {"account": account.id, "from_ms": tx.now_ms, "name": self.display_name}
+            tx.connection.execute(sa.insert(ACCOUNT_NAME).values(**named))
         tx.forget_accounts()
         if row is None or account_of(row[:-1]) != account:
             tx.emit(AccountChanged(tx.now_ms, account))

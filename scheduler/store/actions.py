@@ -1,4 +1,6 @@
-"""Commands on jobs that are there: hold, release, cancel, requeue, update. Each takes many ids and is one transaction.
+"""Commands on jobs that are there: hold, release, cancel, requeue, update, and what a deadline ends.
+
+Each takes many ids and is one transaction.
 
 Rows are changed by set (`WHERE id IN …`), so that fifty thousand jobs cost a few dozen statements. An id that means no
 job, or a state in which there is nothing to do, is told in the answer and is no refusal: a list that was read a moment
@@ -10,6 +12,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import sqlalchemy as sa
+from sqlalchemy.engine import Connection
 
 from scheduler.core.events import JobChanged, JobEnded, JobHeld, JobReleased
 from scheduler.core.lifecycle import ACTIVE, ENDS
@@ -23,6 +26,9 @@ from scheduler.store.transaction import Transaction
 
 _GLANCE = (JOB.c.id, JOB.c.state, JOB.c.hold, JOB.c.allocation_id)
 _UPDATE_JOB = sa.update(JOB).where(JOB.c.id == sa.bindparam("at_id"))
+
+MOST_OVERDUE = 1_000
+"""Jobs that one EndOverdue ends: many may share a deadline, and nobody else's write may wait for all of them."""
 
 
 class Did(StrEnum):
@@ -126,6 +132,31 @@ class CancelJobs:
         became = dict.fromkeys(waiting, (Did.CANCELLED, state))
         became.update(dict.fromkeys(active, (Did.STOPPING, JobState.STOPPING)))
         return _answer(self.ids, glances, became)
+
+
+@dataclass(frozen=True, slots=True)
+class EndOverdue:
+    """Ends the jobs whose deadline has passed: those that wait fail, those that are active are asked to stop."""
+
+    def execute(self, tx: Transaction) -> tuple[JobAction, ...]:
+        """Returns what became of the overdue jobs, at most MOST_OVERDUE of them, by deadline; empty when none is."""
+        ids = overdue_jobs(tx.connection, tx.now_ms)
+        return CancelJobs(ids, "deadline", EndReason.DEADLINE).execute(tx)
+
+
+def overdue_jobs(connection: Connection, now_ms: int) -> tuple[JobId, ...]:
+    """Returns the jobs whose deadline has passed and that nothing ends yet: at most MOST_OVERDUE, by deadline.
+
+    Jobs that were cancelled, or told to stop at their deadline before, carry a reason and are left out. Costs a look
+    into an index of the jobs with a deadline.
+    """
+    statement = (
+        sa.select(JOB.c.id)
+        .where(JOB.c.deadline_ms <= now_ms, JOB.c.ended_ms.is_(None), JOB.c.reason.is_(None))
+        .order_by(JOB.c.deadline_ms, JOB.c.id)
+        .limit(MOST_OVERDUE)
+    )
+    return tuple(JobId(id_) for id_ in connection.execute(statement).scalars())
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ Every listing is paged by an index, so memory stays flat however long the ledger
 rows of one device in the order of time, and allocations in the order of their ids with all that they ever held.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from scheduler.core.model import (
 )
 from scheduler.core.occupancy import Cursor, Interval
 from scheduler.store.codec import CURSOR_COLUMNS, INTERVAL_COLUMNS, cursor_of, grants_of, interval_of
-from scheduler.store.tables import ACCOUNT, ALLOCATION, DEVICE, DEVICE_CURSOR, JOB, OCCUPANCY
+from scheduler.store.tables import ALLOCATION, DEVICE, DEVICE_CURSOR, JOB, OCCUPANCY
 
 PAGE_ROWS = 5_000
 PAGE_ALLOCATIONS = 256
@@ -62,6 +62,7 @@ class LedgerAllocation:
     job: JobId
     job_name: str | None  # None when the job's row is gone
     job_label: str  # as people type it: `4711`, `4711_3`
+    labels: Mapping[str, str]
     account: AccountId
     user: UserName
     gpu_class: GpuClass
@@ -232,11 +233,6 @@ _ELEMENT = JOB.c.array_id.cast(sa.Text) + "_" + JOB.c.array_index.cast(sa.Text)
 """What an element of an array is called; NULL for any other job."""
 
 
-def account_names(connection: Connection) -> dict[AccountId, str]:
-    """Returns every account's name for people."""
-    return {AccountId(row.id): row.display_name for row in connection.execute(sa.select(ACCOUNT))}
-
-
 def allocations(
     connection: Connection, from_ms: int, to_ms: int, tenant: AccountId | None = None
 ) -> Iterator[LedgerAllocation]:
@@ -255,7 +251,12 @@ def _allocation_page(
 ) -> Sequence[Row[Any]]:
     live = sa.or_(ALLOCATION.c.ended_ms.is_(None), ALLOCATION.c.ended_ms > span[0])
     query = (
-        sa.select(ALLOCATION, JOB.c.name.label("job_name"), _ELEMENT.label("element"))
+        sa.select(
+            ALLOCATION,
+            JOB.c.name.label("job_name"),
+            JOB.c.labels.label("job_labels"),
+            _ELEMENT.label("element"),
+        )
         .select_from(ALLOCATION.outerjoin(JOB, JOB.c.id == ALLOCATION.c.job_id))
         .where(ALLOCATION.c.id > after, ALLOCATION.c.decided_ms < span[1], live)
     )
@@ -279,6 +280,7 @@ def _with_rows(connection: Connection, page: Sequence[Row[Any]]) -> Iterator[Led
             job=JobId(row.job_id),
             job_name=row.job_name,
             job_label=row.element or str(row.job_id),
+            labels=row.job_labels or {},
             account=AccountId(row.account),
             user=UserName(row.user),
             gpu_class=GpuClass(row.gpu_class),

@@ -3,7 +3,8 @@
 Times are integer UTC milliseconds (`*_ms`). JSON columns hold core values as `codec` writes them. Migrations make the
 tables (`cli.daemon.migrations`), triggers included; a test holds that both say the same.
 
-What never changes: `occupancy` (triggers refuse update, delete, gaps and overlaps). What is history: `job_event`.
+What never changes: `occupancy` (triggers refuse update, delete, gaps and overlaps) and `account_name` (triggers refuse
+update and delete). What is history: `job_event`.
 Everything else is the present.
 """
 
@@ -14,6 +15,9 @@ from sqlmodel import Field, SQLModel
 
 BIG_KEY = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 """A 64-bit key that SQLite takes for its rowid."""
+
+HAS_DEADLINE = "deadline_ms IS NOT NULL AND ended_ms IS NULL"
+"""Which jobs the index of deadlines holds."""
 
 JsonObject = dict[str, Any]  # Any: JSON as the driver gives it; codec.py is the only reader
 
@@ -61,6 +65,20 @@ class AccountRow(SQLModel, table=True):
     limit: JsonObject = _json()
     is_suspended: bool
     created_ms: int = _big()
+
+
+class AccountNameRow(SQLModel, table=True):
+    """What an account was called from an instant on: append-only, and kept when the account is removed."""
+
+    __tablename__ = "account_name"
+    __table_args__ = (
+        sa.Index("ix_account_name_account_from_ms", "account", "from_ms"),
+        {"sqlite_autoincrement": True},
+    )
+    sequence: int | None = _column(BIG_KEY, primary_key=True)
+    account: str
+    from_ms: int = _big()
+    name: str
 
 
 class TokenRow(SQLModel, table=True):
@@ -128,6 +146,12 @@ class JobRow(SQLModel, table=True):
         sa.Index("ix_job_tenant_state_id", "tenant", "state", "id"),
         sa.Index("ix_job_account_user_name", "account", "user", "name"),
         sa.Index("ix_job_array_id", "array_id"),
+        sa.Index(
+            "ix_job_deadline_ms",
+            "deadline_ms",
+            sqlite_where=sa.text(HAS_DEADLINE),
+            postgresql_where=sa.text(HAS_DEADLINE),
+        ),
         # Ids are never given twice, not even after the newest jobs were archived.
         {"sqlite_autoincrement": True},
     )
@@ -274,6 +298,7 @@ def _table(model: type[SQLModel]) -> sa.Table:
 LEADER_LEASE = _table(LeaderLeaseRow)
 LEDGER_HEAD = _table(LedgerHeadRow)
 ACCOUNT = _table(AccountRow)
+ACCOUNT_NAME = _table(AccountNameRow)
 TOKEN = _table(TokenRow)
 POOL = _table(PoolRow)
 NODE = _table(NodeRow)

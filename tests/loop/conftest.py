@@ -11,7 +11,7 @@ from scheduler.core.model import AccountId, AllocationId, EndReason, JobId, User
 from scheduler.core.policy import Policy
 from scheduler.executor import Executor, LogChunk, NodeInventory, Observation, StartOrder
 from scheduler.loop import Controller
-from scheduler.observer import Unobserved
+from scheduler.observer import Observer, Unobserved
 from scheduler.simulated import SimulatedExecutor, SimulatedSettings
 from scheduler.store.accounts import SaveAccount
 from scheduler.store.database import Database
@@ -39,12 +39,13 @@ class World:
         ttl_ms: int = 60_000,
         wrap: Callable[[SimulatedExecutor], Executor] = lambda executor: executor,
         settings: SimulatedSettings | None = None,
+        observer: Observer | None = None,
     ) -> Controller:
         """Starts a daemon's controller; it leads unless another does."""
         database = Database.open(self.url)
         executor = SimulatedExecutor(self.clock, lambda: self.nodes, settings)
         lease = LeaderLease(database, holder, f"http://{holder}.invalid", ttl_ms)
-        controller = Controller(database, wrap(executor), self.clock, Policy(), lease, Unobserved())
+        controller = Controller(database, wrap(executor), self.clock, Policy(), lease, observer or Unobserved())
         controller.start()
         self.open.append(controller)
         self.executors.append(executor)

@@ -1,16 +1,21 @@
 """The loop as a whole: desk, planner and runner over a real store."""
 
+from collections.abc import Callable, Sequence
+
 import pytest
 
 from scheduler.core.explain import explain
-from scheduler.core.model import HoldKind, JobId, JobState
+from scheduler.core.model import AllocationId, HoldKind, JobId, JobState, NodeAvailability, NodeName
 from scheduler.core.reasons import ReasonCode
-from scheduler.executor import ExecutorError, StartOrder, StartRefused
+from scheduler.executor import Ended, ExecutorError, Observation, StartOrder, StartRefused
 from scheduler.loop import Controller
+from scheduler.observer import Unobserved
 from scheduler.refusal import RefusalCode, Refused
+from scheduler.simulated import SimulatedExecutor
 from scheduler.store.actions import CancelJobs, HoldJobs, ReleaseJobs
 from scheduler.store.queries import job as stored_job
 from scheduler.store.read import build_state, load_state_parts
+from tests.builders import node
 from tests.loop.conftest import SECONDS, Slow, World, submit, until
 
 
@@ -126,3 +131,81 @@ def test_a_planner_that_meets_the_impossible_ends_its_term_and_the_next_is_right
     controller.carry_out(CancelJobs((jobs[0],), "mei")).result(SECONDS)
     until(controller, lambda: controller.is_leading and state_of(controller, jobs[2]) is JobState.RUNNING)
     assert_memory_equals_database(controller)
+
+
+def test_a_node_that_vanished_under_a_job_is_gone_once_the_job_is_over(world: World) -> None:
+    """The executor's inventory is the same before and after the job's end: only the store's changes."""
+    controller = world.leader()
+    first, second = submit(controller, gpus=8, seconds=3600, count=2)
+    until(controller, lambda: state_of(controller, first) is state_of(controller, second) is JobState.RUNNING)
+    world.nodes = [node("n1")]
+    controller.refresh_inventory()
+
+    def devices() -> dict[str, int]:
+        rooms = controller.ask(lambda state, _: dict(state.capacity.rooms)).result(SECONDS)
+        return {name: len(room.devices) for name, room in rooms.items()}
+
+    def is_down() -> bool:
+        found = controller.ask(lambda state, _: state.node(NodeName("n2")).availability).result(SECONDS)
+        return found is NodeAvailability.DOWN
+
+    until(controller, is_down)
+    assert devices() == {"n1": 8, "n2": 8}, "what is held stays on record"
+    controller.carry_out(CancelJobs((first, second), "mei")).result(SECONDS)
+    until(controller, lambda: state_of(controller, first) is state_of(controller, second) is JobState.CANCELLED)
+    until(controller, lambda: devices() == {"n1": 8})
+    assert_memory_equals_database(controller)
+
+
+class EndsFirst(Slow):
+    """An executor that keeps ends back until `before_end` was called with them, on the runner's thread."""
+
+    def __init__(self, inside: SimulatedExecutor, before_end: Callable[[Ended], None]) -> None:
+        super().__init__(inside, lambda _: None)
+        self._before_end = before_end
+
+    def observe(self) -> Sequence[Observation]:
+        observed = super().observe()
+        for each in observed:
+            if isinstance(each, Ended):
+                self._before_end(each)
+        return observed
+
+
+def test_a_stop_that_comes_when_the_end_was_seen_already_leaves_nothing_behind(world: World) -> None:
+    told: list[AllocationId] = []
+
+    def cancel(seen: Ended) -> None:
+        if not told:
+            told.append(seen.allocation)
+            controller.carry_out(CancelJobs((first,), "mei")).result(SECONDS)
+
+    controller = world.leader(wrap=lambda executor: EndsFirst(executor, cancel))
+    (first,) = submit(controller, seconds=0.2)
+    until(controller, lambda: state_of(controller, first) is JobState.COMPLETED)
+    (second,) = submit(controller)
+    until(controller, lambda: state_of(controller, second) is JobState.COMPLETED)
+    assert told
+    assert controller._term is not None
+    assert controller._term.runner._stop_at_start == {}
+
+
+class Posts(Unobserved):
+    """Counts what it is told of the ledger."""
+
+    def __init__(self) -> None:
+        self.times: list[int] = []
+
+    def ledger_posted(self, at_ms: int) -> None:
+        self.times.append(at_ms)
+
+
+def test_an_idle_centre_goes_on_saying_that_its_store_can_be_written(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scheduler.loop.LOOK_SECONDS", 0.05)
+    posts = Posts()
+    controller = world.leader(observer=posts)
+    idle_since_ms, seen = world.clock.now_ms(), len(posts.times)
+    until(controller, lambda: len(posts.times) >= seen + 3)
+    assert posts.times[-1] > idle_since_ms

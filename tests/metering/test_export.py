@@ -28,7 +28,7 @@ from scheduler.core.model import GPU_UNITS, AccountId, Booking, DeviceId, EndRea
 from scheduler.refusal import RefusalCode, Refused
 from scheduler.store import ledger_rows
 from scheduler.store.database import StoreCorrupt
-from scheduler.store.tables import JOB, OCCUPANCY
+from scheduler.store.tables import ACCOUNT_NAME, JOB, OCCUPANCY
 from tests.metering.builders import DAY_MS, HOUR_MS, NOON_MS, book
 from tests.metering.centre import SECRET, Centre
 
@@ -253,6 +253,7 @@ def test_a_tenants_export_has_its_own_lines_only_and_no_capacity(billed: Centre,
     manifest = billed.export(tmp_path / "out", tenant="acme")
     assert {row["tenant_id"] for row in usage_of(tmp_path / "out")} == {"acme"}
     assert [path.name for path in sorted((tmp_path / "out").iterdir())] == [
+        "focus_2026-10-31_2026-11-01_acme_r0.csv",
         "invoice_totals.csv",
         "manifest.json",
         "usage_lines_2026-10-31_2026-11-01_acme_r0.csv",
@@ -277,7 +278,7 @@ def test_files_are_what_spreadsheets_in_china_expect(billed: Centre, tmp_path: P
     billed.export(tmp_path / "out")
     for name, content in bytes_of(tmp_path / "out").items():
         if name.endswith(".csv"):
-            assert content.startswith(BOM)
+            assert content.startswith(BOM) is not name.startswith("focus_")  # FOCUS forbids it
             assert b"\r" not in content
     assert "大模型" in (tmp_path / "out" / usage_file_name("2026-10-31_2026-11-01", None, 0)).read_text("utf-8-sig")
     names = {row["job_name"] for row in usage_of(tmp_path / "out")}
@@ -406,7 +407,7 @@ def resealed(billed: Centre, folder: Path, name: str, old: str, new: str, *, wit
         ("manifest*", '"unpriced_lines": 1', '"unpriced_lines": 2', Check.ARITHMETIC),
         ("manifest*", '"chain_head": "', '"chain_head": "0', Check.RERATING),
         ("manifest*", '"v1": "', '"v1": "0', Check.RERATING),
-        ("manifest*", '"format": 1', '"format": 2', Check.FILE),
+        ("manifest*", '"format": 2', '"format": 3', Check.FILE),
         ("manifest*", '"zone": "Asia/Shanghai"', '"zone": "Asia/Nowhere"', Check.RERATING),
         ("manifest*", '"revision": 0', '"revision": "x"', Check.FILE),
     ],
@@ -548,6 +549,44 @@ def test_the_release_of_the_zone_database_is_the_one_in_use(tmp_path: Path) -> N
     assert tzdata_version("UTC", [str(tmp_path)]) == "unknown"
     (tmp_path / "tzdata.zi").write_text("# version 2031z\nR x\n")
     assert tzdata_version("UTC", [str(tmp_path)]) == "2031z"
+
+
+def test_renaming_an_account_changes_no_past_export_and_names_what_comes_after(billed: Centre, tmp_path: Path) -> None:
+    closed = (NOON_MS, billed.now_ms)
+    billed.export(tmp_path / "before", *closed)
+    billed.clock.advance(hours=1)
+    renamed_ms = billed.now_ms
+    billed.tenant("acme/vision", "Optik")
+    billed.tenant("acme", "Acme Nouveau")
+    billed.run(B1)
+    billed.export(tmp_path / "again", *closed)
+    assert bytes_of(tmp_path / "again") == bytes_of(tmp_path / "before")
+    with billed.read() as connection:
+        assert verify_export(tmp_path / "before", connection).is_proved
+    billed.export(tmp_path / "later", renamed_ms)
+    named = {(row["tenant_name"], row["project_name"]) for row in usage_of(tmp_path / "later") if row["project_id"]}
+    # What runs since before the range has a line that begins with the range, at the instant of the new name.
+    assert ("Acme Nouveau", "Optik") in named
+    assert not {each for each in named if each[0] == "Acme"}
+    (acme,) = [row for row in rows_of(tmp_path / "later" / "invoice_totals.csv") if row["tenant_id"] == "acme"]
+    assert acme["tenant_name"] == "Acme Nouveau"
+
+
+def test_what_an_account_was_called_is_never_rewritten(billed: Centre) -> None:
+    for change in (sa.update(ACCOUNT_NAME).values(name="x"), sa.delete(ACCOUNT_NAME)):
+        with pytest.raises(StoreCorrupt, match="append-only"), billed.database.write() as connection:
+            connection.execute(change)
+
+
+def test_a_part_of_a_month_is_not_named_like_the_month(centre: Centre, tmp_path: Path) -> None:
+    centre.clock.advance(hours=24 * 31)
+    week = centre.export(tmp_path / "week", MIDNIGHT_MS, MIDNIGHT_MS + 7 * DAY_MS)
+    assert week.period == "2026-11-01_2026-11-07"
+    assert centre.export(tmp_path / "day", MIDNIGHT_MS - HOUR_MS, MIDNIGHT_MS).period == "2026-10-31_2026-10-31"
+    assert centre.export(tmp_path / "short", MIDNIGHT_MS, MIDNIGHT_MS + 30 * DAY_MS - 1).period == (
+        "2026-11-01_2026-11-30"
+    )
+    assert (tmp_path / "week" / usage_file_name("2026-11-01_2026-11-07", None, 0)).is_file()
 
 
 def test_a_month_is_named_by_its_month_and_a_longer_range_by_its_days(centre: Centre, tmp_path: Path) -> None:

@@ -5,7 +5,17 @@ from sqlalchemy import event as sa_event
 
 from scheduler.core.model import EndReason, HoldKind, JobId, JobState
 from scheduler.refusal import RefusalCode, Refused
-from scheduler.store.actions import CancelJobs, Did, HoldJobs, JobAction, ReleaseJobs, RequeueJobs, UpdateJobs
+from scheduler.store.actions import (
+    CancelJobs,
+    Did,
+    EndOverdue,
+    HoldJobs,
+    JobAction,
+    ReleaseJobs,
+    RequeueJobs,
+    UpdateJobs,
+    overdue_jobs,
+)
 from scheduler.store.allocations import MarkStopping
 from tests.store.harness import Centre, draft, start
 
@@ -106,6 +116,54 @@ def test_a_deadline_that_passes_fails_a_waiting_job(centre: Centre) -> None:
     (job,) = centre.submit(draft(deadline_ms=centre.clock.now_ms()))
     centre.do(CancelJobs((job,), "deadline", EndReason.DEADLINE))
     assert (centre.job_state(job), centre.job_column(job, "reason")) == (JobState.FAILED, "deadline")
+
+
+def test_what_is_overdue_ends_once_and_what_has_no_deadline_or_a_later_one_goes_on(centre: Centre) -> None:
+    due_ms = centre.clock.now_ms() + 60_000
+    running = centre.run("n0/0", deadline_ms=due_ms)
+    centre.started(running)
+    pending, held, later, never = centre.submit(
+        draft(deadline_ms=due_ms),
+        draft(deadline_ms=due_ms, is_held=True),
+        draft(deadline_ms=due_ms + 1),
+        draft(),
+    )
+    assert centre.do(EndOverdue()) == ()
+    centre.clock.advance(minutes=1)
+    actions = centre.do(EndOverdue())
+    assert [(action.job, action.state) for action in actions] == [
+        (running.job, JobState.STOPPING),
+        (pending, JobState.FAILED),
+        (held, JobState.FAILED),
+    ]
+    assert {centre.job_column(job, "reason") for job in (running.job, pending, held)} == {"deadline"}
+    assert [centre.job_state(job) for job in (later, never)] == [JobState.PENDING, JobState.PENDING]
+    assert centre.do(EndOverdue()) == (), "a gang that stops at its deadline is not told again"
+    centre.ended(running, reason=EndReason.EXIT_NONZERO)
+    assert (centre.job_state(running.job), centre.job_column(running.job, "reason")) == (JobState.TIMEOUT, "deadline")
+    centre.check()
+
+
+def test_a_job_that_is_requeued_when_its_deadline_passes_does_not_come_back(centre: Centre) -> None:
+    running = centre.run("n0/0", deadline_ms=centre.clock.now_ms() + 60_000)
+    centre.started(running)
+    centre.do(RequeueJobs((running.job,), "ana"))
+    centre.clock.advance(minutes=1)
+    centre.do(EndOverdue())
+    centre.ended(running, reason=EndReason.EXIT_NONZERO)
+    assert centre.job_state(running.job) is JobState.TIMEOUT
+
+
+def test_the_look_for_overdue_jobs_costs_an_index_of_those_with_a_deadline(centre: Centre) -> None:
+    centre.submit(draft(array_indexes=tuple(range(1000))))
+    statements: list[tuple[str, object]] = []
+    sa_event.listen(centre.database._reader, "before_cursor_execute", lambda *each: statements.append(each[2:4]))
+    with centre.database.read() as connection:
+        assert overdue_jobs(connection, centre.clock.now_ms()) == ()
+        ((statement, parameters),) = [each for each in statements if "deadline" in each[0]]
+        if connection.dialect.name == "sqlite":
+            plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters).all()  # type: ignore[arg-type]
+            assert "ix_job_deadline_ms" in str(plan)
 
 
 def test_an_update_changes_what_it_names_and_leaves_the_rest(centre: Centre) -> None:
