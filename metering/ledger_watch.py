@@ -20,7 +20,7 @@ from sqlalchemy.engine import Connection
 from metering.windows import SampleWindow
 from scheduler.core.model import GPU_UNITS, ROOT_ACCOUNT, AccountId, DeviceId, GpuClass, tenant_of
 from scheduler.core.occupancy import Cursor, Interval
-from scheduler.store.centre import accounts
+from scheduler.store.account_names import present_names
 from scheduler.store.codec import interval_of
 from scheduler.store.database import Database
 from scheduler.store.ledger_rows import (
@@ -199,7 +199,7 @@ def _start(connection: Connection, now_ms: int) -> _Seen:
 def _pairs(connection: Connection, known: Sequence[LedgerDevice]) -> set[tuple[AccountId, GpuClass]]:
     """Returns every tenant with every GPU class that is there."""
     classes = {device.gpu_class for device in known if device.removed_ms is None}
-    tenants = {tenant_of(each.account.id) for each in accounts(connection) if each.account.id != ROOT_ACCOUNT}
+    tenants = {tenant_of(account) for account in present_names(connection) if account != ROOT_ACCOUNT}
     return {(tenant, gpu_class) for tenant in tenants for gpu_class in classes}
 
 

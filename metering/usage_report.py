@@ -19,7 +19,7 @@ from metering.usage_lines import RatedLine, rated_lines
 from scheduler.auth import is_within
 from scheduler.core.model import ROOT_ACCOUNT, AccountId, EndReason
 from scheduler.refusal import RefusalCode, Refused
-from scheduler.store.centre import accounts
+from scheduler.store.account_names import present_names
 
 MOST_GROUPS = 10_000
 """Rows of one report: bounds the answer and the memory it takes. A centre's projects, users and days are far fewer."""
@@ -80,7 +80,7 @@ def usage_by(connection: Connection, span: Span, by: GroupBy, account: AccountId
     """
     books = [row.book for row in price_books(connection)]
     stretches = stretches_of(span.from_ms, span.to_ms, span.zone, books)
-    names = {each.account.id: each.display_name for each in accounts(connection)} if by is GroupBy.PROJECT else {}
+    names = present_names(connection) if by is GroupBy.PROJECT else {}
     is_measured = has_windows(connection, span.from_ms, span.to_ms)
     groups: dict[tuple[str, str], UsageGroup] = {}
     for rated in rated_lines(connection, stretches, account or None):
