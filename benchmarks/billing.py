@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from heapq import merge
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from random import Random
 from zoneinfo import ZoneInfo
@@ -83,7 +83,7 @@ def jobs_of(group: int, devices: list[DeviceId], cycle_ms: int, made: list[tuple
         booking = chance.choice(tuple(Booking))
         made.append((allocation, job, account, booking.value, json.dumps(grant(devices)), *edges[1:3], edges[4]))
         phases = (None, Phase.STARTING, Phase.RUNNING, Phase.STOPPING)
-        for phase, (from_ms, to_ms) in zip(phases, zip(edges, edges[1:], strict=False), strict=True):
+        for phase, (from_ms, to_ms) in zip(phases, pairwise(edges), strict=True):
             occupant = idle
             if phase is not None:
                 occupant = Occupant(
@@ -183,7 +183,7 @@ def _write_chain(connection: sqlite3.Connection, pieces: Iterator[Piece]) -> dic
                 )
             )
             previous, ends[piece.device] = made, piece.to_ms
-        connection.executemany(f"INSERT INTO occupancy VALUES ({', '.join('?' * 21)})", rows)
+        connection.executemany("INSERT INTO occupancy VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)", rows)
     connection.execute("DELETE FROM ledger_head")
     connection.execute("INSERT INTO ledger_head VALUES (1, ?, ?)", (sequence, previous))
     return ends
