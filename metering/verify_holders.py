@@ -4,6 +4,7 @@ from sqlalchemy.engine import Connection
 
 from metering.core.usage import UnevenSegment, holding_of, open_holding_of, segments_of
 from metering.findings import Check, Report
+from metering.plain_gangs import plain_gang
 from scheduler.core.model import DeviceId, Phase
 from scheduler.core.occupancy import Cursor, Interval, OccupancyState, charged_units
 from scheduler.store.ledger_rows import (
@@ -73,6 +74,8 @@ def verify_allocations(connection: Connection, report: Report, until_ms: int) ->
     try:
         for allocation in allocations(connection, *_ALL_TIME_MS):
             report.count("allocations")
+            if _is_plain(allocation):
+                continue
             _verify_terms(report, allocation)
             _verify_times(report, allocation)
             _verify_open(connection, report, allocation)
@@ -80,6 +83,23 @@ def verify_allocations(connection: Connection, report: Report, until_ms: int) ->
     except (ValueError, LookupError, TypeError) as error:
         seen = report.counted.get("allocations", 0)
         report.wrong(Check.HOLDER, f"allocations, after {seen} of them", "rows that can be read", repr(error))
+
+
+def _is_plain(allocation: LedgerAllocation) -> bool:
+    """Says whether an allocation is of the plain kind and all that is checked below holds."""
+    gang = plain_gang(allocation)
+    if gang is None:
+        return False
+    _, gpu_class, _, units, holder, job, _, segment, booking = gang.terms
+    return (
+        (holder, job, gpu_class) == (allocation.account, allocation.job, allocation.gpu_class)
+        and (segment, booking) == (allocation.segment, allocation.booking.value)
+        and allocation.devices.issuperset(gang.devices)
+        and gang.least_charged_units >= units
+        and gang.from_ms == allocation.decided_ms
+        and gang.running_ms in {None, allocation.started_ms}
+        and gang.to_ms == allocation.ended_ms
+    )
 
 
 def _verify_terms(report: Report, allocation: LedgerAllocation) -> None:
