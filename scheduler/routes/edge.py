@@ -25,7 +25,6 @@ from scheduler.wire.text import shown, words_of
 
 logger = logging.getLogger(__name__)
 
-REQUEST_ID_HEADER = "X-Request-Id"
 UNTIMED = frozenset({"/v1/jobs/{ref}/wait", "/v1/jobs/{ref}/logs"})
 """Routes whose answers stay open as long as the client likes: their time says nothing about the daemon."""
 UNMATCHED = "unmatched"
