@@ -1,7 +1,7 @@
 """The flags of `submit` and `run`, and the job that they ask for (JobSpec of docs/api.md)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated
@@ -52,7 +52,7 @@ class JobFlags:
     ] = None
     nodes: Annotated[str | None, typer.Option("-N", "--nodes", metavar="N", help="Nodes.")] = None
     total_gpus: Annotated[
-        str | None, typer.Option("--total-gpus", metavar="N", help="GPUs in all, instead of per node.")
+        str | None, typer.Option("--total-gpus", metavar="GPUS", help="In all, instead of per node: 64, H100:64.")
     ] = None
     cpus: Annotated[str | None, typer.Option("-c", "--cpus", metavar="N", help="CPU cores per node.")] = None
     mem: Annotated[str | None, typer.Option("-m", "--mem", metavar="SIZE", help="Memory per node: 64G, 1.5TiB.")] = None
@@ -102,19 +102,44 @@ class JobFlags:
     grace: Annotated[str | None, typer.Option("--grace", metavar="DUR", help="Between SIGTERM and SIGKILL: 120s.")] = (
         None
     )
+    sweep: Annotated[
+        list[str] | None, typer.Option("--sweep", metavar="K=V,V", help="A job for each value; repeat: for each pair.")
+    ] = None
+    max_cost: Annotated[
+        str | None, typer.Option("--max-cost", metavar="AMOUNT", help="Refuse what may cost more than this.")
+    ] = None
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen, and submit nothing.")] = False
-    lenient: Annotated[bool, typer.Option("--lenient", help="Leave #SBATCH lines of a script unread.")] = False
+    lenient: Annotated[bool, typer.Option("--lenient", help="Leave out what is not supported.")] = False
+
+
+_ADDED_UP = ("env", "label", "constraint", "sweep")
+"""Flags whose values are added to those below them, a later one of the same key winning; others replace them."""
+_INSTEAD = {"gpus": ("total_gpus",), "total_gpus": ("gpus",), "spot": ("booking",), "booking": ("spot",)}
+"""Flags that say the same thing in other ways: typing one takes the others' words back."""
+
+
+def layered(above: JobFlags, below: JobFlags) -> JobFlags:
+    """Returns what holds where two things ask: flags `above` a job file or the lines of a script `below`."""
+    found = {field.name: getattr(below, field.name) for field in fields(JobFlags)}
+    said = {field.name: value for field in fields(JobFlags) if (value := getattr(above, field.name)) != field.default}
+    defaults = {field.name: field.default for field in fields(JobFlags)}
+    for name in said:
+        found.update({other: defaults[other] for other in _INSTEAD.get(name, ())})
+    for name, value in said.items():
+        found[name] = [*(found[name] or []), *value] if name in _ADDED_UP else value
+    return JobFlags(**found)
 
 
 def spec_of(
-    flags: JobFlags, command: list[str], project: str | None, environment: Mapping[str, str]
+    flags: JobFlags, work: Mapping[str, object], project: str | None, environment: Mapping[str, str]
 ) -> dict[str, object]:
-    """Returns the job that the flags and a command ask for. Raises UsageProblem for what cannot be meant.
+    """Returns the job that the flags ask for. Raises UsageProblem for what cannot be meant.
 
-    Only what was asked for is named, so that the server's defaults hold for the rest.
+    `work` is what it runs: `command`, or `script`. Only what was asked for is named, so that the server's defaults hold
+    for the rest.
     """
     now = moments.current()
-    spec: dict[str, object] = {"command": command, "project": flags.project or project, **_resources(flags)}
+    spec: dict[str, object] = {**work, "project": flags.project or project, **_resources(flags)}
     spec |= {
         "name": flags.name,
         "image": flags.image,
@@ -137,16 +162,19 @@ def spec_of(
 
 
 def _resources(flags: JobFlags) -> dict[str, object]:
-    if flags.gpus is not None and flags.total_gpus is not None and flags.gpus.strip()[:1].isdigit():
-        raise UsageProblem("-g and --total-gpus both say how many GPUs", f"-g {flags.gpus}", "--total-gpus N")
-    asked = None if flags.gpus is None else values.gpus(flags.gpus)
-    count = None if asked is None else asked.count
+    if flags.gpus is not None and flags.total_gpus is not None:
+        raise UsageProblem(
+            "-g and --total-gpus both say how many GPUs", f"-g {flags.gpus}", f"--total-gpus {flags.total_gpus}"
+        )
+    each = None if flags.gpus is None else values.gpus(flags.gpus)
+    total = None if flags.total_gpus is None else values.total_gpus(flags.total_gpus)
+    asked, count = each or total, None if each is None else each.count
     return {
         # A share is a JSON number like any other; up to four decimals it is written as it was typed.
         "gpus_per_node": float(count) if isinstance(count, Decimal) else count,
         "gpu_classes": [] if asked is None else list(asked.classes),
         "gpu_memory_bytes": None if asked is None else asked.memory_bytes,
-        "total_gpus": None if flags.total_gpus is None else values.count(flags.total_gpus, "--total-gpus"),
+        "total_gpus": None if total is None else total.count,
         "nodes": None if flags.nodes is None else values.count(flags.nodes, "-N"),
         "cpus_per_node": None if flags.cpus is None else values.count(flags.cpus, "-c"),
         "memory_bytes_per_node": None if flags.mem is None else values.size(flags.mem, "-m"),

@@ -15,7 +15,7 @@ from cli.render import FORMATS, Screen, Style, discard_output
 from cli.session import Session
 from cli.verbs import COMPLETION_VARIABLE, Verb, VerbGroup, group
 
-_JOBS, _CLUSTER, _YOU, _LOCAL, _ADMIN = "JOBS", "CLUSTER", "YOU", "LOCAL", "ADMIN"
+_JOBS, _MONEY, _CLUSTER, _YOU, _LOCAL, _ADMIN = "JOBS", "MONEY", "CLUSTER", "YOU", "LOCAL", "ADMIN"
 
 VERBS = (
     Verb("submit", "cli.commands.submit", "submit", _JOBS, "Submit a job", takes_command=True),
@@ -31,6 +31,9 @@ VERBS = (
     Verb("requeue", "cli.commands.act", "requeue", _JOBS, "Stop running jobs and queue them again"),
     Verb("history", "cli.commands.jobs", "history", _JOBS, "List jobs that have ended, or what happened to one"),
     Verb("report", "cli.commands.jobs", "report", _JOBS, "Tell what a job held, start by start"),
+    Verb("top", "cli.commands.top", "top", _JOBS, "Watch jobs and GPUs, full screen"),
+    Verb("quote", "cli.commands.submit", "quote", _MONEY, "Tell what a job may cost", takes_command=True),
+    Verb("usage", "cli.commands.money", "usage", _MONEY, "Tell what was used, and what it costs"),
     Verb("gpus", "cli.commands.cluster", "gpus", _CLUSTER, "List GPUs: what is free, what it costs"),
     Verb("nodes", "cli.commands.cluster", "nodes", _CLUSTER, "List nodes"),
     Verb("login", "cli.commands.you", "login", _YOU, "Keep a token for a server"),
@@ -41,6 +44,7 @@ VERBS = (
     Verb("serve", "cli.commands.serve", "serve", _LOCAL, "Run the daemon"),
     Verb("agent", "cli.commands.agent", "agent", _LOCAL, "Run the agent of a GPU node"),
     Verb("doctor", "cli.commands.doctor", "doctor", _LOCAL, "Check what may keep this command from working"),
+    Verb("schema", "cli.commands.schema", "SCHEMA", _LOCAL, "JSON Schemas, for editors"),
     Verb("completion", "cli.commands.you", "completion", _LOCAL, "Print a shell's completion script"),
     Verb("version", "cli.commands.you", "version", _LOCAL, "Tell the versions of client and server"),
     Verb("admin", "cli.commands.admin", "ADMIN", _ADMIN, "Accounts, tokens, nodes, prices, the ledger"),

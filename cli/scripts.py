@@ -1,4 +1,4 @@
-"""What stands behind the flags of `submit` and `run`: a command, a script, or a job file."""
+"""What stands behind the flags of `submit` and `run`: a command or a script, as the argv that it is."""
 
 import os
 import shlex
@@ -8,8 +8,8 @@ from pathlib import Path
 
 from cli.errors import Refusal, UsageProblem
 
-_DIRECTIVE_LINES = 200
-"""`#SBATCH` lines stand before the first command; nobody writes so many lines of comment before it."""
+_LOOKED_AT_BYTES = 256 * 1024
+"""Directives stand before a script's first command; an executable of gigabytes is not read whole to find none."""
 _TELLING_SHORT_OPTIONS = frozenset({"-g", "-N", "-t"})
 """Short options that are rarely a command's own. Others (-n, -c, -m, -e …) mean something else to most commands."""
 
@@ -42,33 +42,35 @@ def misplaced(command: Typed, known_options: frozenset[str]) -> list[str]:
     return [name for name in dict.fromkeys(names) if name in telling]
 
 
-def argv_of(command: Typed, *, is_lenient: bool) -> list[str]:
-    """Returns what the job runs. A file that is a script is run as one; anything else is a command as it stands.
+def script_of(command: Typed) -> Path | None:
+    """Returns the file that a command begins with where that is a script to run; None for a command as it stands.
 
-    Raises Refusal for job files and for files that cannot be run.
+    Raises Refusal for a file that cannot be run.
     """
-    first, rest = command.words[0], list(command.words[1:])
+    first = command.words[0]
     path = Path(first).expanduser()
     if command.has_dashes or not path.is_file():
-        if not command.has_dashes and path.suffix in {".yaml", ".yml"}:
-            raise Refusal(f"there is no file {first}")
-        return [first, *rest]
-    if path.suffix in {".yaml", ".yml"}:
-        raise Refusal(
-            f"{first} is a job file, and this version reads none; the flags of the same names say the same",
-            "turnstile submit -g H100:8 -t 4h -- COMMAND",
-            code="unsupported",
-        )
-    interpreter = _interpreter(path)
-    if interpreter is None and not os.access(path, os.X_OK):
-        if "/" not in first and shutil.which(first) is not None:
-            return [first, *rest]
-        raise Refusal(f"{first} is neither executable nor begins with #!", f"chmod +x {first}", f"bash {first}")
-    _refuse_directives(path, first, is_lenient=is_lenient)
-    whole = str(path.absolute())
+        return None
+    if os.access(path, os.X_OK) or _interpreter(path) is not None:
+        return path
+    if "/" not in first and shutil.which(first) is not None:
+        return None
+    raise Refusal(f"{first} is neither executable nor begins with #!", f"chmod +x {first}", f"bash {first}")
+
+
+def argv_of(command: Typed) -> list[str]:
+    """Returns what the job runs. A file that is a script is run as one; anything else is a command as it stands.
+
+    Raises Refusal for files that cannot be run.
+    """
+    path = script_of(command)
+    if path is None:
+        return list(command.words)
+    whole, rest = str(path.absolute()), command.words[1:]
     if os.access(path, os.X_OK):
         return [whole, *rest]
-    assert interpreter is not None  # a file without one was refused above
+    interpreter = _interpreter(path)
+    assert interpreter is not None  # a file without one is refused as no script
     return [*interpreter, whole, *rest]
 
 
@@ -87,17 +89,10 @@ def _interpreter(path: Path) -> list[str] | None:
         return None
 
 
-def _refuse_directives(path: Path, typed: str, *, is_lenient: bool) -> None:
-    found = []
-    with path.open("rb") as opened:
-        for number, line in enumerate(opened, 1):
-            if number > _DIRECTIVE_LINES:
-                break
-            if line.startswith(b"#SBATCH"):
-                found.append(f"line {number}: {line.decode('utf-8', 'replace').strip()}")
-    if found and not is_lenient:
-        raise Refusal(
-            f"{typed} has #SBATCH lines, which this version does not read ({found[0]})",
-            "the same as flags, and --lenient",
-            code="unsupported",
-        )
+def mentions_slurm(path: Path) -> bool:
+    """True when a file has `#SBATCH` somewhere near its beginning. Raises Refusal if it cannot be read."""
+    try:
+        with path.open("rb") as opened:
+            return b"#SBATCH" in opened.read(_LOOKED_AT_BYTES)
+    except OSError as problem:
+        raise Refusal(f"{path} cannot be read: {problem.strerror}") from None

@@ -31,6 +31,10 @@ class Session:
         self.typed: tuple[str, ...] = ()
         """The arguments behind the verb, as they were typed."""
         self.known_options: frozenset[str] = frozenset()
+        self.early: tuple[str, ...] = ()
+        """Flags of all verbs that were typed before the verb: `turnstile --context prod queue`."""
+        self.job_file: str | None = None
+        """The job file that stood in the place of a command."""
 
     @cached_property
     def contexts(self) -> Contexts:

@@ -167,3 +167,16 @@ def _held_gpus(allocation: Json) -> str:
 
 def _node_names(allocation: Json) -> list[str]:
     return [name for node in items(allocation, "nodes") if (name := text(node, "name")) is not None]
+
+
+def quoted(quote: Json, now: datetime) -> list[str]:
+    """Returns the line of `quote`: what it may cost, how that comes about, when it could start."""
+    cost, hours = phrases.money(sub(quote, "max_cost")), text(quote, "gpu_hours")
+    rate = sub(quote, "price_per_gpu_hour")
+    product = f"{hours} GPU-h" + (f" × {text(rate, 'amount')}" if rate is not None else "")
+    start = sub(quote, "start_estimate")
+    expected = phrases.clock(text(start, "p50"), now) if start is not None else None
+    parts = [f"at most {cost} ({product})" if cost is not None else f"{product}; no price is known for these GPUs"]
+    parts += [f"starts ~{expected}"] if expected is not None else []
+    # A dry run is refused as the submission would be, so an answer means that quota and budget let it in.
+    return ["   ".join([*parts, "could be submitted: yes"])]

@@ -23,6 +23,7 @@ _ARRAY_PART = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9})(?::([0-9]{1,9}))?)?", re
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 _LABEL_KEY = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]*[A-Za-z0-9])?", re.ASCII)
 _GPU_CLASS = re.compile(r"[A-Za-z][A-Za-z0-9._-]*", re.ASCII)
+_MONEY = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)\s?([A-Za-z]{3})?", re.ASCII)
 _GPU_COUNT = re.compile(r"[0-9]{1,6}|0?\.[0-9]{1,4}", re.ASCII)
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4, "P": 5}
 
@@ -111,7 +112,7 @@ def gpus(text: str, flag: str = "-g") -> GpuRequest:
             raise UsageProblem(f"{flag} {typed} has no count", f"{flag} {typed}:1")
         raise UsageProblem(f"{flag} {typed!r} is not a number of GPUs", f"{flag} 8", f"{flag} H100:8")
     if not _GPU_COUNT.fullmatch(count_text):
-        raise UsageProblem(f"{flag} {typed!r}: {count_text!r} is not a count", f"{flag} {what or 'H100'}:8")
+        raise UsageProblem(f"{flag} {typed!r} is not a count", f"{flag} {what or 'H100'}:8")
     count: int | Decimal = Decimal(count_text) if "." in count_text else int(count_text)
     if count == 0:
         raise UsageProblem(f"{flag} {typed} asks for no GPU at all", f"{flag} {what + ':' if what else ''}1")
@@ -128,6 +129,34 @@ def gpus(text: str, flag: str = "-g") -> GpuRequest:
                 f"{flag} {typed!r}: {name!r} is not the name of a GPU class", f"{flag} H100:{count_text}"
             )
     return GpuRequest(count, classes=classes)
+
+
+def total_gpus(text: str, flag: str = "--total-gpus") -> GpuRequest:
+    """Reads `64` and `H100:64`: whole GPUs in all, of these classes or of any."""
+    found = gpus(text, flag)
+    if isinstance(found.count, Decimal):
+        raise UsageProblem(f"{flag} {text.strip()}: shares of a GPU are asked for per node", f"-g {text.strip()}")
+    return found
+
+
+def money(text: str, flag: str) -> tuple[Decimal, str | None]:
+    """Reads `500`, `1250.50`, `500USD`, `500 USD`: an amount of at least 0, and its currency where one was typed."""
+    typed = text.strip()
+    found = _MONEY.fullmatch(typed)
+    if found is None:
+        raise UsageProblem(f"{flag} {typed!r} is not an amount of money", f"{flag} 500", f"{flag} 1250.50")
+    return Decimal(found[1]), found[2].upper() if found[2] else None
+
+
+def sweep(text: str, flag: str = "--sweep") -> tuple[str, tuple[str, ...]]:
+    """Reads `lr=1e-5,2e-5`: a variable's name and the values that it takes, each once, in order."""
+    name, equals, values = text.partition("=")
+    found = tuple(dict.fromkeys(each.strip() for each in values.split(",")))
+    if not equals or not _KEY.fullmatch(name):
+        raise UsageProblem(f"{flag} {text!r} is not NAME=VALUE,VALUE", f"{flag} lr=1e-5,2e-5")
+    if not all(found):
+        raise UsageProblem(f"{flag} {text!r} has an empty value", f"{flag} lr=1e-5,2e-5")
+    return name, found
 
 
 def _gpu_memory(text: str, flag: str) -> int:

@@ -16,6 +16,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from cli.contexts import Overrides
 from cli.errors import UsageProblem
+from cli.names import is_job_file
 from cli.render import checked_style
 from cli.session import Session
 from cli.values import closest
@@ -119,8 +120,23 @@ class VerbCommand(TyperCommand):
         """Reads the flags, and remembers what was typed: whether `--` stood before the job's command matters."""
         session = ctx.obj
         assert isinstance(session, Session)  # main() put it there
+        args = [*session.early, *args]
+        if not ctx.allow_interspersed_args:
+            args = self._without_job_file(ctx, session, args)
         session.typed = tuple(args)
         return super().parse_args(ctx, args)
+
+    def _without_job_file(self, ctx: "Context", session: Session, args: list[str]) -> list[str]:
+        """Takes a job file out of the words, so that flags behind it are ours: a file, unlike a command, has none."""
+        if ctx.resilient_parsing:
+            return args
+        read, _, _ = self.make_parser(ctx).parse_args(list(args))
+        words = read.get(next(param.name for param in self.params if param.param_type_name == "argument")) or ()
+        at = len(args) - len(words)
+        if not words or (at > 0 and args[at - 1] == "--") or not is_job_file(words[0]):
+            return args
+        session.job_file = words[0]
+        return [*args[:at], *words[1:]]
 
     def invoke(self, ctx: "Context") -> Any:
         """Sets up the session from the flags that are not the function's own, and calls it with those that are."""
@@ -149,6 +165,16 @@ class VerbGroup(TyperGroup):
     """Verbs by name. Imports the module of the one that is typed."""
 
     table: tuple[Verb, ...] = ()
+
+    def parse_args(self, ctx: "Context", args: list[str]) -> list[str]:
+        """Keeps flags of all verbs that stand before the verb for it: `turnstile --context prod queue`."""
+        at = _common_flags_end(args)
+        if ctx.resilient_parsing:  # a shell asks for names; nothing is carried out
+            return super().parse_args(ctx, args[at:])
+        session = ctx.obj
+        assert isinstance(session, Session)  # main() put it there
+        session.early += tuple(args[:at])
+        return super().parse_args(ctx, args[at:] or ["--help"])
 
     def get_help_option(self, ctx: "Context") -> Any:
         """Returns `--help`, which is taken as it is typed."""
@@ -205,6 +231,22 @@ def _load(verb: Verb) -> "Command":
     settings = {"help_option_names": ["-h", "--help"], "allow_interspersed_args": not verb.takes_command}
     app.command(verb.name, cls=VerbCommand, context_settings=settings, hidden=verb.is_hidden)(loaded)
     return typer.main.get_command(app)
+
+
+def _common_flags_end(args: list[str]) -> int:
+    """Returns how many of the first words are flags that all verbs have, with their values. Raises UsageProblem."""
+    if not args or not args[0].startswith("-"):
+        return 0
+    takes_value = {name: not param.is_flag for param in _params_of(CommonFlags) for name in param.opts}
+    at = 0
+    while at < len(args):
+        name, equals, _ = args[at].partition("=")
+        if name not in takes_value or (equals and not (takes_value[name] and name.startswith("--"))):
+            break
+        at += 2 if takes_value[name] and not equals else 1
+    if at > len(args):
+        raise UsageProblem(f"option '{args[-1]}' requires an argument", "turnstile --help")
+    return at
 
 
 def _value(value: object) -> object:

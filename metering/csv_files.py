@@ -49,10 +49,14 @@ def _visible(character: str) -> str:
 
 
 class CsvFile:
-    """Writes one CSV file; a context manager. `finished` tells what was written once it is closed."""
+    """Writes one CSV file; a context manager. `finished` tells what was written once it is closed.
 
-    def __init__(self, path: Path, columns: Sequence[str]) -> None:
+    Spreadsheets want the BOM; FOCUS forbids it.
+    """
+
+    def __init__(self, path: Path, columns: Sequence[str], *, has_bom: bool = True) -> None:
         self._path = path
+        self._has_bom = has_bom
         self._columns = columns
         self._rows = 0
         self._digest = hashlib.sha256()
@@ -61,7 +65,8 @@ class CsvFile:
 
     def __enter__(self) -> Self:
         self._stream = self._path.open("xb")
-        self._put(BOM)
+        if self._has_bom:
+            self._put(BOM)
         self._writer.writerow(self._columns)
         return self
 

@@ -24,6 +24,8 @@ from metering.core.tariff import PriceBook
 from metering.core.usage import Stretch, stretches_of
 from metering.core.who_pays import WHO_PAYS
 from metering.csv_files import CsvFile, WrittenFile, harmless
+from metering.focus import FocusRows, FocusTerms
+from metering.focus_check import FocusChecker, FocusReport
 from metering.ledger import has_windows, price_books
 from metering.manifest import MANIFEST, Manifest, tool_version, tzdata_version
 from metering.usage_lines import PERIOD_STATUS, USAGE_COLUMNS, LineContext, invoice_rows, rated_lines, usage_row
@@ -53,6 +55,7 @@ class _Request:
     zone: ZoneInfo
     tenant: AccountId | None
     revision: int
+    focus: FocusTerms
 
 
 @dataclass(slots=True)
@@ -76,6 +79,7 @@ def export_usage(  # noqa: PLR0913 - a request in words: what, where, which time
     *,
     known_until_ms: int | None = None,
     revision: int = 0,
+    focus: FocusTerms = FocusTerms(),  # noqa: B008 - a frozen value
 ) -> Manifest:
     """Writes the export of `[from_ms, to_ms)` to `out_dir`, which must be empty or not there, and returns its manifest.
 
@@ -99,7 +103,7 @@ def export_usage(  # noqa: PLR0913 - a request in words: what, where, which time
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", suffix=".partial", dir=out_dir.parent))
     try:
-        manifest = _write(connection, partial, _Request(from_ms, to_ms, zone, tenant, revision))
+        manifest = _write(connection, partial, _Request(from_ms, to_ms, zone, tenant, revision, focus))
         partial.rename(out_dir)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -110,10 +114,19 @@ def export_usage(  # noqa: PLR0913 - a request in words: what, where, which time
 
 def usage_file_name(period: str, tenant: AccountId | None, revision: int) -> str:
     """Returns the name of the usage lines' file; a tenant's name keeps its letters and digits only."""
+    return _file_name("usage_lines", period, tenant, revision)
+
+
+def focus_file_name(period: str, tenant: AccountId | None, revision: int) -> str:
+    """Returns the name of the FOCUS file."""
+    return _file_name("focus", period, tenant, revision)
+
+
+def _file_name(what: str, period: str, tenant: AccountId | None, revision: int) -> str:
     whose = "all"
     if tenant is not None:
         whose = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in tenant)
-    return f"usage_lines_{period}_{whose}_r{revision}.csv"
+    return f"{what}_{period}_{whose}_r{revision}.csv"
 
 
 def period_of(from_ms: int, to_ms: int, zone: ZoneInfo) -> str:
@@ -139,10 +152,10 @@ def _write(connection: Connection, folder: Path, request: _Request) -> Manifest:
     )
     period = period_of(request.from_ms, request.to_ms, request.zone)
     sums = _Sums()
-    usage, invoices = _write_usage(connection, folder, (request, context, stretches, period), sums)
+    lines, invoices = _write_lines(connection, folder, (request, context, stretches, period), sums)
     if request.tenant is not None and request.tenant not in context.names and not sums.usage_lines:
         raise Refused(RefusalCode.NOT_FOUND, f"there is no tenant {request.tenant!r}, and none has any use on record")
-    files = [usage, _write_totals(folder, invoices, context, period)]
+    files = [*lines, _write_totals(folder, invoices, context, period)]
     if request.tenant is None:
         files.append(_write_capacity(connection, folder, request, sums))
     first, last = ended_between(connection, request.from_ms, request.to_ms)
@@ -162,23 +175,35 @@ def _write(connection: Connection, folder: Path, request: _Request) -> Manifest:
         first_sequence=first,
         last_sequence=last,
         chain_head=hash_at(connection, last) if last is not None else None,
+        focus_version=request.focus.version,
+        invoice_issuer=request.focus.issuer,
         tool_version=tool_version(),
     )
     _write_text(folder / MANIFEST, manifest.to_json())
     return manifest
 
 
-def _write_usage(
+def _write_lines(
     connection: Connection,
     folder: Path,
     terms: tuple[_Request, LineContext, Sequence[Stretch], str],
     sums: _Sums,
-) -> tuple[WrittenFile, list[Invoice]]:
+) -> tuple[list[WrittenFile], list[Invoice]]:
+    """Writes the native and the FOCUS file side by side, from the same lines."""
     request, context, stretches, period = terms
     totals = Totals()
-    with CsvFile(folder / usage_file_name(period, request.tenant, request.revision), USAGE_COLUMNS) as file:
+    focus = FocusRows(request.focus, request.zone)
+    names = [name(period, request.tenant, request.revision) for name in (usage_file_name, focus_file_name)]
+    native_file = CsvFile(folder / names[0], USAGE_COLUMNS)
+    focus_file = CsvFile(folder / names[1], focus.columns, has_bom=False)
+    checker = FocusChecker(focus.columns)
+    with native_file, focus_file:
         for rated in rated_lines(connection, stretches, request.tenant):
-            file.row(usage_row(connection, rated, context))
+            cells = usage_row(connection, rated, context)
+            native_file.row(cells)
+            charge = focus.usage(rated, cells)
+            if charge is not None:
+                _put_charge(focus_file, checker, charge)
             totals.add(rated.line)
             piece = rated.line.slice
             sums.usage_lines += 1
@@ -187,10 +212,33 @@ def _write_usage(
             sums.held_unit_ms += piece.held.unit_ms
             sums.charged_unit_ms += piece.charged.unit_ms
         invoices = totals.invoices()
+        range_ms = (request.from_ms, request.to_ms)
         for invoice in invoices:
-            for row in invoice_rows(invoice, context, (request.from_ms, request.to_ms), period):
-                file.row(row)
-    return file.finished, invoices
+            for cells in invoice_rows(invoice, context, range_ms, period):
+                native_file.row(cells)
+                _put_charge(focus_file, checker, focus.of_invoice(invoice, cells, range_ms))
+    _refuse_broken(checker.finish(), invoices)
+    return [native_file.finished, focus_file.finished], invoices
+
+
+def _put_charge(file: CsvFile, checker: FocusChecker, cells: Sequence[str]) -> None:
+    """Writes a FOCUS row, or refuses it: a file that breaks a rule of its specification never leaves."""
+    checker.row(cells)
+    if checker.report.failures:
+        _refuse_broken(checker.report, ())
+    file.row(cells)
+
+
+def _refuse_broken(report: FocusReport, invoices: Sequence[Invoice]) -> None:
+    if report.breaks:
+        raise Refused(RefusalCode.INVALID, f"the FOCUS file would break a rule: {report.breaks[0]}")
+    for invoice in invoices:
+        billed = report.billed_micros[harmless(invoice.tenant), invoice.currency]
+        if billed != invoice.payable_micros:
+            raise StoreCorrupt(
+                f"charges of {invoice.tenant} add up to {fixed(billed, AMOUNT_DECIMALS)} {invoice.currency}, but"
+                f" {fixed(invoice.payable_micros, AMOUNT_DECIMALS)} is payable; run the ledger's verification"
+            )
 
 
 def _write_totals(folder: Path, invoices: Sequence[Invoice], context: LineContext, period: str) -> WrittenFile:

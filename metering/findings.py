@@ -20,6 +20,7 @@ class Check(StrEnum):
     PRICE_BOOK = "price_book"  # a book is what its hash says
     FILE = "file"  # an export's files are those of its manifest
     ARITHMETIC = "arithmetic"  # lines, totals and capacity add up
+    FOCUS = "focus"  # the FOCUS file keeps the rules of its specification
     RERATING = "rerating"  # the ledger gives the same export again
 
 

@@ -24,6 +24,8 @@ from scheduler.store.ledger_rows import held_terms
 
 MOST_WINDOW_MS = 3_600_000
 """The longest window that is taken in, an hour: bounds how far back a look-up by time must reach."""
+IDLE_BELOW_PPM = 50_000
+"""A window whose mean utilisation is less counts as idle: 5 %, the threshold of agents and of the idle alert."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +192,21 @@ def sum_windows(connection: Connection, devices: Sequence[DeviceId], from_ms: in
         row = connection.execute(query).one()
         sums = [have + int(more or 0) for have, more in zip(sums, row, strict=True)]
     return WindowSums(*sums)
+
+
+def idle_sums(connection: Connection, devices: Sequence[DeviceId], from_ms: int, to_ms: int) -> tuple[int, int]:
+    """Returns the GPU-milliseconds of `[from_ms, to_ms)` in windows of idle use, and in all whose use is known."""
+    window = GPU_WINDOW.c
+    first = sa.case((window.from_ms < from_ms, from_ms), else_=window.from_ms)
+    last = sa.case((window.to_ms > to_ms, to_ms), else_=window.to_ms)
+    is_idle = window.utilization_mean_ppm < IDLE_BELOW_PPM
+    idle_ms = measured_ms = 0
+    for part in chunks(devices):
+        sums = (sa.func.sum(sa.case((is_idle, last - first), else_=0)), sa.func.sum(last - first))
+        known = window.utilization_mean_ppm.is_not(None)
+        row = connection.execute(sa.select(*sums).where(known, *_overlapping(part, from_ms, to_ms))).one()
+        idle_ms, measured_ms = idle_ms + int(row[0] or 0), measured_ms + int(row[1] or 0)
+    return idle_ms, measured_ms
 
 
 def _overlapping(devices: Sequence[DeviceId], from_ms: int, to_ms: int) -> tuple[sa.ColumnElement[bool], ...]:

@@ -18,8 +18,9 @@ from prometheus_client.registry import Collector
 from sqlalchemy.engine import Connection
 
 from metering.windows import SampleWindow
-from scheduler.core.model import GPU_UNITS, AccountId, DeviceId, GpuClass, tenant_of
+from scheduler.core.model import GPU_UNITS, ROOT_ACCOUNT, AccountId, DeviceId, GpuClass, tenant_of
 from scheduler.core.occupancy import Cursor, Interval
+from scheduler.store.account_names import present_names
 from scheduler.store.codec import interval_of
 from scheduler.store.database import Database
 from scheduler.store.ledger_rows import ClosedTotal, chain_rows, closed_totals, cursors, devices
@@ -56,8 +57,9 @@ class _Seen:
 class LedgerWatch:
     """Reads what is new in the ledger at each `look`. Every method is thread-safe; looks wait for one another."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, blind_ms: int = BLIND_MS) -> None:
         self._database = database
+        self._blind_ms = blind_ms
         self._looking = threading.Lock()  # held through a look, which may read for long
         self._lock = threading.Lock()  # over the two answers
         self._use: Counter[UseKey] = Counter()
@@ -93,9 +95,14 @@ class LedgerWatch:
                 seen.sequence = row.sequence
             held = cursors(connection)
             imbalance = _imbalance(connection, seen.closed, held, now_ms)
+            pairs = _pairs(connection)
         self._seen = seen
         use = self._count(new, held, {} if is_first else {DeviceId(each.uuid): each for each in windows}, now_ms)
         with self._lock:
+            for tenant, gpu_class in pairs:
+                # A counter that is born with a value is invisible to increase(): each begins at 0, before it is held.
+                for kind in KINDS:
+                    self._use.setdefault((tenant, gpu_class, kind), 0)
             self._use.update(use)
             self._imbalance = imbalance
 
@@ -124,7 +131,7 @@ class LedgerWatch:
             end_ms = begin_ms
             if window is not None:
                 end_ms = max(begin_ms, window.to_ms)
-            elif now_ms - begin_ms >= BLIND_MS:
+            elif now_ms - begin_ms >= self._blind_ms:
                 end_ms = now_ms
             self._counted_ms[device] = end_ms
             for piece in pieces.get(device, ()):
@@ -154,7 +161,6 @@ class LedgerCollector(Collector):
         use, imbalance = _families()
         counted = self._watch.use_unit_ms
         for tenant, gpu_class in sorted({(tenant, gpu_class) for tenant, gpu_class, _ in counted}):
-            # All kinds at once, so that increase() sees the first idle second of a tenant that was busy before.
             for kind in KINDS:
                 unit_ms = counted.get((tenant, gpu_class, kind), 0)
                 use.add_metric((tenant, gpu_class, kind), unit_ms / UNIT_MS_PER_GPU_SECOND)
@@ -179,6 +185,13 @@ def _families() -> tuple[CounterMetricFamily, GaugeMetricFamily]:
 
 def _start(connection: Connection, now_ms: int) -> _Seen:
     return _Seen(ledger_head(connection).sequence, closed_totals(connection), now_ms)
+
+
+def _pairs(connection: Connection) -> set[tuple[AccountId, GpuClass]]:
+    """Returns every tenant with every GPU class that is there."""
+    classes = {device.gpu_class for device in devices(connection) if device.removed_ms is None}
+    tenants = {tenant_of(account) for account in present_names(connection) if account != ROOT_ACCOUNT}
+    return {(tenant, gpu_class) for tenant in tenants for gpu_class in classes}
 
 
 def _with(total: ClosedTotal | None, row: Interval) -> ClosedTotal:

@@ -12,7 +12,7 @@ from typing import Any
 from metering.csv_files import WrittenFile
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 """Version of the files' layout. A reader refuses one that it does not know."""
 
 
@@ -37,6 +37,8 @@ class Manifest:
     last_sequence: int | None
     chain_head: str | None
     """Hash of the ledger row `last_sequence`: of those that ended in the range, the last one written."""
+    focus_version: str
+    invoice_issuer: str
     tool_version: str = ""
     format: int = FORMAT
 
@@ -58,6 +60,7 @@ class Manifest:
             "tenant": self.tenant,
             "revision": self.revision,
             "supersedes": self.revision - 1 if self.revision > 0 else None,
+            "focus": {"version": self.focus_version, "issuer": self.invoice_issuer},
             "files": {file.name: {"rows": file.rows, "sha256": file.sha256} for file in self.files},
             "sums": dict(self.sums),
             "price_books": dict(self.price_books),
@@ -103,6 +106,8 @@ class Manifest:
             first_sequence=ledger["first_sequence"],
             last_sequence=ledger["last_sequence"],
             chain_head=ledger["chain_head"],
+            focus_version=str(document["focus"]["version"]),
+            invoice_issuer=str(document["focus"]["issuer"]),
             tool_version=str(document["tool"]["version"]),
         )
 

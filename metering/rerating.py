@@ -10,6 +10,7 @@ from sqlalchemy.engine import Connection
 
 from metering.export import export_usage
 from metering.findings import Check, Report
+from metering.focus import FocusTerms
 from metering.ledger import price_book_rows
 from metering.manifest import MANIFEST, Manifest
 from scheduler.core.model import AccountId
@@ -42,8 +43,9 @@ def compare_with_ledger(folder: Path, manifest: Manifest, connection: Connection
                 AccountId(manifest.tenant) if manifest.tenant is not None else None,
                 known_until_ms=max(manifest.to_ms, latest_known_ms(connection)),
                 revision=manifest.revision,
+                focus=FocusTerms(manifest.focus_version, manifest.invoice_issuer),
             )
-        except (Refused, StoreError) as error:
+        except (Refused, StoreError, ValueError) as error:
             report.wrong(Check.RERATING, MANIFEST, "a range that the ledger can export", str(error))
             return
         for file in again.files:

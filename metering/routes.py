@@ -1,4 +1,4 @@
-"""The ledger and prices over HTTP: verify, export as a tar, price books; `scheduler.routes.app` is given the factory.
+"""The ledger, usage and prices over HTTP: verify, export, reports, price books, for `scheduler.routes.app`.
 
 An export is made in a directory that is gone before the first byte leaves: a client that hangs up leaves nothing.
 """
@@ -9,11 +9,10 @@ import tarfile
 import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import IO, Annotated, Any
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+from zoneinfo import ZoneInfo
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import StreamingResponse
@@ -21,7 +20,11 @@ from sqlalchemy.engine import Connection
 
 from metering.core.tariff import PriceBook, body_of, price_book_of
 from metering.export import export_usage
+from metering.focus import FocusTerms
+from metering.focus_columns import VERSIONS
 from metering.ledger import StoredBook, price_books, publish
+from metering.spans import instant_of, zone_of
+from metering.usage_routes import usage_routes
 from metering.verify import Report, verify
 from scheduler.auth import OPERATES, READS_MONEY, Rights
 from scheduler.clock import iso_utc
@@ -31,9 +34,7 @@ from scheduler.routes.door import Door, answer
 from scheduler.routes.limits import Slots
 from scheduler.store.transaction import Transaction
 from scheduler.wire.problems import Json, envelope, page
-from scheduler.wire.requests import parse_time
 from scheduler.wire.spec import invalid
-from scheduler.wire.text import shown
 
 MOST_LEDGER_READS = 2
 """Exports and verifications at once: each reads the ledger from end to end and keeps a thread and a snapshot."""
@@ -49,6 +50,17 @@ class PublishPrices:
     def execute(self, tx: Transaction) -> StoredBook:
         """Returns the book as stored. Raises Refused as `ledger.publish` does."""
         return publish(tx.connection, self.book, tx.now_ms)
+
+
+def _terms(
+    focus: Annotated[str, Query(max_length=8, description="The version of FOCUS: 1.2 or 1.3.")] = "1.2",
+    issuer: Annotated[str | None, Query(max_length=256, description="The centre's name on invoices.")] = None,
+) -> FocusTerms:
+    try:
+        return FocusTerms(focus) if issuer is None else FocusTerms(focus, issuer)
+    except ValueError as error:
+        field = "focus" if focus not in VERSIONS else "issuer"
+        raise invalid((Problem(str(error), field),)) from None
 
 
 def ledger_routes(door: Door) -> APIRouter:
@@ -74,14 +86,15 @@ def ledger_routes(door: Door) -> APIRouter:
     )
     async def export_ledger(
         rights: Annotated[Rights, Depends(reader)],
+        terms: Annotated[FocusTerms, Depends(_terms)],
         from_: Annotated[str, Query(alias="from", max_length=64, description="A day in `zone`, or an RFC 3339 time.")],
         to: Annotated[str, Query(max_length=64, description="Exclusive; as `from`.")],
         zone: Annotated[str, Query(max_length=64, description="An IANA time zone.")] = "UTC",
         tenant: Annotated[str | None, Query(min_length=1, max_length=256)] = None,
     ) -> Response:
         whose = rights.ledger_tenant(tenant)
-        where = _zone(zone)
-        wanted = _Wanted(_instant(from_, where, "from"), _instant(to, where, "to"), where, whose)
+        where = zone_of(zone)
+        wanted = _Wanted(instant_of(from_, where, "from"), instant_of(to, where, "to"), where, whose, terms)
         slots.check("")
         with slots.counted(""):
             file = await door.aside(_exported, door, wanted)
@@ -99,6 +112,7 @@ def ledger_routes(door: Door) -> APIRouter:
         stored = await door.carry_out(PublishPrices(book))
         return answer(envelope("PriceBook", door.now_ms, **_book(stored)), 201)
 
+    router.include_router(usage_routes(door))
     return router
 
 
@@ -111,6 +125,7 @@ class _Wanted:
     to_ms: int
     zone: ZoneInfo
     tenant: AccountId | None
+    focus: FocusTerms
 
 
 def _document(body: bytes) -> dict[str, Any]:
@@ -145,25 +160,6 @@ def _report(report: Report) -> Json:
     }
 
 
-def _zone(name: str) -> ZoneInfo:
-    try:
-        return ZoneInfo(name)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        raise invalid((Problem(f"no time zone {shown(name)!r}; write one such as Asia/Shanghai", "zone"),)) from None
-
-
-def _instant(text: str, zone: ZoneInfo, field: str) -> int:
-    """Returns UTC milliseconds of a day's beginning in the zone, or of an RFC 3339 time. Raises Refused."""
-    try:
-        day = date.fromisoformat(text)
-    except ValueError:
-        return parse_time(text, field)
-    try:
-        return int(datetime(day.year, day.month, day.day, tzinfo=zone).timestamp()) * 1000
-    except (OverflowError, ValueError):
-        raise invalid((Problem("is too far away", field),)) from None
-
-
 def _exported(door: Door, wanted: _Wanted) -> IO[bytes]:
     """Returns a tar of an export, read from its beginning; no file of it has a name any more."""
     folder = Path(tempfile.mkdtemp(prefix="turnstile-export-"))
@@ -189,7 +185,8 @@ def _exported(door: Door, wanted: _Wanted) -> IO[bytes]:
 
 
 def _export(connection: Connection, folder: Path, wanted: _Wanted, now_ms: int) -> None:
-    export_usage(connection, folder, wanted.from_ms, wanted.to_ms, wanted.zone, wanted.tenant, known_until_ms=now_ms)
+    span = (wanted.from_ms, wanted.to_ms)
+    export_usage(connection, folder, *span, wanted.zone, wanted.tenant, known_until_ms=now_ms, focus=wanted.focus)
 
 
 async def _chunks(door: Door, file: IO[bytes]) -> AsyncIterator[bytes]:

@@ -21,6 +21,7 @@ from metering.export import (
     minor_units,
 )
 from metering.findings import Check, Report
+from metering.focus_check import check_focus
 from metering.manifest import MANIFEST, Manifest
 from metering.rerating import compare_with_ledger
 from metering.usage_lines import USAGE_COLUMNS
@@ -56,11 +57,12 @@ def _verify_hashes(folder: Path, manifest: Manifest, report: Report) -> bool:
     for name in sorted(present - names - {MANIFEST}):
         report.wrong(Check.FILE, name, "a file of the manifest", "one that it does not name")
     wanted = {TOTALS_FILE, *([CAPACITY_FILE] if manifest.tenant is None else [])}
-    wanted |= {name for name in names if name.startswith("usage_lines_")}
+    wanted |= {name for name in names if name.startswith(("usage_lines_", "focus_"))}
     report.expect(Check.FILE, f"{MANIFEST} files", sorted(wanted), sorted(names))
-    if len(wanted) != len({TOTALS_FILE, CAPACITY_FILE} & wanted) + 1:
-        report.wrong(Check.FILE, f"{MANIFEST} files", "one file of usage lines", str(sorted(names)))
-        return False
+    for prefix in ("usage_lines_", "focus_"):
+        if sum(name.startswith(prefix) for name in names) != 1:
+            report.wrong(Check.FILE, f"{MANIFEST} files", f"one file {prefix}*", str(sorted(names)))
+            return False
     for file in manifest.files:
         report.count("files")
         if file.name not in present:
@@ -88,6 +90,7 @@ def _verify_contents(folder: Path, manifest: Manifest, report: Report) -> None:
     reader = _Reader(folder, manifest, report)
     invoices = _verify_usage(reader, usage, manifest, report)
     _verify_totals(reader, invoices, manifest, report)
+    _verify_focus(folder, invoices, manifest, report)
     if manifest.tenant is None:
         _verify_capacity(reader, manifest, report)
 
@@ -200,6 +203,22 @@ def _verify_totals(
         report.wrong(Check.FILE, f"{MANIFEST} sums payable", "amounts by currency", str(error))
         return
     report.expect(Check.ARITHMETIC, f"{TOTALS_FILE} payable", sums, dict(payable))
+
+
+def _verify_focus(folder: Path, invoices: Mapping[InvoiceKey, _Invoice], manifest: Manifest, report: Report) -> None:
+    """Checks the FOCUS file's rules, and that what each tenant is billed there is what it pays."""
+    file = next(file for file in manifest.files if file.name.startswith("focus_"))
+    checked = check_focus(folder / file.name)
+    report.count("lines", checked.rows)
+    for broken in checked.breaks:
+        report.wrong(Check.FOCUS, f"{file.name} {broken.where} {broken.rule}", broken.says, broken.found)
+    report.expect(Check.FILE, f"{file.name} rows", file.rows, checked.rows)
+    payable = {key: sum(invoice.micros.values()) for key, invoice in invoices.items()}
+    for tenant, currency in sorted({*payable, *checked.billed_micros}):
+        billed = checked.billed_micros.get((tenant, currency))
+        report.expect(
+            Check.ARITHMETIC, f"{file.name} billed to {tenant} in {currency}", payable.get((tenant, currency)), billed
+        )
 
 
 def _verify_capacity(reader: _Reader, manifest: Manifest, report: Report) -> None:

@@ -1,7 +1,7 @@
-"""The ledger, as billing keeps it: `admin ledger verify` and `admin ledger export`.
+"""The ledger, as billing keeps it: `admin ledger verify`, `admin ledger export` and `admin ledger check-focus`.
 
-Both ask the server, unless a database is named: then they work on that, without a server, and load the server's
-packages to do so. What is named with --copy is not written to, not even by the database's own bookkeeping.
+The first two ask the server, unless a database is named: then they work on that, without a server, and load the
+server's packages to do so. What is named with --copy is not written to, not even by the database's own bookkeeping.
 """
 
 import re
@@ -10,6 +10,7 @@ import tarfile
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -35,6 +36,7 @@ DatabaseUrl = Annotated[
     str | None, typer.Option("--database", metavar="URL", help="Work on this database, without a server.")
 ]
 Copy = Annotated[str | None, typer.Option("--copy", metavar="FILE", help="Work on this copy of a SQLite database.")]
+_FOCUS_VERSIONS = ("1.2", "1.3")
 MOST_SHOWN = 50
 """Findings that people are shown; `-o json` has them all."""
 
@@ -83,10 +85,14 @@ def export(
     month: Annotated[str | None, typer.Option("--month", metavar="YYYY-MM", help="Instead of --from and --to.")] = None,
     zone: Annotated[str | None, typer.Option("--zone", metavar="NAME", help="Civil days are of this zone.")] = None,
     tenant: Annotated[str | None, typer.Option("--tenant", metavar="NAME", help="Only what is this tenant's.")] = None,
+    focus: Annotated[str, typer.Option("--focus", metavar="VERSION", help="Of FOCUS: 1.2 or 1.3.")] = "1.2",
+    issuer: Annotated[
+        str | None, typer.Option("--issuer", metavar="NAME", help="The centre's name, as invoices have it.")
+    ] = None,
     database: DatabaseUrl = None,
     copy: Copy = None,
 ) -> None:
-    """Write usage, totals and capacity of a time as CSV, with a manifest of their hashes.
+    """Write usage, FOCUS charges, totals and capacity of a time as CSV, with a manifest of their hashes.
 
     Examples:
       turnstile admin ledger export november/ --month 2026-11 --zone Asia/Shanghai
@@ -95,14 +101,19 @@ def export(
     session: Session = ctx.obj
     known_zone = _zone(zone)
     since, until = _range(start, end, month, known_zone)
+    if focus not in _FOCUS_VERSIONS:
+        raise UsageProblem(f"--focus {focus!r} is not written", *(f"--focus {each}" for each in _FOCUS_VERSIONS))
+    if issuer is not None and (not issuer.strip() or not issuer.isprintable()):
+        raise UsageProblem("--issuer is no name that can be read", '--issuer "Park GPU Centre"')
     folder = Path(out_dir).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise Refusal(f"{out_dir} is there and not empty", "a directory that is new", code="conflict")
     if database is None and copy is None:
         query = {"from": moments.write(since), "to": moments.write(until), "zone": zone, "tenant": tenant}
+        query |= {"focus": focus, "issuer": issuer}
         names = _download(session, query, folder)
     else:
-        names = _exported(_source(database, copy), folder, (since, until), known_zone, tenant)
+        names = _exported(_source(database, copy), folder, _Wanted((since, until), known_zone, tenant, focus, issuer))
     answer = envelope(
         "LedgerExport",
         {"directory": str(folder), "files": names, "from": moments.write(since), "to": moments.write(until)},
@@ -110,9 +121,47 @@ def export(
     session.screen.document(answer, _EXPORT, [f"{folder}: {', '.join(names)}"])
 
 
+def check_focus(
+    ctx: typer.Context,
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A FOCUS file of any provider, as CSV.")],
+) -> int:
+    """Check a FOCUS 1.2 or 1.3 file against the rules of its specification. Exit 1 and what it breaks, if it does.
+
+    Examples:
+      turnstile admin ledger check-focus november/focus_2026-11_all_r0.csv
+    """
+    from metering.focus_check import check_focus as check
+
+    session: Session = ctx.obj
+    try:
+        report = check(Path(file).expanduser())
+    except OSError as problem:
+        code = "not_found" if isinstance(problem, FileNotFoundError) else "invalid"
+        raise Refusal(f"{file} cannot be read: {problem.strerror}", code=code) from None
+    answer = envelope(
+        "FocusReport",
+        {
+            "is_sound": report.is_sound,
+            "rows": report.rows,
+            "failures": [
+                {"rule": each.rule, "where": each.where, "what": f"{each.says}, found {each.found}"}
+                for each in report.breaks
+            ],
+            "failure_count": report.failures,
+        },
+    )
+    told = [f"{'sound' if report.is_sound else 'NOT SOUND'}: {report.rows} rows"]
+    told += [f"  {each}" for each in report.breaks[:MOST_SHOWN]]
+    if report.failures > MOST_SHOWN:
+        told.append(f"  … and {report.failures - MOST_SHOWN} more; -o json lists {len(report.breaks)} of them")
+    session.screen.document(answer, _REPORT, told)
+    return ExitCode.DONE if report.is_sound else ExitCode.BUG
+
+
 LEDGER = (
     Verb("verify", __name__, "verify", "LEDGER", "Prove the ledger, or the files of an export"),
-    Verb("export", __name__, "export", "LEDGER", "Write usage, totals and capacity as CSV"),
+    Verb("export", __name__, "export", "LEDGER", "Write usage, FOCUS, totals and capacity as CSV"),
+    Verb("check-focus", __name__, "check_focus", "LEDGER", "Check a FOCUS file against its rules"),
 )
 _REPORT = View(
     columns=(Column("WHERE", lambda each: text(each, "where")),),
@@ -278,21 +327,32 @@ def _report(report: "Report") -> Json:
     )
 
 
-def _exported(
-    source: tuple[str, bool], folder: Path, span: tuple[datetime, datetime], zone: ZoneInfo | None, tenant: str | None
-) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What an export is of."""
+
+    span: tuple[datetime, datetime]
+    zone: ZoneInfo | None
+    tenant: str | None
+    focus: str
+    issuer: str | None
+
+
+def _exported(source: tuple[str, bool], folder: Path, wanted: _Wanted) -> list[str]:
     from metering.export import export_usage
+    from metering.focus import FocusTerms
     from scheduler.core.model import AccountId
 
-    if zone is None:
+    if wanted.zone is None:
         raise UsageProblem("say in which zone civil days begin", "--zone Asia/Shanghai", "--zone UTC")
-    since, until = (round(each.timestamp() * 1000) for each in span)
-    whose = None if tenant is None else AccountId(tenant)
+    since, until = (round(each.timestamp() * 1000) for each in wanted.span)
+    whose = None if wanted.tenant is None else AccountId(wanted.tenant)
+    terms = FocusTerms(wanted.focus) if wanted.issuer is None else FocusTerms(wanted.focus, wanted.issuer)
     if folder.is_dir():
         folder.rmdir()  # empty, as was checked; the export takes its place in one step
     try:
         with _connection(source) as connection:
-            export_usage(connection, folder, since, until, zone, whose)
+            export_usage(connection, folder, since, until, wanted.zone, whose, focus=terms)
     except OSError as problem:
         raise Refusal(f"{folder} cannot be written: {problem.strerror}") from None
     return sorted(each.name for each in folder.iterdir())

@@ -7,12 +7,15 @@ from typing import Annotated
 
 import typer
 
-from cli import answers, phrases, scripts
+from cli import answers, costs, phrases, telling
 from cli.answers import Json
+from cli.asking import Asked, asked
 from cli.errors import ExitCode, UsageProblem
 from cli.faults import ApiError
 from cli.following import Companion, exit_code_of
-from cli.jobflags import FLAGS_OF_FIELDS, JobFlags, spec_of
+from cli.jobflags import FLAGS_OF_FIELDS, JobFlags
+from cli.layout import View
+from cli.render import envelope, listed
 from cli.session import Session, job_in, number_of
 from cli.verbs import with_flags
 from cli.views import ending, job_view
@@ -21,7 +24,7 @@ SECOND_INTERRUPT_SECONDS = 2.0
 """A second Ctrl-C within this time of the first is about the job, not about the view of it."""
 
 Words = Annotated[
-    list[str] | None, typer.Argument(metavar="[SCRIPT | [--] COMMAND] [ARGS]...", help="What runs on the nodes.")
+    list[str] | None, typer.Argument(metavar="[FILE | SCRIPT | [--] COMMAND] [ARGS]...", help="What runs on the nodes.")
 ]
 
 
@@ -33,23 +36,27 @@ def submit(
 ) -> int | None:
     """Submit a job. Flags stand before the command; what stands behind it is the command's own.
 
-    In a pipe or a script stdout is the job's number alone; what people read goes to stderr.
+    A job file (YAML or JSON) has the flags by their names; flags typed override it. `#SBATCH` lines of a script are
+    read in Slurm's sense and printed back. In a pipe or a script stdout is the job's number alone, of a sweep one a
+    line; what people read goes to stderr.
 
     Examples:
       turnstile submit -g H100:8 -N 4 -t 12h -n llama-sft -- torchrun train.py --lr 2e-5
-      turnstile submit -g 1 -t 2h -a 0-99 ./sweep.sh
+      turnstile submit train.yaml -t 4h
+      turnstile submit -g 1 -t 2h --sweep lr=1e-5,2e-5 -- python train.py --lr {lr}
       turnstile submit -g H100:8 -t 4h --dry-run -- ./train.sh
       JOB=$(turnstile submit -g 1 -t 1h -- python eval.py) && turnstile wait $JOB
     """
     session: Session = ctx.obj
     flags = session.flags
     assert isinstance(flags, JobFlags)
+    job = asked(session, flags, command)
     if follow_it:
-        _refuse_array(flags)
-    answer = _send(session, flags, command)
-    _tell(session, answer, is_dry_run=flags.dry_run)
+        _refuse_many(job.flags)
+    sent = _send(session, job)
+    _tell_all(session, sent, is_dry_run=flags.dry_run)
     if follow_it and not flags.dry_run:
-        return attach(session, _reference(answer))
+        return attach(session, _reference(sent[0]))
     return None
 
 
@@ -67,8 +74,9 @@ def run(ctx: typer.Context, command: Words = None) -> int | None:
     session: Session = ctx.obj
     flags = session.flags
     assert isinstance(flags, JobFlags)
-    _refuse_array(flags)
-    answer = _send(session, flags, command)
+    job = asked(session, flags, command)
+    _refuse_many(job.flags)
+    (answer,) = _send(session, job)
     if flags.dry_run:
         _tell(session, answer, is_dry_run=True)
         return None
@@ -91,7 +99,40 @@ def attach(session: Session, reference: str) -> int:
     return code
 
 
-def _refuse_array(flags: JobFlags) -> None:
+@with_flags(JobFlags)
+def quote(ctx: typer.Context, command: Words = None) -> None:
+    """Tell what a job may cost and whether it could be submitted, and submit nothing. No command is needed.
+
+    Examples:
+      turnstile quote -g H100:8 -N 2 -t 10h
+      turnstile quote train.yaml -t 24h
+      turnstile quote -g H100:8 -t 10h -o json | jq -r .max_cost.amount
+    """
+    session: Session = ctx.obj
+    flags = session.flags
+    assert isinstance(flags, JobFlags)
+    job = asked(session, flags, command, needs_work=False)
+    answer = _post(session, job.specs[0], is_dry_run=True)
+    if job.flags.max_cost is not None:
+        costs.check(job.flags.max_cost, costs.most_of(answer), len(job.specs))
+    found = costs.quoted(answer, len(job.specs))
+    now = phrases.answered_at(answer)
+    session.screen.document(envelope("Quote", found), QUOTE, telling.quoted(found, now))
+
+
+QUOTE = View(
+    (),
+    lambda each: answers.text(answers.sub(each, "max_cost") or {}, "amount"),
+    (
+        "gpus_total", "gpu_model", "nodes", "time_limit_seconds", "jobs", "gpu_hours", "max_cost.amount",
+        "max_cost.currency", "price_per_gpu_hour.amount", "start_estimate.p50",
+    ),
+)  # fmt: skip
+
+
+def _refuse_many(flags: JobFlags) -> None:
+    if flags.sweep:
+        raise UsageProblem("one can stay with one job, and a sweep is many", "turnstile submit --sweep … | xargs …")
     if flags.array is not None:
         raise UsageProblem(
             "one can stay with one job, and an array is many",
@@ -99,21 +140,35 @@ def _refuse_array(flags: JobFlags) -> None:
         )
 
 
-def _send(session: Session, flags: JobFlags, words: list[str] | None) -> Json:
-    typed = scripts.typed_command(words, session.typed)
-    for option in scripts.misplaced(typed, session.known_options):
-        session.screen.note(
-            f"{option} stands behind the command and goes to {typed.words[0]}; "
-            f"flags for Turnstile stand before it (write -- before the command if this is meant)"
-        )
-    spec = spec_of(flags, scripts.argv_of(typed, is_lenient=flags.lenient), session.project, session.environment)
+def _send(session: Session, job: Asked) -> list[Json]:
+    """Submits one job, or one for each combination of a sweep; returns the answers, in order. Says each number at once.
+
+    A sweep that is refused on its way keeps what it has submitted, and says what that is.
+    """
+    flags = job.flags
+    if flags.max_cost is not None:
+        answer = _post(session, job.specs[0], is_dry_run=True)
+        costs.check(flags.max_cost, costs.most_of(answer), len(job.specs))
+    answers_: list[Json] = []
+    for spec in job.specs:
+        try:
+            answers_.append(_post(session, spec, is_dry_run=flags.dry_run))
+        except ApiError as problem:
+            if answers_ and not flags.dry_run:
+                sent = " ".join(_reference(each) for each in answers_)
+                problem.notes = (*problem.notes, f"{len(answers_)} of {len(job.specs)} are submitted: {sent}")
+            raise
+    return answers_
+
+
+def _post(session: Session, spec: Json, *, is_dry_run: bool) -> Json:
     # One key for all attempts of this submission: whichever of them arrives, there is one job.
     key = str(uuid.uuid4())
     try:
-        return session.client.post("/v1/jobs", spec, key=key, query={"dry_run": "true" if flags.dry_run else None})
+        return session.client.post("/v1/jobs", spec, key=key, query={"dry_run": "true" if is_dry_run else None})
     except ApiError as problem:
         _name_flags(problem)
-        if problem.code == "unavailable" and not flags.dry_run:
+        if problem.code == "unavailable" and not is_dry_run:
             problem.notes = (*problem.notes, "if it arrived after all, 'turnstile queue -u me' shows it")
         raise
 
@@ -135,6 +190,26 @@ def _reference(answer: Json) -> str:
     return str(array) if array is not None else number_of(job)
 
 
+def _tell_all(session: Session, sent: list[Json], *, is_dry_run: bool) -> None:
+    """Shows what was submitted; of a sweep, all jobs in one list."""
+    if len(sent) == 1:
+        _tell(session, sent[0], is_dry_run=is_dry_run)
+        return
+    if session.screen.style.format in {"json", "jsonl", "csv"}:
+        whole = listed("JobList", [dict(job_in(each)) for each in sent])
+        session.screen.listing(whole, job_view(phrases.answered_at(sent[0])))
+        return
+    common = ["each", *_told(sent[0], None)[1:]]
+    if is_dry_run:
+        headings = [_told(answer, None)[0] for answer in sent]
+        session.screen.document(sent[0], job_view(phrases.answered_at(sent[0])), [*headings, *common])
+        return
+    for answer in sent:
+        reference = _reference(answer)
+        _show(session, reference, _told(answer, reference)[:1])
+    _show(session, None, common)
+
+
 def _tell(session: Session, answer: Json, *, is_dry_run: bool) -> None:
     screen = session.screen
     if screen.style.format in {"json", "jsonl", "csv"}:
@@ -144,11 +219,17 @@ def _tell(session: Session, answer: Json, *, is_dry_run: bool) -> None:
         screen.document(answer, job_view(phrases.answered_at(answer)), _told(answer, None))
         return
     reference = _reference(answer)
-    if screen.style.is_machine or not screen.is_terminal_out:
+    _show(session, reference, _told(answer, reference))
+
+
+def _show(session: Session, reference: str | None, told: list[str]) -> None:
+    """Prints a number where a program reads it, and what people read where people do."""
+    screen = session.screen
+    if reference is not None and (screen.style.is_machine or not screen.is_terminal_out):
         screen.plain(reference)
     if screen.style.format == "name":
         return
-    for line in _told(answer, reference):
+    for line in told:
         if screen.is_terminal_out:
             screen.plain(line)
         else:
@@ -170,12 +251,12 @@ def _told(answer: Json, reference: str | None) -> list[str]:
     gets += f" for at most {phrases.compact(limit)}" if limit is not None else ""
     pool, start = answers.text(job, "pool"), answers.sub(job, "start_estimate")
     expected = phrases.clock(answers.text(start, "p50"), now) if start is not None else None
-    cost, state = phrases.money(answers.sub(job, "max_cost")), answers.text(job, "state")
+    most, one, state = costs.most_of(answer), phrases.money(answers.sub(job, "max_cost")), answers.text(job, "state")
     lines = [heading.rstrip(), f"  gets     {gets}" + (f", pool {pool}" if pool else "")]
     if expected is not None:
         lines.append(f"  start    ~{expected}")
-    if cost is not None:
-        lines.append(f"  cost     at most {cost}")
+    if most is not None:
+        lines.append(f"  cost     at most {most}" + (f" ({size} × {one})" if size is not None else ""))
     if state == "held":
         lines.append("  held     until it is released")
     if reference is not None:

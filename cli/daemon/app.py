@@ -29,7 +29,7 @@ from cli.daemon import migrate
 from cli.daemon.bootstrap import bootstrap
 from cli.daemon.gpus import Gpus, real_gpus, simulated_gpus
 from cli.daemon.settings import Settings, SettingsProblem
-from metering.ledger_watch import LedgerCollector, LedgerWatch
+from metering.ledger_watch import BLIND_MS, LedgerCollector, LedgerWatch
 from metering.pricing import PricesWithoutBudgets
 from metering.routes import ledger_routes
 from metering.samples import StoreWindows
@@ -54,8 +54,6 @@ logger = logging.getLogger(__name__)
 DISTRIBUTION = "gpu-turnstile"
 INVENTORY_SECONDS = 30
 """Between two looks at the inventory when no sample showed a change: catches what the executor alone knows."""
-WINDOW_SECONDS = 60
-"""Length of a stored sample window: 1,440 rows a GPU and day."""
 DEADLINE_SECONDS = 2
 """Between two looks for jobs whose deadline has passed: how late one ends."""
 DAY_MS = 86_400_000
@@ -99,6 +97,8 @@ class Daemon:
             parts.controller.start()
             parts.periodic.start()
             bootstrap(parts.controller, self.data_dir)
+            # Now that it leads: from here on held time is counted and /metrics says whether the ledger adds up.
+            parts.periodic.add_job(_guarded(self._keep_windows))
             # What is loaded by now stays for the daemon's life: the collector need not walk it again and again, which
             # made the store an eighth slower.
             gc.collect()
@@ -135,7 +135,7 @@ class Daemon:
         lease = LeaderLease(database, holder, self.url, LEASE_TTL_MS)
         controller = Controller(database, executor, clock, Policy(), lease, telemetry)
         telemetry.registry.register(GpuCollector(gpus.snapshots, lambda _: settings.node.pool))
-        ledger = LedgerWatch(database)
+        ledger = LedgerWatch(database, blind_ms=max(BLIND_MS, int(settings.metering.window_seconds * 3000)))
         telemetry.registry.register(LedgerCollector(ledger))
         limits = ApiSettings(
             version=version(DISTRIBUTION),
@@ -175,9 +175,7 @@ class Daemon:
         periodic = BackgroundScheduler(timezone="UTC", job_defaults={"coalesce": True, "max_instances": 1})
         seconds = self.settings.metering.sample_seconds
         periodic.add_job(_guarded(lambda: self._sample(gpus)), "interval", seconds=seconds)
-        # Once at the start too: from then on /metrics says whether the ledger adds up, and held time is counted.
-        periodic.add_job(_guarded(lambda: self._keep_windows(clock)))
-        periodic.add_job(_guarded(lambda: self._keep_windows(clock)), "interval", seconds=WINDOW_SECONDS)
+        periodic.add_job(_guarded(self._keep_windows), "interval", seconds=self.settings.metering.window_seconds)
         periodic.add_job(_guarded(self._refresh), "interval", seconds=INVENTORY_SECONDS)
         periodic.add_job(_guarded(lambda: self._end_overdue(clock)), "interval", seconds=DEADLINE_SECONDS)
         if isinstance(executor, LocalExecutor):
@@ -201,7 +199,7 @@ class Daemon:
         if is_due:
             self.controller.carry_out(EndOverdue()).result(timeout=30.0)
 
-    def _keep_windows(self, clock: LedgerClock) -> None:
+    def _keep_windows(self) -> None:
         """Stores what was measured since the last call, and looks at what is new in the ledger."""
         parts = self._parts
         assert parts is not None, "periodic work runs while the daemon does"
@@ -211,7 +209,7 @@ class Daemon:
             return
         if windows:
             parts.controller.carry_out(StoreWindows(windows)).result(timeout=30.0)
-        parts.ledger.look(windows, clock.now_ms())
+        parts.ledger.look(windows, parts.controller.clock.now_ms())
 
 
 def _stop_at_signals(server: uvicorn.Server) -> None:

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+LONGEST_WINDOW_SECONDS = 3600
+"""Of sample windows: the ledger takes in none that is longer (metering.ledger.MOST_WINDOW_MS)."""
 PREFIX = "TURNSTILE_"
 
 
@@ -98,6 +100,9 @@ class Metering:
     """What is read off the GPUs, and how time is shown."""
 
     sample_seconds: float = _key(15.0, "between two samples of every GPU: 10,000 GPUs then cost a fifth of a core")
+    window_seconds: float = _key(
+        60.0, "length of the windows that samples are kept in: 1,440 rows a GPU and day; at most 3600"
+    )
     read_deadline_seconds: float = _key(10.0, "after which a hanging NVML call is given up and its process replaced")
     zone: str | None = _key(
         None, "the centre's time zone (tz database name) for civil days and people; default the system's"
@@ -258,10 +263,15 @@ def _check(settings: Settings, problems: list[str]) -> None:
         ("executor.log_limit_bytes", executor.log_limit_bytes),
         ("executor.log_retention_days", executor.log_retention_days),
         ("metering.sample_seconds", metering.sample_seconds),
+        ("metering.window_seconds", metering.window_seconds),
         ("metering.read_deadline_seconds", metering.read_deadline_seconds),
     ):
         if not number > 0:
             problems.append(f"{where}: must be more than 0, not {number}")
+    if metering.window_seconds > LONGEST_WINDOW_SECONDS:
+        problems.append(
+            f"metering.window_seconds: must be at most {LONGEST_WINDOW_SECONDS}, not {metering.window_seconds:g}"
+        )
     for where, value, allowed in (
         ("executor.kind", executor.kind, ("local", "simulated")),
         ("logging.level", settings.logging.level, ("debug", "info", "warning", "error")),

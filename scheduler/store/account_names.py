@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from scheduler.core.model import AccountId
-from scheduler.store.tables import ACCOUNT_NAME
+from scheduler.store.tables import ACCOUNT, ACCOUNT_NAME
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,3 +49,9 @@ def load_account_names(connection: Connection, until_ms: int) -> AccountNames:
         },
         until_ms,
     )
+
+
+def present_names(connection: Connection) -> dict[AccountId, str]:
+    """Returns what every account that exists is called now, by its id."""
+    rows = connection.execute(sa.select(ACCOUNT.c.id, ACCOUNT.c.display_name))
+    return {AccountId(account): name for account, name in rows}

@@ -4,7 +4,7 @@ Every listing is paged by an index, so memory stays flat however long the ledger
 rows of one device in the order of time, and allocations in the order of their ids with all that they ever held.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +62,7 @@ class LedgerAllocation:
     job: JobId
     job_name: str | None  # None when the job's row is gone
     job_label: str  # as people type it: `4711`, `4711_3`
+    labels: Mapping[str, str]
     account: AccountId
     user: UserName
     gpu_class: GpuClass
@@ -250,7 +251,12 @@ def _allocation_page(
 ) -> Sequence[Row[Any]]:
     live = sa.or_(ALLOCATION.c.ended_ms.is_(None), ALLOCATION.c.ended_ms > span[0])
     query = (
-        sa.select(ALLOCATION, JOB.c.name.label("job_name"), _ELEMENT.label("element"))
+        sa.select(
+            ALLOCATION,
+            JOB.c.name.label("job_name"),
+            JOB.c.labels.label("job_labels"),
+            _ELEMENT.label("element"),
+        )
         .select_from(ALLOCATION.outerjoin(JOB, JOB.c.id == ALLOCATION.c.job_id))
         .where(ALLOCATION.c.id > after, ALLOCATION.c.decided_ms < span[1], live)
     )
@@ -274,6 +280,7 @@ def _with_rows(connection: Connection, page: Sequence[Row[Any]]) -> Iterator[Led
             job=JobId(row.job_id),
             job_name=row.job_name,
             job_label=row.element or str(row.job_id),
+            labels=row.job_labels or {},
             account=AccountId(row.account),
             user=UserName(row.user),
             gpu_class=GpuClass(row.gpu_class),

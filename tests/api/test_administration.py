@@ -130,5 +130,9 @@ def test_the_ledger_is_proved_and_exported_the_same_twice(centre: Centre, people
         assert content is not None
         assert b"acme" in content.read()
     assert {"manifest.json", "invoice_totals.csv", "capacity.csv"} <= set(names)
+    assert sum(name.startswith("focus_") for name in names) == 1
+    for name, value in (("focus", "0.5"), ("issuer", " ")):
+        refused = operator.get("/v1/admin/ledger/export", params={**query, name: value})
+        assert refused.json()["problems"][0]["field"] == name
     refused = operator.get("/v1/admin/ledger/export", params={**query, "zone": "Mars/Base"})
     assert refused.json()["problems"][0]["field"] == "zone"

@@ -49,6 +49,7 @@ WHO_MAY: dict[tuple[str, str], tuple[set[Role | None], Any]] = {
     ("POST", "/v1/admin/nodes/{name}/drain"): ({O}, {"reason": "fan"}),
     ("POST", "/v1/admin/nodes/{name}/resume"): ({O}, None),
     ("GET", "/v1/admin/nodes/{name}/history"): ({O}, None),
+    ("GET", "/v1/usage"): ({U, T, B, O}, None),
     ("GET", "/v1/admin/ledger/verify"): ({B, O}, None),
     ("GET", "/v1/admin/ledger/export"): ({B, O}, None),
 }

@@ -28,6 +28,7 @@ SUBMIT = ("-g", "H100:8", "-N", "8", "-t", "12h", "-n", "dpo-run")
 COMMANDS: dict[str, tuple[tuple[str, ...], tuple[str, str]]] = {
     "submit": (("submit", *SUBMIT, "--", "torchrun", "train.py"), ("POST", "/v1/jobs")),
     "submit-dry-run": (("submit", "--dry-run", *SUBMIT, "--", "torchrun"), ("POST", "/v1/jobs")),
+    "quote": (("quote", *SUBMIT), ("POST", "/v1/jobs")),
     "queue": (("queue",), ("GET", "/v1/jobs")),
     "queue-wide": (("queue", "-o", "wide"), ("GET", "/v1/jobs")),
     "show": (("show", "10482"), ("GET", "/v1/jobs/10482")),
@@ -110,7 +111,9 @@ def test_in_a_pipe_each_command_prints_what_is_written_down(
 
 
 @pytest.mark.parametrize("is_refused", [False, True], ids=["ok", "error"])
-@pytest.mark.parametrize("name", ["submit", "queue", "show", "why", "cancel", "gpus", "nodes", "admin-tenant-list"])
+@pytest.mark.parametrize(
+    "name", ["submit", "quote", "queue", "show", "why", "cancel", "gpus", "nodes", "admin-tenant-list"]
+)
 def test_on_a_terminal_each_command_prints_what_is_written_down(
     name: str, is_refused: bool, home: Home, peer: Peer
 ) -> None:

@@ -162,7 +162,12 @@ def test_an_export_from_the_server_is_unpacked_into_a_directory_of_its_own(home:
         "manifest.json": b"{}",
     }
     (asked,) = peer.requests("GET", "/v1/admin/ledger/export")
-    assert asked.query == {"from": ["2026-10-31T16:00:00Z"], "to": ["2026-11-30T16:00:00Z"], "zone": ["Asia/Shanghai"]}
+    assert asked.query == {
+        "from": ["2026-10-31T16:00:00Z"],
+        "to": ["2026-11-30T16:00:00Z"],
+        "zone": ["Asia/Shanghai"],
+        "focus": ["1.2"],
+    }
 
 
 def test_a_month_ends_where_the_next_begins_in_december_too(home: Home, peer: Peer) -> None:
@@ -181,3 +186,26 @@ def test_an_export_that_is_no_tar_or_breaks_off_is_an_error(home: Home, peer: Pe
     for reply, code in ((Reply(b"hello"), 1), (Reply(b"half", breaks_off=True), 7)):
         peer.answers("GET", "/v1/admin/ledger/export", reply)
         assert home.turnstile("admin", "ledger", "export", "out", *SPAN).code == code
+
+
+def test_an_exports_focus_file_is_checked_and_a_broken_one_is_exit_1(home: Home, kept: tuple[Path, Centre]) -> None:
+    path, centre = kept
+    flags = ("--copy", str(path), *span_of(centre), "--focus", "1.3", "--issuer", "Park GPU Centre")
+    assert home.turnstile("admin", "ledger", "export", "out", *flags).code == 0
+    (written,) = (home.path / "out").glob("focus_*.csv")
+    text = written.read_text("utf-8")
+    assert text.count("Park GPU Centre") >= 5
+    done = home.turnstile("admin", "ledger", "check-focus", str(written))
+    assert (done.code, done.out.splitlines()[0]) == (0, "sound: 1 rows")
+    written.write_text(text.replace("GPU-Hours", "gpu-hours", 1), encoding="utf-8")
+    done = home.turnstile("admin", "ledger", "check-focus", str(written))
+    assert done.code == 1
+    assert "PricingUnit.unit: row 1" in done.out
+    found = json.loads(home.turnstile("admin", "ledger", "check-focus", str(written), "-o", "json").out)
+    assert (found["kind"], found["is_sound"], found["failures"][0]["rule"]) == (
+        "FocusReport",
+        False,
+        "PricingUnit.unit",
+    )
+    assert home.turnstile("admin", "ledger", "check-focus", "nowhere.csv").code == 3
+    assert home.turnstile("admin", "ledger", "export", "more", *flags[:-4], "--focus", "0.5").code == 2

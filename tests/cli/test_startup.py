@@ -35,6 +35,8 @@ def loaded(*arguments: str) -> set[str]:
         ("--help",),
         ("queue",),
         ("submit", "-t", "1h", "x"),
+        ("quote", "-t", "1h"),
+        ("--no-header", "queue"),
         ("show", "10482"),
         ("queue", "--help"),
         ("admin", "tenant", "list"),
@@ -45,6 +47,14 @@ def test_the_tenants_commands_load_no_server_library(arguments: tuple[str, ...],
     found = {name.partition(".")[0] for name in loaded(*arguments)}
     assert "typer" in found  # the listing of imports was understood
     assert not found & SERVER_LIBRARIES
+
+
+def test_a_yaml_reader_is_loaded_for_job_files_alone(home: Home) -> None:
+    (home.path / "train.yaml").write_text("time: 1h\ncommand: [x]\n")
+    assert not loaded("submit", "-t", "1h", "x") & {"yaml", "cli.jobfile", "cli.slurm", "cli.sweeps"}
+    of_file = loaded("submit", "train.yaml")
+    assert "yaml" in of_file
+    assert not {name.partition(".")[0] for name in of_file} & SERVER_LIBRARIES
 
 
 def test_only_the_module_of_the_verb_that_was_typed_is_loaded(home: Home) -> None:

@@ -82,7 +82,7 @@ def test_gpus_are_read_in_each_of_their_forms(typed: str, expected: GpuRequest) 
 @pytest.mark.parametrize(
     ("typed", "words"),
     [
-        ("H100:eight", "'eight' is not a count"),
+        ("H100:eight", "'H100:eight' is not a count"),
         ("H100", "has no count"),
         ("H100:0", "asks for no GPU at all"),
         (":8", "is not the name of a GPU class"),

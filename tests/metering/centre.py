@@ -1,6 +1,6 @@
 """A small GPU centre on the real store: nodes, tenants, jobs that are decided, run, stop and end as told."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -95,11 +95,12 @@ class Centre:
         units: int = GPU_UNITS,
         memory: int = 0,
         user: str = "mei",
+        labels: Mapping[str, str] | None = None,
     ) -> AllocationId:
         """Submits a job and decides that it gets these devices; it is starting."""
         shape, grants = self._gang(devices, units, memory)
         launch = LaunchSpec(("train", "--password", SECRET), name, {"TOKEN": SECRET})
-        draft = JobDraft(AccountId(account), UserName(user), name, shape, 86_400_000, launch)
+        draft = JobDraft(AccountId(account), UserName(user), name, shape, 86_400_000, launch, labels=labels or {})
         (job,), _ = self._writer.run(SubmitJobs((draft,), AccountId(account.split("/", maxsplit=1)[0]), UserName(user)))
         return self._apply(job, shape, booking, grants)
 

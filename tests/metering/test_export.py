@@ -253,6 +253,7 @@ def test_a_tenants_export_has_its_own_lines_only_and_no_capacity(billed: Centre,
     manifest = billed.export(tmp_path / "out", tenant="acme")
     assert {row["tenant_id"] for row in usage_of(tmp_path / "out")} == {"acme"}
     assert [path.name for path in sorted((tmp_path / "out").iterdir())] == [
+        "focus_2026-10-31_2026-11-01_acme_r0.csv",
         "invoice_totals.csv",
         "manifest.json",
         "usage_lines_2026-10-31_2026-11-01_acme_r0.csv",
@@ -277,7 +278,7 @@ def test_files_are_what_spreadsheets_in_china_expect(billed: Centre, tmp_path: P
     billed.export(tmp_path / "out")
     for name, content in bytes_of(tmp_path / "out").items():
         if name.endswith(".csv"):
-            assert content.startswith(BOM)
+            assert content.startswith(BOM) is not name.startswith("focus_")  # FOCUS forbids it
             assert b"\r" not in content
     assert "大模型" in (tmp_path / "out" / usage_file_name("2026-10-31_2026-11-01", None, 0)).read_text("utf-8-sig")
     names = {row["job_name"] for row in usage_of(tmp_path / "out")}
@@ -406,7 +407,7 @@ def resealed(billed: Centre, folder: Path, name: str, old: str, new: str, *, wit
         ("manifest*", '"unpriced_lines": 1', '"unpriced_lines": 2', Check.ARITHMETIC),
         ("manifest*", '"chain_head": "', '"chain_head": "0', Check.RERATING),
         ("manifest*", '"v1": "', '"v1": "0', Check.RERATING),
-        ("manifest*", '"format": 1', '"format": 2', Check.FILE),
+        ("manifest*", '"format": 2', '"format": 3', Check.FILE),
         ("manifest*", '"zone": "Asia/Shanghai"', '"zone": "Asia/Nowhere"', Check.RERATING),
         ("manifest*", '"revision": 0', '"revision": "x"', Check.FILE),
     ],

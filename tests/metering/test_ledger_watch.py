@@ -209,7 +209,9 @@ def _shown(centre: Centre) -> str:
     return next(line for line in generate_latest(registry).decode().splitlines() if line.startswith("turnstile_ledger"))
 
 
-def test_every_kind_has_a_series_as_soon_as_a_tenant_holds_something(centre: Centre, watch: LedgerWatch) -> None:
+def test_every_tenant_has_each_kind_at_zero_before_it_holds_anything(centre: Centre, watch: LedgerWatch) -> None:
+    """So that increase() sees the first minute: a counter that is born with a value looks as if it had not moved."""
+    assert set(watch.use_unit_ms.values()) == {0}
     centre.running(centre.start(A0))
     centre.clock.advance(minutes=1)
     watch.look((window(centre, A0, idle_ms=0),), centre.now_ms)
@@ -220,6 +222,9 @@ def test_every_kind_has_a_series_as_soon_as_a_tenant_holds_something(centre: Cen
         'turnstile_tenant_gpu_seconds_total{kind="busy",model="H100",tenant="acme"} 60.0',
         'turnstile_tenant_gpu_seconds_total{kind="idle",model="H100",tenant="acme"} 0.0',
         'turnstile_tenant_gpu_seconds_total{kind="unmeasured",model="H100",tenant="acme"} 0.0',
+        'turnstile_tenant_gpu_seconds_total{kind="busy",model="H100",tenant="globex"} 0.0',
+        'turnstile_tenant_gpu_seconds_total{kind="idle",model="H100",tenant="globex"} 0.0',
+        'turnstile_tenant_gpu_seconds_total{kind="unmeasured",model="H100",tenant="globex"} 0.0',
     ]
 
 

@@ -1,0 +1,214 @@
+"""Checks a FOCUS 1.2 or 1.3 file in pure Python: the gate of the export, and `admin ledger check-focus`.
+
+`FocusChecker` takes a header and rows and tells which rules each breaks; `check_focus` reads a file. The rules of one
+row stand in `metering.focus_rules`; here are those of the file: its bytes, its header, and what rows say together
+(one parent per SKU price, one category per service, one currency per price, no charge twice).
+
+Time is a few microseconds a row where rows resemble each other; memory is eight bytes a row, for finding a charge that
+stands twice.
+"""
+
+import csv
+import io
+from array import array
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from operator import itemgetter
+from pathlib import Path
+
+from metering.core.quantity import AMOUNT_DECIMALS
+from metering.csv_files import BOM
+from metering.focus_columns import VERSIONS
+from metering.focus_rules import REPEATING_RULES, VARYING, VARYING_RULES, Cells, cell_breaks, cell_rule_says
+
+MOST_BREAKS = 1_000
+"""Breaks that are kept; beyond them they are only counted."""
+_MOST_KNOWN = 4_096
+"""Cells of a column, and combinations of a row, that are remembered as sound; forgotten together when full."""
+_CELL = 200  # characters of a cell that a break shows
+_BUCKETS = 64
+_ONE_PARENT = (
+    ("SkuPriceId", "SkuId", "SkuPriceId.parent", "a SKU price has one SKU"),
+    ("SkuPriceId", "BillingCurrency", "BillingCurrency.price", "a price is in one currency"),
+    ("SkuPriceId", "SkuPriceDetails", "SkuPriceDetails.same", "a SKU price has the same details everywhere"),
+    ("ServiceName", "ServiceCategory", "ServiceName.category", "a service belongs to one category"),
+    ("SubAccountId", "BillingAccountId", "SubAccountId.parent", "a sub-account has one billing account"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Break:
+    """A rule that does not hold. `where` is `header`, `row 17` (the header is not counted) or `file`."""
+
+    rule: str
+    where: str
+    says: str
+    found: str
+
+    def __str__(self) -> str:
+        return f"{self.rule}: {self.where}: {self.says}; found {self.found}"
+
+
+@dataclass(slots=True)
+class FocusReport:
+    """What was checked, and what does not hold."""
+
+    breaks: list[Break] = field(default_factory=list)
+    failures: int = 0
+    rows: int = 0
+    billed_micros: dict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))
+    """Σ BilledCost by billing account and currency, in 10**-6; rows whose cost is no such number are left out."""
+
+    @property
+    def is_sound(self) -> bool:
+        """True when every rule holds."""
+        return self.failures == 0
+
+    def add(self, rule: str, where: str, says: str, found: str) -> None:
+        """Notes a break."""
+        self.failures += 1
+        if len(self.breaks) < MOST_BREAKS:
+            shown = found if len(found) <= _CELL else f"{found[:_CELL]}…"
+            self.breaks.append(Break(rule, where, says, shown or "nothing"))
+
+
+class FocusChecker:
+    """Checks rows of one file as they come. `report` grows; `finish` adds what only the whole file can tell."""
+
+    def __init__(self, header: Sequence[str], report: FocusReport | None = None) -> None:
+        self.report = FocusReport() if report is None else report
+        self._header = tuple(header)
+        version = "1.3" if "ServiceProviderName" in header else "1.2"
+        self._columns = VERSIONS[version]
+        self.is_readable = self._check_header(version)
+        self._known: list[set[str]] = [set() for _ in self._columns]
+        self._combinations: set[int] = set()
+        self._parents: dict[tuple[str, str], str] = {}
+        self._entries = [array("q") for _ in range(_BUCKETS)]
+        if self.is_readable:
+            place = {name: at for at, name in enumerate(self._header)}
+            self._cells = itemgetter(*(place[column.name] for column in self._columns))
+            self._repeating = itemgetter(*(place[c.name] for c in self._columns if c.name not in VARYING))
+            self._entry = place.get("x_LedgerEntryId")
+            self._cost = itemgetter(*(place[name] for name in ("BillingAccountId", "BillingCurrency", "BilledCost")))
+            # Varying cells never repeat enough to be worth remembering.
+            self._remembers = [column.name not in VARYING for column in self._columns]
+
+    def row(self, cells: Sequence[str]) -> None:
+        """Checks the next row, in the order of the header."""
+        report = self.report
+        report.rows += 1
+        if len(cells) != len(self._header):
+            report.add("file.cells", self._where, f"a row has {len(self._header)} cells", f"{len(cells)} cells")
+            return
+        wanted = self._cells(cells)
+        for at, cell in enumerate(wanted):
+            known = self._known[at]
+            if cell not in known:
+                self._check_cell(at, cell, known)
+        values: Cells = dict(zip(self._names, wanted, strict=True))
+        key = hash(self._repeating(cells))
+        if key not in self._combinations and self._check_repeating(values):
+            if len(self._combinations) >= _MOST_KNOWN:
+                self._combinations.clear()
+            self._combinations.add(key)
+        for rule in VARYING_RULES:
+            if not rule.holds(values):
+                report.add(rule.id, self._where, rule.says, values.get(rule.id.partition(".")[0], ""))
+        self._count(cells)
+
+    def finish(self) -> FocusReport:
+        """Returns the report, with what needs all rows."""
+        twice = sum(len(bucket) - len(set(bucket)) for bucket in self._entries)
+        if twice:
+            self.report.add("x_LedgerEntryId.unique", "file", "a charge stands once (ours)", f"{twice} that repeat")
+        return self.report
+
+    @property
+    def _where(self) -> str:
+        return f"row {self.report.rows}"
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return _NAMES[len(self._columns)]
+
+    def _check_header(self, version: str) -> bool:
+        report, header = self.report, self._header
+        wanted = [column.name for column in self._columns]
+        for name in sorted(set(wanted) - set(header)):
+            report.add("header.missing", "header", f"FOCUS {version} has the column {name}", "none")
+        for name in sorted({name for name in header if header.count(name) > 1}):
+            report.add("header.unique", "header", "a column stands once", name)
+        standard = [name for name in header if name in set(wanted)]
+        custom = [name for name in header if name not in set(wanted)]
+        for name in custom:
+            if not name.startswith("x_"):
+                report.add("header.custom", "header", "a column of our own begins with x_", name)
+        if list(header) != standard + custom:
+            report.add("header.custom_last", "header", "columns of our own follow the specification's", custom[0])
+        if standard != wanted and set(standard) == set(wanted):
+            report.add("header.order", "header", "columns stand in the specification's order", ",".join(standard))
+        return set(wanted) <= set(header)
+
+    def _check_cell(self, at: int, cell: str, known: set[str]) -> None:
+        broken = cell_breaks(self._columns[at], cell)
+        for rule in broken:
+            self.report.add(rule, self._where, f"{rule.partition('.')[0]} {cell_rule_says(rule)}", cell)
+        if not broken and self._remembers[at]:
+            if len(known) >= _MOST_KNOWN:
+                known.clear()
+            known.add(cell)
+
+    def _check_repeating(self, values: Cells) -> bool:
+        before = self.report.failures
+        for rule in REPEATING_RULES:
+            if not rule.holds(values):
+                self.report.add(rule.id, self._where, rule.says, values.get(rule.id.partition(".")[0], ""))
+        for child, parent, rule_id, says in _ONE_PARENT:
+            if values[child]:
+                first = self._parents.setdefault((rule_id, values[child]), values[parent])
+                if first != values[parent]:
+                    self.report.add(rule_id, self._where, f"{says}, {first} before", values[parent])
+        return self.report.failures == before
+
+    def _count(self, cells: Sequence[str]) -> None:
+        account, currency, cost = self._cost(cells)
+        whole, point, part = cost.partition(".")
+        if point and len(part) <= AMOUNT_DECIMALS and whole.lstrip("-").isdigit() and part.isdigit():
+            self.report.billed_micros[account, currency] += int(whole + part.ljust(AMOUNT_DECIMALS, "0"))
+        elif not cell_breaks(self._columns[1], cost):
+            self._count_long(account, currency, Decimal(cost))
+        if self._entry is not None and cells[self._entry]:
+            entry = hash(cells[self._entry])
+            self._entries[entry % _BUCKETS].append(entry)
+
+    def _count_long(self, account: str, currency: str, cost: Decimal) -> None:
+        scaled = cost.scaleb(AMOUNT_DECIMALS)
+        if scaled == scaled.to_integral_value():
+            self.report.billed_micros[account, currency] += int(scaled)
+
+
+_NAMES = {len(columns): tuple(column.name for column in columns) for columns in VERSIONS.values()}
+
+
+def check_focus(path: Path) -> FocusReport:
+    """Returns what a file breaks. Raises OSError when it cannot be read; a file that is no CSV breaks `file.csv`."""
+    report = FocusReport()
+    with path.open("rb") as raw:
+        if raw.read(len(BOM)) == BOM:
+            report.add("file.bom", "file", "a file is UTF-8 without byte order mark", "one")
+        else:
+            raw.seek(0)
+        reader = csv.reader(io.TextIOWrapper(raw, encoding="utf-8", newline=""), strict=True)
+        try:
+            checker = FocusChecker(next(reader, []), report)
+            if not checker.is_readable:
+                return report
+            for cells in reader:
+                checker.row(cells)
+        except (csv.Error, UnicodeDecodeError) as error:
+            report.add("file.csv", f"row {report.rows + 1}", "a file is CSV in UTF-8", str(error))
+            return report
+    return checker.finish()

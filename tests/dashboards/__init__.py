@@ -1,0 +1,1 @@
+"""Boards, alerts and runbooks held against the metrics that the daemon really has."""
