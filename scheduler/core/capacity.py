@@ -36,6 +36,11 @@ class NodeRoom:
     """Units of each device that grants hold, devices that left the node included; never 0."""
 
     @property
+    def schedulable_gpus(self) -> int:
+        """Whole devices that jobs may be placed on when the node is empty."""
+        return sum(1 for device in self.devices if is_schedulable(self.node, device))
+
+    @property
     def whole_units(self) -> int:
         """Capacity units of all devices of the node, healthy or not: what CPU and memory shares are measured by."""
         return sum(device.units for device in self.devices)
