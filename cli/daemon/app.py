@@ -145,7 +145,7 @@ class Daemon:
             most_body_bytes=settings.server.body_limit_bytes,
             requests_per_second=settings.server.requests_per_second,
             is_metrics_open=settings.server.metrics_open,
-            rules=SubmissionRules(longest_time_limit_seconds=settings.server.longest_time_limit_seconds),
+            rules=submission_rules(settings),
         )
         app = api(controller, PricesWithoutBudgets(), limits, telemetry, (ledger_routes,))
         config = uvicorn.Config(
@@ -246,6 +246,15 @@ def _guarded(work: Callable[[], object]) -> Callable[[], None]:
             logger.exception("periodic work failed")
 
     return run
+
+
+def submission_rules(settings: Settings) -> SubmissionRules:
+    """Returns what the settings say about every job, whoever submits it."""
+    return SubmissionRules(
+        longest_time_limit_seconds=settings.server.longest_time_limit_seconds,
+        run_as=settings.executor.run_as,
+        log_limit_bytes=settings.executor.log_limit_bytes,
+    )
 
 
 def database_url(settings: Settings, data_dir: Path) -> str:
