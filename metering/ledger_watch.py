@@ -26,7 +26,7 @@ from scheduler.store.database import Database
 from scheduler.store.ledger_rows import (
     ClosedTotal,
     LedgerDevice,
-    chain_rows,
+    chain_pages,
     closed_totals,
     cursors,
     devices,
@@ -96,7 +96,8 @@ class LedgerWatch:
         with self._database.read() as connection:
             is_first = self._seen is None
             seen = self._seen or _start(connection, now_ms)
-            new = [] if is_first else [interval_of(row) for row in chain_rows(connection, after=seen.sequence)]
+            pages = () if is_first else chain_pages(connection, after=seen.sequence)
+            new = [interval_of(row) for page in pages for row in page]
             closed = dict(seen.closed)
             for row in new:
                 closed[row.device] = _with(closed.get(row.device), row)

@@ -107,13 +107,12 @@ class LedgerAllocation:
         return frozenset(device for grant in self.grants for device in grant.devices)
 
 
-def chain_pages(connection: Connection) -> Iterator[list[Any]]:
-    """Yields pages of `occupancy` in the order of the chain, rows as plain tuples; `codec.interval_of` reads one.
+def chain_pages(connection: Connection, after: int = 0) -> Iterator[list[Any]]:
+    """Yields pages of `occupancy` after a sequence, in the chain's order, as plain tuples; `codec.interval_of` reads one.
 
     Rows and not intervals, so that whoever verifies can go on after one that cannot be read; and plain, because
     millions of them are looked at.
     """
-    after = 0
     while True:
         rows = plain_rows(connection, _CHAIN_PAGE, after=after, most=PAGE_ROWS)
         yield rows

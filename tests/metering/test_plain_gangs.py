@@ -53,6 +53,7 @@ def allocation(rows: tuple[Any, ...]) -> LedgerAllocation:
         id=AllocationId("A1"),
         job=7,  # type: ignore[arg-type]  # an id of a test
         job_name="train",
+        job_label="7",
         labels={},
         account="acme/vision",  # type: ignore[arg-type]
         user=UserName("mei"),
