@@ -108,7 +108,7 @@ class LedgerAllocation:
 
 
 def chain_pages(connection: Connection, after: int = 0) -> Iterator[list[Any]]:
-    """Yields pages of `occupancy` after a sequence, in the chain's order, as plain tuples; `codec.interval_of` reads one.
+    """Yields pages of `occupancy` after a sequence, in chain order, as plain tuples; `codec.interval_of` reads one.
 
     Rows and not intervals, so that whoever verifies can go on after one that cannot be read; and plain, because
     millions of them are looked at.
