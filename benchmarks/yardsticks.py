@@ -17,6 +17,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks import traces
+from scheduler.core.capacity import Capacity
+from scheduler.core.fragmentation import Fragments, Mix
+from scheduler.core.model import GPU_UNITS, Device, DeviceId, GpuClass, Grant, Node, NodeName, PoolName, Shape
+from scheduler.core.placement import place_by
 from scheduler.core.policy import Backfill, Policy, QueueOrder
 from scheduler.executor import NodeInventory
 from scheduler.replay import Replay
@@ -157,11 +161,87 @@ def shockwave(folder: Path) -> None:
         print(f"  ours, {name:<16} {report['makespan_seconds']:9,.0f} / {completions['mean']:8,.0f}")
 
 
+OPENB_REFERENCES = {
+    "default": "BestFit 92.86/93.08, FGD 95.23/95.39",
+    "multigpu50": "BestFit 95.62/95.74, FGD 97.09/97.18",
+    "gpushare100": "BestFit 84.62/85.01, FGD 86.64/86.90",
+    "cpu200": "BestFit 92.15/92.40, FGD 94.82/95.05",
+}
+
+
+def openb(folder: Path) -> None:
+    """FGD's own experiment: pods drawn at random until 130 % is asked for, placed one by one, misfits dropped."""
+    print("openb: % of GPUs allocated when 100 % / 130 % have arrived, mean of seeds; nodes renamed at random in each")
+    nodes = list(traces.read_csv(folder / "openb" / "openb_node_list_gpu_node.csv.gz"))
+    for name, reference in OPENB_REFERENCES.items():
+        print(f"  {name}: [paper] {reference}")
+        pods = list(traces.read_csv(folder / "openb" / f"openb_pod_list_{name}.csv.gz"))
+        results = [_fill(nodes, pods, seed) for seed in range(10 if name == "default" else 2)]
+        first, last = (sum(result[index] for result in results) / len(results) for index in (0, 1))
+        spread = max(result[1] for result in results) - min(result[1] for result in results)
+        millis = 1000 * sum(result[2] for result in results) / len(results)
+        print(f"    ours, fgd: {first:.2f} / {last:.2f} (spread {spread:.2f}), {millis:.2f} ms of processor time a pod")
+
+
+def _fill(nodes: Sequence[dict[str, str]], pods: Sequence[dict[str, str]], seed: int) -> tuple[float, float, float]:
+    """Returns the percentages of GPUs allocated, and processor seconds a pod."""
+    generator = random.Random(seed)
+    capacity, mix = Capacity(), Mix()
+    names = [f"node-{index:04d}" for index in range(len(nodes))]
+    generator.shuffle(names)
+    for name, row in zip(names, nodes, strict=True):
+        gpu_class = GpuClass(row["model"])
+        node = Node(NodeName(name), gpu_class, PoolName("main"), int(row["cpu_milli"]), int(row["memory_mib"]) << 20)
+        devices = (Device(DeviceId(f"{name}/{slot}"), node.name, gpu_class) for slot in range(int(row["gpu"])))
+        capacity.set_node(node, tuple(devices))
+    total = GPU_UNITS * sum(int(row["gpu"]) for row in nodes)
+    shapes = [_pod_shape(pod) for pod in pods]
+    arrivals, asked = [], 0
+    while asked < 1.3 * total:
+        arrivals.append(generator.choice(shapes))
+        asked += arrivals[-1].gpu_units
+    generator.shuffle(arrivals)
+    fragments, classes = Fragments(capacity, mix), capacity.classes()
+    began, held, asked, at_full = time.process_time(), 0, 0, 0
+    for shape in arrivals:
+        asked += shape.gpu_units
+        mix.add(shape)
+        held += _place_pod(capacity, fragments, shape, classes)
+        if asked >= total and not at_full:
+            at_full = held
+    seconds = (time.process_time() - began) / len(arrivals)
+    return 100 * at_full / total, 100 * held / total, seconds
+
+
+def _place_pod(capacity: Capacity, fragments: Fragments, shape: Shape, classes: Sequence[GpuClass]) -> int:
+    """Takes the cheapest place among all classes; returns the units taken, 0 for a pod that is dropped."""
+    firsts = [(next(fragments.cheapest((each, PoolName("main")), shape), None), each) for each in classes]
+    found = min(((first, each) for first, each in firsts if first is not None), default=None)
+    if found is None:
+        return 0
+    (_, name, _), gpu_class = found
+    if shape.gpu_units == 0:
+        grants: tuple[Grant, ...] | None = (Grant(name, (), 0, shape.cpu_millicores or 0, shape.memory_bytes or 0),)
+    else:
+        grants = place_by(fragments.cheapest, capacity, shape, (gpu_class, [PoolName("main")]))
+    assert grants is not None, "the cheapest place holds the pod"
+    for grant in grants:
+        capacity.take(grant)
+    return shape.gpu_units
+
+
+def _pod_shape(pod: dict[str, str]) -> Shape:
+    gpus = int(pod["num_gpu"])
+    units = gpus * GPU_UNITS * int(pod["gpu_milli"]) // 1000
+    return Shape((GpuClass("any"),), 1, units, int(pod["cpu_milli"]), int(pod["memory_mib"]) << 20)
+
+
 YARDSTICKS: dict[str, Callable[[Path], None]] = {
     "philly": philly,
     "lublin": lublin,
     "hpc2n": hpc2n,
     "shockwave": shockwave,
+    "openb": openb,
 }
 
 

@@ -107,6 +107,7 @@ class Capacity:
         self.inventory_version = 0
         """Rises with every change of a node or its devices; grants don't move it."""
         self._versions: dict[GpuClass, int] = {}
+        self._watchers: list[set[NodeName]] = []
         self._pools_of: dict[GpuClass, list[PoolName]] = {}
         self._position: dict[DeviceId, tuple[NodeName, int]] = {}
 
@@ -206,6 +207,12 @@ class Capacity:
         self._refile_node(pool, room, before)
         self.raise_version(room.node.gpu_class)
 
+    def watch(self) -> set[NodeName]:
+        """Returns a set to which every node is added when something on it is taken or given back."""
+        watcher: set[NodeName] = set()
+        self._watchers.append(watcher)
+        return watcher
+
     def versions(self) -> dict[GpuClass, int]:
         """Returns each class's version, to be put back after a planner has given back all that it took."""
         return dict(self._versions)
@@ -228,6 +235,8 @@ class Capacity:
             pool.partial.add((device.units - new_held, room.node.name, position))
 
     def _refile_node(self, pool: PoolRoom, room: NodeRoom, before: int) -> None:
+        for watcher in self._watchers:
+            watcher.add(room.node.name)
         after = len(room.free)
         if after != before:
             pool.drop(before, room.node.name)

@@ -19,10 +19,10 @@ from scheduler.core.booking import Bookings
 from scheduler.core.future import NEVER_MS, Asker
 from scheduler.core.model import AccountId, Booking, BookingWanted, GpuClass, Grant, Job, JobId, Shape
 from scheduler.core.order import FairLine
-from scheduler.core.placement import crowded, place, verdict
+from scheduler.core.placement import Chooser, Spares, at_random, crowded, open_pools, place, place_by, verdict
 from scheduler.core.plainorder import Line, PlainLine
 from scheduler.core.plan import Plan, ShapeVerdict, Start
-from scheduler.core.policy import Backfill, Policy, QueueOrder
+from scheduler.core.policy import Backfill, Placement, Policy, QueueOrder
 from scheduler.core.reasons import Reason, ReasonCode
 from scheduler.core.reservation import Options, Promises, rank_of
 from scheduler.core.state import ClusterState, Group, group_of
@@ -295,13 +295,13 @@ class _Tick:
         self, group: Group, gpu_class: GpuClass, booking: Booking, *, is_promised: bool
     ) -> tuple[Grant, ...] | None:
         """Returns where the gang fits now without delay to a promise, and remembers what did not."""
-        state, shape = self._state, group.shape
+        shape = group.shape
         if self._has_failed(shape, gpu_class):
             return None
         is_strong = is_promised or booking is Booking.GUARANTEED or self._promises.is_host(group.account)
         if not is_strong and group.time_limit_ms >= self._bound_ms(shape, gpu_class):
             return None
-        grants = place(state.capacity, shape, gpu_class, state.closed_pools)
+        grants = self._choose(shape, gpu_class, None)
         if grants is None:
             self._remember_failed(shape, gpu_class)
             return None
@@ -312,10 +312,20 @@ class _Tick:
         spares = self._promises.spares(shape, group.time_limit_ms, asker)
         if self._promises.are_spare(grants, spares):
             return grants
-        grants = place(state.capacity, shape, gpu_class, state.closed_pools, spares)
+        grants = self._choose(shape, gpu_class, spares)
         if grants is None and not is_strong:
             self._remember_crowded(group, gpu_class)
         return grants
+
+    def _choose(self, shape: Shape, gpu_class: GpuClass, spares: Spares | None) -> tuple[Grant, ...] | None:
+        state, rule = self._state, self._policy.placement
+        if rule is Placement.BEST_FIT:
+            return place(state.capacity, shape, gpu_class, state.closed_pools, spares)
+        is_random = rule is Placement.RANDOM
+        salt = f"{self._policy.seed}/{self._now_ms}/{len(self.starts)}"
+        chooser: Chooser = at_random(state.capacity, salt) if is_random else state.fragments.cheapest
+        pools = open_pools(state.capacity, shape, gpu_class, state.closed_pools)
+        return place_by(chooser, state.capacity, shape, (gpu_class, pools), spares)
 
     def _fits(self, shape: Shape, gpu_class: GpuClass) -> bool:
         state = self._state

@@ -7,8 +7,10 @@ gang stays inside one pool where one pool can hold it, because nodes of a pool s
 from collections.abc import Callable, Iterable, Iterator
 from heapq import merge
 from itertools import islice
+from zlib import crc32
 
-from scheduler.core.capacity import Capacity, NodeRoom, is_schedulable
+from scheduler.core.capacity import Capacity, NodeRoom, PoolKey, is_schedulable
+from scheduler.core.fragmentation import WHOLE
 from scheduler.core.model import GPU_UNITS, DeviceId, GpuClass, Grant, NodeAvailability, NodeName, PoolName, Shape
 from scheduler.core.plan import ShapeVerdict
 from scheduler.core.reasons import Reason, ReasonCode
@@ -17,6 +19,8 @@ from scheduler.core.state import Structure
 ClosedPools = dict[PoolName, str | None]
 Spares = Callable[[NodeRoom, DeviceId | None], bool]
 """Whether a node can spare a gang's part now: asked with a device when a share would go beside others on it."""
+Chooser = Callable[[PoolKey, Shape], Iterator[tuple[int, NodeName, int]]]
+"""For a pool and a shape: (cost, node, device position of a share or WHOLE) where there is room, the best first."""
 
 
 def place(
@@ -43,6 +47,63 @@ def place(
     if best is None:
         return None
     return tuple(_grant(room, shape, [room.devices[position].id for position in room.free[:gpus]]) for room in best)
+
+
+def place_by(
+    chooser: Chooser,
+    capacity: Capacity,
+    shape: Shape,
+    where: tuple[GpuClass, list[PoolName]],
+    spares: Spares | None = None,
+) -> tuple[Grant, ...] | None:
+    """Returns the grants of a whole gang where a chooser's costs are least, in one pool if one can hold it, or None."""
+    gpu_class, pools = where
+    best: tuple[int, list[tuple[NodeName, int]]] | None = None
+    for group in [[pool] for pool in pools] + ([pools] if len(pools) > 1 and shape.nodes > 1 else []):
+        if len(group) > 1 and best is not None:
+            break
+        streams = [chooser((gpu_class, pool), shape) for pool in group]
+        cost, found = 0, []
+        for each, name, position in streams[0] if len(streams) == 1 else merge(*streams):
+            room = capacity.rooms[name]
+            beside = None if position < 0 or position in room.free else room.devices[position].id
+            if is_named(room, shape) and (spares is None or spares(room, beside)):
+                cost += each
+                found.append((name, position))
+                if len(found) == shape.nodes:
+                    break
+        if len(found) == shape.nodes and (best is None or cost < best[0]):
+            best = (cost, found)
+    if best is None:
+        return None
+    grants: list[Grant] = []
+    for name, position in best[1]:
+        room = capacity.rooms[name]
+        taken = room.free[: shape.gpus_per_node] if position < 0 else [position]
+        grants.append(_grant(room, shape, [room.devices[each].id for each in taken]))
+    return tuple(grants)
+
+
+def at_random(capacity: Capacity, salt: str) -> Chooser:
+    """Returns a chooser that draws nodes by a hash of their names and a salt. Linear in the nodes."""
+
+    def draw(key: PoolKey, shape: Shape) -> Iterator[tuple[int, NodeName, int]]:
+        drawn: list[tuple[int, NodeName, int]] = []
+        for room in capacity.nodes_by_free(key, 0):
+            if not _fits_now(room, shape):
+                continue
+            position = WHOLE
+            if shape.is_share:
+                position = next(
+                    place
+                    for place, device in enumerate(room.devices)
+                    if is_schedulable(room.node, device)
+                    and device.units - room.held_units.get(device.id, 0) >= shape.gpu_units
+                )
+            drawn.append((crc32(f"{salt}/{room.node.name}".encode()), room.node.name, position))
+        return iter(sorted(drawn))
+
+    return draw
 
 
 def verdict(

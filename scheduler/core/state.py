@@ -18,6 +18,7 @@ from scheduler.core import events
 from scheduler.core.capacity import Capacity
 from scheduler.core.debt import HALF_LIFE_MS, Debt
 from scheduler.core.demand import Demand, Supply
+from scheduler.core.fragmentation import Fragments, Mix
 from scheduler.core.future import Future
 from scheduler.core.lifecycle import ACTIVE, ENDS, check_transition
 from scheduler.core.model import (
@@ -107,6 +108,9 @@ class ClusterState:
         self.failed: dict[tuple[Shape, GpuClass], int] = {}
         """The capacity version at which a shape last did not fit in a class; it cannot fit until that rises."""
         self.future = Future(self.capacity)
+        self.mix = Mix()
+        """The sizes of recent jobs."""
+        self._fragments: Fragments | None = None
         self.reservations: dict[JobId, Reservation] = {}
         """The starts promised to pending jobs, as the last plan left them."""
         self.advance: dict[ReservationId, AdvanceReservation] = {}
@@ -175,6 +179,13 @@ class ClusterState:
     def restore_debts(self, debts: Iterable[Debt]) -> None:
         """Takes up what accounts owe, as the store holds it, after all live allocations."""
         self.usage.restore(debts)
+
+    @property
+    def fragments(self) -> Fragments:
+        """Returns the scores of placements by expected fragmentation, which are kept from the first question on."""
+        if self._fragments is None:
+            self._fragments = Fragments(self.capacity, self.mix)
+        return self._fragments
 
     def put_node(self, node: Node, devices: tuple[Device, ...]) -> None:
         """Adds a node, or replaces what is known of it."""
@@ -293,6 +304,7 @@ class ClusterState:
 
     def _job_submitted(self, event: events.JobSubmitted) -> None:
         assert event.job.id not in self.jobs, f"job {event.job.id} is submitted twice"
+        self.mix.add(event.job.shape)
         assert event.job.state in {JobState.PENDING, JobState.HELD}, "a job begins pending or held"
         self._add(event.job)
 
