@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 
 from scheduler.core.model import AccountId, BookingWanted, UserName
 from scheduler.core.policy import Policy
-from scheduler.replay import Replay, summary
+from scheduler.figures import summary
+from scheduler.replay import Replay
 from scheduler.scenario import TraceJob
 from tests.builders import node, shape
 
