@@ -43,7 +43,7 @@ def plan(state: ClusterState, policy: Policy, now_ms: int, decision: int = 0) ->
     """Returns what to do now. The state is as before, but for jobs whose begin time came and memos of what failed."""
     assert policy.debt_half_life_ms == state.usage.debts.half_life_ms, "debts are kept under the policy's half-life"
     state.release_due(now_ms)
-    if not state.waiting.of_shape and not state.usage.promotable:
+    if not state.waiting.of_shape and not (state.guarantees and state.usage.promotable):
         return Plan(decision, now_ms, wake_at_ms=state.next_due_ms())
     versions = state.capacity.versions()
     tick = _Tick(state, policy, now_ms)
