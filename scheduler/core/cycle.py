@@ -19,7 +19,17 @@ from scheduler.core.booking import Bookings
 from scheduler.core.future import NEVER_MS, Asker
 from scheduler.core.model import AccountId, Booking, BookingWanted, GpuClass, Grant, Job, JobId, Shape
 from scheduler.core.order import FairLine
-from scheduler.core.placement import Chooser, Spares, at_random, crowded, open_pools, place, place_by, verdict
+from scheduler.core.placement import (
+    Chooser,
+    Spares,
+    at_random,
+    crowded,
+    open_pools,
+    place,
+    place_by,
+    place_near,
+    verdict,
+)
 from scheduler.core.plainorder import Line, PlainLine
 from scheduler.core.plan import Plan, ShapeVerdict, Start
 from scheduler.core.policy import Backfill, Placement, Policy, QueueOrder
@@ -33,7 +43,7 @@ def plan(state: ClusterState, policy: Policy, now_ms: int, decision: int = 0) ->
     """Returns what to do now. The state is as before, but for jobs whose begin time came and memos of what failed."""
     assert policy.debt_half_life_ms == state.usage.debts.half_life_ms, "debts are kept under the policy's half-life"
     state.release_due(now_ms)
-    if not state.waiting.of_shape and not state.usage.promotable:
+    if not state.waiting.of_shape and not (state.guarantees and state.usage.promotable):
         return Plan(decision, now_ms, wake_at_ms=state.next_due_ms())
     versions = state.capacity.versions()
     tick = _Tick(state, policy, now_ms)
@@ -318,7 +328,12 @@ class _Tick:
         return grants
 
     def _choose(self, shape: Shape, gpu_class: GpuClass, spares: Spares | None) -> tuple[Grant, ...] | None:
-        state, rule = self._state, self._policy.placement
+        state, rule, labels = self._state, self._policy.placement, self._policy.topology_labels
+        if shape.nodes > 1 and not shape.is_share and (labels or shape.topology is not None):
+            pools = open_pools(state.capacity, shape, gpu_class, state.closed_pools)
+            near = place_near(state.domains, labels, shape, (gpu_class, pools), spares)
+            if near is not None or shape.required_level is not None:
+                return near
         if rule is Placement.BEST_FIT:
             return place(state.capacity, shape, gpu_class, state.closed_pools, spares)
         is_random = rule is Placement.RANDOM
@@ -328,12 +343,11 @@ class _Tick:
         return place_by(chooser, state.capacity, shape, (gpu_class, pools), spares)
 
     def _fits(self, shape: Shape, gpu_class: GpuClass) -> bool:
-        state = self._state
         if self._has_failed(shape, gpu_class):
             return False
         if self._crowded_out.get((shape, gpu_class)) is not None and not self.starts:
             return True
-        if place(state.capacity, shape, gpu_class, state.closed_pools) is not None:
+        if self._choose(shape, gpu_class, None) is not None:
             return True
         self._remember_failed(shape, gpu_class)
         return False

@@ -187,13 +187,15 @@ class Shape:
     only_nodes: tuple[NodeName, ...] = ()  # sorted; empty means any
     exclude_nodes: tuple[NodeName, ...] = ()  # sorted
     constraints: tuple[tuple[str, str], ...] = ()  # sorted (label, value) pairs that a node must carry
+    topology: tuple[str, bool] | None = None
+    """A node label, and whether all nodes of the gang must share its value (else they do where that is possible)."""
     _hash: int = field(init=False, repr=False, compare=False)
     """A tick asks for a shape's hash for each thing that it remembers of it; made once, it costs a tenth."""
 
     def __post_init__(self) -> None:
         """Makes the hash."""
         asked = (self.gpu_classes, self.nodes, self.gpu_units, self.cpu_millicores, self.memory_bytes)
-        where = (self.pool, self.only_nodes, self.exclude_nodes, self.constraints)
+        where = (self.pool, self.only_nodes, self.exclude_nodes, self.constraints, self.topology)
         object.__setattr__(self, "_hash", hash((asked, where)))
 
     def __hash__(self) -> int:
@@ -209,6 +211,14 @@ class Shape:
     def gpus_per_node(self) -> int:
         """Whole devices that the gang touches on each node; a share touches one."""
         return max(1, self.gpu_units // GPU_UNITS)
+
+    @property
+    def required_level(self) -> str | None:
+        """The label whose value all nodes of the gang must share; None if they need not."""
+        if self.topology is None or self.nodes == 1:
+            return None
+        level, is_required = self.topology
+        return level if is_required else None
 
     @property
     def is_share(self) -> bool:

@@ -4,6 +4,7 @@ Best fit keeps large holes: a node whose free GPUs the job uses up is taken befo
 gang stays inside one pool where one pool can hold it, because nodes of a pool share their network.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from heapq import merge
 from itertools import islice
@@ -15,6 +16,7 @@ from scheduler.core.model import GPU_UNITS, DeviceId, GpuClass, Grant, NodeAvail
 from scheduler.core.plan import ShapeVerdict
 from scheduler.core.reasons import Reason, ReasonCode
 from scheduler.core.state import Structure
+from scheduler.core.topology import Domains, levels_for
 
 ClosedPools = dict[PoolName, str | None]
 Spares = Callable[[NodeRoom, DeviceId | None], bool]
@@ -47,6 +49,32 @@ def place(
     if best is None:
         return None
     return tuple(_grant(room, shape, [room.devices[position].id for position in room.free[:gpus]]) for room in best)
+
+
+def place_near(
+    domains: Domains,
+    labels: tuple[str, ...],
+    shape: Shape,
+    where: tuple[GpuClass, list[PoolName]],
+    spares: Spares | None = None,
+) -> tuple[Grant, ...] | None:
+    """Returns the grants of a gang in the lowest level that holds it, in the fullest such domain, or None.
+
+    Costs the domains passed over because CPU, memory or a constraint ruled them out, and the nodes of the one taken.
+    """
+    gpu_class, pools = where
+    gpus = shape.gpus_per_node
+    for label in levels_for(shape, labels):
+        for pool in pools:
+            key = (gpu_class, pool)
+            for domain in domains.fullest(key, label, gpus, shape.nodes):
+                rooms = list(islice(_fitting(domains.rooms(key, label, domain, gpus), shape, spares), shape.nodes))
+                if len(rooms) == shape.nodes:
+                    return tuple(
+                        _grant(room, shape, [room.devices[position].id for position in room.free[:gpus]])
+                        for room in rooms
+                    )
+    return None
 
 
 def place_by(
@@ -155,18 +183,27 @@ def count_fitting(capacity: Capacity, shape: Shape, closed: ClosedPools) -> int:
 
 
 def _structure(capacity: Capacity, shape: Shape, closed: ClosedPools) -> Structure:
-    considered = matching = capable = 0
+    level = shape.required_level
+    named: Counter[str | None] = Counter()  # by domain of the level that the gang must share; None: all one
+    able: Counter[str | None] = Counter()
+    considered = 0
     down: str | None = None
     for room in _rooms(capacity, shape, closed):
         considered += 1
         if not is_named(room, shape):
             continue
-        matching += 1
+        domain = None if level is None else room.node.labels.get(level)
+        if level is not None and domain is None:
+            continue
+        named[domain] += 1
         if _could_hold(room, shape):
-            capable += 1
+            able[domain] += 1
         elif down is None and room.node.availability is not NodeAvailability.UP:
             down = f"{room.node.name}: {room.node.reason or room.node.availability}"
     is_any_open = any(open_pools(capacity, shape, gpu_class, closed) for gpu_class in shape.gpu_classes)
+    matching, capable = max(named.values(), default=0), max(able.values(), default=0)
+    if level is not None and matching < shape.nodes:
+        matching = 0  # no domain has so many nodes, up or down
     return Structure(considered, matching, capable, is_any_open, down)
 
 

@@ -70,6 +70,10 @@ class Policy:
     """Best fit keeps whole nodes free. `fgd` weighs what a placement breaks up against the recent mix of jobs, which
     pays where jobs share GPUs; `random` is for comparison."""
 
+    topology_labels: tuple[str, ...] = ()
+    """Node labels that say what is near, the nearest first, such as rack and spine: a gang of several nodes goes into
+    the lowest level that holds it. None by default, for only the centre knows its labels."""
+
     seed: int = 0
     """For placement at random."""
 

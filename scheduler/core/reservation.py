@@ -7,7 +7,7 @@ stand, so no backfill and no change of the order delays it. Only what an admin d
 within a guarantee can; then it is sought anew.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import replace
 from heapq import merge
 from itertools import islice
@@ -31,6 +31,8 @@ from scheduler.core.policy import Backfill, Policy
 from scheduler.core.state import ClusterState
 from scheduler.core.stretch import GIVES_WAY, GUARANTEED, Need, Rank, Reservation, is_within
 
+Terms = tuple[Rank, Set[NodeName] | None]
+"""How strongly a job asks, and the nodes that it must stay within, if any."""
 Options = list[tuple[GpuClass, Booking]]
 """The classes that a job may start in, as it prefers them, and how it would be booked in each."""
 
@@ -252,15 +254,22 @@ class Promises:
         return True
 
     def _earliest(self, job: Job, gpu_class: GpuClass, rank: Rank) -> Reservation | None:
-        """A gang stays inside one pool where one can hold it, as when it is placed."""
+        """A gang stays inside one pool where one can hold it, as when it is placed, and in one domain if it must."""
         pools = open_pools(self._state.capacity, job.shape, gpu_class, self._state.closed_pools)
+        level = job.shape.required_level
         best: tuple[int, list[NodeName]] | None = None
         for pool in pools:
-            found = self._search(job, gpu_class, [pool], rank)
-            if found is not None and (best is None or found[0] < best[0]):
-                best = found
-        if best is None and len(pools) > 1 and job.shape.nodes > 1:
-            best = self._search(job, gpu_class, pools, rank)
+            if level is None:
+                scopes: list[Set[NodeName] | None] = [None]
+            else:
+                members = self._state.domains.members((gpu_class, pool), level)
+                scopes = [members[domain] for domain in sorted(members) if len(members[domain]) >= job.shape.nodes]
+            for scope in scopes:
+                found = self._search(job, gpu_class, [pool], (rank, scope))
+                if found is not None and (best is None or found[0] < best[0]):
+                    best = found
+        if best is None and level is None and len(pools) > 1 and job.shape.nodes > 1:
+            best = self._search(job, gpu_class, pools, (rank, None))
         if best is None:
             return None
         start_ms, names = best
@@ -278,12 +287,12 @@ class Promises:
         return replace(reservation, kept_from_ms=self._now_ms + ahead_ms)
 
     def _search(
-        self, job: Job, gpu_class: GpuClass, pools: list[PoolName], rank: Rank
+        self, job: Job, gpu_class: GpuClass, pools: list[PoolName], terms: Terms
     ) -> tuple[int, list[NodeName]] | None:
         """Sweeps through time over nodes that come free and nodes that are booked, until enough are open at once."""
         count = job.shape.nodes
-        changes = self._changes(job, gpu_class, pools, rank)
-        coming = self._coming(job.shape, gpu_class, pools)
+        changes = self._changes(job, gpu_class, pools, terms)
+        coming = self._coming(job.shape, gpu_class, pools, terms[1])
         upcoming = next(coming, None)
         is_open: dict[NodeName, None] = {}
         index = 0
@@ -307,17 +316,18 @@ class Promises:
         return None
 
     def _changes(
-        self, job: Job, gpu_class: GpuClass, pools: list[PoolName], rank: Rank
+        self, job: Job, gpu_class: GpuClass, pools: list[PoolName], terms: Terms
     ) -> list[tuple[int, bool, NodeName]]:
         """Returns when each booked node opens for the job and closes again, closings first."""
         future, rooms, wanted = self._state.future, self._state.capacity.rooms, wanted_of(job.shape)
+        rank, scope = terms
         asker = Asker(rank, is_promised=False)
         changes: list[tuple[int, bool, NodeName]] = []
         for name in future.booked:
             room = rooms.get(name)
             if room is None or room.node.gpu_class != gpu_class or room.node.pool not in pools:
                 continue
-            if is_named(room, job.shape):
+            if is_named(room, job.shape) and (scope is None or name in scope):
                 for first_ms, last_ms in future.starts(room, wanted.on(room), self._now_ms, job.time_limit_ms, asker):
                     changes.append((first_ms, True, name))
                     if last_ms < NEVER_MS:
@@ -325,11 +335,13 @@ class Promises:
         changes.sort()
         return changes
 
-    def _coming(self, shape: Shape, gpu_class: GpuClass, pools: list[PoolName]) -> Iterator[tuple[int, NodeName]]:
+    def _coming(
+        self, shape: Shape, gpu_class: GpuClass, pools: list[PoolName], scope: Set[NodeName] | None
+    ) -> Iterator[tuple[int, NodeName]]:
         future, rooms, wanted = self._state.future, self._state.capacity.rooms, wanted_of(shape)
         streams = [future.by_time((gpu_class, pool), wanted) for pool in pools]
         for at_ms, name in streams[0] if len(streams) == 1 else merge(*streams):
-            if name not in future.booked and is_named(rooms[name], shape):
+            if name not in future.booked and is_named(rooms[name], shape) and (scope is None or name in scope):
                 yield at_ms, name
 
 

@@ -54,6 +54,7 @@ from scheduler.core.stretch import (
     ReservationId,
     Stretch,
 )
+from scheduler.core.topology import Domains
 from scheduler.core.usage import Usage
 from scheduler.core.waiting import Group, QueueKey, Waiting, group_of, queue_key
 
@@ -111,6 +112,7 @@ class ClusterState:
         self.mix = Mix()
         """The sizes of recent jobs."""
         self._fragments: Fragments | None = None
+        self._domains: Domains | None = None
         self.reservations: dict[JobId, Reservation] = {}
         """The starts promised to pending jobs, as the last plan left them."""
         self.advance: dict[ReservationId, AdvanceReservation] = {}
@@ -186,6 +188,13 @@ class ClusterState:
         if self._fragments is None:
             self._fragments = Fragments(self.capacity, self.mix)
         return self._fragments
+
+    @property
+    def domains(self) -> Domains:
+        """Returns which nodes are near each other, kept from the first question on."""
+        if self._domains is None:
+            self._domains = Domains(self.capacity)
+        return self._domains
 
     def put_node(self, node: Node, devices: tuple[Device, ...]) -> None:
         """Adds a node, or replaces what is known of it."""

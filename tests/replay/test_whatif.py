@@ -1,0 +1,110 @@
+"""What-if runs: files and options in, figures, schedule and plot out."""
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from scheduler.core.policy import Backfill, Placement, Policy, QueueOrder
+from scheduler.refusal import Refused
+from scheduler.whatif import Question, read_policy, simulate, with_options
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Question:
+    """One node of 8 GPUs; a long job of half, then a wide one, then short ones that could pass it."""
+    (tmp_path / "cluster.toml").write_text('[[nodes]]\nname = "n"\ngpus = 8\n')
+    rows = ["a,0,4,3600,3600", "wide,10,8,600,600", *(f"s{index},20,2,60,{60 + index}" for index in range(4))]
+    header = "job_id,submit_seconds,gpus,duration_seconds,time_limit_seconds"
+    (tmp_path / "jobs.csv").write_text("\n".join([header, *rows]) + "\n")
+    return Question(tmp_path / "cluster.toml", tmp_path / "jobs.csv")
+
+
+def _ask(files: Question, **changes: Any) -> dict[str, Any]:
+    return simulate(replace(files, **changes))
+
+
+def test_backfill_lets_short_jobs_pass_and_none_does_not(files: Question) -> None:
+    strict = _ask(files, order="fifo", backfill="none")["wait_seconds"]
+    easy = _ask(files, order="fifo", backfill="easy")["wait_seconds"]
+    assert strict["p50"] > 3600
+    assert easy["p50"] <= 60
+    assert easy["max"] <= strict["max"]
+
+
+def test_two_policies_are_compared_on_the_same_jobs(files: Question, tmp_path: Path) -> None:
+    (tmp_path / "strict.toml").write_text('[policy]\nbackfill = "none"\norder = "fifo"\n')
+    report = _ask(files, against=tmp_path / "strict.toml")
+    assert report["against"]["jobs"] == report["jobs"] == 6
+    assert report["changes"]["wait_seconds"]["mean"] == pytest.approx(
+        report["wait_seconds"]["mean"] - report["against"]["wait_seconds"]["mean"]
+    )
+    assert report["changes"]["wait_seconds"]["mean"] < 0
+
+
+def test_the_schedule_has_a_row_per_allocation_and_is_the_same_each_time(files: Question, tmp_path: Path) -> None:
+    first, second = tmp_path / "one.csv", tmp_path / "two.csv"
+    for path in (first, second):
+        _ask(files, schedule=path)
+    assert first.read_bytes() == second.read_bytes()
+    rows = list(csv.DictReader(first.read_text().splitlines()))
+    assert [row["job_id"] for row in rows][:1] == ["a"]
+    assert {row["end_reason"] for row in rows} == {"completed"}
+    assert len(rows) == 6
+
+
+def test_the_plot_is_a_drawing_of_both_panels(files: Question, tmp_path: Path) -> None:
+    _ask(files, plot=tmp_path / "plot.svg")
+    drawn = ElementTree.parse(tmp_path / "plot.svg").getroot()
+    texts = [each.text for each in drawn.iter("{http://www.w3.org/2000/svg}text")]
+    assert "GPUs held" in texts
+    assert len(list(drawn.iter("{http://www.w3.org/2000/svg}polygon"))) == 2
+
+
+def test_a_policy_file_names_all_its_problems_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "policy.toml"
+    path.write_text('backfill = "sometimes"\npromised_jobs = -1\npromise_after = 3\ntopology_labels = "rack"\n')
+    with pytest.raises(Refused) as refused:
+        read_policy(path)
+    assert {problem.field for problem in refused.value.problems} == {
+        "backfill",
+        "promised_jobs",
+        "promise_after",
+        "topology_labels",
+    }
+    assert "easy" in next(each.message for each in refused.value.problems if each.field == "backfill")
+
+
+def test_a_policy_file_sets_knobs_and_false_switches_one_off(tmp_path: Path) -> None:
+    path = tmp_path / "policy.toml"
+    path.write_text('[policy]\npromise_after_ms = false\nplacement = "fgd"\ntopology_labels = ["rack", "spine"]\n')
+    assert read_policy(path) == Policy(
+        promise_after_ms=None, placement=Placement.FGD, topology_labels=("rack", "spine")
+    )
+
+
+def test_flags_override_the_policy_and_the_literatures_names_mean_its_rules(files: Question) -> None:
+    asked = replace(files, order="sjf", backfill="easy", placement="random", seed=7)
+    policy = with_options(Policy(), asked)
+    assert (policy.order, policy.backfill) == (QueueOrder.SJF, Backfill.EASY_BEFORE)
+    assert (policy.placement, policy.seed) == (Placement.RANDOM, 7)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"order": "srtf"}, "needs preemption"),
+        ({"preemption": "fair"}, "preempts nothing"),
+        ({"backfill": "some"}, "none, easy"),
+        ({"restart_cost_seconds": -1}, "0 or more"),
+        ({"plot": Path("plot.png")}, "SVG"),
+        ({"schedule": Path("/nowhere/at/all.csv")}, "cannot be written"),
+        ({"policy": Path("missing.toml")}, "missing.toml"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_in_words(files: Question, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(Refused, match=words):
+        _ask(files, **changes)
