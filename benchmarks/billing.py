@@ -125,7 +125,7 @@ def write_ledger(path: Path, gpus: int, intervals: int) -> None:
         _write_allocations(connection, made)
         idle = "INSERT INTO device_cursor (device, lane, gpu_class, since_ms, version, state, units, gpu_eq_units)"
         rows = [
-            (device, CLASS, ends.get(device, START_MS), 10**6, GPU_UNITS)
+            (device, CLASS, ends.get(device, START_MS), 10**9, GPU_UNITS)
             for node in range(nodes)
             for device in devices_of(node)
         ]
@@ -183,7 +183,7 @@ def _write_chain(connection: sqlite3.Connection, pieces: Iterator[Piece]) -> dic
                 )
             )
             previous, ends[piece.device] = made, piece.to_ms
-        connection.executemany(f"INSERT INTO occupancy VALUES ({', '.join('?' * 21)})", rows)
+        connection.executemany("INSERT INTO occupancy VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)", rows)
     connection.execute("DELETE FROM ledger_head")
     connection.execute("INSERT INTO ledger_head VALUES (1, ?, ?)", (sequence, previous))
     return ends

@@ -3,6 +3,7 @@
     CliError                    anything below; `main` prints it and exits with its status
     ├── UsageProblem            exit 2: the command line says something that cannot be meant
     ├── Refusal                 exit 3: refused before a request was made
+    ├── NotFound                exit 4: a file or directory that was named is not there
     ├── ConfigProblem           exit 2: a context, a configuration file or a token file is not usable
     ├── NotLoggedIn             exit 5: no token to send
     ├── WaitedTooLong           exit 8: `wait --timeout` ran out
@@ -79,6 +80,15 @@ class Refusal(CliError):
 
     def __init__(self, message: str, *tries: str, code: str = "invalid") -> None:
         super().__init__(message, code=code, tries=tries)
+
+
+class NotFound(CliError):
+    """What was named on this machine is not there."""
+
+    exit_code = ExitCode.NOT_FOUND
+
+    def __init__(self, message: str, *tries: str) -> None:
+        super().__init__(message, code="not_found", tries=tries)
 
 
 class ConfigProblem(CliError):

@@ -86,7 +86,9 @@ def explained(answer: Json, job: Json, now: datetime) -> list[str]:
         lines.append(f"{'nodes':<8}{fitting} of {considered} could take its part now")
     start = sub(answer, "start_estimate") or sub(job, "start_estimate")
     if start is not None and text(start, "p50") is not None:
-        lines.append(f"{'start':<8}~{phrases.clock(text(start, 'p50'), now)}")
+        late = text(start, "p90")
+        until = "" if late is None else f", {phrases.clock(late, now)} if everything takes its whole limit"
+        lines.append(f"{'start':<8}~{phrases.clock(text(start, 'p50'), now)}{until}")
     lines.append(f"{'as of':<8}{now.astimezone():%H:%M:%S}")
     return lines
 

@@ -78,6 +78,7 @@ class CsvFile:
             self._stream.flush()
             os.fsync(self._stream.fileno())
         self._stream.close()
+        self._stream = None  # the writer and this object hold each other: its buffer need not wait for the collector
 
     def write(self, text: str) -> None:
         """Takes a finished line from the CSV writer."""

@@ -23,7 +23,14 @@ from scheduler.core.occupancy import Cursor, Interval
 from scheduler.store.account_names import present_names
 from scheduler.store.codec import interval_of
 from scheduler.store.database import Database
-from scheduler.store.ledger_rows import ClosedTotal, chain_rows, closed_totals, cursors, devices
+from scheduler.store.ledger_rows import (
+    ClosedTotal,
+    LedgerDevice,
+    chain_pages,
+    closed_totals,
+    cursors,
+    devices,
+)
 from scheduler.store.read import ledger_head
 
 BLIND_MS = 180_000
@@ -44,7 +51,7 @@ class _Piece:
     gpu_class: GpuClass
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Seen:
     """How far the ledger was read."""
 
@@ -89,14 +96,17 @@ class LedgerWatch:
         with self._database.read() as connection:
             is_first = self._seen is None
             seen = self._seen or _start(connection, now_ms)
-            new = [] if is_first else [interval_of(row) for row in chain_rows(connection, after=seen.sequence)]
+            pages = () if is_first else chain_pages(connection, after=seen.sequence)
+            new = [interval_of(row) for page in pages for row in page]
+            closed = dict(seen.closed)
             for row in new:
-                seen.closed[row.device] = _with(seen.closed.get(row.device), row)
-                seen.sequence = row.sequence
+                closed[row.device] = _with(closed.get(row.device), row)
             held = cursors(connection)
-            imbalance = _imbalance(connection, seen.closed, held, now_ms)
-            pairs = _pairs(connection)
-        self._seen = seen
+            known = devices(connection)
+            imbalance = _imbalance(known, closed, held, now_ms)
+            pairs = _pairs(connection, known)
+        # Only now: a look that failed half-way left nothing behind, and the next one reads the same rows.
+        self._seen = _Seen(new[-1].sequence if new else seen.sequence, closed, seen.since_ms)
         use = self._count(new, held, {} if is_first else {DeviceId(each.uuid): each for each in windows}, now_ms)
         with self._lock:
             for tenant, gpu_class in pairs:
@@ -187,9 +197,9 @@ def _start(connection: Connection, now_ms: int) -> _Seen:
     return _Seen(ledger_head(connection).sequence, closed_totals(connection), now_ms)
 
 
-def _pairs(connection: Connection) -> set[tuple[AccountId, GpuClass]]:
+def _pairs(connection: Connection, known: Sequence[LedgerDevice]) -> set[tuple[AccountId, GpuClass]]:
     """Returns every tenant with every GPU class that is there."""
-    classes = {device.gpu_class for device in devices(connection) if device.removed_ms is None}
+    classes = {device.gpu_class for device in known if device.removed_ms is None}
     tenants = {tenant_of(account) for account in present_names(connection) if account != ROOT_ACCOUNT}
     return {(tenant, gpu_class) for tenant in tenants for gpu_class in classes}
 
@@ -201,7 +211,9 @@ def _with(total: ClosedTotal | None, row: Interval) -> ClosedTotal:
     return ClosedTotal(total.unit_ms + row.unit_ms, first_ms, last_ms)
 
 
-def _imbalance(connection: Connection, closed: dict[DeviceId, ClosedTotal], held: list[Cursor], now_ms: int) -> int:
+def _imbalance(
+    found: Sequence[LedgerDevice], closed: dict[DeviceId, ClosedTotal], held: Sequence[Cursor], now_ms: int
+) -> int:
     """Returns how far the devices' lanes are from the devices' lives, in unit-milliseconds; each device by its amount.
 
     A gap and an overlap of the same size on one device cancel out here; the ledger's verification finds both.
@@ -211,7 +223,7 @@ def _imbalance(connection: Connection, closed: dict[DeviceId, ClosedTotal], held
     for cursor in held:
         lanes[cursor.device] = lanes.get(cursor.device, 0) + cursor.occupant.units * (until_ms - cursor.since_ms)
     wrong = 0
-    known = {device.id: device for device in devices(connection)}
+    known = {device.id: device for device in found}
     for name in {*known, *closed, *lanes}:
         device, total = known.get(name), closed.get(name)
         end_ms = until_ms if name in lanes or total is None else total.last_ms

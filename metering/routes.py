@@ -23,6 +23,7 @@ from metering.export import export_usage
 from metering.focus import FocusTerms
 from metering.focus_columns import VERSIONS
 from metering.ledger import StoredBook, price_books, publish
+from metering.rates import AnnounceRates
 from metering.spans import instant_of, zone_of
 from metering.usage_routes import usage_routes
 from metering.verify import Report, verify
@@ -43,13 +44,15 @@ _CHUNK_BYTES = 256 << 10
 
 @dataclass(frozen=True, slots=True)
 class PublishPrices:
-    """Publishes a price book."""
+    """Publishes a price book; the scheduler learns its prices at once when it is in force already."""
 
     book: PriceBook
 
     def execute(self, tx: Transaction) -> StoredBook:
         """Returns the book as stored. Raises Refused as `ledger.publish` does."""
-        return publish(tx.connection, self.book, tx.now_ms)
+        stored = publish(tx.connection, self.book, tx.now_ms)
+        AnnounceRates().execute(tx)
+        return stored
 
 
 def _terms(

@@ -14,9 +14,19 @@ from sqlalchemy.engine import Connection
 from metering.core.civil import local_text, utc_text
 from metering.core.quantity import AMOUNT_DECIMALS, decimal_text, divide, fixed
 from metering.core.rating import Invoice, Line, rate
-from metering.core.usage import Holding, Stretch, UnevenSegment, holding_of, open_holding_of, segments_of, slices_of
+from metering.core.usage import (
+    Holding,
+    Segment,
+    Stretch,
+    UnevenSegment,
+    holding_of,
+    open_holding_of,
+    segments_of,
+    slices_of,
+)
 from metering.csv_files import harmless
 from metering.ledger import sum_windows
+from metering.plain_gangs import plain_gang
 from scheduler.core.model import GPU_UNITS, AccountId, tenant_of
 from scheduler.store.account_names import AccountNames
 from scheduler.store.database import StoreCorrupt
@@ -65,13 +75,19 @@ def rated_lines(
     """
     from_ms, to_ms = stretches[0].from_ms, stretches[-1].to_ms
     for allocation in allocations(connection, from_ms, to_ms, tenant):
-        try:
-            segments = segments_of(_holdings(allocation, to_ms))
-        except UnevenSegment as error:
-            raise StoreCorrupt(f"{error}; run the ledger's verification") from error
-        for segment in segments:
+        for segment in _segments(allocation, to_ms):
             for piece in slices_of(segment, stretches):
                 yield RatedLine(rate(piece), allocation, piece.end_word(allocation.ended_ms, allocation.end_reason))
+
+
+def _segments(allocation: LedgerAllocation, to_ms: int) -> list[Segment]:
+    gang = plain_gang(allocation)
+    if gang is not None:
+        return gang.segments
+    try:
+        return segments_of(_holdings(allocation, to_ms))
+    except UnevenSegment as error:
+        raise StoreCorrupt(f"{error}; run the ledger's verification") from error
 
 
 def _holdings(allocation: LedgerAllocation, to_ms: int) -> Iterator[Holding]:

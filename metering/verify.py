@@ -8,20 +8,22 @@ included, is found by the chain head in the manifest of an earlier export.
 
 from dataclasses import dataclass
 from heapq import heappop, heappush, merge
+from typing import Any
 
 from sqlalchemy.engine import Connection
 
 from metering.core.tariff import price_book_of
 from metering.findings import Check, Finding, Report
 from metering.ledger import price_book_rows
+from metering.tracks import Tracks
 from metering.verify_files import verify_export
 from metering.verify_holders import verify_allocations, verify_cursors
-from scheduler.core.occupancy import GENESIS_HASH, Cursor, Interval, OccupancyState, interval_hash
+from scheduler.core.occupancy import GENESIS_HASH, Cursor, Interval, OccupancyState, fields_hash, interval_hash
 from scheduler.refusal import Refused
 from scheduler.store.codec import cursor_of, interval_of
 from scheduler.store.ledger_rows import (
     LedgerDevice,
-    chain_rows,
+    chain_pages,
     cursor_rows,
     cursors,
     devices,
@@ -32,6 +34,11 @@ from scheduler.store.read import latest_known_ms, ledger_head
 
 __all__ = ["Check", "Finding", "Report", "verify", "verify_export"]
 END_OF_TIME_MS = 1 << 62
+MOST_SHAPES = 4_096
+"""Combinations of words in rows that are remembered as readable; there are a few dozen."""
+_STATE, _PHASE, _BOOKING, _EVIDENCE, _PREVIOUS, _HASH = 6, 9, 14, 16, 19, 20
+_HOLDER = (10, 11, 12, 13)
+"""Places in a row of `codec.INTERVAL_COLUMNS`."""
 _UNREADABLE = (ValueError, LookupError, AssertionError, TypeError)
 """What reading a row raises that says an unknown word, half a holder, or a text where a number belongs."""
 
@@ -42,38 +49,54 @@ def verify(connection: Connection, known_until_ms: int | None = None) -> Report:
     Open intervals count up to `known_until_ms`, by default the latest time in the ledger itself.
     """
     report = Report()
-    is_readable = _verify_chain(connection, report) and _verify_readable(connection, report)
+    tracks = Tracks()
+    is_readable = _verify_chain(connection, report, tracks) and _verify_readable(connection, report)
     _verify_price_books(connection, report)
     if not is_readable:
         # Rows that say no known word cannot be laid beside others; the findings so far name them.
         return report
     until_ms = latest_known_ms(connection) if known_until_ms is None else known_until_ms
-    _verify_devices(connection, report, until_ms)
+    _verify_devices(connection, report, until_ms, tracks)
     verify_cursors(connection, report)
     verify_allocations(connection, report, until_ms)
     return report
 
 
-def _verify_chain(connection: Connection, report: Report) -> bool:
-    """Checks hashes and sequence; returns whether every row could be read."""
+def _verify_chain(connection: Connection, report: Report, tracks: Tracks) -> bool:
+    """Checks hashes and sequence, and follows each device; returns whether every row could be read."""
     sequence, previous, is_readable = 0, GENESIS_HASH, True
-    for row in chain_rows(connection):
-        where = f"sequence {row.sequence}"
-        report.count("rows")
-        report.expect(Check.SEQUENCE, where, sequence + 1, row.sequence)
-        report.expect(Check.CHAIN, f"{where} previous_hash", previous, row.previous_hash)
-        sequence, previous = row.sequence, row.hash
-        try:
-            interval = interval_of(row)
-        except _UNREADABLE as error:
-            is_readable = False
-            report.wrong(Check.CHAIN, where, "a row that can be read", repr(error))
-            continue
-        report.expect(Check.CHAIN, where, f"hash {interval_hash(row.previous_hash, interval)}", f"hash {row.hash}")
+    shapes: set[object] = set()  # what has been read once can be read again
+    for page in chain_pages(connection):
+        report.count("rows", len(page))
+        for row in page:
+            stored_hash = row[_HASH]
+            holder = [row[place] is None for place in _HOLDER]
+            words = (row[_STATE], row[_PHASE], row[_BOOKING], row[_EVIDENCE], *holder)
+            is_expected = row[0] == sequence + 1 and row[_PREVIOUS] == previous and words in shapes
+            if not (is_expected and fields_hash((previous, *row[:_PREVIOUS])) == stored_hash):
+                is_readable &= _explain(report, row, (sequence, previous), shapes, words)
+            sequence, previous = row[0], stored_hash
+            tracks.follow(row)
     head = ledger_head(connection)
     report.expect(Check.SEQUENCE, "ledger_head sequence", sequence, head.sequence)
     report.expect(Check.SEQUENCE, "ledger_head hash", previous, head.hash)
     return is_readable
+
+
+def _explain(report: Report, row: Any, before: tuple[int, str], shapes: set[object], words: object) -> bool:
+    """Says what is wrong with a row, if anything is; returns whether it can be read."""
+    where = f"sequence {row[0]}"
+    report.expect(Check.SEQUENCE, where, before[0] + 1, row[0])
+    report.expect(Check.CHAIN, f"{where} previous_hash", before[1], row[_PREVIOUS])
+    try:
+        interval = interval_of(row)
+    except _UNREADABLE as error:
+        report.wrong(Check.CHAIN, where, "a row that can be read", repr(error))
+        return False
+    if len(shapes) < MOST_SHAPES:
+        shapes.add(words)
+    report.expect(Check.CHAIN, where, f"hash {interval_hash(row[_PREVIOUS], interval)}", f"hash {row[_HASH]}")
+    return True
 
 
 def _verify_readable(connection: Connection, report: Report) -> bool:
@@ -103,14 +126,23 @@ def _verify_price_books(connection: Connection, report: Report) -> None:
         report.expect(Check.PRICE_BOOK, f"{where} columns", (book.version, book.effective_ms, book.currency), stored)
 
 
-def _verify_devices(connection: Connection, report: Report, until_ms: int) -> None:
+def _verify_devices(connection: Connection, report: Report, until_ms: int, tracks: Tracks) -> None:
     known = {device.id: device for device in devices(connection)}
     for name in sorted(devices_in_ledger(connection) - known.keys()):
         report.wrong(Check.PARTITION, f"device {name}", "a row in device", "none")
+    open_lanes: dict[str, list[Cursor]] = {}
+    for cursor in cursors(connection):
+        open_lanes.setdefault(cursor.device, []).append(cursor)
     life_unit_ms = 0
     for device in known.values():
         report.count("devices")
-        life_unit_ms += _verify_device(connection, report, device, until_ms)
+        held = tracks.proved(device, open_lanes.get(device.id, ()), until_ms)
+        if held is None:
+            life_unit_ms += _verify_device(connection, report, device, until_ms)
+            continue
+        for state, unit_ms in held.items():
+            report.count(f"{state}_unit_ms", unit_ms)
+            life_unit_ms += unit_ms
     total = sum(report.counted.get(f"{state}_unit_ms", 0) for state in OccupancyState)
     report.expect(Check.CONSERVATION, "all devices", f"{life_unit_ms} unit-ms", f"{total} unit-ms")
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from sortedcontainers import SortedList
 
+from scheduler.core.debt import CREDIT
 from scheduler.core.lifecycle import ACTIVE, WAITING
 from scheduler.core.model import (
     GPU_UNITS,
@@ -32,6 +33,7 @@ from scheduler.core.model import (
 )
 from scheduler.core.plan import Plan
 from scheduler.core.reasons import Reason, ReasonCode
+from scheduler.core.shares import Shares, Standing
 from scheduler.core.state import ClusterState, Group
 
 GPU_STATES = ("allocated", "free", "reserved", "drained", "failed", "foreign", "unknown")
@@ -65,6 +67,8 @@ class Photograph:
     jobs_by: Mapping[tuple[AccountId, JobState], int]
     pending_units: Mapping[tuple[AccountId, GpuClass], int]
     held_units: Mapping[tuple[AccountId, GpuClass, Booking], int]
+    standings: tuple[Standing, ...]
+    """Of tenants, per class."""
     closed_pools: frozenset[PoolName]
 
 
@@ -80,6 +84,7 @@ def photograph(state: ClusterState, plan: Plan) -> Photograph:
         dict(state.jobs_by),
         dict(state.pending_units),
         dict(state.held_units),
+        tuple(each for each in Shares(state, plan.now_ms).standings() if "/" not in each.account),
         frozenset(state.closed_pools),
     )
 
@@ -235,6 +240,31 @@ def _tenants(photo: Photograph) -> Iterator[Metric]:
             for model, count in sorted(terms.limit.items()):
                 quota.add_metric((terms.id, model), count)
     yield from (allocated, guarantee, quota)
+    yield from _fairness(photo)
+
+
+def _fairness(photo: Photograph) -> Iterator[Metric]:
+    labels = ("tenant", "model")
+    target = GaugeMetricFamily(
+        "turnstile_tenant_gpus_target", "GPUs that a tenant should hold now, by model: fair share.", labels=labels
+    )
+    ratio = GaugeMetricFamily(
+        "turnstile_tenant_fair_share_ratio",
+        "GPUs held, without spot, over the target; left out for a tenant whose target is 0.",
+        labels=labels,
+    )
+    debt = GaugeMetricFamily(
+        "turnstile_tenant_debt_credits", "Decayed credits of a tenant's burst use, over all models.", labels=("tenant",)
+    )
+    debts: dict[AccountId, int] = {}
+    for each in photo.standings:
+        target.add_metric((each.account, each.gpu_class), each.target / GPU_UNITS)
+        if each.target:
+            ratio.add_metric((each.account, each.gpu_class), each.held / each.target)
+        debts[each.account] = each.debt_microcredits
+    for tenant, microcredits in sorted(debts.items()):
+        debt.add_metric((tenant,), microcredits / CREDIT)
+    yield from (target, ratio, debt)
 
 
 def _devices(photo: Photograph) -> Iterator[Metric]:

@@ -209,7 +209,8 @@ class Controller:
     def _begin(self, epoch: int) -> _Term:
         with self.database.read() as connection:
             self.clock.raise_floor(latest_known_ms(connection))
-            state = build_state(load_state_parts(connection))
+            half_life_ms = self.policy.debt_half_life_ms
+            state = build_state(load_state_parts(connection, half_life_ms), half_life_ms)
             live = live_orders(connection)
         desk = Desk(Writer(self.database, self.clock, self.policy, epoch), self._deliver, self._must_end.set)
         runner = Runner(self.executor, self.clock, desk, live)

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from scheduler.clock import Clock
@@ -27,7 +27,7 @@ from scheduler.core.events import (
     ReservationsPlanned,
 )
 from scheduler.core.lifecycle import ENDS
-from scheduler.core.model import GPU_UNITS, Allocation, GpuClass, PoolName, tenant_of
+from scheduler.core.model import GPU_UNITS, Allocation, GpuClass, NodeName, PoolName, tenant_of
 from scheduler.core.plan import Plan
 from scheduler.core.policy import Policy
 from scheduler.core.state import ClusterState
@@ -56,6 +56,7 @@ class Offer:
     memory_bytes: int
     nodes: int
     labels: "FrozenLabels"
+    names: frozenset[NodeName] = frozenset()
 
 
 class FrozenLabels(dict[str, str]):
@@ -205,7 +206,7 @@ class Planner:
             self._plan = made
             self._state.apply(ReservationsPlanned(made.now_ms, made.reservations, not made.is_partial))
             self.last_tick_ms = made.now_ms
-            if not made.starts and not made.stops:
+            if not made.starts and not made.stops and not made.promotions:
                 return
             if not self._bring(made):
                 return
@@ -256,8 +257,8 @@ class Planner:
 
 def offers_of(state: ClusterState) -> tuple[Offer, ...]:
     """Returns the distinct sizes of the nodes there are, in a fixed order."""
-    counts: dict[Offer, int] = {}
-    for room in state.capacity.rooms.values():
+    names: dict[Offer, list[NodeName]] = {}
+    for name, room in state.capacity.rooms.items():
         node = room.node
         key = Offer(
             node.gpu_class,
@@ -268,11 +269,8 @@ def offers_of(state: ClusterState) -> tuple[Offer, ...]:
             1,
             FrozenLabels(node.labels),
         )
-        counts[key] = counts.get(key, 0) + 1
-    found = [
-        Offer(key.gpu_class, key.pool, key.gpus, key.cpu_millicores, key.memory_bytes, count, key.labels)
-        for key, count in counts.items()
-    ]
+        names.setdefault(key, []).append(name)
+    found = [replace(key, nodes=len(same), names=frozenset(same)) for key, same in names.items()]
     return tuple(
         sorted(found, key=lambda offer: (offer.gpu_class, offer.pool, offer.gpus, sorted(offer.labels.items())))
     )

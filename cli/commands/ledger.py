@@ -4,6 +4,7 @@ The first two ask the server, unless a database is named: then they work on that
 server's packages to do so. What is named with --copy is not written to, not even by the database's own bookkeeping.
 """
 
+import re
 import shutil
 import tarfile
 import tempfile
@@ -19,7 +20,8 @@ import typer
 
 from cli import answers, moments
 from cli.answers import Json, text
-from cli.errors import ExitCode, Refusal, UsageProblem
+from cli.errors import ExitCode, NotFound, Refusal, UsageProblem
+from cli.faults import ApiError
 from cli.layout import Column, View
 from cli.render import envelope
 from cli.session import Session
@@ -37,6 +39,8 @@ Copy = Annotated[str | None, typer.Option("--copy", metavar="FILE", help="Work o
 _FOCUS_VERSIONS = ("1.2", "1.3")
 MOST_SHOWN = 50
 """Findings that people are shown; `-o json` has them all."""
+
+_MONTH = re.compile(r"(2\d{3})-(0[1-9]|1[0-2])\Z", re.ASCII)
 
 
 def verify(
@@ -183,10 +187,13 @@ def _range(start: str | None, end: str | None, month: str | None, zone: ZoneInfo
     if (month is None) == (start is None and end is None) or (month is None and (start is None or end is None)):
         raise UsageProblem("say which time", "--month 2026-11", "--from 2026-11-01 --to 2026-12-01")
     if month is not None:
-        since = _moment(f"{month}-01", "--month", zone)
-        local = since.astimezone(zone)
-        following = (local.year + local.month // 12, local.month % 12 + 1)
-        return since, _moment(f"{following[0]:04d}-{following[1]:02d}-01", "--month", zone)
+        written = _MONTH.match(month)
+        if written is None:
+            raise UsageProblem(f"--month {month!r} is not a month", "--month 2026-11")
+        year, number = int(written[1]), int(written[2])
+        following = (year + number // 12, number % 12 + 1)
+        since, until = (_moment(f"{y:04d}-{m:02d}-01", "--from", zone) for y, m in ((year, number), following))
+        return since, until
     since, until = _moment(start or "", "--from", zone), _moment(end or "", "--to", zone)
     if since >= until:
         raise UsageProblem(f"--from {start} is not before --to {end}", f"--from {end} --to {start}")
@@ -232,7 +239,7 @@ def _source(database: str | None, copy: str | None) -> tuple[str, bool]:
         raise UsageProblem("--database and --copy both name the ledger", "--copy FILE")
     if copy is not None:
         if not Path(copy).expanduser().is_file():
-            raise Refusal(f"there is no file {copy}", code="not_found")
+            raise NotFound(f"there is no file {copy}")
         return copy, True
     return database or "", False
 
@@ -241,7 +248,7 @@ def _source(database: str | None, copy: str | None) -> tuple[str, bool]:
 def _connection(source: tuple[str, bool]) -> "Iterator[Connection]":
     """A snapshot of a database; of a copy of a copy where the person said that it is one."""
     from scheduler.refusal import Refused
-    from scheduler.store.database import Database, StoreError
+    from scheduler.store.database import Database, StoreError, StoreUnavailable
 
     place, is_copy = source
     with tempfile.TemporaryDirectory(prefix="turnstile-ledger-") as scratch:
@@ -249,12 +256,15 @@ def _connection(source: tuple[str, bool]) -> "Iterator[Connection]":
         if is_copy:
             # Opening a SQLite file writes to it (its journal mode, its -wal): the evidence stays as it is.
             original, twin = Path(place).expanduser(), Path(scratch) / "ledger.db"
-            for suffix in ("", "-wal"):
-                if Path(f"{original}{suffix}").is_file():
-                    shutil.copyfile(f"{original}{suffix}", f"{twin}{suffix}")
+            try:
+                for suffix in ("", "-wal"):
+                    if Path(f"{original}{suffix}").is_file():
+                        shutil.copyfile(f"{original}{suffix}", f"{twin}{suffix}")
+            except OSError as problem:
+                raise Refusal(f"{place} cannot be copied aside: {problem.strerror}") from None
             url = f"sqlite:///{twin}"
         elif url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).is_file():
-            raise Refusal(f"there is no file {url.removeprefix('sqlite:///')}", code="not_found")
+            raise NotFound(f"there is no file {url.removeprefix('sqlite:///')}")
         try:
             database = Database.open(url)
         except ValueError as problem:
@@ -262,10 +272,13 @@ def _connection(source: tuple[str, bool]) -> "Iterator[Connection]":
         try:
             with database.read() as connection:
                 yield connection
+        except StoreUnavailable as problem:
+            raise ApiError("unavailable", str(problem)) from None
         except StoreError as problem:
-            raise Refusal(f"the database cannot be read: {problem}", code="unavailable") from None
+            raise Refusal(f"there is no ledger that can be read: {problem}", "name a database of Turnstile's") from None
         except Refused as refused:
-            raise Refusal(refused.message, *refused.tries, code=str(refused.code)) from None
+            # The exit status is the one that the server's refusal would have.
+            raise ApiError(str(refused.code), refused.message, tries=refused.tries) from None
         finally:
             database.dispose()
 
@@ -274,8 +287,8 @@ def _verified(export_dir: str | None, database: str | None, copy: str | None) ->
     from metering.verify import verify as verify_ledger
     from metering.verify import verify_export
 
-    if export_dir is not None and not Path(export_dir).expanduser().is_dir():
-        raise Refusal(f"there is no directory {export_dir}", code="not_found")
+    if export_dir is not None:
+        _check_is_export(export_dir)
     if database is None and copy is None:
         assert export_dir is not None  # something was named
         return _report(verify_export(Path(export_dir).expanduser()))
@@ -283,6 +296,16 @@ def _verified(export_dir: str | None, database: str | None, copy: str | None) ->
         if export_dir is not None:
             return _report(verify_export(Path(export_dir).expanduser(), connection))
         return _report(verify_ledger(connection))
+
+
+def _check_is_export(named: str) -> None:
+    from metering.manifest import MANIFEST
+
+    folder = Path(named).expanduser()
+    if not folder.is_dir():
+        raise NotFound(f"there is no directory {named}")
+    if not (folder / MANIFEST).is_file():
+        raise Refusal(f"{named} is no export: it has no {MANIFEST}", "the directory that `ledger export` wrote")
 
 
 def _report(report: "Report") -> Json:

@@ -1,28 +1,41 @@
 """`admin simulate`: the scheduler's own core, driven by a trace in virtual time."""
 
-import csv
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from cli.errors import ExitCode, Problem, Refusal
+from cli.errors import ExitCode, Problem, Refusal, UsageProblem
 from cli.layout import Column, View
 from cli.render import envelope
 from cli.session import Session
-
-if TYPE_CHECKING:
-    from scheduler.replay import Replay
-
-SCHEDULE_COLUMNS = ("job_id", "start_seconds", "end_seconds", "nodes", "booking", "end_reason")
 
 
 def simulate(
     ctx: typer.Context,
     cluster: Annotated[str, typer.Option("--cluster", metavar="FILE.toml", help="[[nodes]] with count, gpus, cpus …")],
     jobs: Annotated[str, typer.Option("--jobs", metavar="FILE.csv", help="A row a job, times in seconds.")],
+    policy: Annotated[str | None, typer.Option("--policy", metavar="FILE.toml", help="Knobs of the policy.")] = None,
+    against: Annotated[
+        str | None, typer.Option("--against", metavar="FILE.toml", help="A second policy, on the same jobs.")
+    ] = None,
+    order: Annotated[str | None, typer.Option("--order", metavar="WORD", help="fair, fifo or sjf.")] = None,
+    backfill: Annotated[
+        str | None, typer.Option("--backfill", metavar="WORD", help="none, easy or conservative.")
+    ] = None,
+    placement: Annotated[
+        str | None, typer.Option("--placement", metavar="WORD", help="best-fit, fgd or random.")
+    ] = None,
+    preemption: Annotated[str | None, typer.Option("--preemption", metavar="WORD", help="off.")] = None,
+    restart_cost: Annotated[
+        str, typer.Option("--restart-cost", metavar="SECONDS", help="Lost when a job starts again.")
+    ] = "0",
+    seed: Annotated[str, typer.Option("--seed", metavar="N", help="For random placement.")] = "0",
     schedule: Annotated[
         str | None, typer.Option("--schedule", metavar="FILE.csv", help="Write a row per allocation here.")
+    ] = None,
+    plot: Annotated[
+        str | None, typer.Option("--plot", metavar="FILE.svg", help="Draw what was held and what waited.")
     ] = None,
 ) -> int:
     """Replay jobs on a cluster in virtual time; report waiting, slowdown, utilisation, fairness.
@@ -32,40 +45,46 @@ def simulate(
     Examples:
       turnstile admin simulate --cluster park.toml --jobs october.csv
       turnstile admin simulate --cluster park.toml --jobs october.csv -o json --schedule schedule.csv
+      turnstile admin simulate --cluster park.toml --jobs october.csv --order fifo --backfill none
     """
-    from scheduler.core.policy import Policy
     from scheduler.refusal import Refused
-    from scheduler.replay import Replay
-    from scheduler.scenario import read_cluster, read_jobs
+    from scheduler.whatif import Question
+    from scheduler.whatif import simulate as answer
 
     session: Session = ctx.obj
+    question = Question(
+        Path(cluster),
+        Path(jobs),
+        policy=_path(policy),
+        against=_path(against),
+        order=order,
+        backfill=backfill,
+        placement=placement,
+        preemption=preemption,
+        restart_cost_seconds=_whole("--restart-cost", restart_cost),
+        seed=_whole("--seed", seed),
+        schedule=_path(schedule),
+        plot=_path(plot),
+    )
     try:
-        nodes = read_cluster(Path(cluster))
-        classes = tuple(sorted({inventory.node.gpu_class for inventory in nodes}))
-        trace = read_jobs(Path(jobs), classes)
+        report = answer(question)
     except Refused as refused:
-        raise _refusal(
-            refused.message, refused.tries, [(each.field, each.message) for each in refused.problems]
-        ) from None
-    replay = Replay(nodes, trace, Policy()).run()
-    if schedule is not None:
-        try:
-            write_schedule(replay, Path(schedule))
-        except OSError as problem:
-            raise Refusal(f"{schedule} cannot be written: {problem.strerror}") from None
-    report = replay.report()
+        problems = [(each.field, each.message) for each in refused.problems]
+        raise _refusal(refused.message, refused.tries, problems) from None
+    except OSError as problem:
+        raise Refusal(f"{problem.filename} cannot be written: {problem.strerror}") from None
     session.screen.document(envelope("SimulationReport", report), _VIEW, _told(report))
     return ExitCode.DONE
 
 
-def write_schedule(replay: "Replay", path: Path) -> None:
-    """Writes one row per allocation, in order of start, then job. Raises OSError."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(SCHEDULE_COLUMNS)
-        for run in sorted(replay.schedule, key=lambda each: (each.start_ms, each.label, each.end_ms)):
-            times = (_seconds(run.start_ms), _seconds(run.end_ms))
-            writer.writerow([run.label, *times, " ".join(run.nodes), run.booking.value, run.end_reason])
+def _path(text: str | None) -> Path | None:
+    return None if text is None else Path(text)
+
+
+def _whole(flag: str, text: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        raise UsageProblem(f"{flag} {text!r} is not a whole number", f"{flag} 60")
+    return int(text)
 
 
 def _refusal(message: str, tries: tuple[str, ...], problems: list[tuple[str | None, str]]) -> Refusal:
@@ -74,17 +93,13 @@ def _refusal(message: str, tries: tuple[str, ...], problems: list[tuple[str | No
     return refusal
 
 
-def _seconds(at_ms: int) -> str:
-    """Returns seconds without a needless point, exactly."""
-    whole, rest = divmod(at_ms, 1000)
-    return f"{whole}.{rest:03d}".rstrip("0") if rest else str(whole)
-
-
 def _told(report: dict[str, object]) -> list[str]:
     lines = []
     for name, value in report.items():
         words = name.replace("_", " ")
-        if isinstance(value, dict):
+        if isinstance(value, dict) and name == "against":
+            lines += ["", "against the other policy:", *(f"  {line}" for line in _told(value))]
+        elif isinstance(value, dict):
             lines.append(f"{words:22} " + "  ".join(f"{key} {_number(each)}" for key, each in value.items()))
         elif not isinstance(value, list):
             lines.append(f"{words:22} {_number(value)}")

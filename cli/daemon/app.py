@@ -31,6 +31,7 @@ from cli.daemon.gpus import Gpus, real_gpus, simulated_gpus
 from cli.daemon.settings import Settings, SettingsProblem
 from metering.ledger_watch import BLIND_MS, LedgerCollector, LedgerWatch
 from metering.pricing import PricesWithoutBudgets
+from metering.rates import AnnounceRates
 from metering.routes import ledger_routes
 from metering.samples import StoreWindows
 from metering.telemetry import GpuCollector
@@ -54,6 +55,8 @@ logger = logging.getLogger(__name__)
 DISTRIBUTION = "gpu-turnstile"
 INVENTORY_SECONDS = 30
 """Between two looks at the inventory when no sample showed a change: catches what the executor alone knows."""
+RATES_SECONDS = 10
+"""Between two looks at which price book is in force, for fairness; money is rated by the ledger's times, exactly."""
 DEADLINE_SECONDS = 2
 """Between two looks for jobs whose deadline has passed: how late one ends."""
 DAY_MS = 86_400_000
@@ -142,7 +145,7 @@ class Daemon:
             most_body_bytes=settings.server.body_limit_bytes,
             requests_per_second=settings.server.requests_per_second,
             is_metrics_open=settings.server.metrics_open,
-            rules=SubmissionRules(longest_time_limit_seconds=settings.server.longest_time_limit_seconds),
+            rules=submission_rules(settings),
         )
         app = api(controller, PricesWithoutBudgets(), limits, telemetry, (ledger_routes,))
         config = uvicorn.Config(
@@ -177,11 +180,16 @@ class Daemon:
         periodic.add_job(_guarded(lambda: self._sample(gpus)), "interval", seconds=seconds)
         periodic.add_job(_guarded(self._keep_windows), "interval", seconds=self.settings.metering.window_seconds)
         periodic.add_job(_guarded(self._refresh), "interval", seconds=INVENTORY_SECONDS)
+        periodic.add_job(_guarded(self._announce_rates), "interval", seconds=RATES_SECONDS)
         periodic.add_job(_guarded(lambda: self._end_overdue(clock)), "interval", seconds=DEADLINE_SECONDS)
         if isinstance(executor, LocalExecutor):
             keep_ms = self.settings.executor.log_retention_days * DAY_MS
             periodic.add_job(_guarded(lambda: executor.forget_logs(clock.now_ms() - keep_ms)), "interval", hours=6)
         return periodic
+
+    def _announce_rates(self) -> None:
+        if self.controller.is_leading:
+            self.controller.carry_out(AnnounceRates()).result(timeout=30.0)
 
     def _sample(self, gpus: Gpus) -> None:
         if self.controller.is_leading:
@@ -238,6 +246,15 @@ def _guarded(work: Callable[[], object]) -> Callable[[], None]:
             logger.exception("periodic work failed")
 
     return run
+
+
+def submission_rules(settings: Settings) -> SubmissionRules:
+    """Returns what the settings say about every job, whoever submits it."""
+    return SubmissionRules(
+        longest_time_limit_seconds=settings.server.longest_time_limit_seconds,
+        run_as=settings.executor.run_as,
+        log_limit_bytes=settings.executor.log_limit_bytes,
+    )
 
 
 def database_url(settings: Settings, data_dir: Path) -> str:

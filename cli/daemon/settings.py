@@ -8,7 +8,7 @@ problems of a file are reported together. Secrets (a database URL with a passwor
 import os
 import tomllib
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from math import isfinite
@@ -279,6 +279,7 @@ def _check(settings: Settings, problems: list[str]) -> None:
     ):
         if value not in allowed:
             problems.append(f"{where}: must be one of {', '.join(allowed)}, not {value!r}")
+    problems.extend(_executor_problems(executor))
     if executor.kind == "simulated" and executor.sim is None:
         problems.append('executor.sim: the simulated executor needs GPUs to simulate, such as "2x8xH200"')
     if settings.database.url is not None and settings.database.url_file is not None:
@@ -290,6 +291,24 @@ def _check(settings: Settings, problems: list[str]) -> None:
             problems.append(
                 f"metering.zone: {metering.zone!r} is not in the tz database; write one such as Asia/Shanghai"
             )
+
+
+def _executor_problems(executor: ExecutorSettings) -> Iterator[str]:
+    from metering.simulated import parse_sim
+    from scheduler.executor import StartRefused
+    from scheduler.launch import user_for
+
+    if executor.sim is not None:
+        try:
+            parse_sim(executor.sim)
+        except ValueError as problem:
+            yield f"executor.sim: {problem}"
+    if executor.kind == "local":
+        try:
+            # Said now, or every job would fail at its start.
+            user_for(executor.run_as)
+        except StartRefused as problem:
+            yield f"executor.run_as: {problem}"
 
 
 def reference() -> str:

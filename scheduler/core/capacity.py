@@ -42,11 +42,6 @@ class NodeRoom:
         """Sums the devices once: every placement asks for a share."""
         self.whole_units = sum(device.units for device in self.devices)
 
-    @property
-    def schedulable_gpus(self) -> int:
-        """Whole devices that jobs may be placed on when the node is empty."""
-        return sum(1 for device in self.devices if is_schedulable(self.node, device))
-
     def cpu_share(self, units: int) -> int:
         """Returns the CPU, in millicores, that belongs to so many of the node's capacity units."""
         return self.node.cpu_millicores * units // max(self.whole_units, units)

@@ -9,6 +9,7 @@ total: tenants + reserved unused + idle + draining + unavailable + foreign + unk
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -138,7 +139,14 @@ def interval_hash(previous_hash: str, interval: Interval) -> str:
         interval.recorded_ms,
         interval.idempotency_key,
     )
+    return fields_hash(fields)
+
+
+def fields_hash(fields: Sequence[object]) -> str:
+    """Returns the SHA-256 (hex) of the fields of a row in the order of `interval_hash`, as core or stored values.
+
+    A word of an enum and its text hash alike, so rows of the database need not become intervals to be proved.
+    """
     # Length-prefixed, so that no two different rows share an encoding; None is told from the empty string.
-    texts = [None if value is None else str(value) for value in fields]
-    parts = ["-" if text is None else f"{len(text)}:{text}" for text in texts]
+    parts = ["-" if value is None else f"{len(text := str(value))}:{text}" for value in fields]
     return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()

@@ -172,6 +172,12 @@ class ClusterState:
         if _is_promotable(allocation, job):
             self.usage.file_promotable(allocation, job.submitted_ms)
 
+    def restore_burst_use(
+        self, account: AccountId, gpu_class: GpuClass, charged_units: int, span_ms: tuple[int, int]
+    ) -> None:
+        """Counts burst use that is over in the debts of an account and all above it, in whatever order it comes."""
+        self.usage.restore_burst_use(lineage(account), gpu_class, charged_units, span_ms)
+
     def restore_debts(self, debts: Iterable[Debt]) -> None:
         """Takes up what accounts owe, as the store holds it, after all live allocations."""
         self.usage.restore(debts)

@@ -96,6 +96,13 @@ class Usage:
         """Returns what the ledger must give back: debts and the rates in force."""
         return {"debts": dict(self.debts.values), "rates": self.rates.in_force()}
 
+    def restore_burst_use(
+        self, path: Sequence[AccountId], gpu_class: GpuClass, charged_units: int, span_ms: tuple[int, int]
+    ) -> None:
+        """Adds burst use that is over to what live gangs make."""
+        for at_ms, change in self.rates.steps(gpu_class, Booking.BURST, charged_units, *span_ms):
+            self.debts.step(path, at_ms, change)
+
     def restore(self, debts: Iterable[Debt]) -> None:
         """Takes up debts as they were kept, in place of what live gangs alone would make."""
         self.debts.values = {debt.account: debt for debt in debts}

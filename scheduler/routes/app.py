@@ -18,6 +18,7 @@ from scheduler.routes.jobs import job_routes
 from scheduler.routes.needs import ApiSettings, Controller
 from scheduler.routes.nodes import node_routes
 from scheduler.routes.public import public_routes
+from scheduler.routes.quota import quota_routes
 from scheduler.routes.shown import Shown
 from scheduler.routes.tokens import token_routes
 from scheduler.routes.watch import JobWatch
@@ -64,6 +65,7 @@ def api(
         follow_routes(door, shown, watch),
         job_routes(door, shown),
         cluster_routes(door, shown),
+        quota_routes(door),
         account_routes(door),
         token_routes(door),
         node_routes(door),

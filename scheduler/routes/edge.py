@@ -21,11 +21,10 @@ from scheduler.routes.limits import TooFast
 from scheduler.store.database import Fenced, StoreUnavailable
 from scheduler.wire.problems import HTTP_STATUS, PROBLEM_TYPE, encode, failure, problem
 from scheduler.wire.spec import invalid
-from scheduler.wire.text import shown
+from scheduler.wire.text import shown, words_of
 
 logger = logging.getLogger(__name__)
 
-REQUEST_ID_HEADER = "X-Request-Id"
 UNTIMED = frozenset({"/v1/jobs/{ref}/wait", "/v1/jobs/{ref}/logs"})
 """Routes whose answers stay open as long as the client likes: their time says nothing about the daemon."""
 UNMATCHED = "unmatched"
@@ -164,8 +163,9 @@ async def _malformed(request: Request, error: Exception) -> Response:
     found = []
     for each in error.errors():
         place = ".".join(shown(str(step)) for step in each["loc"][1:])
-        message = "unknown parameter" if each["type"] == "extra_forbidden" else str(each["msg"])
-        found.append(Problem(message.removeprefix("Value error, "), place or None))
+        unknown = each["type"] == "extra_forbidden"
+        message = "unknown parameter" if unknown else words_of(each["type"], each.get("ctx", {}))
+        found.append(Problem(message, place or None))
     return refusal_response(request, invalid(tuple(found)))
 
 

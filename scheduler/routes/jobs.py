@@ -6,8 +6,12 @@ from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from sqlalchemy.engine import Connection
 
 from scheduler.auth import READS_JOBS, RUNS_JOBS, Rights
+from scheduler.core.estimate import StartEstimate, estimate_start
 from scheduler.core.explain import Explanation, explain
-from scheduler.core.model import JobState
+from scheduler.core.model import JobId, JobState
+from scheduler.core.plan import Plan
+from scheduler.core.policy import Policy
+from scheduler.core.state import ClusterState
 from scheduler.routes.bodies import body_of
 from scheduler.routes.door import Door, answer
 from scheduler.routes.finding import cursor_job, cursor_text, filter_of, found_job, is_newest_last
@@ -77,14 +81,13 @@ def job_routes(door: Door, shown: Shown) -> APIRouter:
     @router.get("/v1/jobs/{ref}/why", summary="Why it waits")
     async def why(ref: Ref, rights: Annotated[Rights, Depends(reader)]) -> Response:
         job = await door.read(lambda connection: found_job(connection, rights, ref))
-        found: Explanation | None = None
+        found: tuple[Explanation, StartEstimate | None] | None = None
         if job.job.state in LIVE_STATES:
-            found = await door.ask(
-                lambda state, plan: explain(state, plan, job.job.id) if job.job.id in state.jobs else None
-            )
+            policy = door.controller.policy
+            found = await door.ask(lambda state, plan: _explained(state, plan, policy, job.job.id))
         # A job that has ended, or ends this instant, waits for nothing: an explanation without reasons.
-        found = found or Explanation(job.job.id, decision=0, as_of_ms=door.now_ms, reasons=())
-        return answer(envelope("Explanation", door.now_ms, **explanation_answer(job, found)))
+        explanation, estimate = found or (Explanation(job.job.id, 0, door.now_ms, reasons=()), None)
+        return answer(envelope("Explanation", door.now_ms, **explanation_answer(job, explanation, estimate)))
 
     @router.get("/v1/jobs/{ref}/events", summary="The job's history")
     async def events(ref: Ref, rights: Annotated[Rights, Depends(reader)]) -> Response:
@@ -114,3 +117,12 @@ def _totals(connection: Connection, rights: Rights) -> Json:
         "jobs": {state.value: counts.get((state.value,), 0) for state in JobState if state in LIVE_STATES},
         "gpus_held": {gpu_class: gpu_count(units) for gpu_class, units in held.items()},
     }
+
+
+def _explained(
+    state: ClusterState, plan: Plan, policy: Policy, job: JobId
+) -> tuple[Explanation, StartEstimate | None] | None:
+    """Returns why a job waits and until when; None for one that is not live. Runs between two ticks."""
+    if job not in state.jobs:
+        return None
+    return explain(state, plan, job), estimate_start(state, policy, plan.now_ms, job)

@@ -37,6 +37,7 @@ from scheduler.store.gangs import stop
 from scheduler.store.nodes import load_nodes
 from scheduler.store.partition import Lanes
 from scheduler.store.prepared import Prepared, json_text
+from scheduler.store.promotions import promote
 from scheduler.store.tables import ALLOCATION, JOB, POOL, JsonObject
 from scheduler.store.transaction import Transaction
 
@@ -58,6 +59,7 @@ class Applied:
     started: tuple[StartOrder, ...]
     rejected: tuple[tuple[JobId, str], ...]
     stopped: tuple[Allocation, ...]
+    promoted: tuple[AllocationId, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +73,12 @@ class ApplyPlan:
         stopped: list[Allocation] = []
         for order in self.plan.stops:
             stopped += stop(tx, [order.allocation], order.reason, None)
+        promoted = promote(tx, self.plan.promotions)
         attempt = _Starts(tx, self.plan.starts)
         for start in self.plan.starts:
             attempt.take(start)
         attempt.write()
-        return Applied(tuple(attempt.orders), tuple(attempt.rejected), tuple(stopped))
+        return Applied(tuple(attempt.orders), tuple(attempt.rejected), tuple(stopped), promoted)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from scheduler.core.debt import HALF_LIFE_MS
+from scheduler.core.events import RatesChanged
 from scheduler.core.lifecycle import ACTIVE, WAITING
 from scheduler.core.model import Account, Allocation, Device, Job, Node, PoolName
 from scheduler.core.occupancy import Cursor, Interval
@@ -29,6 +31,7 @@ from scheduler.store.codec import (
     launch_of,
 )
 from scheduler.store.nodes import load_nodes
+from scheduler.store.rates import FORGOTTEN_HALF_LIVES, BurstUse, ended_burst_use, rate_history
 from scheduler.store.tables import (
     ACCOUNT,
     ALLOCATION,
@@ -55,6 +58,8 @@ class StateParts:
     nodes: tuple[tuple[Node, tuple[Device, ...]], ...]
     jobs: tuple[Job, ...]
     allocations: tuple[Allocation, ...]
+    rates: tuple[RatesChanged, ...] = ()
+    burst_use: tuple[BurstUse, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +70,8 @@ class LedgerHead:
     hash: str
 
 
-def load_state_parts(connection: Connection) -> StateParts:
-    """Returns what the scheduler holds in memory. Linear in live jobs, accounts and devices, not in history."""
+def load_state_parts(connection: Connection, half_life_ms: int = HALF_LIFE_MS) -> StateParts:
+    """Returns what the scheduler holds in memory: linear in what lives, and in burst use not yet forgotten."""
     accounts = connection.execute(sa.select(*ACCOUNT_COLUMNS).order_by(ACCOUNT.c.id))
     pools = connection.execute(sa.select(POOL.c.name, POOL.c.reason).where(POOL.c.is_closed).order_by(POOL.c.name))
     return StateParts(
@@ -75,12 +80,16 @@ def load_state_parts(connection: Connection) -> StateParts:
         nodes=tuple((known.effective, known.devices) for known in load_nodes(connection).values()),
         jobs=tuple(_live_jobs(connection)),
         allocations=tuple(allocation_of(row) for row in connection.execute(_LIVE_ALLOCATIONS)),
+        rates=rate_history(connection),
+        burst_use=ended_burst_use(connection, latest_known_ms(connection) - FORGOTTEN_HALF_LIVES * half_life_ms),
     )
 
 
-def build_state(parts: StateParts) -> ClusterState:
+def build_state(parts: StateParts, half_life_ms: int = HALF_LIFE_MS) -> ClusterState:
     """Returns the state that the parts make: equal to the one that lived through every event."""
-    state = ClusterState()
+    state = ClusterState(half_life_ms)
+    for change in parts.rates:
+        state.apply(change)
     for account in parts.accounts:
         state.put_account(account)
     state.closed_pools.update(parts.closed_pools)
@@ -90,6 +99,8 @@ def build_state(parts: StateParts) -> ClusterState:
         state.restore(job)
     for allocation in parts.allocations:
         state.restore_allocation(allocation)
+    for use in parts.burst_use:
+        state.restore_burst_use(use.account, use.gpu_class, use.charged_units, (use.from_ms, use.to_ms))
     return state
 
 

@@ -291,6 +291,15 @@ class OccupancyRow(SQLModel, table=True):
     hash: str
 
 
+class RateChangeRow(SQLModel, table=True):
+    """List rates that came into force, by `class/booking`, in micro-credits per GPU-second; append-only."""
+
+    __tablename__ = "rate_change"
+    sequence: int | None = _column(BIG_KEY, primary_key=True)
+    at_ms: int = _big()
+    rates: JsonObject = _json()
+
+
 def _table(model: type[SQLModel]) -> sa.Table:
     return model.metadata.tables[str(model.__tablename__)]
 
@@ -309,3 +318,4 @@ ALLOCATION = _table(AllocationRow)
 JOB_EVENT = _table(JobEventRow)
 DEVICE_CURSOR = _table(DeviceCursorRow)
 OCCUPANCY = _table(OccupancyRow)
+RATE_CHANGE = _table(RateChangeRow)

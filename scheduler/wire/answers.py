@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from scheduler.clock import iso_utc
+from scheduler.core.estimate import StartEstimate
 from scheduler.core.explain import Explanation
 from scheduler.core.lifecycle import WAITING
 from scheduler.core.model import GPU_UNITS, GpuClass, JobId, PoolName
@@ -113,7 +114,7 @@ def reason_answers(reasons: Sequence[Reason]) -> list[Json]:
     ]
 
 
-def explanation_answer(job: JobRecord, found: Explanation) -> Json:
+def explanation_answer(job: JobRecord, found: Explanation, estimate: StartEstimate | None = None) -> Json:
     """Returns the content of an Explanation."""
     core = job.job
     return {
@@ -127,6 +128,17 @@ def explanation_answer(job: JobRecord, found: Explanation) -> Json:
         "position": found.position,
         "nodes_considered": found.nodes_considered,
         "nodes_fit": found.nodes_fit,
+        "start_estimate": None if estimate is None else estimate_answer(estimate),
+    }
+
+
+def estimate_answer(estimate: StartEstimate) -> Json:
+    """Returns when a job would start: p50 by what jobs used of their limits lately, p90 if all take them whole."""
+    return {
+        "p50": iso_utc(estimate.likely_ms),
+        "p90": iso_utc(estimate.late_ms),
+        "assumed_used_ratio": estimate.used_permille / 1000,
+        "is_promised": estimate.is_promised,
     }
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from scheduler.core.model import GpuClass, PoolName
+from scheduler.core.model import GpuClass, NodeName, PoolName
 from scheduler.refusal import Problem, RefusalCode, Refused
 from scheduler.wire.spec import JobSpec, invalid
 from scheduler.wire.text import did_you_mean
@@ -34,6 +34,8 @@ class Offer(Protocol):
     def nodes(self) -> int: ...
     @property
     def labels(self) -> Mapping[str, str]: ...
+    @property
+    def names(self) -> frozenset[NodeName]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +64,11 @@ def size_of(spec: JobSpec, offers: Sequence[Offer]) -> Ask:
             tries=(),
             field="gpus_per_node",
         )
-    counts = _nodes_by_class(fitting)
+    _check_named(spec, nodes)
+    counts = _nodes_by_class(spec, fitting)
     enough = {gpu_class for gpu_class, count in counts.items() if count >= nodes}
     if not enough:
         raise _too_many_nodes(spec, counts, nodes, gpus)
-    if spec.only_nodes and len(set(spec.only_nodes) - set(spec.exclude_nodes)) < nodes:
-        left = len(set(spec.only_nodes) - set(spec.exclude_nodes))
-        raise _never(f"asks {nodes} nodes and names {left}", tries=(f"-N {left}",), field="only_nodes")
     named = tuple(GpuClass(name) for name in dict.fromkeys(spec.gpu_classes))
     if named and spec.gpu_memory_bytes is None:
         return Ask(nodes, gpus, named)
@@ -86,6 +86,11 @@ def _check_names(spec: JobSpec, offers: Sequence[Offer]) -> None:
     if spec.pool is not None and spec.pool not in pools:
         hint = did_you_mean(spec.pool, tuple(pools)) or f"; there are {', '.join(pools)}"
         problems.append(Problem(f"no pool {spec.pool!r}{hint}", "pool"))
+    names = frozenset[str]().union(*(offer.names for offer in offers))
+    for name in spec.only_nodes:
+        if name not in names:
+            hint = did_you_mean(name, sorted(names))
+            problems.append(Problem(f"no node {name!r}{hint}", "only_nodes"))
     if problems:
         raise invalid(tuple(problems))
 
@@ -107,7 +112,30 @@ def _eligible(spec: JobSpec, offers: Sequence[Offer]) -> list[Offer]:
         found = [offer for offer in found if offer.labels.get(key) == value]
         if not found:
             raise _never(f"no such node has the label {key}={value}", tries=(), field="constraints")
+    among = [offer for offer in found if _allowed(spec, offer)]
+    if not among:
+        raise _never_by_name(spec)
+    found = among
     return found if spec.gpu_memory_bytes is None else _with_memory(spec.gpu_memory_bytes, found)
+
+
+def _allowed(spec: JobSpec, offer: Offer) -> int:
+    """Returns how many of the offer's nodes the spec's own lists of names leave."""
+    left = offer.names & frozenset(spec.only_nodes) if spec.only_nodes else offer.names
+    return len(left - frozenset(spec.exclude_nodes))
+
+
+def _never_by_name(spec: JobSpec) -> Refused:
+    if spec.only_nodes:
+        what = f"none of the nodes named is one of the {_class_words(spec)} nodes asked for"
+        return _never(what, tries=(), field="only_nodes")
+    return _never(f"every {_class_words(spec)} node is excluded", tries=(), field="exclude_nodes")
+
+
+def _check_named(spec: JobSpec, nodes: int) -> None:
+    left = len(set(spec.only_nodes) - set(spec.exclude_nodes))
+    if spec.only_nodes and left < nodes:
+        raise _never(f"asks {nodes} nodes and names {left}", tries=(f"-N {left}",), field="only_nodes")
 
 
 def _with_memory(wanted_bytes: int, offers: Sequence[Offer]) -> list[Offer]:
@@ -158,7 +186,7 @@ def _check_gpus(spec: JobSpec, eligible: Sequence[Offer], nodes: int, gpus: int)
     per_node = _largest_divisor(nodes * gpus, largest)
     name = next((each for each in spec.gpu_classes), None)
     prefix = f"{name}:" if name else ""
-    total_nodes = sum(offer.nodes for offer in eligible if offer.gpus >= max(per_node, 1))
+    total_nodes = sum(_allowed(spec, offer) for offer in eligible if offer.gpus >= max(per_node, 1))
     if per_node and nodes * gpus // per_node <= total_nodes:
         tries.append(f"-g {prefix}{per_node} -N {nodes * gpus // per_node}")
     elif largest:
@@ -193,10 +221,10 @@ def _holds(offer: Offer, spec: JobSpec, gpus: int) -> bool:
     )
 
 
-def _nodes_by_class(offers: Sequence[Offer]) -> dict[GpuClass, int]:
+def _nodes_by_class(spec: JobSpec, offers: Sequence[Offer]) -> dict[GpuClass, int]:
     counts: dict[GpuClass, int] = {}
     for offer in offers:
-        counts[offer.gpu_class] = counts.get(offer.gpu_class, 0) + offer.nodes
+        counts[offer.gpu_class] = counts.get(offer.gpu_class, 0) + _allowed(spec, offer)
     return counts
 
 

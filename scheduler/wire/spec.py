@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from enum import StrEnum
+from pathlib import PurePosixPath
 from typing import Annotated
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
@@ -29,6 +30,9 @@ _ARRAY_PART = re.compile(r"(\d{1,7})(?:-(\d{1,7})(?::(\d{1,7}))?)?\Z")
 
 Count = Annotated[int, Field(ge=1, le=MOST_NODES)]
 Size = Annotated[int, Field(ge=1, le=MOST_INTEGER)]
+
+MOST_PROBLEMS = 20
+"""Told of one request: a page of a terminal. A list of a thousand wrong names has one cause."""
 
 
 class PriorityWord(StrEnum):
@@ -99,17 +103,23 @@ def parse_spec(body: bytes) -> JobSpec:
 
 
 def invalid(problems: tuple[Problem, ...]) -> Refused:
-    """Returns the refusal that names the problems; the first stands in its message."""
+    """Returns the refusal that names the problems, the first MOST_PROBLEMS of them; the first stands in its message."""
     first = problems[0]
     sentence = f"{first.field}: {first.message}" if first.field else first.message
     if len(problems) > 1:
         sentence = f"the request has {len(problems)} problems; first: {sentence}"
+    if len(problems) > MOST_PROBLEMS:
+        problems = (*problems[:MOST_PROBLEMS], Problem(f"and {len(problems) - MOST_PROBLEMS} more"))
     return Refused(RefusalCode.INVALID, sentence, problems=problems)
 
 
 def _contradictions(spec: JobSpec) -> Iterator[Problem]:
     if (spec.command is None) == (spec.script is None):
         yield Problem("give a command or a script, one of them", "command")
+    if spec.command is not None and not spec.command[0]:
+        yield Problem("its first word is the program to run and must not be empty", "command")
+    if spec.workdir is not None and not PurePosixPath(spec.workdir).is_absolute():
+        yield Problem("must begin with '/': a job has no directory that this could be relative to", "workdir")
     if (spec.gpus_per_node is None) == (spec.total_gpus is None):
         yield Problem("say how many GPUs: gpus_per_node or total_gpus, one of them", "gpus_per_node")
     if spec.total_gpus is not None and spec.nodes is not None and spec.total_gpus % spec.nodes:

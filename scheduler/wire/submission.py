@@ -26,6 +26,10 @@ class SubmissionRules:
     """As `policy.default_grace_ms`: Kubernetes' and Slurm's customary half minute."""
     runs_images: bool = False
     """Whether the executor starts containers: a job that names an image must not run without it, as another program."""
+    run_as: str | None = None
+    """The system user that jobs run as, None for the daemon's own: the centre's choice, never the submitter's."""
+    log_limit_bytes: int = 64 * 1024 * 1024
+    """Most that is kept of a job's output."""
     high_priority_roles: frozenset[Role] = frozenset({Role.USER, Role.TENANT_ADMIN, Role.OPERATOR})
     """Who may ask for `high`. Everyone by default: it orders within a project only, so a project harms nobody else."""
 
@@ -63,6 +67,8 @@ def draft_of(spec: JobSpec, rights: Rights, offers: Sequence[Offer], rules: Subm
             image=spec.image,
             output=spec.output,
             grace_seconds=grace,
+            log_limit_bytes=rules.log_limit_bytes,
+            run_as=rules.run_as,
         ),
         wanted=spec.booking,
         priority=PRIORITIES[spec.priority],

@@ -5,8 +5,9 @@ characters, direction overrides and lone surrogates are refused here, once, and 
 """
 
 import re
+from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, StringConstraints, ValidationError
 
@@ -96,7 +97,31 @@ _SENTENCES = {
     "datetime_type": "must be a time such as 2026-11-23T12:31:07Z",
     "datetime_parsing": "must be a time such as 2026-11-23T12:31:07Z",
     "datetime_from_date_parsing": "must be a time such as 2026-11-23T12:31:07Z",
+    "datetime_object_invalid": "must be a time such as 2026-11-23T12:31:07Z",
+    "int_parsing": "must be a whole number",
+    "int_parsing_size": "is too large a number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_parsing": "must be true or false",
+    "string_unicode": "must be text in UTF-8",
+    "frozen_set_type": "must be a list",
+    "set_type": "must be a list",
 }
+_BOUNDS = {
+    "greater_than_equal": "must be at least {ge}",
+    "greater_than": "must be more than {gt}",
+    "less_than_equal": "must be at most {le}",
+    "less_than": "must be less than {lt}",
+    "string_too_short": "must have at least {min_length} characters",
+    "string_too_long": "must have at most {max_length} characters",
+    "too_short": "must have at least {min_length} entries",
+    "too_long": "must have at most {max_length} entries",
+    "enum": "must be one of {expected}",
+    "literal_error": "must be one of {expected}",
+    "json_invalid": "the body is not JSON ({error})",
+}
+"""Sentences with the limit that was passed; the names are those of pydantic's contexts."""
 
 
 def did_you_mean(wrong: str, known: list[str] | tuple[str, ...]) -> str:
@@ -113,27 +138,22 @@ def problems_of(error: ValidationError, fields: tuple[str, ...]) -> tuple[Proble
     found = []
     for each in error.errors(include_url=False, include_context=True, include_input=False):
         place = ".".join(shown(str(step)) for step in each["loc"] if step != "[key]")
-        kind = each["type"]
-        message = _SENTENCES.get(kind)
-        if kind == "extra_forbidden":
+        message = words_of(each["type"], each.get("ctx", {}))
+        if each["type"] == "extra_forbidden":
             message = "unknown key" + (did_you_mean(place, fields) if len(each["loc"]) == 1 else "")
-        elif kind == "json_invalid":
-            message = f"the body is not JSON ({each['ctx']['error']})"
-        elif kind == "value_error":
-            message = str(each["ctx"]["error"])
-        elif kind in {"enum", "literal_error"}:
-            message = f"must be one of {each['ctx']['expected']}"
-        found.append(Problem(message or _lowered(each["msg"]), place or None))
+        found.append(Problem(message, place or None))
     return tuple(found)
 
 
-def _lowered(message: str) -> str:
-    """Returns pydantic's own sentence as the rest of one that begins with the field's name."""
-    for prefix, replacement in (
-        ("Input should be ", "must be "),
-        ("String should ", "must "),
-        ("Input should ", "must "),
-    ):
-        if message.startswith(prefix):
-            return replacement + message.removeprefix(prefix)
-    return message[:1].lower() + message[1:]
+def words_of(kind: str, context: Mapping[str, Any]) -> str:
+    """Returns what is wrong with a value, as the rest of a sentence that begins with its place.
+
+    `kind` and `context` are pydantic's (docs.pydantic.dev, "Validation Errors"); its own sentences speak to
+    programmers, and differ from one version to the next.
+    """
+    if kind == "value_error":
+        return str(context["error"])
+    bound = _BOUNDS.get(kind)
+    if bound is not None:
+        return bound.format_map(context)
+    return _SENTENCES.get(kind, "is not what belongs here")

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from scheduler.clock import iso_utc
 from tests.api.centre import Centre
 from tests.api.conftest import Client, People
 
@@ -172,3 +173,14 @@ def test_gpus_tell_what_is_free_and_what_the_tenant_holds(centre: Centre, people
     assert (h100["free"], h100["total"], h100["whole_nodes_free"], h100["held_by_tenant"]) == (13, 16, 1, 3)
     zeta = people.user("zoe", "zeta/lab").get("/v1/gpus").json()["items"]
     assert [each["held_by_tenant"] for each in zeta] == [0, 0]
+
+
+def test_a_job_that_waits_for_a_running_one_is_told_when_it_would_start(centre: Centre, people: People) -> None:
+    user = people.user()
+    for _ in range(2):
+        user.submit(gpus_per_node=8, gpu_classes=["H100"], time_limit_seconds=3600)
+    waits = user.submit(gpus_per_node=8, gpu_classes=["H100"], time_limit_seconds=60)
+    centre.tick()
+    estimate = user.get(f"/v1/jobs/{waits}/why").json()["start_estimate"]
+    assert estimate["p90"] == iso_utc(centre.clock.now_ms() + 3_600_000)
+    assert estimate["p50"] <= estimate["p90"]

@@ -35,6 +35,7 @@ WHO_MAY: dict[tuple[str, str], tuple[set[Role | None], Any]] = {
     ("POST", "/v1/jobs/release"): ({U, T, O}, JOBS),
     ("POST", "/v1/jobs/requeue"): ({U, T, O}, JOBS),
     ("GET", "/v1/gpus"): ({U, T, B, O}, None),
+    ("GET", "/v1/quota"): ({U, T, B, O}, None),
     ("GET", "/v1/nodes"): ({U, T, B, O}, None),
     ("GET", "/v1/whoami"): (TOKENS, None),
     ("GET", "/v1/version"): (TOKENS, None),

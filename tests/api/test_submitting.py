@@ -95,6 +95,21 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
     ({"begin_at": "2026-11-23T12:00:00"}, "invalid", "time zone"),
     ({"deadline_at": "2001-01-01T00:00:00Z"}, "invalid", "passed"),
     ({"only_nodes": ["h1"], "nodes": 2}, "never_fits", "names 1"),
+    ({"only_nodes": ["aa1"]}, "invalid", "no node 'aa1', did you mean 'a1'?"),
+    ({"only_nodes": ["h1", "zebra"]}, "invalid", "only_nodes: no node 'zebra'"),
+    ({"only_nodes": ["a1"], "gpu_classes": ["H100"]}, "never_fits", "none of the nodes named"),
+    ({"exclude_nodes": ["h1", "h2"], "gpu_classes": ["H100"]}, "never_fits", "every H100 node is excluded"),
+    ({"exclude_nodes": ["h1", "h2", "a1"]}, "never_fits", "every GPU node is excluded"),
+    ({"exclude_nodes": ["h1"], "nodes": 2, "gpu_classes": ["H100"]}, "never_fits", "there are 1 such nodes"),
+    ({"only_nodes": ["a1"], "gpus_per_node": 8}, "never_fits", "largest: 4"),
+    ({"command": [""]}, "invalid", "must not be empty"),
+    ({"command": ["", "x"]}, "invalid", "must not be empty"),
+    ({"workdir": "data/run"}, "invalid", "workdir: must begin with '/'"),
+    ({"retries": -1}, "invalid", "retries: must be at least 0"),
+    ({"retries": 101}, "invalid", "retries: must be at most 100"),
+    ({"name": ""}, "invalid", "name: must have at least 1 characters"),
+    ({"command": []}, "invalid", "command: must have at least 1 entries"),
+    ({"priority": "urgent"}, "invalid", "must be one of 'low', 'normal' or 'high'"),
     ({"project": "acme/nlp"}, "not_found", "no project"),
     ({"project": "zeta/lab"}, "not_found", "no project"),
 ]
@@ -123,6 +138,24 @@ def test_all_problems_of_a_request_are_told_at_once(people: People) -> None:
     broken = {"comand": ["x"], "nodes": "two", "env": {"A": 5}, "retries": -1, "time_limit_seconds": 60}
     document = people.user().post("/v1/jobs", json=broken).json()
     assert {problem["field"] for problem in document["problems"]} == {"comand", "nodes", "env.A", "retries"}
+
+
+def test_of_many_problems_the_first_twenty_are_told_and_how_many_more_there_are(people: People) -> None:
+    document = people.user().post("/v1/jobs", json=job_spec(env={f"V{n}": n for n in range(100)})).json()
+    assert document["detail"].startswith("the request has 100 problems; first: env.V0")
+    assert len(document["problems"]) == 21
+    assert document["problems"][-1] == {"field": None, "message": "and 80 more"}
+
+
+def test_an_excluded_node_and_nodes_that_are_named_leave_a_job_that_fits(people: People) -> None:
+    user = people.user()
+    job = user.submit(only_nodes=["h1", "h2"], exclude_nodes=["h2", "gone"], gpu_classes=["H100"])
+    assert user.get(f"/v1/jobs/{job}").json()["state"] == "pending"
+
+
+def test_the_words_for_a_query_that_is_malformed_are_ours(people: People) -> None:
+    document = people.user().get("/v1/jobs", params={"limit": "many"}).json()
+    assert document["detail"] == "limit: must be a whole number"
 
 
 def test_no_value_of_the_environment_stands_in_an_error(people: People) -> None:

@@ -96,9 +96,11 @@ def test_an_export_that_cannot_be_is_refused_with_the_reason(home: Home, kept: t
         (("out", *copy, "--from", "2026-01-01", "--to", "2026-01-02"), 2, "say in which zone"),
         (("out", *copy, *SPAN[:-1], "Mars/Olympus"), 2, "is not a time zone"),
         (("out", *copy), 2, "say which time"),
+        (("out", *copy, *SPAN, "--tenant", "acne"), 3, "nothing is known yet"),
+        (("out", *copy, *span_of(centre), "--tenant", "acne"), 4, "there is no tenant 'acne'"),
         (("out", *copy, "--from", "2026-01-02", "--to", "2026-01-01", "--zone", "UTC"), 2, "is not before"),
-        (("out", "--copy", "none.db", *SPAN), 3, "there is no file none.db"),
-        (("out", "--database", "sqlite:////none.db", *SPAN), 3, "there is no file /none.db"),
+        (("out", "--copy", "none.db", *SPAN), 4, "there is no file none.db"),
+        (("out", "--database", "sqlite:////none.db", *SPAN), 4, "there is no file /none.db"),
         (("out", "--database", "mysql://x/y", *SPAN), 2, "cannot keep a ledger"),
         (("out", "--database", "sqlite:///x", *copy, *SPAN), 2, "both name the ledger"),
     ):
@@ -106,8 +108,33 @@ def test_an_export_that_cannot_be_is_refused_with_the_reason(home: Home, kept: t
         assert (done.code, words in done.err) == (code, True), (arguments, done.err)
         assert "Traceback" not in done.err
     assert not (home.path / "out").exists()
+
+
+def test_what_is_no_ledger_or_no_export_is_told_apart_from_one_that_is_unsound(
+    home: Home, kept: tuple[Path, Centre]
+) -> None:
+    path, centre = kept
+    centre.database.dispose()
     (home.path / "text.db").write_text("not a database, though it is long enough to look like one" * 40)
-    assert home.turnstile("admin", "ledger", "verify", "--copy", "text.db").code == 3
+    (home.path / "empty.db").touch()
+    whole = path.read_bytes()
+    (home.path / "damaged.db").write_bytes(whole[:4096] + bytes(len(whole) - 4096))
+    (home.path / "folder").mkdir()
+    verify = ("admin", "ledger", "verify", "-o", "json")
+    for arguments, exit_code, code, words in (
+        (("--copy", "none.db"), 4, "not_found", "there is no file none.db"),
+        (("--database", "sqlite:////none.db"), 4, "not_found", "there is no file /none.db"),
+        (("none",), 4, "not_found", "there is no directory none"),
+        (("folder",), 3, "invalid", "folder is no export: it has no manifest.json"),
+        (("--copy", "text.db"), 3, "invalid", "file is not a database"),
+        (("--database", f"sqlite:///{home.path / 'text.db'}"), 3, "invalid", "file is not a database"),
+        (("--copy", "empty.db"), 3, "invalid", "no such table"),
+        (("--copy", "damaged.db"), 3, "invalid", "damaged"),
+    ):
+        done = home.turnstile(*verify, *arguments)
+        assert done.code == exit_code, (arguments, done.out, done.err)
+        error = json.loads(done.out)
+        assert (error["code"], words in error["message"]) == (code, True), (arguments, error)
 
 
 def tar(*members: tuple[tarfile.TarInfo, bytes]) -> Reply:
@@ -148,7 +175,11 @@ def test_a_month_ends_where_the_next_begins_in_december_too(home: Home, peer: Pe
     assert home.turnstile("admin", "ledger", "export", "d", "--month", "2026-12", "--zone", "UTC").code == 0
     (asked,) = peer.requests("GET", "/v1/admin/ledger/export")
     assert (asked.query["from"], asked.query["to"]) == (["2026-12-01T00:00:00Z"], ["2027-01-01T00:00:00Z"])
-    assert home.turnstile("admin", "ledger", "export", "e", "--month", "2026-13", "--zone", "UTC").code == 2
+    for typed in ("2026-13", "2026-11-01", "2026-1", "november", "2026-00"):
+        done = home.turnstile("admin", "ledger", "export", "e", "--month", typed, "--zone", "UTC")
+        assert done.code == 2
+        assert f"--month '{typed}' is not a month" in done.err
+        assert "--month 2026-11\n" in done.err
 
 
 def test_an_export_that_is_no_tar_or_breaks_off_is_an_error(home: Home, peer: Peer) -> None:

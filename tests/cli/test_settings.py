@@ -1,10 +1,19 @@
 """The daemon's settings: what overrides what, and all problems at once."""
 
+import os
+import pwd
 from pathlib import Path
 
 import pytest
 
+from cli.daemon.app import submission_rules
 from cli.daemon.settings import SettingsProblem, load, reference
+from scheduler.auth import Caller, Rights, Role
+from scheduler.core.model import AccountId, GpuClass, NodeName, PoolName, UserName
+from scheduler.planner import FrozenLabels, Offer
+from scheduler.refusal import Refused
+from scheduler.wire.spec import JobSpec, parse_spec
+from scheduler.wire.submission import draft_of
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "configuration.md"
 
@@ -30,6 +39,38 @@ def test_all_problems_are_said_at_once_with_the_nearest_key(tmp_path: Path) -> N
         "executor.kind: must be one of local, simulated, not 'magic'",
         "metering.zone: 'Mars/Base' is not in the tz database; write one such as Asia/Shanghai",
     ]
+
+
+def test_a_bad_kind_of_executor_does_not_hide_a_bad_simulation() -> None:
+    with pytest.raises(SettingsProblem) as found:
+        load(None, {}, {"executor.kind": "magic", "executor.sim": "2xH200"})
+    kind, sim = found.value.problems
+    assert kind == "executor.kind: must be one of local, simulated, not 'magic'"
+    assert sim.startswith("executor.sim: ")
+
+
+def test_a_user_that_no_job_could_run_as_is_said_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    nobody_we_know = {"executor.run_as": "nobody-we-know"}
+    with pytest.raises(SettingsProblem, match=r"executor\.run_as: no system user 'nobody-we-know'"):
+        load(None, {}, nobody_we_know)
+    load(None, {}, {**nobody_we_know, "executor.kind": "simulated", "executor.sim": "2x8xH200"})
+    monkeypatch.setattr(os, "geteuid", lambda: 4711)
+    with pytest.raises(SettingsProblem, match=r"executor\.run_as: the daemon is not root, so it cannot run jobs as"):
+        load(None, {}, {"executor.run_as": "root"})
+
+
+def test_what_the_settings_say_about_jobs_is_what_submissions_get() -> None:
+    rules = submission_rules(
+        load(None, {}, {"executor.run_as": pwd.getpwuid(os.geteuid()).pw_name, "executor.log_limit_bytes": 4096})
+    )
+    assert (rules.run_as, rules.log_limit_bytes) == (pwd.getpwuid(os.geteuid()).pw_name, 4096)
+    spec = JobSpec.model_validate({"command": ("true",), "gpus_per_node": 1, "time_limit_seconds": 60})
+    offer = Offer(GpuClass("H100"), PoolName("main"), 8, 96_000, 1 << 40, 1, FrozenLabels(), frozenset({NodeName("a")}))
+    rights = Rights(Caller("t", Role.USER, AccountId("acme/nlp"), UserName("mei"), None))
+    launch = draft_of(spec, rights, [offer], rules, 0).launch
+    assert (launch.run_as, launch.log_limit_bytes) == (rules.run_as, 4096)
+    with pytest.raises(Refused, match="run_as: unknown key"):
+        parse_spec(b'{"command": ["true"], "gpus_per_node": 1, "time_limit_seconds": 60, "run_as": "root"}')
 
 
 @pytest.mark.parametrize("value", [True, "nan", "inf", "1.5", "", [1]])

@@ -4,18 +4,34 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
+from metering.core.tariff import parse_price_book
+from metering.rates import AnnounceRates
+from metering.routes import PublishPrices
+from metering.verify import verify
 from scheduler.core.explain import explain
-from scheduler.core.model import AllocationId, HoldKind, JobId, JobState, NodeAvailability, NodeName
+from scheduler.core.model import (
+    AccountId,
+    AllocationId,
+    Booking,
+    GpuClass,
+    HoldKind,
+    JobId,
+    JobState,
+    NodeAvailability,
+    NodeName,
+)
 from scheduler.core.reasons import ReasonCode
 from scheduler.executor import Ended, ExecutorError, Observation, StartOrder, StartRefused
 from scheduler.loop import Controller
 from scheduler.observer import Unobserved
 from scheduler.refusal import RefusalCode, Refused
 from scheduler.simulated import SimulatedExecutor
+from scheduler.store.accounts import SaveAccount
 from scheduler.store.actions import CancelJobs, HoldJobs, ReleaseJobs
 from scheduler.store.queries import job as stored_job
+from scheduler.store.rates import ChangeRates
 from scheduler.store.read import build_state, load_state_parts
-from tests.builders import node
+from tests.builders import account, node
 from tests.loop.conftest import SECONDS, Slow, World, submit, until
 
 
@@ -30,7 +46,9 @@ def assert_memory_equals_database(controller: Controller) -> None:
     def both(state, _plan):  # type: ignore[no-untyped-def]  # runs on the planner's thread
         state.check()
         with controller.database.read() as connection:
-            return state.facts(), build_state(load_state_parts(connection)).facts()
+            rebuilt = build_state(load_state_parts(connection))
+        rebuilt.check()
+        return (state.facts(), state.debt_facts()), (rebuilt.facts(), rebuilt.debt_facts())
 
     in_memory, in_database = controller.ask(both).result(SECONDS)
     assert in_memory == in_database
@@ -130,6 +148,55 @@ def test_a_planner_that_meets_the_impossible_ends_its_term_and_the_next_is_right
     controller.ask(corrupt).result(SECONDS)
     controller.carry_out(CancelJobs((jobs[0],), "mei")).result(SECONDS)
     until(controller, lambda: controller.is_leading and state_of(controller, jobs[2]) is JobState.RUNNING)
+    assert_memory_equals_database(controller)
+
+
+def test_debts_and_rates_survive_a_takeover_to_the_last_bit(world: World) -> None:
+    controller = world.leader()
+    controller.carry_out(ChangeRates({(GpuClass("H100"), Booking.BURST): 6_666_667})).result(SECONDS)
+    ended = submit(controller, gpus=2, count=5)
+    until(controller, lambda: all(state_of(controller, job) is JobState.COMPLETED for job in ended))
+    assert not controller.carry_out(ChangeRates({(GpuClass("H100"), Booking.BURST): 6_666_667})).result(SECONDS)
+    running = submit(controller, gpus=8, seconds=3600, count=2)
+    until(controller, lambda: all(state_of(controller, job) is JobState.RUNNING for job in running))
+    controller.carry_out(ChangeRates({(GpuClass("H100"), Booking.BURST): 1_000_003})).result(SECONDS)
+    assert_memory_equals_database(controller)
+    at_ms = controller.clock.now_ms() + 1000
+    owed = controller.ask(lambda state, _: state.usage.debts.credits(AccountId("acme/nlp"), at_ms)).result(SECONDS)
+    assert owed > 0
+    controller.stop()
+    second = world.daemon(holder="second")
+    until(second, lambda: second.is_leading)
+    assert second.ask(lambda state, _: state.usage.debts.credits(AccountId("acme/nlp"), at_ms)).result(SECONDS) == owed
+    assert_memory_equals_database(second)
+
+
+def test_a_burst_gang_is_promoted_when_its_tenant_buys_a_guarantee(world: World) -> None:
+    controller = world.leader()
+    (job,) = submit(controller, gpus=4, seconds=3600)
+    until(controller, lambda: state_of(controller, job) is JobState.RUNNING)
+    controller.carry_out(SaveAccount(account("acme", guarantee=8), "acme")).result(SECONDS)
+
+    def booking() -> Booking:
+        held = controller.ask(lambda state, _: [each.booking for each in state.allocations.values()]).result(SECONDS)
+        return held[0]
+
+    until(controller, lambda: booking() is Booking.GUARANTEED)
+    assert_memory_equals_database(controller)
+    with controller.database.read() as connection:
+        report = verify(connection)
+    assert report.is_proved, report.findings
+
+
+def test_published_prices_become_the_rates_that_debts_are_made_with(world: World) -> None:
+    controller = world.leader()
+    book = parse_price_book(
+        'version = "1"\ncurrency = "CNY"\neffective = 2026-01-01T00:00:00Z\n[prices.H100]\nburst = "36"\nspot = "1.8"\n'
+    )
+    controller.carry_out(PublishPrices(book)).result(SECONDS)
+    rates = controller.ask(lambda state, _: state.usage.rates.in_force()).result(SECONDS)
+    assert rates == {(GpuClass("H100"), Booking.BURST): 10_000, (GpuClass("H100"), Booking.SPOT): 500}
+    assert not controller.carry_out(AnnounceRates()).result(SECONDS)
     assert_memory_equals_database(controller)
 
 

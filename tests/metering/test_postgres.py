@@ -61,13 +61,17 @@ def test_both_databases_export_and_prove_the_same(centre: Centre, postgres: str,
 
 
 def _renamed(centre: Centre, folder: Path) -> dict[str, list[str]]:
-    """Returns the lines of the CSV files with allocations by their order, because their ids are drawn by chance."""
+    """Returns the sorted lines of the CSV files with allocations by their job: ids, and so their order, are chance."""
     with centre.read() as connection:
-        ids = connection.execute(sa.select(ALLOCATION.c.id).order_by(ALLOCATION.c.id)).scalars().all()
+        ids = (
+            connection.execute(sa.select(ALLOCATION.c.id).order_by(ALLOCATION.c.job_id, ALLOCATION.c.attempt))
+            .scalars()
+            .all()
+        )
     files = {}
     for path in sorted(folder.glob("*.csv")):
         text = path.read_text("utf-8-sig")
         for number, allocation in enumerate(ids):
             text = text.replace(allocation, f"allocation-{number}")
-        files[path.name] = text.splitlines()
+        files[path.name] = sorted(text.splitlines())
     return files

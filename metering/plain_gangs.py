@@ -1,0 +1,116 @@
+"""Allocations that ended as nearly all do, read straight from rows: one segment, one size, all devices in step.
+
+`plain_gang` gives exactly what `metering.core.usage.segments_of` gives for the same rows, or None where an allocation
+is anything else than plain (live, promoted, resized, uneven, or not as it should be); then the caller goes the long
+way, which also says what is wrong. A property test holds both against each other.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from metering.core.usage import Segment
+from metering.core.who_pays import WHO_PAYS, Payer
+from scheduler.core.model import AccountId, AllocationId, Booking, DeviceId, GpuClass, JobId, Phase
+from scheduler.core.occupancy import Evidence, OccupancyState
+from scheduler.store.ledger_rows import LedgerAllocation
+
+_PHASES = {phase.value: phase for phase in Phase}
+_BOOKINGS = {booking.value: booking for booking in Booking}
+_EVIDENCE = {evidence.value: evidence for evidence in Evidence}
+_RUNNING, _ALLOCATED = Phase.RUNNING.value, OccupancyState.ALLOCATED.value
+_DEVICE, _FROM, _TO, _PHASE, _GPU_EQ, _WHO = 1, 4, 5, 9, 15, 16
+"""Places in a row of `codec.INTERVAL_COLUMNS`; `_WHO` is the evidence."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlainGang:
+    """What a plain allocation held: one span after the other, each on all its devices."""
+
+    segments: list[Segment]
+    """The billed segment; empty when it never ran."""
+    from_ms: int
+    to_ms: int
+    running_ms: int | None
+    """When it began to run; None when it never did."""
+    devices: tuple[DeviceId, ...]
+    terms: tuple[Any, ...]
+    """Lane, class, state, units, holder, job, allocation, segment and booking, the same in all its rows."""
+    least_charged_units: int
+
+
+def plain_gang(allocation: LedgerAllocation) -> PlainGang | None:
+    """Returns what an allocation held if it is plain, else None. Time grows with its rows, at a microsecond each."""
+    rows = allocation.rows
+    if allocation.cursors or not rows:
+        return None
+    terms = _terms(rows[0])
+    charged: dict[str, int] = {}
+    spans: dict[tuple[int, int, str], int] = {}
+    for row in rows:
+        if _terms(row) != terms or charged.setdefault(row[_DEVICE], row[_GPU_EQ]) != row[_GPU_EQ]:
+            return None
+        span = row[_FROM], row[_TO], row[_PHASE]
+        spans[span] = spans.get(span, 0) + 1
+    places = {(row[_DEVICE], row[_FROM]) for row in rows}
+    # As many places as rows, and each span on as many of them as there are devices: every device has every span.
+    if len(places) != len(rows) or set(spans.values()) != {len(charged)} or terms[2] != _ALLOCATED:
+        return None
+    ordered = sorted(spans)
+    for (_, to_ms, _), (from_ms, _, _) in pairwise(ordered):
+        if to_ms != from_ms:
+            return None
+    billed = _billed(ordered)
+    if billed is None:
+        return None
+    devices = tuple(sorted(map(DeviceId, charged)))
+    running_ms = min((span[0] for span in ordered if span[2] == _RUNNING), default=None)
+    segments = [_segment(rows, terms, (devices, sum(charged.values())), billed)] if billed else []
+    return PlainGang(segments, ordered[0][0], ordered[-1][1], running_ms, devices, terms, min(charged.values()))
+
+
+def _terms(row: Any) -> tuple[Any, ...]:
+    # lane and class, state and units, holder, job, allocation, segment and booking
+    return (*row[2:4], *row[6:8], *row[10:15])
+
+
+def _billed(ordered: Sequence[tuple[int, int, str]]) -> list[tuple[int, int, str]] | None:
+    """Returns the spans that the tenant bears; None where another lies between them."""
+    billed: list[tuple[int, int, str]] = []
+    has_run = False
+    for span in ordered:
+        has_run = has_run or span[2] == _RUNNING
+        if not has_run or WHO_PAYS.by_phase[_PHASES[span[2]]] is not Payer.TENANT:
+            continue
+        if billed and billed[-1][1] != span[0]:
+            return None
+        billed.append(span)
+    return billed
+
+
+def _segment(
+    rows: Sequence[Any],
+    terms: tuple[Any, ...],
+    held: tuple[tuple[DeviceId, ...], int],
+    billed: Sequence[tuple[int, int, str]],
+) -> Segment:
+    lane, gpu_class, _, units, holder, job, allocation, number, booking = terms
+    devices, charged_units = held
+    last_from_ms = billed[-1][0]
+    last = next(row for row in rows if row[_DEVICE] == devices[0] and row[_FROM] == last_from_ms)
+    return Segment(
+        allocation=AllocationId(allocation),
+        number=number,
+        job=JobId(job),
+        holder=AccountId(holder),
+        gpu_class=GpuClass(gpu_class),
+        booking=_BOOKINGS[booking],
+        from_ms=billed[0][0],
+        to_ms=billed[-1][1],
+        units=units * len(devices),
+        charged_units=charged_units,
+        devices=devices,
+        is_share=lane > 0,
+        evidence=_EVIDENCE[last[_WHO]],
+    )
