@@ -13,6 +13,7 @@ from heapq import heappop, heappush
 
 from scheduler.core.cycle import plan
 from scheduler.core.events import (
+    AccountChanged,
     AllocationEnded,
     AllocationMade,
     AllocationPromoted,
@@ -21,6 +22,7 @@ from scheduler.core.events import (
     ReservationsPlanned,
 )
 from scheduler.core.model import (
+    Account,
     Allocation,
     AllocationId,
     Booking,
@@ -58,13 +60,20 @@ class Replay:
     """One run of a trace on a cluster."""
 
     def __init__(
-        self, nodes: Sequence[NodeInventory], trace: Sequence[TraceJob], policy: Policy, restart_cost_ms: int = 0
+        self,
+        nodes: Sequence[NodeInventory],
+        trace: Sequence[TraceJob],
+        policy: Policy,
+        restart_cost_ms: int = 0,
+        accounts: Sequence[Account] = (),
     ) -> None:
         self._policy = replace(policy, default_grace_ms=0)  # nothing outlives its limit here
         self._restart_cost_ms = restart_cost_ms
         self._state = ClusterState(policy.debt_half_life_ms)
         for inventory in nodes:
             self._state.apply(NodeChanged(0, inventory.node, inventory.devices))
+        for account in accounts:
+            self._state.apply(AccountChanged(0, account))
         self._now_ms = 0
         self._ends: list[tuple[int, int, AllocationId]] = []
         """(when, which start it was, id): gangs that end together end in the order in which they started."""

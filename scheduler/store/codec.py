@@ -5,7 +5,7 @@ order of the `*_COLUMNS` here, because positions are several times cheaper than 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import lru_cache
 from typing import Any
@@ -101,6 +101,7 @@ def shape_json(shape: Shape) -> JsonObject:
         only_nodes=list(shape.only_nodes),
         exclude_nodes=list(shape.exclude_nodes),
         constraints=[list(pair) for pair in shape.constraints],
+        topology=None if shape.topology is None else list(shape.topology),
     )
 
 
@@ -117,7 +118,15 @@ def shape_of(values: Mapping[str, Any]) -> Shape:
         only_nodes=tuple(NodeName(name) for name in values.get("only_nodes", ())),
         exclude_nodes=tuple(NodeName(name) for name in values.get("exclude_nodes", ())),
         constraints=tuple((label, value) for label, value in values.get("constraints", ())),
+        topology=_topology_of(values.get("topology")),
     )
+
+
+def _topology_of(values: Sequence[Any] | None) -> tuple[str, bool] | None:
+    if values is None:
+        return None
+    label, is_required = values
+    return label, is_required
 
 
 @lru_cache(maxsize=16_384)
