@@ -55,7 +55,8 @@ class Promises:
         self._policy = policy
         self._now_ms = now_ms
         self.kept: dict[JobId, Reservation] = dict(state.reservations)
-        self._old_before_ms = -1 if policy.promise_after_ms is None else now_ms - policy.promise_after_ms
+        has_old = policy.backfill is Backfill.EASY and policy.promise_after_ms is not None
+        self._old_before_ms = now_ms - (policy.promise_after_ms or 0) if has_old else -1
         self._slots: dict[GpuClass, int] | None = None
         state.future.move_to(now_ms, policy.default_grace_ms)
 

@@ -241,3 +241,18 @@ def test_a_job_that_names_two_classes_is_promised_the_sooner_one() -> None:
     centre.tick()
     assert _promised(centre, waits) == 60
     assert centre.state.reservations[waits].gpu_class == "A100"
+
+
+def test_the_simulators_easy_promises_one_start_however_long_others_wait() -> None:
+    policy = Policy(backfill=Backfill.EASY_BEFORE, order=QueueOrder.FIFO, promise_after_ms=HOUR_MS)
+    centre = Centre(node("n1"), node("n2"), policy=policy)
+    centre.submit(job(gpus=8, limit_ms=9 * HOUR_MS))
+    centre.tick()
+    waiting = [centre.submit(job(gpus=8, nodes=2)) for _ in range(3)]
+    centre.tick()
+    centre.advance(minutes=121)
+    longer, shorter = (centre.submit(job(gpus=1, limit_ms=hours * HOUR_MS)) for hours in (8, 6))
+    centre.tick()
+    assert list(centre.state.reservations) == waiting[:1]
+    assert shorter in centre.running()
+    assert longer not in centre.running()
