@@ -153,7 +153,7 @@ def test_a_completion_script_is_printed_for_each_shell(home: Home) -> None:
 @pytest.mark.parametrize(
     ("words", "offered"),
     [
-        ("turnstile qu", {"queue", "quote"}),
+        ("turnstile qu", {"queue", "quota", "quote"}),
         ("turnstile admin te", {"tenant"}),
         ("turnstile admin tenant s", {"show", "set", "suspend"}),
         ("turnstile queue --st", {"--state"}),
