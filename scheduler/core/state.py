@@ -8,7 +8,7 @@ Pending jobs are kept by `waiting`, what accounts hold and owe by `usage`, what 
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -16,7 +16,7 @@ from sortedcontainers import SortedList
 
 from scheduler.core import events
 from scheduler.core.capacity import Capacity
-from scheduler.core.debt import HALF_LIFE_MS, Debt
+from scheduler.core.debt import HALF_LIFE_MS
 from scheduler.core.demand import Demand, Supply
 from scheduler.core.fragmentation import Fragments, Mix
 from scheduler.core.future import Future
@@ -177,10 +177,6 @@ class ClusterState:
     ) -> None:
         """Counts burst use that is over in the debts of an account and all above it, in whatever order it comes."""
         self.usage.restore_burst_use(lineage(account), gpu_class, charged_units, span_ms)
-
-    def restore_debts(self, debts: Iterable[Debt]) -> None:
-        """Takes up what accounts owe, as the store holds it, after all live allocations."""
-        self.usage.restore(debts)
 
     @property
     def fragments(self) -> Fragments:

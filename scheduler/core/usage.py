@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from sortedcontainers import SortedList
 
-from scheduler.core.debt import Debt, Debts, RateBook, RateKey
+from scheduler.core.debt import Debts, RateBook, RateKey
 from scheduler.core.model import AccountId, Allocation, AllocationId, Booking, GpuClass, JobId, tenant_of
 
 GangKey = tuple[
@@ -102,10 +102,6 @@ class Usage:
         """Adds burst use that is over to what live gangs make."""
         for at_ms, change in self.rates.steps(gpu_class, Booking.BURST, charged_units, *span_ms):
             self.debts.step(path, at_ms, change)
-
-    def restore(self, debts: Iterable[Debt]) -> None:
-        """Takes up debts as they were kept, in place of what live gangs alone would make."""
-        self.debts.values = {debt.account: debt for debt in debts}
 
     def _steps(self, allocation: Allocation, to_ms: int | None) -> Sequence[tuple[int, int]]:
         units = self._charged[allocation.id]

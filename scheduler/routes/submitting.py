@@ -4,12 +4,12 @@ import hashlib
 from dataclasses import dataclass
 
 from scheduler.auth import Rights
-from scheduler.core.model import HoldKind, Job, JobId, JobState, tenant_of
+from scheduler.core.model import JobId, tenant_of
 from scheduler.refusal import Problem, RefusalCode, Refused
 from scheduler.routes.door import Door
 from scheduler.routes.shown import Shown
 from scheduler.store import queries
-from scheduler.store.jobs import JobDraft, SubmitJobs
+from scheduler.store.jobs import JobDraft, SubmitJobs, element
 from scheduler.store.queries import JobRecord
 from scheduler.store.transaction import Transaction
 from scheduler.wire.problems import Json, page
@@ -85,23 +85,7 @@ async def preview(door: Door, shown: Shown, draft: JobDraft, rights: Rights) -> 
 
 def _record(draft: JobDraft, first: JobId, at_ms: int) -> JobRecord:
     """Returns the first job of a draft as the store holds it right after its submission."""
-    job = Job(
-        id=first,
-        account=draft.account,
-        user=draft.user,
-        shape=draft.shape,
-        time_limit_ms=draft.time_limit_ms,
-        submitted_ms=at_ms,
-        wanted=draft.wanted,
-        priority=draft.priority,
-        begin_ms=draft.begin_ms,
-        deadline_ms=draft.deadline_ms,
-        state=JobState.HELD if draft.is_held else JobState.PENDING,
-        hold=HoldKind.USER if draft.is_held else None,
-        retries_left=draft.retries,
-        array=None if draft.array_indexes is None else first,
-        array_index=None if draft.array_indexes is None else draft.array_indexes[0],
-    )
+    job = element(draft, first, 0, at_ms)
     return JobRecord(
         job=job,
         name=draft.name,

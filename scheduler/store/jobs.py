@@ -111,28 +111,31 @@ def _check_account(tx: Transaction, account: AccountId) -> None:
             raise Refused(RefusalCode.POLICY, f"{step} is suspended and takes no jobs; ask the operator")
 
 
+def element(draft: JobDraft, first: JobId, offset: int, now_ms: int) -> Job:
+    """Returns the job that a draft's element at `offset` becomes; a draft that is no array has one, at 0."""
+    index = None if draft.array_indexes is None else draft.array_indexes[offset]
+    return Job(
+        id=JobId(first + offset),
+        account=draft.account,
+        user=draft.user,
+        shape=draft.shape,
+        time_limit_ms=draft.time_limit_ms,
+        submitted_ms=now_ms,
+        wanted=draft.wanted,
+        priority=draft.priority,
+        begin_ms=draft.begin_ms,
+        deadline_ms=draft.deadline_ms,
+        state=JobState.HELD if draft.is_held else JobState.PENDING,
+        hold=HoldKind.USER if draft.is_held else None,
+        retries_left=draft.retries,
+        array=None if index is None else first,
+        array_index=index,
+    )
+
+
 def _elements(draft: JobDraft, first: JobId, now_ms: int) -> list[Job]:
-    indexes: tuple[int | None, ...] = (None,) if draft.array_indexes is None else draft.array_indexes
-    return [
-        Job(
-            id=JobId(first + offset),
-            account=draft.account,
-            user=draft.user,
-            shape=draft.shape,
-            time_limit_ms=draft.time_limit_ms,
-            submitted_ms=now_ms,
-            wanted=draft.wanted,
-            priority=draft.priority,
-            begin_ms=draft.begin_ms,
-            deadline_ms=draft.deadline_ms,
-            state=JobState.HELD if draft.is_held else JobState.PENDING,
-            hold=HoldKind.USER if draft.is_held else None,
-            retries_left=draft.retries,
-            array=None if index is None else first,
-            array_index=index,
-        )
-        for offset, index in enumerate(indexes)
-    ]
+    count = 1 if draft.array_indexes is None else len(draft.array_indexes)
+    return [element(draft, first, offset, now_ms) for offset in range(count)]
 
 
 def _rows(draft: JobDraft, jobs: list[Job]) -> list[JsonObject]:
