@@ -104,8 +104,7 @@ class Launcher:
         if self._keeps_indexes is None:
             probe = jobs(order, self._options, is_indexed=True)[0]
             probe["metadata"]["name"] = f"{probe['metadata']['name'][:50]}-probe"
-            path = f"/apis/batch/v1/namespaces/{namespace}/jobs?dryRun=All"
-            stored = self._api.create(path, probe)
+            stored = self._api.create(f"/apis/batch/v1/namespaces/{namespace}/jobs", probe, {"dryRun": "All"})
             self._keeps_indexes = stored["spec"].get("completionMode") == "Indexed"
             if not self._keeps_indexes:
                 _log.warning("this API server keeps no Indexed Jobs: a gang is one Job a node")

@@ -67,9 +67,15 @@ class Pod:
     started_ms: int | None = None
     finish: Finish | None = None
     trouble: Trouble | None = None
-    is_deleting: bool = False
+    deleted_ms: int | None = None
+    """When somebody asked for its deletion; None while nobody has."""
     disruption: str | None = None
     """Who takes the pod away, when the cluster says so: a drain, a taint, another pod."""
+
+    @property
+    def is_deleting(self) -> bool:
+        """True from the request on, until the object is gone."""
+        return self.deleted_ms is not None
 
 
 def reduce_pod(item: Json, installation: str) -> Pod | None:
@@ -95,7 +101,7 @@ def reduce_pod(item: Json, installation: str) -> Pod | None:
         started_ms=_started_ms(state),
         finish=_finish(status, state) if is_over else _finish_of_container(state),
         trouble=None if is_over else _trouble(status, state),
-        is_deleting=bool(metadata.get("deletionTimestamp")),
+        deleted_ms=_deleted_ms(metadata),
         disruption=_disruption(status),
     )
 
@@ -103,6 +109,12 @@ def reduce_pod(item: Json, installation: str) -> Pod | None:
 def ms_of(text: object) -> int | None:
     """Returns an API time (RFC 3339) as UTC milliseconds; None where there is none."""
     return None if not text else round(datetime.fromisoformat(str(text)).timestamp() * 1000)
+
+
+def _deleted_ms(metadata: Json) -> int | None:
+    """The API writes when the grace will be over; the request came that much before (metav1.ObjectMeta)."""
+    ends_ms = ms_of(metadata.get("deletionTimestamp"))
+    return None if ends_ms is None else ends_ms - 1000 * int(metadata.get("deletionGracePeriodSeconds") or 0)
 
 
 def _usage(spec: Json) -> Usage | None:

@@ -121,24 +121,34 @@ class Run:
         """Returns why the gang must be ended now; None while it may go on, or is being ended already."""
         if self.stop is not None or self.end is not None:
             return None
-        grace = self.order.spec.grace_seconds
-        for rank in sorted(self.ranks):
-            place = self.ranks[rank]
-            pod, finish = place.pod, place.pod.finish
-            if finish is not None:
-                if finish.reason is not None and not self._are_all_finished():
-                    return Stop(finish.reason, grace, now_ms, f"rank {rank}: {finish.detail or finish.reason}")
-                if place.finished_ms is not None and not place.is_over and place.finished_ms + LINGER_MS <= now_ms:
-                    return Stop(EndReason.REQUEUED, 0.0, now_ms, is_tidying=True)
-            elif place.gone_ms is not None or pod.is_deleting:
-                reason, words = _taken_away(pod, machines)
-                return Stop(reason, grace, place.gone_ms or now_ms, words)
-            elif pod.trouble is not None:
-                waited_ms = now_ms - pod.created_ms
-                is_over = pod.trouble.is_final or waited_ms >= times.image_seconds * 1000
-                if is_over and pod.trouble.reason is not EndReason.REQUEUED:
-                    return Stop(pod.trouble.reason, 0.0, now_ms, f"rank {rank}: {pod.trouble.detail}")
+        # What failed by itself first: the Job's controller takes the other ranks away for it.
+        places = sorted(self.ranks.items(), key=lambda each: (_is_taken_away(each[1]), each[0]))
+        for rank, place in places:
+            stop = self._due_to(rank, place, now_ms, times)
+            if stop is None and _is_taken_away(place):
+                reason, words = _taken_away(place.pod, machines)
+                asked_ms = place.pod.deleted_ms or place.gone_ms or now_ms
+                stop = Stop(reason, self.order.spec.grace_seconds, asked_ms, words)
+            if stop is not None:
+                return stop
         return self._due_by_time(now_ms, times)
+
+    def _due_to(self, rank: int, place: RankPod, now_ms: int, times: TimeOptions) -> Stop | None:
+        """Returns why one rank's own doing ends the gang."""
+        trouble, finish = place.pod.trouble, place.pod.finish
+        if _is_taken_away(place):
+            return None
+        if finish is not None:
+            if finish.reason is not None and not self._are_all_finished():
+                words = f"rank {rank}: {finish.detail or finish.reason}"
+                return Stop(finish.reason, self.order.spec.grace_seconds, now_ms, words)
+            if place.finished_ms is not None and not place.is_over and place.finished_ms + LINGER_MS <= now_ms:
+                return Stop(EndReason.REQUEUED, 0.0, now_ms, is_tidying=True)
+        elif trouble is not None and trouble.reason is not EndReason.REQUEUED:
+            waited_ms = now_ms - place.pod.created_ms
+            if trouble.is_final or waited_ms >= times.image_seconds * 1000:
+                return Stop(trouble.reason, 0.0, now_ms, f"rank {rank}: {trouble.detail}")
+        return None
 
     def _are_all_finished(self) -> bool:
         places = self.ranks.values()
@@ -211,8 +221,8 @@ class Run:
         started_ms = self.started_ms()
         at_ms = max([end.at_ms for end in ends] or [stop.asked_ms if stop is not None else allocation.decided_ms])
         at_ms = max(at_ms, started_ms or 0, allocation.decided_ms)
-        failed = sorted((end for end in ends if end.reason is not None), key=lambda end: (end.at_ms, end.noticed_ms))
-        first = failed[0] if failed else _RankEnd(at_ms, 0, 0 if ends else None, None, None)
+        failed = sorted((end for end in ends if end.reason is not None), key=lambda end: end.order)
+        first = failed[0] if failed else _RankEnd(at_ms, (False, 0, 0), 0 if ends else None, None, None)
         reason, detail = first.reason, first.detail
         if stop is not None and not stop.is_tidying and (reason is not None or not ends):
             reason, detail = stop.reason, stop.detail or detail
@@ -222,28 +232,29 @@ class Run:
         finish = place.pod.finish
         stop = None if self.stop is None or self.stop.is_tidying else self.stop
         noticed_ms = place.finished_ms or place.seen_ms
+        at_ms = (place.gone_ms or place.seen_ms) if finish is None else (finish.at_ms or noticed_ms)
+        order = (_is_taken_away(place), at_ms, noticed_ms)
         if finish is not None:
-            at_ms = finish.at_ms or noticed_ms
             # A job that was asked to end and did so, with whatever code, ended because it was asked to.
             was_asked = stop is not None and stop.asked_ms < at_ms + SECOND_MS
             if was_asked and stop is not None and finish.reason in {None, EndReason.EXIT_NONZERO}:
-                return _RankEnd(at_ms, noticed_ms, finish.exit_code, stop.reason, stop.detail)
-            return _RankEnd(at_ms, noticed_ms, finish.exit_code, finish.reason, finish.detail)
+                return _RankEnd(at_ms, order, finish.exit_code, stop.reason, stop.detail)
+            return _RankEnd(at_ms, order, finish.exit_code, finish.reason, finish.detail)
         if place.lost_ms is not None:
             words = f"node {_node(place.pod)} was lost"
-            return _RankEnd(place.lost_ms, noticed_ms, None, EndReason.NODE_LOST, words)
-        at_ms = place.gone_ms or place.seen_ms
+            return _RankEnd(place.lost_ms, order, None, EndReason.NODE_LOST, words)
         if stop is None:
-            return _RankEnd(at_ms, noticed_ms, None, EndReason.NODE_LOST, "its pod vanished")
-        return _RankEnd(at_ms, noticed_ms, None, stop.reason, stop.detail)
+            return _RankEnd(at_ms, order, None, EndReason.NODE_LOST, "its pod vanished")
+        return _RankEnd(at_ms, order, None, stop.reason, stop.detail)
 
 
 @dataclass(frozen=True, slots=True)
 class _RankEnd:
-    """How one rank ended. `noticed_ms` orders ends within one second of the node's clock."""
+    """How one rank ended."""
 
     at_ms: int
-    noticed_ms: int
+    order: tuple[bool, int, int]
+    """Taken away, when, when noticed: the rank that brought the gang down comes first, also within one second."""
     exit_code: int | None
     reason: EndReason | None
     detail: str | None
@@ -251,6 +262,14 @@ class _RankEnd:
 
 def _node(pod: Pod) -> str:
     return "?" if pod.usage is None else pod.usage.node
+
+
+def _is_taken_away(place: RankPod) -> bool:
+    """Tells whether somebody else removed the pod before its job had ended."""
+    pod, finish = place.pod, place.pod.finish
+    if finish is None or finish.at_ms is None:
+        return finish is None and (place.gone_ms is not None or pod.is_deleting)
+    return pod.deleted_ms is not None and pod.deleted_ms < finish.at_ms + SECOND_MS
 
 
 def _taken_away(pod: Pod, machines: Mapping[str, Machine]) -> tuple[EndReason, str]:
