@@ -17,6 +17,8 @@ class Check(StrEnum):
     CURSOR = "cursor"  # open intervals continue the closed ones and say what the allocations say
     HOLDER = "holder"  # who held what agrees with the allocation
     GANG = "gang"  # devices of a segment share its billed interval
+    JOURNAL = "journal"  # evidence, reclassifications, periods and corrections: each chained like the partition
+    RECLASSIFICATION = "reclassification"  # what is laid over the partition fits it, and follows from the evidence
     PRICE_BOOK = "price_book"  # a book is what its hash says
     FILE = "file"  # an export's files are those of its manifest
     ARITHMETIC = "arithmetic"  # lines, totals and capacity add up

@@ -296,6 +296,23 @@ def ended(**how: Any) -> Json:
     return envelope("Job", **(job(reasons=[], start_estimate=None) | facts | how))
 
 
+UNKNOWN = page(
+    "UnknownList",
+    [
+        {
+            "device": "GPU-5e1f",
+            "lane": 0,
+            "gpu_model": "H100",
+            "from": "2026-11-23T09:00:00.000Z",
+            "to": "2026-11-23T09:12:30.500Z",
+            "cause": "silent",
+            "gpu_hours": "0.208472222",
+            "sequence": 4711,
+        }
+    ],
+)
+
+
 def centre(peer: Peer) -> None:
     """Lets a peer answer as the whole of the small centre."""
     peer.answers("GET", "/v1/whoami", ME)
@@ -333,3 +350,5 @@ def centre(peer: Peer) -> None:
         peer.answers("POST", f"/v1/admin/nodes/gpu-017/{verb}", envelope("NodeDrain", name="gpu-017", reason=None))
     peer.answers("GET", "/v1/admin/nodes/gpu-017/history", NODE_HISTORY)
     peer.answers("GET", "/v1/admin/ledger/verify", SOUND)
+    peer.answers("GET", "/v1/admin/ledger/unknown", UNKNOWN)
+    peer.answers("POST", "/v1/admin/ledger/reclassify", envelope("Reclassified", did_change=True))
