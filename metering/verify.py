@@ -18,7 +18,7 @@ from metering.ledger import price_book_rows
 from metering.tracks import Tracks
 from metering.verify_files import verify_export
 from metering.verify_holders import verify_allocations, verify_cursors, verify_known_segments
-from metering.verify_journals import verify_covers, verify_journals, verify_settled
+from metering.verify_chained import verify_covers, verify_chained, verify_settled
 from scheduler.core.occupancy import GENESIS_HASH, Cursor, Interval, OccupancyState, fields_hash, interval_hash
 from scheduler.refusal import Refused
 from scheduler.store.codec import cursor_of, interval_of
@@ -53,7 +53,7 @@ def verify(connection: Connection, known_until_ms: int | None = None) -> Report:
     tracks = Tracks()
     is_readable = _verify_chain(connection, report, tracks) and _verify_readable(connection, report)
     _verify_price_books(connection, report)
-    verify_journals(connection, report)
+    verify_chained(connection, report)
     if not is_readable:
         # Rows that say no known word cannot be laid beside others; the findings so far name them.
         return report

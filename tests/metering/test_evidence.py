@@ -326,7 +326,7 @@ def test_tampering_with_any_column_or_row_is_found_and_named(
             assert any(table.name in finding.where for finding in report.findings), (column.name, report.findings)
         gone = table.delete().where(table.c.sequence == row["sequence"])
         report = tampered(centre, lambda connection, gone=gone: connection.execute(gone))  # type: ignore[misc]
-        assert any(finding.check is Check.JOURNAL and table.name in finding.where for finding in report.findings)
+        assert any(finding.check is Check.CHAIN and table.name in finding.where for finding in report.findings)
 
 
 @pytest.mark.postgres

@@ -1,4 +1,4 @@
-"""The inbox of late evidence and the reclassifications that follow from it: two journals, chained, append-only."""
+"""The inbox of late evidence and the reclassifications that follow from it: two chained tables, append-only."""
 
 from collections.abc import Sequence
 

@@ -9,20 +9,20 @@ from sqlalchemy.engine import Connection
 from metering.findings import Check, Report
 from scheduler.core.model import AllocationId
 from scheduler.store.evidence import missing_rows
-from scheduler.store.journal import breaks, rows_of
+from scheduler.store.chained import breaks, rows_of
 from scheduler.store.overlays import evidence_row, reclassification_of
 from scheduler.store.tables import ALLOCATION, EVIDENCE, OCCUPANCY, RECLASSIFICATION
 
-JOURNALS = (EVIDENCE, RECLASSIFICATION)
+CHAINED = (EVIDENCE, RECLASSIFICATION)
 _READERS = ((EVIDENCE, evidence_row), (RECLASSIFICATION, reclassification_of))
 
 
-def verify_journals(connection: Connection, report: Report) -> None:
+def verify_chained(connection: Connection, report: Report) -> None:
     """Checks the chain of every journal, row by row, and its head."""
-    for table in JOURNALS:
+    for table in CHAINED:
         for broken in breaks(connection, table):
             where = f"{table.name} {broken.what}" if broken.sequence is None else f"{table.name} {broken.sequence}"
-            report.wrong(Check.JOURNAL, where, f"{broken.what} {broken.expected}", f"{broken.what} {broken.found}")
+            report.wrong(Check.CHAIN, where, f"{broken.what} {broken.expected}", f"{broken.what} {broken.found}")
 
 
 def verify_covers(connection: Connection, report: Report) -> bool:
@@ -58,7 +58,7 @@ def _verify_words(connection: Connection, report: Report) -> bool:
                 read(row)
             except (ValueError, LookupError, AssertionError, TypeError) as error:
                 is_readable = False
-                report.wrong(Check.JOURNAL, f"{table.name} {row.sequence}", "a row that can be read", repr(error))
+                report.wrong(Check.CHAIN, f"{table.name} {row.sequence}", "a row that can be read", repr(error))
     return is_readable
 
 

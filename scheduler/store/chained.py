@@ -65,7 +65,7 @@ def append(connection: Connection, table: sa.Table, rows: Sequence[Mapping[str, 
 
 
 def rows_of(connection: Connection, table: sa.Table, after: int = 0) -> Iterator[Row[Any]]:
-    """Yields the rows of a journal after a sequence, in order. Memory is constant."""
+    """Yields the rows of such a table after a sequence, in order. Memory is constant."""
     while True:
         query = sa.select(table).where(table.c.sequence > after).order_by(table.c.sequence).limit(PAGE_ROWS)
         page = connection.execute(query).all()
