@@ -36,7 +36,6 @@ from metering.routes import ledger_routes
 from metering.samples import StoreWindows
 from metering.telemetry import GpuCollector
 from scheduler.clock import LedgerClock
-from scheduler.core.policy import Policy
 from scheduler.executor import Executor, ExecutorError
 from scheduler.local import LocalExecutor
 from scheduler.loop import LEASE_TTL_MS, Controller
@@ -136,7 +135,7 @@ class Daemon:
         telemetry = Telemetry(version(DISTRIBUTION))
         holder = f"{platform.node()}:{self.data_dir}"
         lease = LeaderLease(database, holder, self.url, LEASE_TTL_MS)
-        controller = Controller(database, executor, clock, Policy(), lease, telemetry)
+        controller = Controller(database, executor, clock, settings.policy, lease, telemetry)
         telemetry.registry.register(GpuCollector(gpus.snapshots, lambda _: settings.node.pool))
         ledger = LedgerWatch(database, blind_ms=max(BLIND_MS, int(settings.metering.window_seconds * 3000)))
         telemetry.registry.register(LedgerCollector(ledger))
