@@ -1,4 +1,4 @@
-"""The part of verification that asks what became known later: chains of the journals, and what lies over the partition.
+"""The part of verification that asks what became known later: chains of their tables, and what lies over the partition.
 
 Reclassifications that no operator made follow from the evidence; they are derived again and must say the same.
 """
@@ -18,7 +18,7 @@ _READERS = ((EVIDENCE, evidence_row), (RECLASSIFICATION, reclassification_of))
 
 
 def verify_chained(connection: Connection, report: Report) -> None:
-    """Checks the chain of every journal, row by row, and its head."""
+    """Checks the chain of every such table, row by row, and its head."""
     for table in CHAINED:
         for broken in breaks(connection, table):
             where = f"{table.name} {broken.what}" if broken.sequence is None else f"{table.name} {broken.sequence}"

@@ -292,7 +292,7 @@ class OccupancyRow(SQLModel, table=True):
 
 
 class ChainHeadRow(SQLModel, table=True):
-    """The last row of each journal beside the occupancy: see `chained`."""
+    """The last row of each chained table beside the occupancy: see `chained`."""
 
     __tablename__ = "chain_head"
     name: str = Field(primary_key=True)
