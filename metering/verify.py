@@ -16,9 +16,9 @@ from metering.core.tariff import price_book_of
 from metering.findings import Check, Finding, Report
 from metering.ledger import price_book_rows
 from metering.tracks import Tracks
+from metering.verify_chained import verify_chained, verify_covers, verify_settled
 from metering.verify_files import verify_export
 from metering.verify_holders import verify_allocations, verify_cursors, verify_known_segments
-from metering.verify_chained import verify_covers, verify_chained, verify_settled
 from scheduler.core.occupancy import GENESIS_HASH, Cursor, Interval, OccupancyState, fields_hash, interval_hash
 from scheduler.refusal import Refused
 from scheduler.store.codec import cursor_of, interval_of

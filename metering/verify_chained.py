@@ -8,8 +8,8 @@ from sqlalchemy.engine import Connection
 
 from metering.findings import Check, Report
 from scheduler.core.model import AllocationId
-from scheduler.store.evidence import missing_rows
 from scheduler.store.chained import breaks, rows_of
+from scheduler.store.evidence import missing_rows
 from scheduler.store.overlays import evidence_row, reclassification_of
 from scheduler.store.tables import ALLOCATION, EVIDENCE, OCCUPANCY, RECLASSIFICATION
 

@@ -18,9 +18,9 @@ from scheduler.core.model import AllocationId, DeviceId, EndReason, Phase
 from scheduler.core.occupancy import Evidence, Interval, OccupancyState, Occupant
 from scheduler.core.overlay import laid_over
 from scheduler.refusal import RefusalCode, Refused
+from scheduler.store.chained import append
 from scheduler.store.codec import INTERVAL_COLUMNS, interval_of, occupant_values
 from scheduler.store.database import chunks
-from scheduler.store.chained import append
 from scheduler.store.overlays import evidence_of, over, unknown_stretches
 from scheduler.store.tables import ALLOCATION, EVIDENCE, OCCUPANCY, RECLASSIFICATION, JsonObject
 from scheduler.store.transaction import Transaction

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable
 from itertools import permutations
 from pathlib import Path
+from random import Random
 
 import pytest
 import sqlalchemy as sa
