@@ -37,14 +37,11 @@ class Cluster:
 
     def __init__(self, api: Api, options: Options, limits: MirrorLimits | None = None) -> None:
         self._listeners: list[Callable[[], None]] = []
-        self._node_listeners: list[Callable[[], None]] = []
         self._is_started = False
         self._options = options
         nodes_query = {"labelSelector": options.nodes.node_selector} if options.nodes.node_selector else None
-        self.nodes: Mirror[Machine] = Mirror(
-            api, "/api/v1/nodes", self._reduce_node, self._tell_nodes, nodes_query, limits
-        )
-        self.pods: Mirror[Pod] = Mirror(api, "/api/v1/pods", self._reduce_pod, self._tell_nodes, None, limits)
+        self.nodes: Mirror[Machine] = Mirror(api, "/api/v1/nodes", self._reduce_node, self._tell, nodes_query, limits)
+        self.pods: Mirror[Pod] = Mirror(api, "/api/v1/pods", self._reduce_pod, self._tell, None, limits)
         ours = {"labelSelector": names.selector(options.installation)}
         self.jobs: Mirror[OurJob] = Mirror(api, "/apis/batch/v1/jobs", _reduce_job, self._tell, ours, limits)
         self._mirrors: tuple[Mirror[Machine] | Mirror[Pod] | Mirror[OurJob], ...] = (self.nodes, self.pods, self.jobs)
@@ -52,10 +49,6 @@ class Cluster:
     def on_change(self, listener: Callable[[], None]) -> None:
         """Calls `listener` (quick, from a watch's thread) whenever something changed."""
         self._listeners.append(listener)
-
-    def on_inventory_change(self, listener: Callable[[], None]) -> None:
-        """Calls `listener` (quick, from a watch's thread) when nodes, or what others take of them, may have changed."""
-        self._node_listeners.append(listener)
 
     def start(self, timeout_seconds: float) -> None:
         """Starts the mirrors once, and waits for their first lists. Raises KubernetesProblem when they don't come."""
@@ -114,10 +107,6 @@ class Cluster:
 
     def _tell(self) -> None:
         for listener in self._listeners:
-            listener()
-
-    def _tell_nodes(self) -> None:
-        for listener in (*self._listeners, *self._node_listeners):
             listener()
 
 

@@ -82,6 +82,7 @@ class KubernetesExecutor:
         self._next_sweep_ms = 0
         self._next_look_ms = 0
         self._is_recovered = False
+        self._is_inventory_new = False
 
     # ---- what the cluster offers ----------------------------------------------------------------------------------
 
@@ -108,6 +109,11 @@ class KubernetesExecutor:
         if cluster.silent_seconds() >= self._options.times.outage_seconds:
             return [_unreachable(each) for each in offered]
         return offered
+
+    def take_inventory_news(self) -> bool:
+        """Tells, once, whether nodes or what others take of them changed since the last call. From any thread."""
+        is_new, self._is_inventory_new = self._is_inventory_new, False
+        return is_new
 
     # ---- starting and stopping ------------------------------------------------------------------------------------
 
@@ -260,8 +266,11 @@ class KubernetesExecutor:
     def _take_changes(self, now_ms: int) -> set[AllocationId]:
         """Hands the pods' and Jobs' news to their runs; returns the allocations that were mentioned."""
         touched: set[AllocationId] = set()
+        if self._cluster.nodes.take_changes():
+            self._is_inventory_new = True
         for change in self._cluster.pods.take_changes():
             pod = change.value
+            self._is_inventory_new = self._is_inventory_new or pod.allocation not in self._runs
             if pod.allocation is None:
                 continue
             touched.add(pod.allocation)

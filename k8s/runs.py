@@ -139,7 +139,7 @@ class Run:
         if _is_taken_away(place):
             return None
         if finish is not None:
-            if finish.reason is not None and not self._are_all_finished():
+            if finish.reason is not None and not self._are_others_finished(rank):
                 words = f"rank {rank}: {finish.detail or finish.reason}"
                 return Stop(finish.reason, self.order.spec.grace_seconds, now_ms, words)
             if place.finished_ms is not None and not place.is_over and place.finished_ms + LINGER_MS <= now_ms:
@@ -150,9 +150,12 @@ class Run:
                 return Stop(trouble.reason, 0.0, now_ms, f"rank {rank}: {trouble.detail}")
         return None
 
-    def _are_all_finished(self) -> bool:
-        places = self.ranks.values()
-        return len(places) == self.size and all(place.pod.finish is not None or place.is_over for place in places)
+    def _are_others_finished(self, rank: int) -> bool:
+        """Tells whether all other ranks ended, each by itself."""
+        others = [place for other, place in self.ranks.items() if other != rank]
+        if any(_is_taken_away(place) for place in others):
+            return False
+        return len(others) == self.size - 1 and all(place.pod.finish is not None or place.is_over for place in others)
 
     def _due_by_time(self, now_ms: int, times: TimeOptions) -> Stop | None:
         allocation, started_ms = self.order.allocation, self.started_ms()

@@ -120,7 +120,7 @@ class ApiServer:
                 return store.delete(asked.key, asked.body)
             if asked.method == "PATCH":
                 return store.update(asked.key, lambda item: merge(item, asked.body))
-            return store.update(asked.key, lambda item: (item.clear(), item.update(asked.body))[0])
+            return store.update(asked.key, lambda item: _become(item, asked.body))
 
     def _create(self, asked: Asked) -> Json:
         if asked.collection.startswith("selfsubjectaccessreviews"):
@@ -170,6 +170,11 @@ class ApiServer:
             if time.monotonic() - bookmarked > self.bookmark_seconds and not self.is_frozen:
                 bookmarked = time.monotonic()
                 send({"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": str(store.version)}}})
+
+
+def _become(item: Json, body: Json) -> None:
+    item.clear()
+    item.update(body)
 
 
 def _kind_for(kind: str, item: Json, before: Json | None, query: dict[str, str]) -> str | None:

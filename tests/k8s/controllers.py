@@ -106,7 +106,7 @@ class Controllers:
             node = next((node for node in self.store.of("nodes") if self._fits(pod, node)), None)
             if node is not None:
                 name = node["metadata"]["name"]
-                self.store.update(_key(pod), lambda item, name=name: item["spec"].update(nodeName=name))
+                self.store.update(_key(pod), _set_node(name))
             else:
                 words = {"reason": "Unschedulable", "message": "0 nodes are available: Insufficient nvidia.com/gpu"}
                 condition = {"type": "PodScheduled", "status": "False", **words}
@@ -133,7 +133,7 @@ class Controllers:
             gpus = (node["metadata"].get("annotations") or {}).get(PREFIX + "gpus")
             if gpus is not None:
                 key = ("nodes", "", node["metadata"]["name"])
-                self.store.update(key, lambda item, gpus=gpus: item["status"]["allocatable"].update({GPU: gpus}))
+                self.store.update(key, _set_gpus(gpus))
         for pod in self.store.of("pods"):
             node_name = pod["spec"].get("nodeName")
             found = None if node_name is None else self.store.find("nodes", "", node_name)
@@ -244,3 +244,11 @@ def node(name: str, gpus: int = 8, **labels: str) -> Json:
             "conditions": [{"type": "Ready", "status": "True"}],
         },
     }
+
+
+def _set_node(name: str) -> Any:
+    return lambda item: item["spec"].update(nodeName=name)
+
+
+def _set_gpus(gpus: str) -> Any:
+    return lambda item: item["status"]["allocatable"].update({GPU: gpus})

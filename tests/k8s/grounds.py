@@ -244,7 +244,7 @@ class Rig:
         self.admin.close()
 
     def _find(self, kind: type[T], order: StartOrder) -> T | None:
-        return next((n for n in self.seen if isinstance(n, kind) and n.allocation == order.allocation.id), None)  # type: ignore[attr-defined] # both have it
+        return next((n for n in self.seen if isinstance(n, kind) and n.allocation == order.allocation.id), None)
 
     @staticmethod
     def _adjust(order: StartOrder, job: Json) -> Json:
