@@ -33,7 +33,7 @@ command: [torchrun, train.py, --lr, "2e-5"]
 notify: [end, fail, preempt, idle]
 """
 """The example of the handbook."""
-OFFERED = "".join(line for line in EXAMPLE.splitlines(True) if not line.startswith(("secrets", "notify")))
+OFFERED = "".join(line for line in EXAMPLE.splitlines(True) if not line.startswith("secrets"))
 VALIDATOR = jsonschema_rs.Draft202012Validator(jobkeys.schema())
 
 
@@ -187,7 +187,6 @@ def test_what_is_not_offered_is_left_out_with_a_note_for_the_lenient(home: Home,
     refused = home.turnstile("submit", "train.yaml")
     assert refused.code == 3
     assert "line 8  secrets: is not offered" in refused.err
-    assert "line 10  notify: is not offered" in refused.err
     done = home.turnstile("submit", "--lenient", "train.yaml")
     assert done.code == 0
     assert "note: train.yaml line 8: secrets is not offered by this version and is left out" in done.err
@@ -258,7 +257,7 @@ def test_the_published_schema_is_one_and_takes_the_example(home: Home) -> None:
 
 def test_every_flag_that_says_what_to_run_is_a_key_and_every_key_a_flag() -> None:
     flags = {field.name for field in fields(JobFlags)} - NOT_IN_FILES
-    assert {key.flag for key in KEYS} - flags == {"command", "script", "secrets", "notify"}
+    assert {key.flag for key in KEYS} - flags == {"command", "script", "secrets"}
     assert flags <= {key.flag for key in KEYS}
     properties = jobkeys.schema()["properties"]
     assert isinstance(properties, dict)
