@@ -62,8 +62,8 @@ def test_a_job_file_asks_for_what_the_flags_of_its_keys_would(home: Home, peer: 
     by_file = sent(home, peer, "train.yaml")
     flags = ("-n", "llama-sft", "-A", "nlp", "-g", "H100:8", "-N", "4", "-t", "12h")
     image = ("-i", "registry.acme.example/train:2026.11", "-e", "WANDB_MODE=offline")
-    image += ("--notify", "end,fail,preempt", "--notify", "idle")
-    assert by_file == sent(home, peer, *flags, *image, "--", "torchrun", "train.py", "--lr", "2e-5")
+    told = ("--notify", "end,fail,preempt", "--notify", "idle")
+    assert by_file == sent(home, peer, *flags, *image, *told, "--", "torchrun", "train.py", "--lr", "2e-5")
 
 
 def test_the_same_job_in_json_is_the_same_job(home: Home, peer: Peer) -> None:
