@@ -74,7 +74,7 @@ def test_a_mig_slice_under_the_plain_resource_has_its_share_of_a_gpu() -> None:
 
 def test_mig_resources_are_nodes_of_their_own_class_that_share_the_machine() -> None:
     sizes = {GPU: 4, "nvidia.com/mig-3g.40gb": 4, "nvidia.com/mig-1g.10gb": 7}
-    found = {each.node.gpu_class: each for each in offered(item(sizes=sizes))}
+    found = {str(each.node.gpu_class): each for each in offered(item(sizes=sizes))}
     assert set(found) == {"H100", "H100-3g.40gb", "H100-1g.10gb"}
     assert found["H100-3g.40gb"].node.name == "n1.h100-3g.40gb"
     assert [device.id for device in found["H100-3g.40gb"].devices] == list(
