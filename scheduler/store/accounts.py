@@ -8,7 +8,7 @@ from scheduler.core.events import AccountChanged, AccountRemoved
 from scheduler.core.lifecycle import ENDS
 from scheduler.core.model import ROOT_ACCOUNT, Account, AccountId, UserName
 from scheduler.refusal import RefusalCode, Refused
-from scheduler.store.codec import ACCOUNT_COLUMNS, account_of
+from scheduler.store.codec import ACCOUNT_COLUMNS, account_of, terms_json
 from scheduler.store.tables import ACCOUNT, ACCOUNT_NAME, JOB, TOKEN
 from scheduler.store.transaction import Transaction
 
@@ -33,6 +33,8 @@ class SaveAccount:
             "guarantee": dict(account.guarantee),
             "limit": dict(account.limit),
             "is_suspended": account.is_suspended,
+            "terms": terms_json(account),
+            "changed_ms": tx.now_ms,
         }
         is_row = ACCOUNT.c.id == account.id
         row = tx.connection.execute(sa.select(*ACCOUNT_COLUMNS, ACCOUNT.c.display_name).where(is_row)).one_or_none()
