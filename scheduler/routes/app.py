@@ -21,6 +21,7 @@ from scheduler.routes.public import public_routes
 from scheduler.routes.quota import quota_routes
 from scheduler.routes.shown import Shown
 from scheduler.routes.tokens import token_routes
+from scheduler.routes.users import user_routes
 from scheduler.routes.watch import JobWatch
 from scheduler.store import lookups
 from scheduler.telemetry import Telemetry
@@ -68,6 +69,7 @@ def api(
         quota_routes(door),
         account_routes(door),
         token_routes(door),
+        user_routes(door),
         node_routes(door),
         *(make(door) for make in more),
     ]

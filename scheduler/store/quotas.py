@@ -12,7 +12,17 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from scheduler.core.lifecycle import ENDS, WAITING
-from scheduler.core.model import GPU_UNITS, ROOT_ACCOUNT, Account, AccountId, GpuClass, Shape, UserName, lineage, tenant_of
+from scheduler.core.model import (
+    GPU_UNITS,
+    ROOT_ACCOUNT,
+    Account,
+    AccountId,
+    GpuClass,
+    Shape,
+    UserName,
+    lineage,
+    tenant_of,
+)
 from scheduler.refusal import Problem, RefusalCode, Refused
 from scheduler.store.codec import ACCOUNT_COLUMNS, account_of
 from scheduler.store.tables import ACCOUNT, JOB, MEMBER
