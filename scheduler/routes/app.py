@@ -10,6 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from scheduler.admission import Admission
 from scheduler.routes.accounts import account_routes
 from scheduler.routes.actions import action_routes
+from scheduler.routes.apply import apply_routes
 from scheduler.routes.cluster import cluster_routes
 from scheduler.routes.door import Door
 from scheduler.routes.edge import install
@@ -72,6 +73,7 @@ def api(
         account_routes(door),
         token_routes(door),
         user_routes(door),
+        apply_routes(door),
         node_routes(door),
         pool_routes(door),
         reservation_routes(door),
