@@ -45,6 +45,7 @@ OPERATES = frozenset({Role.OPERATOR})
 ADMINISTERS = frozenset({Role.TENANT_ADMIN, Role.OPERATOR})
 GIVEN_BY_TENANTS = frozenset({Role.USER, Role.TENANT_ADMIN, Role.BILLING})
 """What a tenant's own admin may make others; the rest are the centre's."""
+DELIVERS_EVIDENCE = frozenset({Role.AGENT, Role.OPERATOR})
 
 
 def new_secret() -> str:
