@@ -101,7 +101,7 @@ class Waiting:
         if head is None or key < head:
             self._move_head(row, head, key)
         self.ages.add((job.submitted_ms, job.id))
-        self._want(job, +1)
+        self._want(job, group.user, +1)
 
     def remove(self, job: Job, key: QueueKey) -> None:
         """Takes a job out of its group."""
@@ -121,7 +121,7 @@ class Waiting:
                 del self.of_shape[job.shape]
             if not groups:
                 del self.groups[job.account]
-        self._want(job, -1)
+        self._want(job, group.user, -1)
 
     def group_of(self, job: Job) -> Group:
         """Returns the group that a job waits in, or would."""
@@ -164,9 +164,8 @@ class Waiting:
         if not heads:
             del projects[row.group.account]
 
-    def _want(self, job: Job, sign: int) -> None:
+    def _want(self, job: Job, user: UserName | None, sign: int) -> None:
         if job.wanted is not BookingWanted.SPOT:
             units = sign * job.shape.total_units
             is_guaranteed_only = job.wanted is BookingWanted.GUARANTEED
-            user = self.group_of(job).user
             self.demand.add(job.account, job.shape, units, is_guaranteed_only=is_guaranteed_only, user=user)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from cli.centrefile import load
 from cli.tomllines import line_of, lines_of
 from tests.cli.conftest import Home
-from tests.cli.peer import Peer, page, problem
+from tests.cli.peer import Json, Peer, page, problem
 
 SHIPPED = Path(__file__).parents[2] / "deploy" / "centre.toml"
 FILE = """\
@@ -25,7 +25,7 @@ H100 = 16
 name = "mei"
 account = "acme"
 """
-CHANGES = [
+CHANGES: list[Json] = [
     {
         "section": "accounts",
         "change": "change",
