@@ -132,10 +132,10 @@ def refuse_terms(
         found += check_within(frozenset(each for each in after if before.get(each) != after[each]), before, after)
     if not found:
         return
-    is_forced = any(each.field.startswith("guarantee.") for each in found) and not is_by_tenant
+    can_be_forced = not is_by_tenant and not check_terms(before, after, None)
     code = RefusalCode.NOT_FOUND if found[0].field == "id" else RefusalCode.POLICY
     problems = tuple(Problem(each.message, f"{each.account}.{each.field}") for each in found)
-    raise Refused(code, found[0].message, ("--force",) if is_forced else (), problems)
+    raise Refused(code, found[0].message, ("--force",) if can_be_forced else (), problems)
 
 
 @dataclass(frozen=True, slots=True)
