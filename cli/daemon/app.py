@@ -176,7 +176,7 @@ class Daemon:
             from cli.daemon.cluster import kubernetes_executor
 
             try:
-                return kubernetes_executor(self.settings, clock)
+                return kubernetes_executor(self.settings, self.data_dir, clock)
             except ExecutorError as problem:
                 raise StartProblem(str(problem)) from problem
         return LocalExecutor(self.data_dir / "jobs", clock, gpus.inventory)
@@ -200,13 +200,15 @@ class Daemon:
         notifier = notifier_of(self.settings.notify, controller)
         periodic.add_job(_guarded(notifier.look), "interval", seconds=NOTICE_SECONDS)
         periodic.add_job(_guarded(notifier.forget), "interval", hours=6)
+        keep_ms = self.settings.executor.log_retention_days * DAY_MS
         if self.settings.executor.kind == "kubernetes":
-            from cli.daemon.cluster import NEWS_SECONDS, refresh_when_changed
+            from cli.daemon.cluster import NEWS_SECONDS, forget_logs, refresh_when_changed
 
             look = _guarded(lambda: refresh_when_changed(executor, controller))
             periodic.add_job(look, "interval", seconds=NEWS_SECONDS)
+            tidy = _guarded(lambda: forget_logs(executor, controller.clock.now_ms() - keep_ms))
+            periodic.add_job(tidy, "interval", hours=6)
         if isinstance(executor, LocalExecutor):
-            keep_ms = self.settings.executor.log_retention_days * DAY_MS
             periodic.add_job(
                 _guarded(lambda: executor.forget_logs(controller.clock.now_ms() - keep_ms)), "interval", hours=6
             )
