@@ -7,6 +7,7 @@ from scheduler.core.model import AllocationId, Booking, EndReason, GpuClass, Gra
 from scheduler.core.reasons import Reason
 from scheduler.core.state import Group
 from scheduler.core.stretch import Reservation
+from scheduler.core.throttle import Crowd
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,8 @@ class Plan:
     """For every shape that some pending job has and that did not fit."""
     blocks: Mapping[Group, Reason] = field(default_factory=dict)
     """For every group that a limit, a guarantee or a suspension keeps from starting, whatever is free."""
+    crowds: Mapping[JobId, Crowd] = field(default_factory=dict)
+    """For every array of which elements stand behind the line because of its cap."""
     reservations: tuple[Reservation, ...] = ()
     """Every start that is promised to a waiting job, in order of start; those of the last plan that are not here are
     over."""

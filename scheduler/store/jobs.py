@@ -1,12 +1,14 @@
 """The command that takes jobs in: single ones and arrays, once for each idempotency key."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from scheduler.core.events import JobSubmitted
 from scheduler.core.model import (
     AccountId,
     BookingWanted,
+    Dependency,
+    EndReason,
     HoldKind,
     Job,
     JobId,
@@ -18,7 +20,8 @@ from scheduler.core.model import (
 from scheduler.core.state import lineage
 from scheduler.executor import LaunchSpec
 from scheduler.refusal import RefusalCode, Refused
-from scheduler.store.codec import launch_json, shape_json
+from scheduler.store.codec import launch_json, retry_on_text, shape_json, waits_for_text
+from scheduler.store.dependencies import file_dependencies, still_to_wait_for
 from scheduler.store.prepared import json_text
 from scheduler.store.tables import JsonObject
 from scheduler.store.transaction import Transaction
@@ -40,7 +43,11 @@ class JobDraft:
     deadline_ms: int | None = None
     is_held: bool = False
     retries: int = 0
+    retry_on: tuple[EndReason, ...] = ()
     array_indexes: tuple[int, ...] | None = None
+    array_cap: int | None = None
+    after: tuple[Dependency, ...] = ()
+    """On jobs that are there, and that the submitter may see."""
     labels: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -62,7 +69,8 @@ class SubmitJobs:
     def execute(self, tx: Transaction) -> tuple[JobId, ...]:
         """Returns the ids, consecutive and in order of drafts and array indexes.
 
-        Refuses an unknown or suspended account, an empty array, and a key that stood for another request.
+        Refuses an unknown or suspended account, an empty array, a dependency that can never be met, and a key that
+        stood for another request.
         """
         known = self._answered(tx)
         if known is not None:
@@ -75,9 +83,12 @@ class SubmitJobs:
         jobs: list[Job] = []
         rows: list[JsonObject] = []
         for draft in self.drafts:
-            made = _elements(draft, JobId(first + len(jobs)), tx.now_ms)
+            id_ = JobId(first + len(jobs))
+            waits_for = still_to_wait_for(tx, draft.after, (draft.account, draft.user, draft.name))
+            made = [replace(job, waits_for=waits_for) for job in _elements(draft, id_, tx.now_ms)]
             jobs += made
             rows += _rows(draft, made)
+            file_dependencies(tx, made, draft.name)
         tx.add_jobs(rows)
         for job in jobs:
             tx.emit(JobSubmitted(tx.now_ms, job))
@@ -130,6 +141,9 @@ def element(draft: JobDraft, first: JobId, offset: int, now_ms: int) -> Job:
         retries_left=draft.retries,
         array=None if index is None else first,
         array_index=index,
+        waits_for=draft.after,
+        array_cap=draft.array_cap,
+        retry_on=draft.retry_on,
     )
 
 
@@ -156,6 +170,9 @@ def _rows(draft: JobDraft, jobs: list[Job]) -> list[JsonObject]:
         "deadline_ms": draft.deadline_ms,
         "attempt": 0,
         "retries_left": draft.retries,
+        "array_cap": draft.array_cap,
+        "waits_for": waits_for_text(jobs[0].waits_for),
+        "retry_on": retry_on_text(draft.retry_on),
         "launch": json_text(launch_json(draft.launch)),
         "labels": json_text(dict(draft.labels)),
     }
