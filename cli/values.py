@@ -325,6 +325,17 @@ def retry_on(text: str, flag: str = "--retry-on") -> list[str]:
     return [choice(each, flag, RETRIED) for each in text.split(",")]
 
 
+NOTICES = (
+    *("submit", "start", "end", "fail", "timeout", "preempt", "requeue", "idle", "budget80", "budget100", "node"),
+)
+"""What one may be told of; `end` is every end, `fail` and `timeout` are the bad ones."""
+
+
+def notice_events(text: str, flag: str = "--notify") -> tuple[str, ...]:
+    """Reads `end,preempt`. Raises UsageProblem for a word that is no event."""
+    return tuple(dict.fromkeys(choice(word.strip(), flag, NOTICES) for word in text.split(",") if word.strip()))
+
+
 def choice(text: str, flag: str, allowed: tuple[str, ...]) -> str:
     """Returns the one of `allowed` that was typed, whatever its case."""
     typed = text.strip().lower()

@@ -19,6 +19,7 @@ from scheduler.core.model import (
 )
 from scheduler.core.state import lineage
 from scheduler.executor import LaunchSpec
+from scheduler.notices import NoticeEvent, NoticeWhen
 from scheduler.refusal import RefusalCode, Refused
 from scheduler.store.codec import launch_json, retry_on_text, shape_json, waits_for_text
 from scheduler.store.dependencies import file_dependencies, still_to_wait_for
@@ -49,6 +50,9 @@ class JobDraft:
     after: tuple[Dependency, ...] = ()
     """On jobs that are there, and that the submitter may see."""
     labels: Mapping[str, str] = field(default_factory=dict)
+    notify_events: tuple[NoticeEvent, ...] | None = None
+    """What its user is to be told of; None: what the user wants to hear of all jobs."""
+    notify_when: NoticeWhen = NoticeWhen.EACH
 
     @property
     def count(self) -> int:
@@ -175,6 +179,7 @@ def _rows(draft: JobDraft, jobs: list[Job]) -> list[JsonObject]:
         "retry_on": retry_on_text(draft.retry_on),
         "launch": json_text(launch_json(draft.launch)),
         "labels": json_text(dict(draft.labels)),
+        "notify": _notify_text(draft),
     }
     return [
         {
@@ -188,3 +193,12 @@ def _rows(draft: JobDraft, jobs: list[Job]) -> list[JsonObject]:
         }
         for job in jobs
     ]
+
+
+def _notify_text(draft: JobDraft) -> str | None:
+    asked: JsonObject = {}
+    if draft.notify_events is not None:
+        asked["events"] = [event.value for event in draft.notify_events]
+    if draft.notify_when is not NoticeWhen.EACH:
+        asked["when"] = draft.notify_when.value
+    return json_text(asked) if asked else None

@@ -10,6 +10,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 
 from scheduler.core.model import BookingWanted, DependencyKind, EndReason, JobId
 from scheduler.core.outcome import RETRIED
+from scheduler.notices import NoticeEvent, NoticeWhen
 from scheduler.refusal import Problem, RefusalCode, Refused
 from scheduler.wire.text import (
     MOST_INTEGER,
@@ -100,6 +101,8 @@ class JobSpec(BaseModel):
     topology: Name | None = Field(None, description="required:LABEL or preferred:LABEL: nodes that share its value.")
     grace_seconds: Annotated[int, Field(ge=0, le=3600)] | None = Field(None, description="Between SIGTERM and SIGKILL.")
     labels: dict[Name, Words] = Field(default_factory=dict, max_length=32)
+    notify: tuple[NoticeEvent, ...] | None = Field(None, max_length=32, description="Default: what its user asked for.")
+    notify_when: NoticeWhen = Field(NoticeWhen.EACH, description="Of an array: for each element, or when all ended.")
 
 
 SPEC_FIELDS = tuple(JobSpec.model_fields)
@@ -154,6 +157,8 @@ def _contradictions(spec: JobSpec) -> Iterator[Problem]:
     yield from _bad_words(spec)
     if spec.begin_at and spec.deadline_at and spec.deadline_at <= spec.begin_at:
         yield Problem("is not after begin_at", "deadline_at")
+    if spec.notify_when is NoticeWhen.LAST and spec.array is None:
+        yield Problem("last is of an array", "notify_when")
 
 
 def _bad_words(spec: JobSpec) -> Iterator[Problem]:
