@@ -74,7 +74,7 @@ def reasons_of(plan: Plan, job: Job) -> tuple[Reason, ...]:
     early = _not_in_line(plan, job)
     if early is not None:
         return (early,)
-    block = plan.blocks.get(group_of(job))
+    block = plan.blocks.get(group_of(job, plan.by_user))
     if block is not None:
         return (block,)
     found = plan.verdicts.get(job.shape)
@@ -109,7 +109,7 @@ def _ahead(state: ClusterState, plan: Plan, job: Job) -> tuple[int, int, bool]:
     A group that a limit, a guarantee or a suspension blocks is ahead of nobody.
     """
     classes = set(job.shape.gpu_classes)
-    own = group_of(job)
+    own = state.group_of(job)
     bookings = Bookings(state)
     line = FairLine(state, bookings, plan.now_ms, _AllStart(plan.blocks, own))
     jobs = units = 0

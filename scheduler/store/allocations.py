@@ -80,7 +80,7 @@ class ApplyPlan:
         for order in self.plan.stops:
             stopped += stop(tx, [order.allocation], order.reason, None)
         promoted = promote(tx, self.plan.promotions)
-        attempt = _Starts(tx, self.plan.starts)
+        attempt = _Starts(tx, self.plan.starts, self.plan.now_ms)
         for start in self.plan.starts:
             attempt.take(start)
         attempt.write()
@@ -102,7 +102,8 @@ class MarkStopping:
 class _Starts:
     """One plan's starts, on what the database holds now: reads in bulk, checks one by one, writes in bulk."""
 
-    def __init__(self, tx: Transaction, starts: Sequence[Start]) -> None:
+    def __init__(self, tx: Transaction, starts: Sequence[Start], planned_ms: int) -> None:
+        self._planned_ms = planned_ms
         self.orders: list[StartOrder] = []
         self.rejected: list[tuple[JobId, str]] = []
         self._tx = tx
@@ -154,16 +155,19 @@ class _Starts:
     def _why_not_job(self, job: Job, start: Start) -> str | None:
         if job.state is not JobState.PENDING or job.id in self._taken:
             return "the job starts already" if job.id in self._taken else f"the job is {job.state}"
-        if job.begin_ms is not None and job.begin_ms > self._tx.now_ms:
-            return "the job's begin time is not come"
-        if job.waits_for:
-            return f"the job waits for {job.waits_for[0]}"
-        if job.array is not None and job.array_cap is not None and self._active[job.array] >= job.array_cap:
-            return f"{job.array_cap} of array {job.array} hold GPUs already"
+        early = self._why_too_early(job)
+        if early is not None:
+            return early
         if not _has_shape(start, job.shape):
             return "the job has another shape"
         suspended = next((step for step in lineage(job.account) if self._tx.is_suspended(step)), None)
-        return None if suspended is None else f"{suspended} is suspended"
+        if suspended is not None:
+            return f"{suspended} is suspended"
+        # Limits were the planner's to hold, by the terms as it knew them.
+        changed = next(
+            (step for step in lineage(job.account) if self._tx.account_changed_ms(step) > self._planned_ms), None
+        )
+        return None if changed is None else f"{changed} has other terms since the plan was made"
 
     def _why_not_reserved(self, job: Job, start: Start) -> str | None:
         if not self._reservations:
@@ -174,6 +178,15 @@ class _Starts:
                 is_host = each.account is not None and is_within(job.account, each.account)
                 if each.start_ms < end_ms and not is_host:
                     return f"node {grant.node} is kept by reservation {each.id}"
+        return None
+
+    def _why_too_early(self, job: Job) -> str | None:
+        if job.begin_ms is not None and job.begin_ms > self._tx.now_ms:
+            return "the job's begin time is not come"
+        if job.waits_for:
+            return f"the job waits for {job.waits_for[0]}"
+        if job.array is not None and job.array_cap is not None and self._active[job.array] >= job.array_cap:
+            return f"{job.array_cap} of array {job.array} hold GPUs already"
         return None
 
     def _why_not_devices(self, start: Start) -> str | None:
