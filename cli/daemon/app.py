@@ -268,6 +268,7 @@ def submission_rules(settings: Settings) -> SubmissionRules:
         longest_time_limit_seconds=settings.server.longest_time_limit_seconds,
         run_as=settings.executor.run_as,
         log_limit_bytes=settings.executor.log_limit_bytes,
+        volumes=frozenset(settings.kubernetes.volumes) if settings.executor.kind == "kubernetes" else frozenset(),
         runs_images=settings.executor.kind == "kubernetes",
         needs_image=settings.executor.kind == "kubernetes",
     )

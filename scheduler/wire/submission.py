@@ -35,6 +35,8 @@ class SubmissionRules:
     """As `policy.default_grace_ms`: Kubernetes' and Slurm's customary half minute."""
     runs_images: bool = False
     """Whether the executor starts containers: a job that names an image must not run without it, as another program."""
+    volumes: frozenset[str] = frozenset()
+    """Names of what containers may mount."""
     needs_image: bool = False
     """Whether the executor runs nothing but containers: a job without an image could not start."""
     run_as: str | None = None
@@ -91,6 +93,8 @@ def draft_of(spec: JobSpec, rights: Rights, centre: Centre, after: tuple[Depende
             workdir=spec.workdir,
             image=spec.image,
             output=spec.output,
+            volumes=tuple(dict.fromkeys(spec.volumes)),
+            shm_bytes=spec.shm_bytes,
             grace_seconds=grace,
             log_limit_bytes=rules.log_limit_bytes,
             run_as=rules.run_as,
@@ -141,6 +145,21 @@ def _check_rules(spec: JobSpec, rights: Rights, rules: SubmissionRules, now_ms: 
             "this centre runs processes and no images",
             tries=("leave out --image",),
             problems=(Problem("no images run here", "image"),),
+        )
+    unknown = [name for name in spec.volumes if name not in rules.volumes]
+    if unknown:
+        offered = ", ".join(sorted(rules.volumes)) or "none"
+        raise Refused(
+            RefusalCode.POLICY,
+            f"there is no volume {unknown[0]!r}; this centre offers: {offered}",
+            problems=(Problem("is not offered", "volumes"),),
+        )
+    if spec.shm_bytes is not None and not rules.runs_images:
+        raise Refused(
+            RefusalCode.POLICY,
+            "this centre runs processes, and they share the machine's own /dev/shm",
+            tries=("leave out --shm",),
+            problems=(Problem("no containers run here", "shm_bytes"),),
         )
     if spec.image is None and rules.needs_image:
         raise Refused(
