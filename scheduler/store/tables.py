@@ -4,7 +4,7 @@ Times are integer UTC milliseconds (`*_ms`). JSON columns hold core values as `c
 tables (`cli.daemon.migrations`), triggers included; a test holds that both say the same.
 
 What never changes: `occupancy` (triggers refuse update, delete, gaps and overlaps) and `account_name` (triggers refuse
-update and delete). What is history: `job_event`.
+update and delete). What is history: `job_event`, `node_event`.
 Everything else is the present.
 """
 
@@ -135,6 +135,19 @@ class DeviceRow(SQLModel, table=True):
     is_foreign: bool
     first_seen_ms: int = _big()
     removed_ms: int | None = _big(nullable=True)
+
+
+class NodeEventRow(SQLModel, table=True):
+    """What happened to a machine beside its GPUs' occupancy: its agent fell silent, a GPU reported an XID."""
+
+    __tablename__ = "node_event"
+    __table_args__ = (sa.Index("ix_node_event_node_at_ms", "node", "at_ms"), {"sqlite_autoincrement": True})
+    sequence: int | None = _column(BIG_KEY, primary_key=True)
+    node: str
+    at_ms: int = _big()
+    kind: str
+    device: str | None = None
+    detail: str
 
 
 class JobRow(SQLModel, table=True):
@@ -312,6 +325,7 @@ TOKEN = _table(TokenRow)
 POOL = _table(PoolRow)
 NODE = _table(NodeRow)
 DEVICE = _table(DeviceRow)
+NODE_EVENT = _table(NodeEventRow)
 JOB = _table(JobRow)
 SUBMISSION_KEY = _table(SubmissionKeyRow)
 ALLOCATION = _table(AllocationRow)
