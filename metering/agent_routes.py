@@ -5,10 +5,11 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Path, Request, Response
 
-from metering.agent_store import ForgetAgent, SaveAgents, Taken, TakeEvidence
+from metering.agent_store import ForgetAgent, SaveAgents, TakeEvidence, Taken, agents
 from metering.agents import AgentDevice, AgentState, AgentWatch
-from metering.evidence import EvidenceBody, HeartbeatBody, Holding, XidSeen
+from metering.evidence import EvidenceBody, HeartbeatBody, XidSeen
 from metering.inbox import WindowInbox
+from metering.witness import Holding
 from scheduler.auth import DELIVERS, OPERATES, Rights
 from scheduler.clock import iso_utc
 from scheduler.core.model import AllocationId, DeviceHealth, GpuClass, NodeName
@@ -35,12 +36,12 @@ def agent_routes(watch: AgentWatch, inbox: WindowInbox, door: Door) -> APIRouter
     operating = door.allow_change(OPERATES)
     delivering = door.allow_change(DELIVERS)
 
-    @router.post(
-        "/v1/agents/{node}/heartbeat", summary="A node's agent lives", openapi_extra=body_of(HeartbeatBody)
-    )
+    @router.post("/v1/agents/{node}/heartbeat", summary="A node's agent lives", openapi_extra=body_of(HeartbeatBody))
     async def heartbeat(request: Request, node: NodeRef, rights: Annotated[Rights, Depends(delivering)]) -> Response:
         name = _own(node, rights)
         said = _state(name, parse(HeartbeatBody, await request.body()), door.now_ms)
+        if not watch.is_loaded:
+            watch.load(await door.read(agents), door.now_ms)
         heard = watch.hear(said)
         if heard.must_store:
             await door.carry_out(SaveAgents((heard.state,), heard.events))
@@ -49,7 +50,7 @@ def agent_routes(watch: AgentWatch, inbox: WindowInbox, door: Door) -> APIRouter
             "AgentHeard",
             door.now_ms,
             node=name,
-            now_ms=door.now_ms,
+            daemon_ms=door.now_ms,
             skew_ms=heard.state.skew_ms,
             silent_after_seconds=watch.silent_ms // 1000,
             pool=None if known is None else known.node.pool,
@@ -66,15 +67,21 @@ def agent_routes(watch: AgentWatch, inbox: WindowInbox, door: Door) -> APIRouter
         name = _own(node, rights)
         body = await request.body()
         if not key or not is_printable(key):
-            raise invalid((Problem("is required: a word that names this batch, the same when it is sent again",
-                                   "Idempotency-Key"),))
+            raise invalid(
+                (
+                    Problem(
+                        "is required: a word that names this batch, the same when it is sent again", "Idempotency-Key"
+                    ),
+                )
+            )
         taken = await door.carry_out(_command(name, key, body, parse(EvidenceBody, body)))
         inbox.put(name, taken.windows)
         return answer(envelope("EvidenceTaken", door.now_ms, node=name, **_taken(taken)))
 
     @router.get("/v1/admin/agents", summary="The agents of nodes: when heard, what they see")
     async def listing(_: Annotated[Rights, Depends(operator)]) -> Response:
-        return answer(page("AgentList", door.now_ms, [_agent(state, watch) for state in watch.states()]))
+        states = watch.states() if watch.is_loaded else await door.read(agents)
+        return answer(page("AgentList", door.now_ms, [_agent(state, watch) for state in states]))
 
     @router.delete("/v1/admin/agents/{node}", summary="Expect no agent on a node any more")
     async def forget(node: NodeRef, rights: Annotated[Rights, Depends(operating)]) -> Response:

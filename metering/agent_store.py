@@ -1,4 +1,4 @@
-"""Agents in the database: what they said last, the evidence that they deliver, and who was seen with which GPU.
+"""Agents in the database: what they said last, the evidence that they deliver.
 
 Evidence may come late, twice and out of order; what is stored is the same. Nothing in it is believed beyond the node
 that its token speaks for: GPUs that the node's agent does not list, allocations that hold nothing there, and times that
@@ -13,17 +13,17 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from metering.agents import AgentDevice, AgentState
-from metering.evidence import Holding, XidSeen
-from metering.samples import gpu_window
+from metering.evidence import XidSeen
 from metering.ledger import MOST_WINDOW_MS, write_windows
-from metering.tables import AGENT, AGENT_BATCH, DEVICE_WITNESS, GPU_WINDOW
+from metering.samples import gpu_window
+from metering.tables import AGENT, AGENT_BATCH, GPU_WINDOW
 from metering.windows import SampleWindow
+from metering.witness import Holding, write_witnesses
 from metering.xids import XID_TABLE
-from scheduler.core.model import AllocationId, DeviceHealth, DeviceId, GpuClass, NodeName
-from scheduler.executor import DeviceWitness
+from scheduler.core.model import AllocationId, DeviceHealth, GpuClass, NodeName
 from scheduler.refusal import RefusalCode, Refused
 from scheduler.store.codec import grants_of
-from scheduler.store.database import Database, chunks
+from scheduler.store.database import chunks
 from scheduler.store.node_events import NodeEvent, write_node_events
 from scheduler.store.tables import ALLOCATION, DEVICE
 from scheduler.store.transaction import Transaction
@@ -259,13 +259,13 @@ def _xid_event(node: NodeName, seen: XidSeen) -> NodeEvent:
 
 def agents(connection: Connection) -> list[AgentState]:
     """Returns all agents by node, as last stored."""
-    return [_state_of(row) for row in connection.execute(sa.select(AGENT).order_by(AGENT.c.node)).mappings()]
+    return [_state_of(dict(row)) for row in connection.execute(sa.select(AGENT).order_by(AGENT.c.node)).mappings()]
 
 
 def agent_of(connection: Connection, node: NodeName) -> AgentState | None:
     """Returns a node's agent as last stored; None when none was ever heard."""
     row = connection.execute(sa.select(AGENT).where(AGENT.c.node == node)).mappings().first()
-    return None if row is None else _state_of(row)
+    return None if row is None else _state_of(dict(row))
 
 
 def _row_of(state: AgentState) -> dict[str, Any]:
@@ -282,76 +282,3 @@ def _state_of(row: Mapping[str, Any]) -> AgentState:
         for each in row["devices"]
     )
     return AgentState(**{**row, "node": NodeName(row["node"]), "problems": tuple(row["problems"]), "devices": devices})
-
-
-# ---- who was seen with which GPU --------------------------------------------------------------------------------------
-
-
-def write_witnesses(connection: Connection, node: NodeName, holdings: Sequence[Holding]) -> None:
-    """Widens what is known of each allocation and GPU: the same in whatever order and however often it comes."""
-    for holding in sorted(holdings, key=lambda each: (each.allocation, each.device)):
-        where = (DEVICE_WITNESS.c.allocation_id == holding.allocation, DEVICE_WITNESS.c.device == holding.device)
-        row = connection.execute(sa.select(DEVICE_WITNESS).where(*where)).first()
-        if row is None:
-            values = {
-                "allocation_id": holding.allocation,
-                "device": holding.device,
-                "node": node,
-                "from_ms": holding.from_ms,
-                "to_ms": holding.to_ms,
-                "witness": holding.witness,
-            }
-            connection.execute(sa.insert(DEVICE_WITNESS).values(values))
-        elif holding.from_ms < row.from_ms or holding.to_ms > row.to_ms:
-            spread = {"from_ms": min(row.from_ms, holding.from_ms), "to_ms": max(row.to_ms, holding.to_ms)}
-            connection.execute(sa.update(DEVICE_WITNESS).where(*where).values(spread))
-
-
-def has_witnesses(connection: Connection, from_ms: int, to_ms: int) -> bool:
-    """Says whether any GPU was seen in an allocation's hands in `[from_ms, to_ms)`."""
-    query = sa.select(DEVICE_WITNESS.c.device).where(DEVICE_WITNESS.c.to_ms > from_ms, DEVICE_WITNESS.c.from_ms < to_ms)
-    return connection.execute(query.limit(1)).first() is not None
-
-
-def seen_devices(
-    connection: Connection, allocation: AllocationId, devices: Sequence[DeviceId], from_ms: int, to_ms: int
-) -> tuple[DeviceId, ...]:
-    """Returns the GPUs that a segment is known to have held, sorted: those seen in its hands, else the ledger's own.
-
-    Where the platform chooses GPUs, the ledger's devices are slots of nodes; the agents' evidence says which GPUs.
-    """
-    rows = connection.execute(
-        sa.select(DEVICE_WITNESS.c.device)
-        .where(
-            DEVICE_WITNESS.c.allocation_id == allocation,
-            DEVICE_WITNESS.c.to_ms >= from_ms,
-            DEVICE_WITNESS.c.from_ms <= to_ms,
-        )
-        .order_by(DEVICE_WITNESS.c.device)
-    ).scalars()
-    return tuple(DeviceId(device) for device in rows) or tuple(devices)
-
-
-class StoredWitness(DeviceWitness):
-    """What agents delivered, as the scheduler's DeviceWitness: who was seen with which GPU lately."""
-
-    def __init__(self, database: Database, now_ms: int, fresh_ms: int = 180_000) -> None:
-        self._database = database
-        self._now_ms = now_ms
-        self._fresh_ms = fresh_ms
-
-    def holders(self) -> Mapping[str, AllocationId]:
-        """Returns device UUID to allocation, of what was seen within the fresh time; the latest where two were."""
-        query = (
-            sa.select(DEVICE_WITNESS.c.device, DEVICE_WITNESS.c.allocation_id)
-            .where(DEVICE_WITNESS.c.to_ms >= self._now_ms - self._fresh_ms)
-            .order_by(DEVICE_WITNESS.c.to_ms, DEVICE_WITNESS.c.allocation_id)
-        )
-        with self._database.read() as connection:
-            return {device: AllocationId(allocation) for device, allocation in connection.execute(query)}
-
-    def last_seen_ms(self, node: NodeName) -> int | None:
-        """Returns when the node's agent was last heard."""
-        with self._database.read() as connection:
-            state = agent_of(connection, node)
-        return None if state is None else state.heard_ms

@@ -73,7 +73,6 @@ class Heard:
 
     state: AgentState
     must_store: bool
-    does_change_inventory: bool
     events: tuple[NodeEvent, ...] = field(default=())
 
 
@@ -85,10 +84,30 @@ class AgentWatch:
         self._lock = threading.Lock()
         self._states: dict[NodeName, AgentState] = {}
         self._stored_ms: dict[NodeName, int] = {}
+        self._is_loaded = False
+        self._has_changed = False
+
+    @property
+    def is_loaded(self) -> bool:
+        """True once `load` was called, until `unload`."""
+        return self._is_loaded
+
+    def unload(self) -> None:
+        """Forgets everything: this daemon does not lead, and another hears the agents."""
+        with self._lock:
+            self._states.clear()
+            self._stored_ms.clear()
+            self._is_loaded = False
 
     def load(self, states: Iterable[AgentState], now_ms: int) -> None:
-        """Takes over what a predecessor stored. Those it had heard get the whole time once more to be heard again."""
+        """Takes over what a predecessor stored. Those it had heard get the whole time once more to be heard again.
+
+        Does nothing when it was called before: what was heard since then is newer.
+        """
         with self._lock:
+            if self._is_loaded:
+                return
+            self._is_loaded = True
             self._states = {
                 state.node: state if state.silent_ms is not None else replace(state, heard_ms=now_ms)
                 for state in states
@@ -117,8 +136,8 @@ class AgentWatch:
             must_store = is_due or bool(events) or before is None or _content(before) != _content(state)
             if must_store:
                 self._stored_ms[said.node] = state.heard_ms
-        does_change = before is None or _verdicts(before) != _verdicts(state)
-        return Heard(state, must_store, does_change, events)
+            self._has_changed |= before is None or _verdicts(before) != _verdicts(state)
+        return Heard(state, must_store, events)
 
     def look(self, now_ms: int) -> tuple[Heard, ...]:
         """Returns the agents that have fallen silent since the last look, to be stored."""
@@ -129,13 +148,21 @@ class AgentWatch:
                     state = self._states[node] = replace(state, silent_ms=state.heard_ms)  # noqa: PLW2901
                     words = f"no word from the node's agent since {iso_utc(state.heard_ms)}"
                     event = NodeEvent(node, now_ms, "agent_silent", words)
-                    found.append(Heard(state, must_store=True, does_change_inventory=True, events=(event,)))
+                    self._has_changed = True
+                    found.append(Heard(state, must_store=True, events=(event,)))
         return tuple(found)
+
+    def take_change(self) -> bool:
+        """Returns whether agents' words changed the inventory since the last call."""
+        with self._lock:
+            changed, self._has_changed = self._has_changed, False
+        return changed
 
     def forget(self, node: NodeName) -> bool:
         """Expects no agent on a node any more; returns whether one was."""
         with self._lock:
             self._stored_ms.pop(node, None)
+            self._has_changed = True
             return self._states.pop(node, None) is not None
 
     def measured(self) -> frozenset[str]:

@@ -1,4 +1,4 @@
-"""What agents send, as it stands on the wire: heartbeats and batches of evidence. Strict, bounded, the same on both ends.
+"""What agents send, as it stands on the wire: heartbeats and batches of evidence. Strict, bounded.
 
 A heartbeat is about now and is not kept; a batch is about the past, is kept on the node's disk until it was taken in,
 and carries an idempotency key.
@@ -12,7 +12,8 @@ from pydantic import Field, StringConstraints, model_validator
 
 from metering.ledger import MOST_WINDOW_MS
 from metering.windows import SampleWindow
-from scheduler.core.model import AllocationId, DeviceHealth
+from metering.witness import Holding
+from scheduler.core.model import DeviceHealth
 from scheduler.wire.requests import Strict
 from scheduler.wire.text import MOST_INTEGER, Name, Words
 
@@ -26,17 +27,6 @@ Uuid = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/\-]{
 Word = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
 Count = Annotated[int, Field(ge=0, le=MOST_INTEGER)]
 Percent = Annotated[int, Field(ge=0, le=100)]
-
-
-@dataclass(frozen=True, slots=True)
-class Holding:
-    """A GPU was seen in an allocation's hands from `from_ms` to `to_ms`, by the node's clock."""
-
-    device: str
-    allocation: AllocationId
-    from_ms: int
-    to_ms: int
-    witness: str
 
 
 @dataclass(frozen=True, slots=True)

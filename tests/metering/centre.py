@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 from zoneinfo import ZoneInfo
 
 from sqlalchemy.engine import Connection
@@ -40,10 +41,11 @@ from scheduler.store.database import Database
 from scheduler.store.inventory import SetDrain, SyncInventory
 from scheduler.store.jobs import JobDraft, SubmitJobs
 from scheduler.store.observations import RecordObservations
-from scheduler.store.write import Writer
+from scheduler.store.write import Command, Writer
 from tests.metering.builders import NOON_MS, book
 
 H100 = GpuClass("H100")
+T = TypeVar("T")
 SHANGHAI = ZoneInfo("Asia/Shanghai")
 NODE_CPU = 64_000
 NODE_MEMORY = 512 << 30
@@ -78,6 +80,17 @@ class Centre:
         self._nodes.append(NodeInventory(node, devices))
         self._writer.run(SyncInventory(tuple(self._nodes), Evidence.NODE))
         return tuple(device.id for device in devices)
+
+    def slots(self, name: str, count: int) -> None:
+        """A node whose devices are slots, as where the platform chooses the GPUs."""
+        devices = tuple(Device(DeviceId(f"{name}/gpu/{place}"), NodeName(name), H100) for place in range(count))
+        self._nodes.append(NodeInventory(Node(NodeName(name), H100, PoolName("main"), NODE_CPU, NODE_MEMORY), devices))
+        self._writer.run(SyncInventory(tuple(self._nodes), Evidence.NODE))
+
+    def run_command(self, command: Command[T]) -> T:
+        """Commits a command of metering's own."""
+        value, _ = self._writer.run(command)
+        return value
 
     def lose_node(self, name: str) -> None:
         self._nodes = [inventory for inventory in self._nodes if inventory.node.name != name]
