@@ -108,6 +108,7 @@ ADMIN = (
     Verb("project", "cli.commands.accounts", "PROJECT", "ACCOUNTS", "Projects of tenants: create, list, set"),
     Verb("token", "cli.commands.tokens", "TOKEN", "ACCOUNTS", "Tokens: create, list, revoke"),
     Verb("node", __name__, "NODE", "CENTRE", "Nodes: list, drain, resume, history"),
+    Verb("k8s", "cli.commands.kubernetes", "K8S", "CENTRE", "Kubernetes: check what a cluster lacks"),
     Verb("agent", "cli.commands.agents", "AGENT", "CENTRE", "Agents of GPU nodes: list, forget"),
     Verb("pool", "cli.commands.centre", "POOL", "CENTRE", "Pools: list, set"),
     Verb("pause", "cli.commands.centre", "pause", "CENTRE", "Start no new jobs, in some pools or in all"),

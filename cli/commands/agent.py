@@ -113,9 +113,26 @@ def agent(
 
 
 def _witness(kubelet: str | None, node: str) -> "DeviceWitness | None":
+    """Returns what reads the kubelet of this node; its pods' labels come from the API server, by the usual access."""
     if kubelet is None:
         return None
-    raise CannotRun(f"--kubelet {kubelet} for {node}: this build reads no kubelet")
+    try:
+        from k8s.podresources import Kubelet, PodResourcesWitness, owners_on
+    except ImportError as missing:
+        raise CannotRun(
+            f"--kubelet needs the package {missing.name}, which is not installed",
+            "pip install 'gpu-turnstile[kubernetes-agent]'",
+        ) from missing
+    from k8s.api import Access, Api
+    from k8s.problems import KubernetesProblem
+    from scheduler.clock import LedgerClock
+    from scheduler.core.model import NodeName
+
+    try:
+        owners = owners_on(Api.connect(Access()), NodeName(node))
+    except KubernetesProblem as problem:
+        raise CannotRun(str(problem)) from problem
+    return PodResourcesWitness(NodeName(node), Kubelet(kubelet), owners, LedgerClock())
 
 
 def _run(session: Session, settings: "AgentSettings", witness: "DeviceWitness | None", *, is_once: bool) -> None:
