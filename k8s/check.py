@@ -120,7 +120,7 @@ def _tenant_namespace(api: Api, clock: Clock, version: tuple[int, int]) -> Itera
     }
     before_ms = clock.now_ms()
     try:
-        stored = api.create(f"{NAMESPACES}?dryRun=All", body)["metadata"]
+        stored = api.create(NAMESPACES, body, {"dryRun": "All"})["metadata"]
     except Rejected as refused:
         words = (
             f"a tenant's namespace cannot be tried, so neither the clock nor Pod Security is known: {refused.detail}"

@@ -16,6 +16,7 @@ import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from k8s.api import Api
+from k8s.names import ALLOCATION
 from scheduler.clock import Clock
 from scheduler.core.model import AllocationId, NodeName
 from scheduler.executor import DeviceWitness, ExecutorError
@@ -23,7 +24,6 @@ from scheduler.executor import DeviceWitness, ExecutorError
 DEFAULT_SOCKET = "/var/lib/kubelet/pod-resources/kubelet.sock"
 RESOURCE_PREFIX = "nvidia.com/"
 """Extended resources whose device ids are GPUs' UUIDs: `nvidia.com/gpu` and `nvidia.com/mig-…`."""
-ALLOCATION_LABEL = "gpu-turnstile/allocation"
 CALL_SECONDS = 5.0
 """The kubelet answers in milliseconds; one that does not in this time is in trouble itself."""
 LOOK_AGAIN_MS = 60_000
@@ -198,13 +198,13 @@ def owners_on(api: Api, node: NodeName) -> Callable[[], Mapping[PodRef, Allocati
     """Returns what asks the API server for a node's pods of ours. One request, answered from the server's cache."""
 
     def owners() -> Mapping[PodRef, AllocationId | None]:
-        query = {"fieldSelector": f"spec.nodeName={node}", "labelSelector": ALLOCATION_LABEL, "resourceVersion": "0"}
+        query = {"fieldSelector": f"spec.nodeName={node}", "labelSelector": ALLOCATION, "resourceVersion": "0"}
         pods, _ = api.list_all("/api/v1/pods", query)
         found: dict[PodRef, AllocationId | None] = {}
         for pod in pods:
             metadata = pod["metadata"]
             has_ended = (pod.get("status") or {}).get("phase") in _ENDED
-            allocation = AllocationId(metadata["labels"][ALLOCATION_LABEL])
+            allocation = AllocationId(metadata["labels"][ALLOCATION])
             found[PodRef(metadata["namespace"], metadata["name"])] = None if has_ended else allocation
         return found
 

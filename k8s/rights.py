@@ -1,15 +1,29 @@
-"""The rights that Turnstile needs in a cluster: one table for the manifests, the check of a cluster, and the docs.
+"""What Turnstile must be allowed to do in a cluster, in RBAC's words: one table for all who ask.
 
-Each row says what for. A right for which there is no row is a request that the code does not make; a request without a
-row fails in the cluster, because `deploy/kubernetes` grants exactly this.
+The daemon checks it when it starts, `admin k8s check` before that, and `deploy/kubernetes` grants exactly this; a test
+compares. A right for which there is no row is a request that the code does not make.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from k8s.api import Api
+from k8s.options import Options
 from k8s.problems import Right
 
 LEASE_NAMESPACE = "kube-node-lease"
+
+
+def _always(_options: Options) -> bool:
+    return True
+
+
+def _makes_namespaces(options: Options) -> bool:
+    return options.namespaces.may_create
+
+
+def _isolates(options: Options) -> bool:
+    return options.namespaces.may_create and options.namespaces.is_isolated
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +35,8 @@ class Need:
     purpose: str
     group: str = ""
     namespace: str | None = None
+    applies: Callable[[Options], bool] = _always
+    """Whether a centre with these options needs it."""
 
     def rights(self) -> tuple[Right, ...]:
         """Returns each right by itself."""
@@ -33,19 +49,34 @@ DAEMON: tuple[Need, ...] = (
         "pods", ("list", "watch", "delete"), "what became of jobs, GPUs that others use, cleaning up after a lost lead"
     ),
     Need("pods/log", ("get",), "jobs' logs"),
+    Need("jobs", ("get", "list", "watch", "create", "patch", "delete"), "a Job an allocation", "batch"),
     Need("services", ("create", "delete"), "a headless Service a gang, for MASTER_ADDR"),
-    Need("jobs", ("create", "get", "list", "watch", "patch", "delete"), "a Job an allocation", "batch"),
-    Need("namespaces", ("get", "create"), "a namespace a tenant"),
-    Need("serviceaccounts", ("create",), "what jobs' pods run as: an identity without rights"),
-    Need("resourcequotas", ("create",), "a tenant's quota against runaways"),
-    Need("limitranges", ("create",), "defaults for pods that name no limits"),
-    Need("networkpolicies", ("create",), "tenants' pods apart from each other", "networking.k8s.io"),
+    Need("namespaces", ("get",), "whose namespace it is"),
+    Need("namespaces", ("create",), "a namespace a tenant", applies=_makes_namespaces),
+    Need(
+        "serviceaccounts", ("create",), "what jobs' pods run as: an identity without rights", applies=_makes_namespaces
+    ),
+    Need("resourcequotas", ("create",), "a tenant's quota against runaways", applies=_makes_namespaces),
+    Need("limitranges", ("create",), "defaults for pods that name no limits", applies=_makes_namespaces),
+    Need("networkpolicies", ("create",), "tenants' pods apart", "networking.k8s.io", applies=_isolates),
     Need("leases", ("get",), "when a node was last heard", "coordination.k8s.io", LEASE_NAMESPACE),
 )
-"""What `turnstile serve` with `executor.kind = "kubernetes"` asks of the API server."""
+"""What `turnstile serve` with `executor.kind = "kubernetes"` asks. Those on jobs and pods are for all namespaces."""
 
 AGENT: tuple[Need, ...] = (Need("pods", ("list",), "the labels of the node's pods: whose GPUs the kubelet gave"),)
 """What `turnstile agent --kubelet` asks of the API server."""
+
+
+def needed(options: Options) -> Iterator[Right]:
+    """Yields the rights without which jobs of a centre with these options cannot run."""
+    for need in DAEMON:
+        if need.applies(options):
+            yield from need.rights()
+
+
+def missing(api: Api, options: Options) -> list[Right]:
+    """Returns the needed rights that the server's authorizer denies us. Raises KubernetesProblem."""
+    return [right for right in needed(options) if not api.may(right)]
 
 
 def rules(needs: Sequence[Need], namespace: str | None = None) -> list[dict[str, list[str]]]:

@@ -6,8 +6,8 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header, Path, Request, Response
 
 from metering.agent_store import ForgetAgent, SaveAgents, TakeEvidence, Taken, agents
+from metering.agent_wire import EvidenceBody, HeartbeatBody, XidSeen
 from metering.agents import AgentDevice, AgentState, AgentWatch
-from metering.evidence import EvidenceBody, HeartbeatBody, XidSeen
 from metering.inbox import WindowInbox
 from metering.witness import Holding
 from scheduler.auth import DELIVERS, OPERATES, Rights

@@ -12,8 +12,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from metering.agent_wire import XidSeen
 from metering.agents import AgentDevice, AgentState
-from metering.evidence import XidSeen
 from metering.ledger import MOST_WINDOW_MS, write_windows
 from metering.samples import gpu_window
 from metering.tables import AGENT, AGENT_BATCH, GPU_WINDOW

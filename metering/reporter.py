@@ -17,7 +17,7 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from metering.agent import GpuSnapshot, Sampler
-from metering.evidence import MOST_DEVICES, MOST_PROBLEMS, MOST_ROWS, XidSeen, evidence_document, rows_in
+from metering.agent_wire import MOST_DEVICES, MOST_PROBLEMS, MOST_ROWS, XidSeen, evidence_document, rows_in
 from metering.spool import Spool
 from metering.windows import SampleWindow
 from metering.witness import Holding

@@ -44,6 +44,7 @@ OPERATES = frozenset({Role.OPERATOR})
 DELIVERS = frozenset({Role.AGENT})
 ANY_NODE = UserName("any-node")
 """The user of an agent's token that speaks for every node: one Secret for the agents of a whole cluster."""
+DELIVERS_EVIDENCE = frozenset({Role.AGENT, Role.OPERATOR})
 
 
 def new_secret() -> str:

@@ -1,4 +1,4 @@
-"""The manifests on a real API server: they are taken, grant what the code needs and nothing more, and the check says so.
+"""The manifests on a real API server: taken as written, they grant what the code needs, and the check says so.
 
 Wants TURNSTILE_TEST_KUBECONFIG, of an admin of a cluster that may be written to.
 """
@@ -16,7 +16,8 @@ import yaml
 
 from k8s.api import Access, Api
 from k8s.check import Finding, Verdict, check_cluster
-from k8s.podresources import ALLOCATION_LABEL, PodRef, owners_on
+from k8s.names import ALLOCATION
+from k8s.podresources import PodRef, owners_on
 from k8s.problems import Conflict, NotFound, Right
 from k8s.rights import AGENT, DAEMON
 from scheduler.clock import LedgerClock
@@ -171,7 +172,7 @@ def test_the_agents_account_reads_its_nodes_pods_and_does_nothing_else(
         "metadata": {
             "name": "seen",
             "namespace": "default",
-            "labels": {ALLOCATION_LABEL: "01JD8W3Z6Q5K9XN0V4T2R7M1AB"},
+            "labels": {ALLOCATION: "01JD8W3Z6Q5K9XN0V4T2R7M1AB"},
         },
         "spec": {"nodeName": NODE, "containers": [{"name": "job", "image": "x"}]},
     }
