@@ -44,7 +44,7 @@ class Need:
 
 
 DAEMON: tuple[Need, ...] = (
-    Need("nodes", ("list", "watch"), "the inventory: GPUs, labels, taints, conditions"),
+    Need("nodes", ("get", "list", "watch"), "the inventory: GPUs, labels, taints, conditions"),
     Need(
         "pods", ("list", "watch", "delete"), "what became of jobs, GPUs that others use, cleaning up after a lost lead"
     ),
