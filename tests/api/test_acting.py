@@ -145,7 +145,7 @@ def test_a_key_that_is_no_short_line_is_refused(people: People, key: str) -> Non
 def test_a_waiting_job_gets_other_terms_and_keeps_the_rest(people: People) -> None:
     user = people.user()
     [job] = user.post("/v1/jobs", json=job_spec(hold=True, priority="low")).json()["items"]
-    terms = {"time_limit_seconds": 7200, "booking": "spot", "deadline_at": "2099-01-01T00:00:00Z"}
+    terms = {"time_limit_seconds": 7200, "booking": "spot", "deadline_at": "2099-01-01T00:00:00.000Z"}
     [done] = user.post("/v1/jobs/update", json={"ids": [str(job["id"])], **terms}).json()["items"]
     assert done == {"id": job["id"], "did": "changed", "state": "held"}
     shown = user.get(f"/v1/jobs/{job['id']}").json()
