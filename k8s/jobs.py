@@ -164,7 +164,7 @@ class KubernetesExecutor:
         self._postponed.pop(allocation, None)
         if run is None:
             return
-        gang = names.gang_name(run.order.allocation)
+        gang = names.gang_name(run.order.allocation) if run.size > 1 else ""
         if run.end is None or run.stop is not None:
             self._chores.end(run.namespace, self._job_names(run), gang, self._pods_of(allocation))
         else:

@@ -1,173 +1,207 @@
-"""What is sent to a cluster for a job, read as a cluster reads it."""
+"""The manifests: every one parses, is bounded, probed and confined, and grants exactly what the code asks for."""
 
-from dataclasses import replace
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+import yaml
 
-from k8s import names
-from k8s.api import Json
-from k8s.manifests import jobs, refuse_impossible, service
-from k8s.options import NodeOptions, Options, PodOptions
-from scheduler.core.model import (
-    GPU_UNITS,
-    AccountId,
-    Allocation,
-    AllocationId,
-    Booking,
-    DeviceId,
-    GpuClass,
-    Grant,
-    JobId,
-    NodeName,
-    UserName,
-)
-from scheduler.executor import LaunchSpec, StartOrder, StartRefused
+from cli.daemon.settings import load
+from k8s.podresources import DEFAULT_SOCKET
+from k8s.rights import AGENT, DAEMON, LEASE_NAMESPACE, Need, rules
 
-FILER = {"nfs": {"server": "filer", "path": "/d"}, "mountPath": "/data", "readOnly": True}
-OPTIONS = Options(NodeOptions(GpuClass), PodOptions(volumes={"data": FILER}))
-GIB = 1 << 30
+DEPLOY = Path(__file__).parents[2] / "deploy"
+BASE = DEPLOY / "kubernetes" / "base"
+Manifest = dict[str, Any]
 
 
-def order(*, nodes: int = 1, gpus: int = 2, resource: str = "nvidia.com/gpu", **spec: object) -> StartOrder:
-    grants = tuple(
-        Grant(
-            NodeName(f"n{rank}"),
-            tuple(DeviceId(f"n{rank}/{resource}/{index}") for index in range(gpus)),
-            GPU_UNITS,
-            (4 + rank) * 1000,
-            (16 + rank) * GIB,
-        )
-        for rank in range(nodes)
-    )
-    allocation = Allocation(
-        AllocationId("01HXXXXXXXXXXXXXXXXXXXXXXX"), JobId(4711), AccountId("Acme/Bild & Ton"), UserName("mei"),
-        GpuClass("H100"), Booking.BURST, grants, 1_790_000_000_000, 2, 3_600_000,
-    )  # fmt: skip
-    launch = LaunchSpec(("train",), "train", image="registry.example/train:1")
-    return StartOrder(allocation, replace(launch, **spec))  # type: ignore[arg-type] # fields by name
+def documents(path: Path) -> list[Manifest]:
+    return [document for document in yaml.safe_load_all(path.read_text(encoding="utf-8")) if document]
 
 
-def pod_of(job: Json) -> Json:
-    found: Json = job["spec"]["template"]["spec"]
+def rendered(folder: Path) -> list[Manifest]:
+    """What kustomize makes of a folder, as far as ours use it: resources, images, JSON patches that replace."""
+    (kustomization,) = documents(folder / "kustomization.yaml")
+    known = {"apiVersion", "kind", "resources", "images", "patches"}
+    assert kustomization.keys() <= known, f"the resolver of this test knows {known}"
+    found: list[Manifest] = []
+    for name in kustomization["resources"]:
+        place = (folder / name).resolve()
+        found += rendered(place) if place.is_dir() else documents(place)
+    for patch in kustomization.get("patches", ()):
+        (target,) = (m for m in found if (m["kind"], m["metadata"]["name"]) == tuple(patch["target"].values()))
+        for change in yaml.safe_load((folder / patch["path"]).read_text()):
+            assert (change["op"], change["path"].count("/")) == ("replace", 1)
+            target[change["path"].removeprefix("/")] = change["value"]
+    for image in kustomization.get("images", ()):
+        for container in (container for manifest in found for container in containers(manifest)):
+            if container["image"] == image["name"]:
+                container["image"] = f"{image['newName']}:{image['newTag']}"
     return found
 
 
-def environment(job: Json) -> dict[str, object]:
-    return {each["name"]: each.get("value", each.get("valueFrom")) for each in pod_of(job)["containers"][0]["env"]}
+def pod_spec(manifest: Manifest) -> Manifest:
+    spec: Manifest = manifest.get("spec", {}).get("template", {}).get("spec", {})
+    return spec
 
 
-def expanded(text: str) -> str:
-    """How Kubernetes reads a text of a container (third_party/forked/golang/expansion): `$$` is `$`, `$(NAME)` goes."""
-    out, position = "", 0
-    while position < len(text):
-        if text[position] == "$" and position + 1 < len(text):
-            following = text[position + 1]
-            if following == "$":
-                out, position = out + "$", position + 2
-                continue
-            if following == "(" and ")" in text[position:]:
-                position = text.index(")", position) + 1
-                out += "<replaced>"
-                continue
-        out, position = out + text[position], position + 1
-    return out
+def containers(manifest: Manifest) -> Iterator[Manifest]:
+    yield from pod_spec(manifest).get("containers", ())
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.text(alphabet="$()aB \n", max_size=20))
-def test_no_text_of_a_user_is_expanded_by_the_cluster(text: str) -> None:
-    (job,) = jobs(order(argv=("sh", text), environment={"TEXT": text}), OPTIONS, is_indexed=False)
-    assert expanded(pod_of(job)["containers"][0]["command"][1]) == text
-    assert expanded(str(environment(job)["TEXT"])) == text
+def of(kind: str, name: str) -> Manifest:
+    (found,) = (m for m in rendered(BASE) if (m["kind"], m["metadata"]["name"]) == (kind, name))
+    return found
 
 
-def test_a_gang_is_one_indexed_job_or_one_job_a_rank_with_the_same_hosts() -> None:
-    gang = order(nodes=3)
-    (indexed,) = jobs(gang, OPTIONS, is_indexed=True)
-    each = jobs(gang, OPTIONS, is_indexed=False)
-    name = names.gang_name(gang.allocation)
-    assert (indexed["spec"]["completions"], indexed["spec"]["completionMode"]) == (3, "Indexed")
-    assert [pod_of(job)["hostname"] for job in each] == [f"{name}-{rank}" for rank in range(3)]
-    assert (
-        {pod_of(job)["subdomain"] for job in [indexed, *each]} == {service(gang, OPTIONS)["metadata"]["name"]} == {name}
-    )
-    assert {environment(job)["MASTER_ADDR"] for job in [indexed, *each]} == {f"{name}-0.{name}"}
-    assert [environment(job)["PET_NODE_RANK"] for job in each] == ["0", "1", "2"]
-    assert names.COMPLETION_INDEX in str(environment(indexed)["PET_NODE_RANK"])
+WORKLOADS = [("Deployment", "turnstile"), ("DaemonSet", "turnstile-agent")]
 
 
-def test_an_indexed_job_takes_what_its_least_rank_was_granted_and_one_pod_a_node() -> None:
-    (job,) = jobs(order(nodes=2), OPTIONS, is_indexed=True)
-    limits = pod_of(job)["containers"][0]["resources"]["limits"]
-    assert limits == {"nvidia.com/gpu": "2", "cpu": "4000m", "memory": str(16 * GIB)}
-    affinity = pod_of(job)["affinity"]
-    terms = affinity["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
-    assert [term["matchFields"][0]["values"] for term in terms] == [["n0"], ["n1"]]
-    assert affinity["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+def test_every_file_belongs_to_a_kustomization_and_no_object_is_named_twice() -> None:
+    for folder in (BASE, *(DEPLOY / "kubernetes" / "overlays").iterdir()):
+        (kustomization,) = documents(folder / "kustomization.yaml")
+        named = {*kustomization["resources"], *(patch["path"] for patch in kustomization.get("patches", ()))}
+        assert {path.name for path in folder.iterdir()} - {"kustomization.yaml"} == {n for n in named if "/" not in n}
+        places = [
+            (m["apiVersion"], m["kind"], m["metadata"].get("namespace"), m["metadata"]["name"])
+            for m in rendered(folder)
+        ]
+        assert len(places) == len(set(places))
 
 
-def test_a_mig_instance_is_asked_for_by_its_own_resource() -> None:
-    (job,) = jobs(order(gpus=1, resource="nvidia.com/mig-3g.40gb"), OPTIONS, is_indexed=False)
-    assert pod_of(job)["containers"][0]["resources"]["limits"]["nvidia.com/mig-3g.40gb"] == "1"
+@pytest.mark.parametrize(("kind", "name"), WORKLOADS)
+def test_every_container_is_bounded_probed_and_confined(kind: str, name: str) -> None:
+    spec = pod_spec(of(kind, name))
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & spec.keys()
+    for container in spec["containers"]:
+        security = container["securityContext"]
+        assert security["allowPrivilegeEscalation"] is False
+        assert security["readOnlyRootFilesystem"] is True
+        assert security["capabilities"] == {"drop": ["ALL"]}
+        assert not security.get("privileged")
+        for part in ("requests", "limits"):
+            assert container["resources"][part].keys() == {"cpu", "memory"}
+        ports = {port["name"] for port in container["ports"]}
+        for probe in ("livenessProbe", "readinessProbe"):
+            assert container[probe]["httpGet"]["port"] in ports
+        assert container["image"].startswith("registry.example/turnstile:")
+        mounted = {mount["name"] for mount in container["volumeMounts"]}
+        assert mounted == {volume["name"] for volume in spec["volumes"]}
 
 
-def test_volumes_secrets_and_shared_memory_are_mounted_as_the_centre_says() -> None:
-    (job,) = jobs(order(volumes=("data",), secrets=("hf",), shm_bytes=GIB), OPTIONS, is_indexed=False)
-    pod, container = pod_of(job), pod_of(job)["containers"][0]
-    assert pod["volumes"] == [
-        {"name": "dshm", "emptyDir": {"medium": "Memory", "sizeLimit": str(GIB)}},
-        {"name": "v-data", "nfs": {"server": "filer", "path": "/d"}},
+def test_the_daemon_runs_as_nobody_and_has_no_host_folder() -> None:
+    spec = pod_spec(of("Deployment", "turnstile"))
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert not [volume for volume in spec["volumes"] if "hostPath" in volume]
+    assert of("Deployment", "turnstile")["spec"]["replicas"] == 2
+
+
+def test_no_secret_is_in_the_manifests_or_in_a_variable() -> None:
+    for manifest in rendered(BASE):
+        assert manifest["kind"] != "Secret"
+        for container in containers(manifest):
+            for variable in container.get("env", ()):
+                assert "secretKeyRef" not in variable.get("valueFrom", {})
+
+
+def test_the_daemons_settings_are_settings_that_it_knows(tmp_path: Path) -> None:
+    path = tmp_path / "turnstile.toml"
+    path.write_text(of("ConfigMap", "turnstile")["data"]["turnstile.toml"])
+    settings = load(path, {})
+    assert settings.executor.kind == "kubernetes"
+    spec = pod_spec(of("Deployment", "turnstile"))
+    (container,) = spec["containers"]
+    assert settings.port == container["ports"][0]["containerPort"]
+    mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
+    assert settings.data_dir in mounts
+    assert str(Path(settings.database.url_file or "").parent) in mounts
+
+
+def test_the_agents_flags_are_flags_and_lead_to_what_is_mounted() -> None:
+    from typer.models import OptionInfo
+
+    from cli.commands.agent import NODE_VARIABLE, agent
+
+    names = {
+        name
+        for hint in agent.__annotations__.values()
+        for info in getattr(hint, "__metadata__", ())
+        if isinstance(info, OptionInfo)
+        for name in (info.default, *(info.param_decls or ()))
+        if isinstance(name, str)
+    }
+    (container,) = containers(of("DaemonSet", "turnstile-agent"))
+    flags = dict(argument.partition("=")[::2] for argument in container["args"][1:])
+    assert container["args"][0] == "agent"
+    assert flags.keys() <= names | {"--url", "--token-file"}
+    assert flags["--kubelet"] == DEFAULT_SOCKET
+    mounts = [mount["mountPath"] for mount in container["volumeMounts"]]
+    for flag in ("--token-file", "--spool", "--kubelet"):
+        assert any(flags[flag].startswith(mount) for mount in mounts), flag
+    assert NODE_VARIABLE in {variable["name"] for variable in container["env"]}
+
+
+def granted(manifests: list[Manifest], account: str) -> list[tuple[str | None, str, str, str]]:
+    """Each right of a service account: namespace of the Role (None: all), group, resource, verb."""
+    roles = {(m["kind"], m["metadata"].get("namespace"), m["metadata"]["name"]): m for m in manifests}
+    found = []
+    for binding in (m for m in manifests if m["kind"] in {"ClusterRoleBinding", "RoleBinding"}):
+        if account not in {subject["name"] for subject in binding["subjects"]}:
+            continue
+        namespace = binding["metadata"].get("namespace")
+        role = roles[binding["roleRef"]["kind"], namespace, binding["roleRef"]["name"]]
+        for rule in role["rules"]:
+            assert rule.keys() == {"apiGroups", "resources", "verbs"}
+            found += [(namespace, g, r, v) for g in rule["apiGroups"] for r in rule["resources"] for v in rule["verbs"]]
+    return found
+
+
+def needed(needs: tuple[Need, ...]) -> list[tuple[str | None, str, str, str]]:
+    return [(need.namespace, need.group, need.resource, verb) for need in needs for verb in need.verbs]
+
+
+@pytest.mark.parametrize(("account", "needs"), [("turnstile", DAEMON), ("turnstile-agent", AGENT)])
+def test_the_manifests_grant_exactly_the_rights_of_the_table(account: str, needs: tuple[Need, ...]) -> None:
+    rights = granted(rendered(BASE), account)
+    assert sorted(rights, key=str) == sorted(needed(needs), key=str)
+    assert "*" not in {part for right in rights for part in right}
+    assert not [right for right in rights if right[2] in {"secrets", "pods/exec"}]
+
+
+def test_the_table_as_rules_is_what_rbac_writes() -> None:
+    assert rules(DAEMON, LEASE_NAMESPACE) == [
+        {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["get"]}
     ]
-    assert container["volumeMounts"][1] == {"name": "v-data", "mountPath": "/data", "readOnly": True}
-    assert container["envFrom"] == [{"secretRef": {"name": "hf"}}]
+    assert of("ClusterRole", "turnstile")["rules"] == rules(DAEMON)
 
 
-def test_a_job_cannot_name_itself_another_or_choose_its_devices() -> None:
-    given = {"TURNSTILE_JOB_ID": "1", "NVIDIA_VISIBLE_DEVICES": "all", "CUDA_VISIBLE_DEVICES": "0", "MASTER_PORT": "7"}
-    (job,) = jobs(order(environment=given), OPTIONS, is_indexed=False)
-    found = environment(job)
-    assert found["TURNSTILE_JOB_ID"] == "4711"
-    assert found["MASTER_PORT"] == "7"
-    assert "NVIDIA_VISIBLE_DEVICES" not in found
-    assert "CUDA_VISIBLE_DEVICES" not in found
+def test_selectors_find_what_they_are_meant_for() -> None:
+    for manifest in rendered(DEPLOY / "kubernetes" / "overlays" / "monitoring"):
+        selector = manifest.get("spec", {}).get("selector")
+        if selector is None:
+            continue
+        labels = selector.get("matchLabels", selector)
+        workload = "DaemonSet" if labels["app.kubernetes.io/component"] == "agent" else "Deployment"
+        name = "turnstile-agent" if workload == "DaemonSet" else "turnstile"
+        found = of(workload, name)["spec"]["template"]["metadata"]["labels"]
+        assert labels.items() <= found.items(), manifest["kind"]
 
 
-def test_a_checkpoint_signal_is_sent_before_the_grace_and_plain_jobs_need_no_shell() -> None:
-    (plain,) = jobs(order(), OPTIONS, is_indexed=False)
-    (job,) = jobs(order(stop_signal="SIGUSR1", grace_seconds=90.0), OPTIONS, is_indexed=False)
-    assert "lifecycle" not in pod_of(plain)["containers"][0]
-    assert "kill -USR1 1" in pod_of(job)["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][2]
-    assert pod_of(job)["terminationGracePeriodSeconds"] == 90
+def test_the_overlay_for_old_clusters_changes_the_budgets_version_only() -> None:
+    base, old = rendered(BASE), rendered(DEPLOY / "kubernetes" / "overlays" / "before-1.21")
+    changed = [(a, b) for a, b in zip(base, old, strict=True) if a != b]
+    assert [(a["kind"], a["apiVersion"], b["apiVersion"]) for a, b in changed] == [
+        ("PodDisruptionBudget", "policy/v1", "policy/v1beta1")
+    ]
 
 
-def test_the_cluster_itself_ends_a_job_that_no_daemon_ended_and_never_before_its_limit() -> None:
-    (job,) = jobs(order(grace_seconds=120.0), OPTIONS, is_indexed=False)
-    assert job["spec"]["activeDeadlineSeconds"] >= 3600 + OPTIONS.times.start_seconds + 120
-
-
-def test_a_share_of_a_whole_gpu_is_refused_and_of_a_mig_instance_is_not() -> None:
-    share = order(gpus=1)
-    grant = replace(share.allocation.grants[0], units=GPU_UNITS // 2)
-    with pytest.raises(StartRefused, match="share of a GPU"):
-        refuse_impossible(replace(share, allocation=replace(share.allocation, grants=(grant,))), OPTIONS)
-    mig = replace(grant, devices=(DeviceId("n0/nvidia.com/mig-3g.40gb/0"),))
-    refuse_impossible(replace(share, allocation=replace(share.allocation, grants=(mig,))), OPTIONS)
-
-
-@settings(max_examples=100, deadline=None)
-@given(first=st.text(min_size=1, max_size=80), second=st.text(min_size=1, max_size=80))
-def test_names_are_legal_for_any_account_and_never_shared(first: str, second: str) -> None:
-    made = names.namespace_of(AccountId(first.replace("/", "x")), "turnstile-")
-    assert len(made) <= 63
-    assert made == made.lower()
-    assert made.replace("-", "").isascii()
-    assert made.replace("-", "").isalnum()
-    assert made[-1] != "-"
-    other = names.namespace_of(AccountId(second.replace("/", "x")), "turnstile-")
-    assert (made == other) == (first.replace("/", "x") == second.replace("/", "x"))
-    value = names.label_value(first)
-    assert len(value) <= 63
-    assert value[0].isalnum()
-    assert value[-1].isalnum()
+def test_the_image_runs_as_nobody_and_holds_what_the_agent_needs() -> None:
+    lines = (DEPLOY / "Containerfile").read_text(encoding="utf-8").splitlines()
+    assert "USER 10001:10001" in lines
+    assert 'ENTRYPOINT ["turnstile"]' in lines
+    assert any("[kubernetes-agent]" in line for line in lines)
+    for line in lines:
+        if line.startswith("COPY") and "--from" not in line:
+            assert all((DEPLOY.parent / name).exists() for name in line.split()[1:-1]), line
