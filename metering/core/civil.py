@@ -70,6 +70,16 @@ def civil_days(from_ms: int, to_ms: int, zone: tzinfo) -> tuple[Day, ...]:
     return tuple(days)
 
 
+def month_edges(from_ms: int, to_ms: int, zone: tzinfo) -> list[int]:
+    """Returns the first instants of the civil months that `[from_ms, to_ms)` touches, and of the one after them."""
+    day = local_time(from_ms, zone).date().replace(day=1)
+    edges = [day_start_ms(day, zone)]
+    while edges[-1] < to_ms or len(edges) < 2:
+        day = (day + timedelta(days=31)).replace(day=1)
+        edges.append(day_start_ms(day, zone))
+    return edges
+
+
 def _utc_ms(day: date, zone: tzinfo, fold: int) -> int:
     midnight = datetime.combine(day, time(fold=fold), tzinfo=zone)
     return (midnight.astimezone(UTC) - _EPOCH) // _MS

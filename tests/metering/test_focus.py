@@ -224,10 +224,14 @@ def test_a_version_that_is_not_written_or_a_nameless_issuer_is_refused() -> None
 def test_an_export_that_would_break_a_rule_is_refused_with_its_id_and_leaves_nothing(
     centre: Centre, tmp_path: Path
 ) -> None:
-    centre.publish(book(currency="RMB"))  # three capital letters, but no currency of ISO 4217
+    centre.publish()
     centre.run(A0)
-    with pytest.raises(Refused, match=r"BillingCurrency\.currency: row 1") as refused:
-        centre.export(tmp_path / "out")
+    with (
+        pytest.raises(Refused, match=r"InvoiceIssuerName\.placeholder: row 1") as refused,
+        centre.read() as connection,
+    ):
+        span = (NOON_MS, centre.now_ms, SHANGHAI)
+        export_usage(connection, tmp_path / "out", *span, known_until_ms=centre.now_ms, focus=FocusTerms(issuer="n/a"))
     assert refused.value.code is RefusalCode.INVALID
     assert list(tmp_path.glob("*out*")) == []
 
