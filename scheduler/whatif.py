@@ -7,15 +7,15 @@
 import csv
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 from scheduler.core.policy import Backfill, Placement, Policy, QueueOrder
+from scheduler.knobs import choice, policy_from
 from scheduler.plot import draw
-from scheduler.refusal import Problem, RefusalCode, Refused
+from scheduler.refusal import RefusalCode, Refused
 from scheduler.replay import Replay
 from scheduler.scenario import read_cluster, read_jobs
 
@@ -84,7 +84,7 @@ def with_options(policy: Policy, question: Question) -> Policy:
     )
     for name, value, choices in chosen:
         if value is not None:
-            changes[name] = _choice(f"--{name}", value, choices)
+            changes[name] = choice(f"--{name}", value, choices)
     if question.order in {"fifo", "sjf"} and question.backfill == "easy" and question.policy is None:
         # The literature's orders mean the literature's backfill, or its figures could not be met again.
         changes["backfill"] = Backfill.EASY_BEFORE
@@ -102,21 +102,10 @@ def read_policy(path: Path) -> Policy:
     table = raw.get("policy", raw)
     if not isinstance(table, dict):
         raise Refused(RefusalCode.INVALID, f"{path}: policy must be a table")
-    hints = get_type_hints(Policy)
-    known = {each.name for each in fields(Policy)}
-    problems: list[Problem] = []
-    values: dict[str, Any] = {}
-    for key, value in table.items():
-        if key not in known:
-            problems.append(Problem(f"unknown key; there are {', '.join(sorted(known))}", key))
-            continue
-        try:
-            values[key] = _typed(key, value, hints[key])
-        except Refused as refused:
-            problems.append(Problem(refused.message, key))
+    policy, problems = policy_from(table)
     if problems:
-        raise Refused(RefusalCode.INVALID, f"{path} has {len(problems)} problems", problems=tuple(problems))
-    return replace(Policy(), **values)
+        raise Refused(RefusalCode.INVALID, f"{path} has {len(problems)} problems", problems=problems)
+    return policy
 
 
 def write_schedule(replay: Replay, path: Path) -> None:
@@ -135,33 +124,6 @@ def _run(question: Question, policy: Policy) -> Replay:
     classes = tuple(sorted({inventory.node.gpu_class for inventory in nodes}))
     trace = read_jobs(question.jobs, classes)
     return Replay(nodes, trace, policy, 1000 * question.restart_cost_seconds).run()
-
-
-def _typed(key: str, value: object, wanted: Any) -> object:
-    options = get_args(wanted) if isinstance(wanted, UnionType) else (wanted,)
-    if value is False and type(None) in options:
-        return None  # TOML has no null: false switches a knob off
-    kind = next(each for each in options if each is not type(None))
-    if isinstance(kind, type) and issubclass(kind, Enum):
-        return _choice(key, str(value), kind)
-    if kind is bool and isinstance(value, bool):
-        return value
-    if kind is int and isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-        return value
-    if kind not in {int, bool} and isinstance(value, list) and all(isinstance(each, str) for each in value):
-        return tuple(value)
-    what = {int: "a whole number from 0 up", bool: "true or false"}.get(kind, "a list of texts")
-    off = ", or false" if type(None) in options else ""
-    raise Refused(RefusalCode.INVALID, f"must be {what}{off}, not {value!r}")
-
-
-def _choice(name: str, value: str, choices: type[Enum]) -> Enum:
-    try:
-        return choices(value)
-    except ValueError:
-        listed = ", ".join(str(each.value) for each in choices)
-        hint = "; srtf needs preemption, which this version has not" if value == "srtf" else ""
-        raise Refused(RefusalCode.INVALID, f"{name}: {value!r} is none of {listed}{hint}") from None
 
 
 def _change(mine: object, other: object) -> object:

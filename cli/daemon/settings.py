@@ -16,6 +16,9 @@ from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from scheduler.core.policy import Policy
+from scheduler.knobs import knobs, policy_from, value_of_text
+
 LONGEST_WINDOW_SECONDS = 3600
 """Of sample windows: the ledger takes in none that is longer (metering.ledger.MOST_WINDOW_MS)."""
 PREFIX = "TURNSTILE_"
@@ -130,6 +133,7 @@ class Settings:
     node: NodeSettings = field(default_factory=NodeSettings)
     metering: Metering = field(default_factory=Metering)
     logging: Logging = field(default_factory=Logging)
+    policy: Policy = field(default_factory=Policy)
 
     @property
     def host(self) -> str:
@@ -178,13 +182,15 @@ def _merge_environment(raw: dict[str, Any], environment: Mapping[str, str], prob
     for section, kind in _sections().items():
         for each in fields(kind):
             known[f"{section}_{each.name}".upper()] = f"{section}.{each.name}"
+    known |= {f"POLICY_{each.name.upper()}": f"policy.{each.name}" for each in fields(Policy)}
     for name, value in sorted(environment.items()):
         if not name.startswith(PREFIX):
             continue
         rest = name.removeprefix(PREFIX)
         if rest in known:
-            _put(raw, known[rest], value)
-        elif any(rest.startswith(f"{section.upper()}_") for section in _sections()):
+            section, _, key = known[rest].rpartition(".")
+            _put(raw, known[rest], value_of_text(key, value) if section == "policy" else value)
+        elif any(rest.startswith(f"{section.upper()}_") for section in (*_sections(), "policy")):
             close = get_close_matches(rest, known, 1)
             hint = f"; did you mean {PREFIX}{close[0]}?" if close else ""
             problems.append(f"environment: {name} names no setting{hint}")
@@ -209,7 +215,10 @@ def _build(kind: type, raw: Any, where: str, problems: list[str]) -> Any:
     values: dict[str, Any] = {}
     for name in names & set(raw):
         wanted = hints[name]
-        if name in _sections() and kind is Settings:
+        if wanted is Policy and isinstance(raw[name], dict):
+            values[name], wrong = policy_from(raw[name])
+            problems += [f"policy.{problem.field}: {problem.message}" for problem in wrong]
+        elif name in _sections() and kind is Settings:
             values[name] = _build(wanted, raw[name], f"{name}.", problems)
         else:
             values[name] = _convert(wanted, raw[name], f"{where}{name}", problems)
@@ -329,11 +338,18 @@ def reference() -> str:
         for each in fields(kind):
             if "why" in each.metadata:
                 default = each.default if each.default_factory is not dict else {}
-                shown = (
-                    "–" if default is None else f"`{str(default).lower() if isinstance(default, bool) else default}`"
-                )
                 name = getattr(hints[each.name], "__name__", None) or str(hints[each.name])
                 name = str(hints[each.name]).removeprefix("<class '").removesuffix("'>").replace(" | None", "")
-                lines.append(f"| `{each.name}` | {name} | {shown} | {each.metadata['why']} |")
+                lines.append(f"| `{each.name}` | {name} | {_shown(default)} | {each.metadata['why']} |")
         lines.append("")
+    lines += ["## [policy]", "", (Policy.__doc__ or "").strip(), ""]
+    lines += ["| key | type | default | why |", "|---|---|---|---|"]
+    lines += [f"| `{knob.name}` | {knob.kind} | {_shown(knob.default)} | {knob.why} |" for knob in knobs()]
+    lines.append("")
     return "\n".join(lines)
+
+
+def _shown(default: object) -> str:
+    if default is None or default == ():
+        return "–"
+    return f"`{str(default).lower() if isinstance(default, bool) else default}`"

@@ -10,6 +10,7 @@ from cli.daemon.app import submission_rules
 from cli.daemon.settings import SettingsProblem, load, reference
 from scheduler.auth import Caller, Rights, Role
 from scheduler.core.model import AccountId, GpuClass, NodeName, PoolName, UserName
+from scheduler.core.policy import Backfill
 from scheduler.planner import FrozenLabels, Offer
 from scheduler.refusal import Refused
 from scheduler.wire.spec import JobSpec, parse_spec
@@ -86,3 +87,26 @@ def test_a_missing_file_is_said_plainly(tmp_path: Path) -> None:
 
 def test_the_reference_page_is_what_the_settings_are() -> None:
     assert REFERENCE.read_text(encoding="utf-8") == reference()
+
+
+def test_the_policy_is_a_section_of_the_settings_and_of_the_environment(tmp_path: Path) -> None:
+    file = tmp_path / "turnstile.toml"
+    file.write_text("[policy]\npromised_jobs = 3\npromise_after_ms = false\n", encoding="utf-8")
+    environment = {"TURNSTILE_POLICY_TOPOLOGY_LABELS": "rack, spine", "TURNSTILE_POLICY_BACKFILL": "conservative"}
+
+    policy = load(file, environment).policy
+
+    assert (policy.promised_jobs, policy.promise_after_ms) == (3, None)
+    assert (policy.topology_labels, policy.backfill) == (("rack", "spine"), Backfill.CONSERVATIVE)
+
+
+def test_problems_of_the_policy_are_told_with_all_others(tmp_path: Path) -> None:
+    file = tmp_path / "turnstile.toml"
+    file.write_text('[policy]\npromised_jobs = -1\nplacment = "fgd"\n[server]\nlisten = "here"\n', encoding="utf-8")
+
+    with pytest.raises(SettingsProblem) as caught:
+        load(file, {"TURNSTILE_POLICY_ORDRE": "fifo"})
+
+    told = "\n".join(caught.value.problems)
+    for part in ("policy.promised_jobs", "policy.placment", "server.listen", "TURNSTILE_POLICY_ORDRE"):
+        assert part in told
