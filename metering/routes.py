@@ -3,56 +3,37 @@
 An export is made in a directory that is gone before the first byte leaves: a client that hangs up leaves nothing.
 """
 
-import json
 import shutil
 import tarfile
 import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import IO, Annotated
 from zoneinfo import ZoneInfo
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Response
 from fastapi.responses import StreamingResponse
 from sqlalchemy.engine import Connection
 
-from metering.core.tariff import PriceBook, body_of, price_book_of
 from metering.export import export_usage
 from metering.focus import FocusTerms
 from metering.focus_columns import VERSIONS
-from metering.ledger import StoredBook, price_books, publish
-from metering.rates import AnnounceRates
+from metering.price_routes import price_routes
 from metering.spans import instant_of, zone_of
 from metering.usage_routes import usage_routes
 from metering.verify import Report, verify
-from scheduler.auth import OPERATES, READS_MONEY, Rights
-from scheduler.clock import iso_utc
+from scheduler.auth import READS_MONEY, Rights
 from scheduler.core.model import AccountId
 from scheduler.refusal import Problem
 from scheduler.routes.door import Door, answer
 from scheduler.routes.limits import Slots
-from scheduler.store.transaction import Transaction
-from scheduler.wire.problems import Json, envelope, page
+from scheduler.wire.problems import Json, envelope
 from scheduler.wire.spec import invalid
 
 MOST_LEDGER_READS = 2
 """Exports and verifications at once: each reads the ledger from end to end and keeps a thread and a snapshot."""
 _CHUNK_BYTES = 256 << 10
-
-
-@dataclass(frozen=True, slots=True)
-class PublishPrices:
-    """Publishes a price book; the scheduler learns its prices at once when it is in force already."""
-
-    book: PriceBook
-
-    def execute(self, tx: Transaction) -> StoredBook:
-        """Returns the book as stored. Raises Refused as `ledger.publish` does."""
-        stored = publish(tx.connection, self.book, tx.now_ms)
-        AnnounceRates().execute(tx)
-        return stored
 
 
 def _terms(
@@ -70,7 +51,6 @@ def ledger_routes(door: Door) -> APIRouter:
     """Returns the routes of the ledger and of prices."""
     router = APIRouter(tags=["money"])
     reader = door.allow(READS_MONEY)
-    publisher = door.allow_change(OPERATES)
     slots = Slots(MOST_LEDGER_READS, MOST_LEDGER_READS, "readings of the ledger")
 
     @router.get("/v1/admin/ledger/verify", summary="Prove the ledger, or say where it does not hold")
@@ -104,22 +84,9 @@ def ledger_routes(door: Door) -> APIRouter:
         headers = {"Content-Disposition": 'attachment; filename="turnstile-export.tar"', "Cache-Control": "no-store"}
         return StreamingResponse(_chunks(door, file), media_type="application/x-tar", headers=headers)
 
-    @router.get("/v1/admin/prices", summary="Price books, by effective time")
-    async def prices(_: Annotated[Rights, Depends(reader)]) -> Response:
-        found = await door.read(price_books)
-        return answer(page("PriceBookList", door.now_ms, [_book(each) for each in found]))
-
-    @router.post("/v1/admin/prices", status_code=201, summary="Publish a price book", openapi_extra=_ANY_OBJECT)
-    async def publish_prices(request: Request, _: Annotated[Rights, Depends(publisher)]) -> Response:
-        book = price_book_of(_document(await request.body()))
-        stored = await door.carry_out(PublishPrices(book))
-        return answer(envelope("PriceBook", door.now_ms, **_book(stored)), 201)
-
+    router.include_router(price_routes(door))
     router.include_router(usage_routes(door))
     return router
-
-
-_ANY_OBJECT = {"requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,21 +96,6 @@ class _Wanted:
     zone: ZoneInfo
     tenant: AccountId | None
     focus: FocusTerms
-
-
-def _document(body: bytes) -> dict[str, Any]:
-    """Returns a JSON object whose decimals are exact. Raises Refused (`invalid`)."""
-    try:
-        document = json.loads(body, parse_float=Decimal)
-    except (ValueError, RecursionError):
-        raise invalid((Problem("the body is not JSON"),)) from None
-    if not isinstance(document, dict):
-        raise invalid((Problem("a price book is an object"),))
-    return document
-
-
-def _book(stored: StoredBook) -> Json:
-    return {**body_of(stored.book), "sha256": stored.sha256, "published_at": iso_utc(stored.published_ms)}
 
 
 def _verified(door: Door) -> Report:

@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo
 
 from metering.core.quantity import Rounding, decimal_text
 from metering.core.timetable import DAYS, Band, minute_text
-from scheduler.core.model import AccountId, Booking, GpuClass
+from scheduler.core.model import AccountId, Booking, GpuClass, tenant_of
 
 Key = tuple[GpuClass, Booking]
 ALWAYS = ""
@@ -161,6 +161,20 @@ class PriceBook:
         found = [price for each in terms if (price := self._dearest_by(key, each)) is not None]
         energy = self.energy.get(key[0], Decimal(0))
         return max(found) + energy if found else None
+
+    def most(self, key: Key, account: AccountId, at_ms: int) -> Decimal | None:
+        """Returns the most that an account may have to pay for a GPU-hour from an instant on; None without a price.
+
+        What a monthly fee pays for costs nothing more; packages are not looked at, which may run out meanwhile.
+        """
+        if key[1] is Booking.GUARANTEED and self.reserved_for(account, key[0]) is not None:
+            return self.energy.get(key[0], Decimal(0))
+        return self.dearest(key, tenant_of(account), at_ms)
+
+    def most_time_ms(self, runs_ms: int) -> int:
+        """Returns what an allocation that runs so long is charged for, by the minimum and the increment."""
+        charged = max(runs_ms, self.minimum_ms)
+        return -(-charged // self.increment_ms) * self.increment_ms if self.increment_ms else charged
 
     def _dearest_by(self, key: Key, contract: Contract | None) -> Decimal | None:
         agreed = None if contract is None else contract.prices.get(key)

@@ -284,7 +284,5 @@ def topping_of(segments: Sequence[Segment], stretches: Sequence[Stretch]) -> Sli
     if book is None:
         return None
     ran_ms = sum(segment.to_ms - segment.from_ms for segment in segments)
-    wanted_ms = max(ran_ms, book.minimum_ms)
-    if book.increment_ms:
-        wanted_ms = -(-wanted_ms // book.increment_ms) * book.increment_ms
+    wanted_ms = book.most_time_ms(ran_ms)
     return Slice(last, stretches[at], last.to_ms, last.to_ms, wanted_ms - ran_ms) if wanted_ms > ran_ms else None

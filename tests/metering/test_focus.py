@@ -226,12 +226,9 @@ def test_an_export_that_would_break_a_rule_is_refused_with_its_id_and_leaves_not
 ) -> None:
     centre.publish()
     centre.run(A0)
-    with (
-        pytest.raises(Refused, match=r"InvoiceIssuerName\.placeholder: row 1") as refused,
-        centre.read() as connection,
-    ):
-        span = (NOON_MS, centre.now_ms, SHANGHAI)
-        export_usage(connection, tmp_path / "out", *span, known_until_ms=centre.now_ms, focus=FocusTerms(issuer="n/a"))
+    span, nobody = (NOON_MS, centre.now_ms, SHANGHAI), FocusTerms(issuer="n/a")
+    with centre.read() as connection, pytest.raises(Refused, match=r"InvoiceIssuerName\.placeholder: row 1") as refused:
+        export_usage(connection, tmp_path / "out", *span, known_until_ms=centre.now_ms, focus=nobody)
     assert refused.value.code is RefusalCode.INVALID
     assert list(tmp_path.glob("*out*")) == []
 

@@ -1,5 +1,6 @@
 """Bands partition the week, and every instant has the band that its zone's clocks show, also when they are changed."""
 
+from itertools import pairwise
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -53,7 +54,7 @@ def test_an_instants_band_is_what_the_clocks_show_minute_by_minute(zone: str, ba
         to_ms = from_ms + 24 * HOUR_MS
         spans = band_spans(week, from_ms, to_ms, tz)
         assert (spans[0].from_ms, spans[-1].to_ms) == (from_ms, to_ms)
-        assert all(one.to_ms == other.from_ms for one, other in zip(spans, spans[1:], strict=False))
+        assert all(one.to_ms == other.from_ms for one, other in pairwise(spans))
         for at_ms in range(from_ms, to_ms, 60_000):
             local = local_time(at_ms, tz)
             expected = week[local.weekday() * 1440 + local.hour * 60 + local.minute]

@@ -1,4 +1,4 @@
-"""Tiers and packages are facts of time: a millisecond-by-millisecond count says the same, in whatever order uses come."""
+"""Tiers and packages are facts of time: counting each millisecond says the same, in whatever order uses come."""
 
 from decimal import Decimal
 
