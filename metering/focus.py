@@ -49,12 +49,16 @@ _COMMITMENT, _CORRECTS, _USE, _ENERGY, _EVIDENCE = (
 )
 
 
+UNNAMED_ISSUER = "GPU centre"
+"""Who issues invoices where nothing else is configured."""
+
+
 @dataclass(frozen=True, slots=True)
 class FocusTerms:
     """Which version is written, and who issues the invoices."""
 
     version: str = "1.2"
-    issuer: str = "GPU centre"
+    issuer: str = UNNAMED_ISSUER
     """InvoiceIssuerName, ProviderName and PublisherName: the centre by its name, which is the exporter's to know."""
 
     def __post_init__(self) -> None:

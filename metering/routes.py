@@ -6,7 +6,7 @@ An export is made in a directory that is gone before the first byte leaves: a cl
 import shutil
 import tarfile
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Annotated
@@ -17,7 +17,7 @@ from fastapi.responses import StreamingResponse
 from sqlalchemy.engine import Connection
 
 from metering.export import export_usage
-from metering.focus import FocusTerms
+from metering.focus import UNNAMED_ISSUER, FocusTerms
 from metering.focus_columns import VERSIONS
 from metering.price_routes import price_routes
 from metering.spans import instant_of, zone_of
@@ -36,21 +36,27 @@ MOST_LEDGER_READS = 2
 _CHUNK_BYTES = 256 << 10
 
 
-def _terms(
-    focus: Annotated[str, Query(max_length=8, description="The version of FOCUS: 1.2 or 1.3.")] = "1.2",
-    issuer: Annotated[str | None, Query(max_length=256, description="The centre's name on invoices.")] = None,
-) -> FocusTerms:
-    try:
-        return FocusTerms(focus) if issuer is None else FocusTerms(focus, issuer)
-    except ValueError as error:
-        field = "focus" if focus not in VERSIONS else "issuer"
-        raise invalid((Problem(str(error), field),)) from None
+def _terms_by(issuer_known: str) -> Callable[..., FocusTerms]:
+    """Returns the dependency that reads what a FOCUS file is asked to be."""
+
+    def terms(
+        focus: Annotated[str, Query(max_length=8, description="The version of FOCUS: 1.2 or 1.3.")] = "1.2",
+        issuer: Annotated[str | None, Query(max_length=256, description="The centre's name on invoices.")] = None,
+    ) -> FocusTerms:
+        try:
+            return FocusTerms(focus, issuer_known if issuer is None else issuer)
+        except ValueError as error:
+            field = "focus" if focus not in VERSIONS else "issuer"
+            raise invalid((Problem(str(error), field),)) from None
+
+    return terms
 
 
-def ledger_routes(door: Door) -> APIRouter:
-    """Returns the routes of the ledger and of prices."""
+def ledger_routes(door: Door, issuer_known: str = UNNAMED_ISSUER) -> APIRouter:
+    """Returns the routes of the ledger and of prices. Invoices are of `issuer_known` where nobody asks for another."""
     router = APIRouter(tags=["money"])
     reader = door.allow(READS_MONEY)
+    focus_terms = _terms_by(issuer_known)
     slots = Slots(MOST_LEDGER_READS, MOST_LEDGER_READS, "readings of the ledger")
 
     @router.get("/v1/admin/ledger/verify", summary="Prove the ledger, or say where it does not hold")
@@ -69,7 +75,7 @@ def ledger_routes(door: Door) -> APIRouter:
     )
     async def export_ledger(
         rights: Annotated[Rights, Depends(reader)],
-        terms: Annotated[FocusTerms, Depends(_terms)],
+        terms: Annotated[FocusTerms, Depends(focus_terms)],
         from_: Annotated[str, Query(alias="from", max_length=64, description="A day in `zone`, or an RFC 3339 time.")],
         to: Annotated[str, Query(max_length=64, description="Exclusive; as `from`.")],
         zone: Annotated[str, Query(max_length=64, description="An IANA time zone.")] = "UTC",

@@ -17,6 +17,7 @@ from cli.layout import Column, View
 from cli.render import envelope
 from cli.session import Session
 from cli.tomllines import Places
+from cli.values import count
 from cli.verbs import Verb
 
 _LARGEST_BOOK_BYTES = 4 * 1024 * 1024
@@ -146,7 +147,7 @@ def package_sell(
     name: Annotated[str, typer.Argument(metavar="NAME", help="What it is called on lines, unique for ever.")],
     tenant: Annotated[str, typer.Option("--tenant", metavar="NAME", help="Who buys it.")],
     gpu_class: Annotated[str, typer.Option("--class", metavar="CLASS", help="The GPU class it pays for.")],
-    hours: Annotated[int, typer.Option("--gpu-hours", metavar="N", help="How many GPU-hours.", min=1)],
+    hours: Annotated[str, typer.Option("--gpu-hours", metavar="N", help="How many GPU-hours.")],
     price: Annotated[str, typer.Option("--price", metavar="AMOUNT", help="Of all of it: '90000 CNY', before tax.")],
     start: Annotated[str, typer.Option("--from", metavar="TIME", help="When it begins: a time with an offset.")],
     end: Annotated[str, typer.Option("--to", metavar="TIME", help="When it expires.")],
@@ -161,7 +162,7 @@ def package_sell(
     amount, _, currency = price.strip().partition(" ")
     if not currency:
         raise UsageProblem(f"--price {price!r} has no currency", "--price '90000 CNY'")
-    body = {"id": name, "tenant": tenant, "class": gpu_class, "gpu_hours": hours, "price": amount}
+    body = {"id": name, "tenant": tenant, "class": gpu_class, "gpu_hours": count(hours, "--gpu-hours"), "price": amount}
     body |= {"currency": currency.strip(), "from": start, "to": end}
     answer = session.client.post("/v1/admin/packages", body)
     session.screen.document(answer, PACKAGES, [f"{text(answer, 'id') or name} is sold to {tenant}"])
@@ -232,7 +233,7 @@ def _placed(refused: ApiError, typed: str, places: Places) -> ApiError:
 
 _OUTSIDE = frozenset(
     (
-        *("kind", "apiVersion", "api_version", "now", "as_of", "sha256", "published_at", "saved_at", "state"),
+        *("kind", "apiVersion", "generated_at", "sha256", "published_at", "saved_at", "state"),
         "retroactive_reason",
     )
 )

@@ -110,6 +110,7 @@ class Metering:
     zone: str | None = _key(
         None, "the centre's time zone (tz database name) for civil days and people; default the system's"
     )
+    issuer: str = _key("GPU centre", "the centre's name on invoices and in FOCUS files, where none is asked for")
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,6 +294,8 @@ def _check(settings: Settings, problems: list[str]) -> None:
         problems.append('executor.sim: the simulated executor needs GPUs to simulate, such as "2x8xH200"')
     if settings.database.url is not None and settings.database.url_file is not None:
         problems.append("database.url, database.url_file: give one of the two")
+    if not metering.issuer.strip() or not metering.issuer.isprintable():
+        problems.append('metering.issuer: needs a name that can be read, such as "Park GPU Centre"')
     if metering.zone is not None:
         try:
             ZoneInfo(metering.zone)
