@@ -16,6 +16,7 @@ from fastapi import APIRouter, Depends, Query, Response
 from fastapi.responses import StreamingResponse
 from sqlalchemy.engine import Connection
 
+from metering.evidence_routes import evidence_routes
 from metering.export import export_usage
 from metering.focus import UNNAMED_ISSUER, FocusTerms
 from metering.focus_columns import VERSIONS
@@ -92,6 +93,7 @@ def ledger_routes(door: Door, issuer_known: str = UNNAMED_ISSUER) -> APIRouter:
 
     router.include_router(price_routes(door))
     router.include_router(usage_routes(door))
+    router.include_router(evidence_routes(door))
     return router
 
 
