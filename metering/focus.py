@@ -17,7 +17,7 @@ from datetime import UTC, date, datetime, timedelta, tzinfo
 from functools import lru_cache
 from typing import NamedTuple
 
-from metering.core.civil import day_start_ms, local_time
+from metering.core.civil import day_start_ms, local_time, utc_text
 from metering.core.fees import QUANTITY_DECIMALS, Fee
 from metering.core.quantity import AMOUNT_DECIMALS, fixed, gpu_ms_between
 from metering.core.rating import Invoice, LineType
@@ -125,7 +125,7 @@ class FocusRows:
             str(segment.job),
             native[_SEGMENT],
             start_utc,
-            start_utc if piece.to_ms == piece.from_ms else _exact(piece.to_ms),
+            start_utc if piece.to_ms == piece.from_ms else utc_text(piece.to_ms),
             rated.end_word,
             native[_USER],
             native[_MODEL],
@@ -179,7 +179,7 @@ class FocusRows:
             "SubAccountName": native[_PROJECT_NAME],
             "SubAccountType": "Project",
             "x_SegmentStart": native[_START],
-            "x_SegmentEnd": _exact(fee.to_ms),
+            "x_SegmentEnd": utc_text(fee.to_ms),
             "x_GpuModel": native[_MODEL],
             "x_PriceBookVersion": native[_BOOK],
             "x_LedgerEntryId": native[_LINE_ID],
@@ -207,7 +207,7 @@ class FocusRows:
             "ChargeDescription": "Tax" if is_tax else "Rounding of the invoice",
             "ChargeFrequency": "One-Time",
             "x_SegmentStart": native[_AT["start_utc"]],
-            "x_SegmentEnd": _exact(range_ms[1]),
+            "x_SegmentEnd": utc_text(range_ms[1]),
             "x_LedgerEntryId": native[_AT["line_id"]],
             "x_EvidenceClass": native[_AT["evidence"]],
         }
@@ -392,7 +392,3 @@ _SAYS = {
 
 def _whole_seconds(at_ms: int) -> str:
     return datetime.fromtimestamp(at_ms // 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _exact(at_ms: int) -> str:
-    return f"{_whole_seconds(at_ms)[:-1]}.{at_ms % 1000:03d}Z"

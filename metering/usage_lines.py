@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import tzinfo
 from fractions import Fraction
+from functools import lru_cache
 
 from sqlalchemy.engine import Connection
 
@@ -300,6 +301,7 @@ def fee_sku(fee: Fee) -> str:
     return f"{kind}.{_name(fee.gpu_class)}"
 
 
+@lru_cache(maxsize=1024)
 def _name(gpu_class: str) -> str:
     return _NO_SKU.sub("-", gpu_class.lower()).strip("-")
 
