@@ -1,88 +1,120 @@
-"""On which line of a TOML file a value stands: what problems with a file are told by.
+"""Where things stand in a TOML file: the line of each key and table, which the standard reader does not tell.
 
-`tomllib` keeps no places, so the lines are read once more, for their keys only. `Places.line` answers by the path that
-a reader of the document names (`prices.H100.burst[1].price`); of what has no line of its own, the nearest part around
-it has one. The text is known to be TOML: this never has to say what is wrong with it.
+For files that `tomllib` has read: what is not valid TOML may be placed anywhere. Keys inside an inline table stand
+where their table begins.
 """
 
-import re
+import tomllib
+from collections.abc import Mapping
 
-_PART = re.compile(r'"(?P<basic>[^"]*)"|\'(?P<literal>[^\']*)\'|(?P<bare>[A-Za-z0-9_-]+)')
-_KEY = re.compile(r"""\s*(?P<path>(?:"[^"]*"|'[^']*'|[A-Za-z0-9_-]+|\s*\.\s*)+)\s*=""")
-_TABLE = re.compile(r"\s*\[(?P<path>[^\[\]].*?)\]\s*(#.*)?$")
-_ARRAY = re.compile(r"\s*\[\[(?P<path>.+?)\]\]\s*(#.*)?$")
-
-
-class Places:
-    """The lines of a document's keys, counted from 1."""
-
-    def __init__(self, text: str) -> None:
-        self._lines: dict[str, int] = {}
-        self._counts: dict[str, int] = {}  # how many tables of an array there were so far
-        prefix = ""
-        open_key: tuple[str, int, int] | None = None  # a value that goes on: its path, its depth, its next element
-        for number, line in enumerate(text.splitlines(), 1):
-            if open_key is not None:
-                open_key = self._go_on(open_key, line, number)
-            elif header := _ARRAY.match(line):
-                prefix = self._array(header["path"], number)
-            elif header := _TABLE.match(line):
-                prefix = self._resolved(header["path"])
-                self._lines.setdefault(prefix, number)
-            elif key := _KEY.match(line):
-                path = ".".join(part for part in (prefix, _joined(key["path"])) if part)
-                self._lines.setdefault(path, number)
-                depth = _depth(line[key.end() :])
-                open_key = (path, depth, 0) if depth > 0 else None
-
-    def line(self, field: str) -> int | None:
-        """Returns the line of a path, or of the nearest part around it; None where the file has no part of it."""
-        while field:
-            if field in self._lines:
-                return self._lines[field]
-            field = field[: max(field.rfind("."), field.rfind("["), 0)]
-        return None
-
-    def _array(self, written: str, number: int) -> str:
-        parts = _parts(written)
-        parent = self._resolved_parts(parts[:-1])
-        name = ".".join(part for part in (parent, parts[-1]) if part)
-        place = self._counts.get(name, -1) + 1
-        self._counts[name] = place
-        self._lines.setdefault(name, number)
-        self._lines.setdefault(f"{name}[{place}]", number)
-        return f"{name}[{place}]"
-
-    def _resolved(self, written: str) -> str:
-        return self._resolved_parts(_parts(written))
-
-    def _resolved_parts(self, parts: list[str]) -> str:
-        """Returns a path in which each array of tables is the table of it that was begun last."""
-        path = ""
-        for part in parts:
-            path = f"{path}.{part}" if path else part
-            if path in self._counts:
-                path = f"{path}[{self._counts[path]}]"
-        return path
-
-    def _go_on(self, open_key: tuple[str, int, int], line: str, number: int) -> tuple[str, int, int] | None:
-        path, depth, element = open_key
-        if depth == 1 and line.lstrip()[:1] not in {"", "#", "]", "}"}:
-            self._lines.setdefault(f"{path}[{element}]", number)
-            element += 1
-        depth += _depth(line)
-        return (path, depth, element) if depth > 0 else None
+Path = tuple[str | int, ...]
+"""Keys from the top; a number counts the tables of an array of tables."""
 
 
-def _parts(written: str) -> list[str]:
-    return [found["basic"] or found["literal"] or found["bare"] or "" for found in _PART.finditer(written)]
+def lines_of(text: str) -> dict[Path, int]:
+    """Returns the line, from 1, of every table and key."""
+    found: dict[Path, int] = {}
+    counts: dict[Path, int] = {}
+    table: Path = ()
+    value = _Value()
+    for number, line in enumerate(text.splitlines(), 1):
+        typed = line.strip()
+        if value.is_open:
+            value.read(line)
+        elif typed.startswith("["):
+            is_array = typed.startswith("[[")
+            header = _within_arrays(_keys(_up_to(typed[2:] if is_array else typed[1:], "]")), counts)
+            if is_array:
+                counts[header] = counts.get(header, -1) + 1
+                header = (*header, counts[header])
+            table = header
+            found.setdefault(table, number)
+        elif typed and not typed.startswith("#"):
+            key = _up_to(typed, "=")
+            found.setdefault((*table, *_keys(key)), number)
+            value.read(typed[len(key) + 1 :])
+    return found
 
 
-def _joined(written: str) -> str:
-    return ".".join(_parts(written))
+def line_of(lines: Mapping[Path, int], path: Path) -> int:
+    """Returns the line of what stands at a path, or of the nearest thing around it; 1 where nothing does."""
+    for length in range(len(path), 0, -1):
+        if path[:length] in lines:
+            return lines[path[:length]]
+    return 1
 
 
-def _depth(text: str) -> int:
-    """Returns how many brackets more are opened than closed, outside of texts and comments."""
-    bare = re.sub(r'"(?:[^"\\]|\\.)*"|\'[^\']*\'', "", text).partition("#")[0]
-    return sum(bare.count(each) for each in "[{") - sum(bare.count(each) for each in "]}")
+class _Value:
+    """A value that may go on over several lines: arrays, and strings in three quotes."""
+
+    def __init__(self) -> None:
+        self._depth = 0
+        self._quote = ""
+
+    @property
+    def is_open(self) -> bool:
+        return self._depth > 0 or bool(self._quote)
+
+    def read(self, text: str) -> None:
+        """Goes on with a line of the value."""
+        at = 0
+        while at < len(text):
+            if self._quote:
+                at = self._in_string(text, at)
+                continue
+            character = text[at]
+            if character == "#":
+                return
+            if character in "\"'":
+                self._quote = character * 3 if text.startswith(character * 3, at) else character
+                at += len(self._quote)
+                continue
+            self._depth += (character in "[{") - (character in "]}")
+            at += 1
+        if len(self._quote) == 1:
+            self._quote = ""  # a string in one quote ends with its line
+
+    def _in_string(self, text: str, at: int) -> int:
+        if text[at] == "\\" and self._quote[0] == '"':
+            return at + 2
+        if text.startswith(self._quote, at):
+            at += len(self._quote)
+            self._quote = ""
+            return at
+        return at + 1
+
+
+def _up_to(text: str, end: str) -> str:
+    """Returns what stands before a character that is not inside quotes."""
+    quote = ""
+    for at, character in enumerate(text):
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "\"'":
+            quote = character
+        elif character == end:
+            return text[:at]
+    return text
+
+
+def _keys(dotted: str) -> Path:
+    """Returns the steps of a dotted key, as the standard reader understands quotes and dots."""
+    try:
+        found: object = tomllib.loads(f"{dotted} = 0")
+    except tomllib.TOMLDecodeError:
+        return (dotted.strip(),)
+    steps: list[str | int] = []
+    while isinstance(found, dict):
+        step, found = next(iter(found.items()))
+        steps.append(step)
+    return tuple(steps)
+
+
+def _within_arrays(keys: Path, counts: Mapping[Path, int]) -> Path:
+    """Returns a header's path with the number of the table that it stands in, for `[users.x]` below `[[users]]`."""
+    path: Path = ()
+    for place, step in enumerate(keys):
+        path = (*path, step)
+        if path in counts and place < len(keys) - 1:
+            path = (*path, counts[path])
+    return path

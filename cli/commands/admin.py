@@ -73,7 +73,10 @@ NODE = (
 )
 ADMIN = (
     Verb("tenant", "cli.commands.accounts", "TENANT", "ACCOUNTS", "Tenants: create, list, show, set, suspend"),
-    Verb("project", "cli.commands.accounts", "PROJECT", "ACCOUNTS", "Projects of tenants: create, list, set"),
+    Verb("project", "cli.commands.accounts", "PROJECT", "ACCOUNTS", "Projects, of any depth: create, list, show, set"),
+    Verb("user", "cli.commands.users", "USER", "ACCOUNTS", "Users of accounts: create, list, set, remove"),
+    Verb("quota", "cli.commands.accounts", "QUOTA", "ACCOUNTS", "Guarantees and limits: set, list"),
+    Verb("apply", "cli.commands.apply", "apply", "ACCOUNTS", "Make the centre what a file declares"),
     Verb("token", "cli.commands.tokens", "TOKEN", "ACCOUNTS", "Tokens: create, list, revoke"),
     Verb("node", __name__, "NODE", "CENTRE", "Nodes: list, drain, resume, history"),
     Verb("pool", "cli.commands.centre", "POOL", "CENTRE", "Pools: list, set"),

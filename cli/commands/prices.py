@@ -13,10 +13,10 @@ from cli.answers import Json, number, sub, text
 from cli.client import step
 from cli.errors import Problem, Refusal, UsageProblem
 from cli.faults import ApiError
+from cli.fieldlines import Places
 from cli.layout import Column, View
 from cli.render import envelope
 from cli.session import Session
-from cli.tomllines import Places
 from cli.values import count
 from cli.verbs import Verb
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import pytest
 
-from cli.tomllines import Places
+from cli.fieldlines import Places
 from tests.cli.conftest import Home
 from tests.cli.peer import Peer, envelope, problem
 
@@ -49,8 +49,8 @@ burst = "2.10"
         ("prices.H100", 9),
         ("prices.H100.guaranteed", 10),
         ("prices.H100.burst", 11),
-        ("prices.H100.burst[0].price", 12),
-        ("prices.H100.burst[1].from_hours", 14),
+        ("prices.H100.burst[0].price", 11),
+        ("prices.H100.burst[1].from_hours", 11),
         ("prices.A100 80GB.burst.night", 18),
         ("contracts[0].discount", 22),
         ("contracts[1].tenant", 25),
@@ -95,7 +95,7 @@ def test_problems_are_told_by_line_in_the_order_of_the_file(home: Home, peer: Pe
         [
             "error: prices.toml has 3 problems",
             "  zone: is missing",
-            "  line 14  prices.H100.burst[1].from_hours: the tiers overlap",
+            "  line 11  prices.H100.burst[1].from_hours: the tiers overlap",
             "  line 27  contracts[1].prices.H100.burst: is no number",
         ],
     )
