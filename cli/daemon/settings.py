@@ -363,10 +363,15 @@ def _check(settings: Settings, problems: list[str]) -> None:
         problems.append('executor.sim: the simulated executor needs GPUs to simulate, such as "2x8xH200"')
     if settings.database.url is not None and settings.database.url_file is not None:
         problems.append("database.url, database.url_file: give one of the two")
-    if not metering.issuer.strip() or not metering.issuer.isprintable():
-        problems.append('metering.issuer: needs a name that can be read, such as "Park GPU Centre"')
     if settings.notify.smtp_host is not None and settings.notify.smtp_from is None:
         problems.append("notify.smtp_from: needed with notify.smtp_host, such as turnstile@park.example")
+    problems.extend(_metering_problems(metering))
+
+
+def _metering_problems(metering: Metering) -> list[str]:
+    problems = []
+    if not metering.issuer.strip() or not metering.issuer.isprintable():
+        problems.append('metering.issuer: needs a name that can be read, such as "Park GPU Centre"')
     if metering.zone is not None:
         try:
             ZoneInfo(metering.zone)
@@ -374,6 +379,7 @@ def _check(settings: Settings, problems: list[str]) -> None:
             problems.append(
                 f"metering.zone: {metering.zone!r} is not in the tz database; write one such as Asia/Shanghai"
             )
+    return problems
 
 
 def _executor_problems(executor: ExecutorSettings) -> Iterator[str]:
