@@ -56,7 +56,7 @@ WHO_MAY: dict[tuple[str, str], tuple[set[Role | None], Any]] = {
     ("GET", "/v1/admin/prices/{version}"): ({B, O}, None),
     ("POST", "/v1/admin/price-drafts"): ({O}, BOOK),
     ("DELETE", "/v1/admin/price-drafts/{version}"): ({O}, None),
-    ("POST", "/v1/admin/price-drafts/{version}/publish"): ({O}, {}),
+    ("POST", "/v1/admin/price-drafts/{version}/publish"): ({O}, None),
     ("GET", "/v1/admin/packages"): ({B, O}, None),
     ("POST", "/v1/admin/packages"): ({O}, {}),
     ("GET", "/v1/packages"): ({U, T, B, O}, None),

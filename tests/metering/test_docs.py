@@ -32,7 +32,7 @@ def test_every_price_file_of_the_prices_page_can_be_read() -> None:
 
 
 def test_the_example_of_the_ledger_page_is_what_the_code_computes() -> None:
-    _, occupancy, lines, invoice = tables_of("ledger.md")
+    *_, occupancy, lines, invoice = tables_of("ledger.md")
     toml, *_ = re.findall(r"```toml\n(.*?)```", (DOCS / "prices.md").read_text("utf-8"), flags=re.DOTALL)
     book = parse_price_book(toml)
     held = [
