@@ -227,12 +227,38 @@ class JobRow(SQLModel, table=True):
     allocation_id: str | None = None
     array_id: int | None = _big(nullable=True)
     array_index: int | None = None
+    array_cap: int | None = None
+    waits_for: str | None = _column(sa.Text(), nullable=True)
+    """Dependencies not met yet, as `codec.waits_for_text` writes them; the rows of `job_dependency` say the same."""
+    retry_on: str | None = None
+    """End reasons with a space between them; null for all that are retried."""
     started_ms: int | None = _big(nullable=True)
     ended_ms: int | None = _big(nullable=True)
     launch: JsonObject = _json()
     labels: JsonObject = _json()
     notify: JsonObject | None = _column(sa.JSON(none_as_null=True), nullable=True)
     """The events that its user is to be told of, where they are other than by default."""
+
+
+class JobDependencyRow(SQLModel, table=True):
+    """What a waiting job still waits for, to be found by what it waits for. Gone once it is met, or the job is over."""
+
+    __tablename__ = "job_dependency"
+    __table_args__ = (
+        sa.Index("ix_job_dependency_on_job", "on_job"),
+        sa.Index("ix_job_dependency_on_array", "on_array"),
+        sa.Index("ix_job_dependency_account_user_name", "account", "user", "name"),
+    )
+    job_id: int = _column(BIG_KEY, primary_key=True, sa_column_kwargs={"autoincrement": False})
+    dependency: str = Field(primary_key=True)
+    kind: str
+    on_job: int | None = _big(nullable=True)
+    on_array: int | None = _big(nullable=True)
+    """All elements of this array."""
+    account: str | None = None
+    """Of a singleton: it waits for earlier jobs of this project, `user` and `name`."""
+    user: str | None = None
+    name: str | None = None
 
 
 class SubmissionKeyRow(SQLModel, table=True):
@@ -473,6 +499,7 @@ NODE = _table(NodeRow)
 RESERVATION = _table(ReservationRow)
 DEVICE = _table(DeviceRow)
 JOB = _table(JobRow)
+JOB_DEPENDENCY = _table(JobDependencyRow)
 SUBMISSION_KEY = _table(SubmissionKeyRow)
 ALLOCATION = _table(AllocationRow)
 JOB_EVENT = _table(JobEventRow)

@@ -64,6 +64,7 @@ WHO_MAY: dict[tuple[str, str], tuple[set[Role | None], Any]] = {
     ("POST", "/v1/admin/nodes/{name}/drain"): ({O}, {"reason": "fan"}),
     ("POST", "/v1/admin/nodes/{name}/resume"): ({O}, None),
     ("GET", "/v1/admin/nodes/{name}/history"): ({O}, None),
+    ("GET", "/v1/admin/defrag"): ({O}, None),
     ("GET", "/v1/notify"): ({U, T}, None),
     ("PUT", "/v1/notify"): ({U, T}, {"email": "ana@acme.example"}),
     ("POST", "/v1/notify/test"): ({U, T}, None),

@@ -28,6 +28,15 @@ POOLS: list[dict[str, object]] = [
         "reason": None,
     },
 ]
+PROPOSAL: dict[str, object] = {
+    "job_id": 10482,
+    "gpu_model": "H100-SXM",
+    "nodes": ["gpu-011"],
+    "lost_gpu_seconds": 7200,
+    "moves": [
+        {"job_id": 10470, "gpus": 2, "from_node": "gpu-011", "to_node": "gpu-017", "lost_gpu_seconds": 7200},
+    ],
+}
 RESERVATION: dict[str, object] = {
     "name": "switch-works",
     "start": "2026-11-23T18:00:00Z",
@@ -422,6 +431,7 @@ def centre(peer: Peer) -> None:
         peer.answers("POST", f"/v1/admin/{verb}", page("PoolList", POOLS, changed=["a100"]))
     moved = envelope("PoolNodes", name="h100-ib", moved=["gpu-001", "gpu-002"])
     peer.answers("PUT", "/v1/admin/pools/h100-ib/nodes", moved)
+    peer.answers("GET", "/v1/admin/defrag", page("DefragProposalList", [PROPOSAL]))
     peer.answers("GET", "/v1/reservations", page("ReservationList", [RESERVATION]))
     peer.answers("POST", "/v1/admin/reservations", envelope("Reservation", **RESERVATION, overrunning_jobs=[10431]))
     peer.answers("DELETE", "/v1/admin/reservations/switch-works", envelope("Reservation", **RESERVATION))

@@ -73,6 +73,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], tuple[str, str]]] = {
     ),
     "admin-pause": (("admin", "pause", "a100", "-r", "power works"), ("POST", "/v1/admin/pause")),
     "admin-resume": (("admin", "resume"), ("POST", "/v1/admin/resume")),
+    "admin-defrag": (("admin", "defrag"), ("GET", "/v1/admin/defrag")),
     "admin-reserve-create": (
         ("admin", "reserve", "create", "switch-works", "--node", "gpu-001", "--node", "gpu-002", "--for", "4h"),
         ("POST", "/v1/admin/reservations"),
