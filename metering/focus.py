@@ -131,7 +131,7 @@ class FocusRows:
             native[_MODEL],
             native[_COUNT],
             str(len(allocation.grants)),
-            harmless(" ".join(segment.devices)),
+            harmless(" ".join(rated.gpus)),
             native[_BOOK],
             native[_LINE_ID],
             native[_CORRECTS],

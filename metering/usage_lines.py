@@ -24,7 +24,8 @@ from metering.csv_files import harmless
 from metering.ledger import sum_windows
 from metering.segments import segments_in
 from metering.timelines import Timelines
-from scheduler.core.model import GPU_UNITS, AccountId, tenant_of
+from metering.witness import has_witnesses, seen_devices
+from scheduler.core.model import GPU_UNITS, AccountId, DeviceId, tenant_of
 from scheduler.store.account_names import AccountNames
 from scheduler.store.ledger_rows import LedgerAllocation, allocations
 
@@ -51,6 +52,13 @@ class RatedLine:
     line: Line
     allocation: LedgerAllocation
     end_word: str
+    seen: tuple[DeviceId, ...] = ()
+    """The GPUs that agents saw in its hands, where the platform chose them."""
+
+    @property
+    def gpus(self) -> tuple[DeviceId, ...]:
+        """The GPUs that it is known to have held; slots of nodes where no agent said which GPUs those were."""
+        return self.seen or self.line.slice.segment.devices
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,28 +77,34 @@ def rated_lines(connection: Connection, timelines: Timelines, account: AccountId
 
     Memory does not grow with their number. Raises StoreCorrupt when the ledger contradicts itself.
     """
+    is_seen = has_witnesses(connection, timelines.from_ms, timelines.to_ms)
     for allocation in allocations(connection, timelines.from_ms, timelines.to_ms, account):
         segments = segments_in(allocation, timelines.to_ms)
+        seen: tuple[DeviceId, ...] = ()
         for segment in segments:
+            if is_seen:
+                seen = seen_devices(connection, segment.allocation, segment.from_ms, segment.to_ms)
             stretches = timelines.stretches(tenant_of(segment.holder), segment.gpu_class)
             for piece in slices_of(segment, stretches):
-                yield from _lines_of(piece, allocation, timelines)
+                yield from _lines_of(piece, allocation, seen, timelines)
         if segments and allocation.ended_ms is not None:
             last = segments[-1]
             topping = topping_of(segments, timelines.stretches(tenant_of(last.holder), last.gpu_class))
             if topping is not None:
-                yield from _lines_of(topping, allocation, timelines)
+                yield from _lines_of(topping, allocation, seen, timelines)
 
 
-def _lines_of(piece: Slice, allocation: LedgerAllocation, timelines: Timelines) -> Iterator[RatedLine]:
+def _lines_of(
+    piece: Slice, allocation: LedgerAllocation, seen: tuple[DeviceId, ...], timelines: Timelines
+) -> Iterator[RatedLine]:
     terms = timelines.terms(piece.stretch, piece.segment)
     line = rate(piece, terms)
     word = piece.end_word(allocation.ended_ms, allocation.end_reason)
-    yield RatedLine(line, allocation, word)
+    yield RatedLine(line, allocation, word, seen)
     if terms.surcharge is not None:
         surcharge = energy_line(line)
         if surcharge is not None:
-            yield RatedLine(surcharge, allocation, word)
+            yield RatedLine(surcharge, allocation, word, seen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +138,7 @@ class UsageRows:
         amount = "" if micros_ is None else fixed(micros_, AMOUNT_DECIMALS)
         has_list = listed is not None and micros_ is not None and listed != micros_
         is_surcharge = line.type is LineType.ENERGY
-        use, energy = ("", "") if is_surcharge else self._measured(piece)
+        use, energy = ("", "") if is_surcharge else self._measured(rated)
         return [
             harmless(line.line_id),
             f"{piece.stretch.day:%Y-%m}",
@@ -249,12 +263,13 @@ class UsageRows:
         assert book is not None, "what paid before is known by its book"
         return fixed(micros(committed * line.slice.charged.unit_ms, book.currency), AMOUNT_DECIMALS)
 
-    def _measured(self, piece: Slice) -> tuple[str, str]:
+    def _measured(self, rated: RatedLine) -> tuple[str, str]:
         """Returns mean utilisation in per cent and energy in kWh as text; empty where they are not known."""
+        piece = rated.line.slice
         # What several tenants did on one GPU cannot be told apart by its counters.
         if not self._context.has_windows or piece.segment.is_share:
             return "", ""
-        sums = sum_windows(self._connection, piece.segment.devices, piece.from_ms, piece.to_ms)
+        sums = sum_windows(self._connection, rated.gpus, piece.from_ms, piece.to_ms)
         use = fixed(divide(sums.utilization_ppm_ms, sums.utilization_ms * 100), 2) if sums.utilization_ms else ""
         needed_ms = (piece.to_ms - piece.from_ms) * len(piece.segment.devices) * ENERGY_COVERAGE_PERCENT
         is_known = sums.energy_ms > 0 and sums.energy_ms * 100 >= needed_ms

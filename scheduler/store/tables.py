@@ -4,7 +4,8 @@ Times are integer UTC milliseconds (`*_ms`). JSON columns hold core values as `c
 tables (`cli.daemon.migrations`), triggers included; a test holds that both say the same.
 
 What never changes: `occupancy` (triggers refuse update, delete, gaps and overlaps), `account_name`, `evidence` and
-`reclassification` (triggers refuse update and delete). What is history: `job_event`.
+`reclassification` (triggers refuse update and delete). What is history: `job_event`,
+`node_event`.
 Everything else is the present.
 """
 
@@ -181,6 +182,19 @@ class DeviceRow(SQLModel, table=True):
     is_foreign: bool
     first_seen_ms: int = _big()
     removed_ms: int | None = _big(nullable=True)
+
+
+class NodeEventRow(SQLModel, table=True):
+    """What happened to a machine beside its GPUs' occupancy: its agent fell silent, a GPU reported an XID."""
+
+    __tablename__ = "node_event"
+    __table_args__ = (sa.Index("ix_node_event_node_at_ms", "node", "at_ms"), {"sqlite_autoincrement": True})
+    sequence: int | None = _column(BIG_KEY, primary_key=True)
+    node: str
+    at_ms: int = _big()
+    kind: str
+    device: str | None = None
+    detail: str
 
 
 class JobRow(SQLModel, table=True):
@@ -498,6 +512,7 @@ POOL = _table(PoolRow)
 NODE = _table(NodeRow)
 RESERVATION = _table(ReservationRow)
 DEVICE = _table(DeviceRow)
+NODE_EVENT = _table(NodeEventRow)
 JOB = _table(JobRow)
 JOB_DEPENDENCY = _table(JobDependencyRow)
 SUBMISSION_KEY = _table(SubmissionKeyRow)
