@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -156,7 +157,8 @@ class Daemon:
             is_metrics_open=settings.server.metrics_open,
             rules=submission_rules(settings),
         )
-        app = api(controller, PricesWithoutBudgets(), limits, telemetry, (ledger_routes, self._attendance.routes))
+        money = partial(ledger_routes, issuer_known=self.settings.metering.issuer)
+        app = api(controller, PricesWithoutBudgets(), limits, telemetry, (money, self._attendance.routes))
         config = uvicorn.Config(
             app, log_config=None, access_log=False, lifespan="on", proxy_headers=False, timeout_graceful_shutdown=5
         )
