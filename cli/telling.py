@@ -89,11 +89,23 @@ def explained(answer: Json, job: Json, now: datetime) -> list[str]:
         lines.append(f"{'nodes':<8}{fitting} of {considered} could take its part now")
     start = sub(answer, "start_estimate") or sub(job, "start_estimate")
     if start is not None and text(start, "p50") is not None:
-        late = text(start, "p90")
-        until = "" if late is None else f", {phrases.clock(late, now)} if everything takes its whole limit"
-        lines.append(f"{'start':<8}~{phrases.clock(text(start, 'p50'), now)}{until}")
+        lines.append(f"{'start':<8}{_start(start, now)}")
+    lines += [f"{'sooner':<8}{' '.join(texts(change, 'flags'))} → now" for change in items(answer, "sooner")]
     lines.append(f"{'as of':<8}{now.astimezone():%H:%M:%S}")
     return lines
+
+
+def _start(start: Json, now: datetime) -> str:
+    """Returns when it is likely to start, by when at the latest, and what such estimates were worth."""
+    said, late = f"~{phrases.clock(text(start, 'p50'), now)}", phrases.clock(text(start, "p90"), now)
+    if late is not None and truth(start, "is_measured"):
+        said += f", 90 % by {late}"
+    elif late is not None:
+        said += f", {late} if everything takes its whole limit"
+    count, error = whole(start, "past_estimates"), whole(start, "past_median_error_seconds")
+    if not count or error is None:
+        return said
+    return f"{said} (last {phrases.plural(count, 'estimate')} in this pool: median error {phrases.spoken(error)})"
 
 
 def _no_reason(job: Json, now: datetime) -> str:
@@ -181,7 +193,9 @@ def quoted(quote: Json, now: datetime) -> list[str]:
     product = f"{hours} GPU-h" + (f" × {text(rate, 'amount')}" if rate is not None else "")
     start = sub(quote, "start_estimate")
     expected = phrases.clock(text(start, "p50"), now) if start is not None else None
+    blocking = next(iter(items(quote, "reasons")), None)
     parts = [f"at most {cost} ({product})" if cost is not None else f"{product}; no price is known for these GPUs"]
     parts += [f"starts ~{expected}"] if expected is not None else []
+    parts += [f"would wait: {reason_words(blocking)}"] if blocking is not None else []
     # A dry run is refused as the submission would be, so an answer means that quota and budget let it in.
     return ["   ".join([*parts, "could be submitted: yes"])]

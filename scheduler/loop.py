@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from scheduler.clock import LedgerClock
+from scheduler.core.calibration import TrackRecord
 from scheduler.core.events import AllocationStopping, Event
-from scheduler.core.model import AllocationId
+from scheduler.core.model import AllocationId, PoolName
 from scheduler.core.plan import Plan
 from scheduler.core.policy import Policy
 from scheduler.core.state import ClusterState
@@ -90,6 +91,11 @@ class Controller:
     def ask(self, question: Callable[[ClusterState, Plan], T]) -> Future[T]:
         """Runs a read-only question about the state between two ticks. Raises Refused when this daemon can't."""
         return self._leading().planner.ask(question)
+
+    def track_record(self, pool: PoolName) -> TrackRecord | None:
+        """Returns what the last start estimates of a pool were worth; None before the first of this term."""
+        term = self._term
+        return None if term is None else term.planner.forecasts.record(pool)
 
     @property
     def offers(self) -> tuple[Offer, ...]:

@@ -38,6 +38,10 @@ class Observer(Protocol):
         """An allocation of one tenant was stopped for a job of another, or of its own."""
         ...
 
+    def start_estimated(self, pool: PoolName, error_seconds: float) -> None:
+        """A job started whose start had been estimated, this far (either way) from when it was likely to."""
+        ...
+
     def cycle(self, seconds: float) -> None:
         """A tick was planned."""
         ...
@@ -57,6 +61,9 @@ class Unobserved:
         """Takes note of nothing."""
 
     def jobs_preempted(self, victim: AccountId, preemptor: AccountId, reason: str) -> None:
+        """Takes note of nothing."""
+
+    def start_estimated(self, pool: PoolName, error_seconds: float) -> None:
         """Takes note of nothing."""
 
     def cycle(self, seconds: float) -> None:

@@ -21,7 +21,9 @@ from scheduler.core.events import (
     AllocationStarted,
     AllocationStopping,
     Event,
+    JobChanged,
     JobEnded,
+    JobHeld,
     NodeChanged,
     NodeRemoved,
     ReservationsPlanned,
@@ -33,6 +35,7 @@ from scheduler.core.policy import Policy
 from scheduler.core.state import ClusterState
 from scheduler.desk import Desk
 from scheduler.executor import StartOrder
+from scheduler.forecasts import SHARE, SURVEY_SECONDS, Forecasts
 from scheduler.observer import Observer
 from scheduler.refusal import RefusalCode, Refused
 from scheduler.store.allocations import ApplyPlan
@@ -95,6 +98,8 @@ class Planner:
         self._thread = threading.Thread(target=self._run, name="planner", daemon=True)
         self._is_broken: Exception | None = None
         self.offers: tuple[Offer, ...] = offers_of(state)
+        self.forecasts = Forecasts(observer)
+        self._survey_after_ms = clock.now_ms() + round(1000 * SURVEY_SECONDS)
         self.last_tick_ms = clock.now_ms()
 
     def start(self) -> None:
@@ -129,6 +134,7 @@ class Planner:
             self._tick()
             while self._receive():
                 self._tick()
+                self._survey()
         except Exception as problem:
             # An event that cannot have happened, or a planner that contradicts itself: going on would decide on a
             # wrong state. The store is right by construction; a restart rebuilds the state from it.
@@ -174,6 +180,8 @@ class Planner:
             if isinstance(event, JobEnded):
                 self._observer.job_finished(tenant_of(self._state.jobs[event.job].account), event.state)
             self._state.apply(event)
+            if isinstance(event, JobChanged | JobHeld | JobEnded):
+                self.forecasts.forget(event.job.id if isinstance(event, JobChanged) else event.job)
             if isinstance(event, AllocationMade):
                 self._report_start(event.allocation)
             elif isinstance(event, AllocationEnded) and event.job.state in ENDS:
@@ -188,6 +196,7 @@ class Planner:
         job = self._state.jobs[allocation.job]
         pool = self._state.node(allocation.grants[0].node).pool
         gpus = -(-allocation.total_units // GPU_UNITS)
+        self.forecasts.started(job.id, pool, allocation.decided_ms)
         waited_seconds = (allocation.decided_ms - job.submitted_ms) / 1000
         self._observer.job_started(pool, tenant_of(allocation.account), gpus, waited_seconds)
 
@@ -212,6 +221,15 @@ class Planner:
                 return
             if not made.is_partial:
                 return
+
+    def _survey(self) -> None:
+        """Estimates the starts of some jobs that wait, where there is time for it."""
+        if self._clock.now_ms() < self._survey_after_ms or not self._inbox.empty():
+            return
+        began = time.perf_counter()
+        self.forecasts.survey(self._state, self._policy, self._plan.now_ms)
+        pause_seconds = max(SURVEY_SECONDS, SHARE * (time.perf_counter() - began))
+        self._survey_after_ms = self._clock.now_ms() + round(1000 * pause_seconds)
 
     def _bring(self, made: Plan) -> bool:
         try:

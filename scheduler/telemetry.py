@@ -27,6 +27,8 @@ from scheduler.observer import size_class
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _WAIT_EDGES = (1, 5, 15, 60, 300, 900, 1800, 3600, 7200, 14_400, 28_800, 86_400, 259_200, 604_800)
 """Seconds a job waits: from interactive to a week, with the edge of the QueueWaitHigh alert (4 h)."""
+_ERROR_EDGES = (1, 5, 15, 60, 240, 600, 1800, 3600, 7200, 14_400, 28_800, 86_400, 259_200)
+"""Seconds that a start was off its estimate: from a tick to the days that a limit may be longer than a job."""
 _CYCLE_EDGES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 """Seconds of a tick: the promises are 50 ms and 500 ms, the SchedulingSlow alert is at 5 s."""
 _REQUEST_EDGES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
@@ -103,6 +105,12 @@ class Telemetry:
             ("pool", "size"),
             _WAIT_EDGES,
         )
+        self._estimates = _Buckets(
+            "turnstile_start_estimate_error_seconds",
+            "How far starts were from their first estimate, either way, by pool.",
+            ("pool",),
+            _ERROR_EDGES,
+        )
         self._cycles = _Buckets("turnstile_schedule_cycle_seconds", "Time to plan one tick.", (), _CYCLE_EDGES)
         self._requests = _Buckets(
             "turnstile_api_request_seconds",
@@ -145,6 +153,10 @@ class Telemetry:
         self._preempted.add((victim, reason))
         self._preempting.add((preemptor, reason))
 
+    def start_estimated(self, pool: PoolName, error_seconds: float) -> None:
+        """Takes in how far a start was from its estimate."""
+        self._estimates.observe((pool,), error_seconds)
+
     def cycle(self, seconds: float) -> None:
         """Takes in how long a tick took to plan."""
         self._cycles.observe((), seconds)
@@ -167,7 +179,7 @@ class Telemetry:
         build.add_metric((self._version,), 1)
         yield build
         counted = (self._waits, self._started, self._finished, self._preempted, self._preempting)
-        for each in (*counted, self._tenant_waits, self._tenant_starts, self._cycles, self._requests):
+        for each in (*counted, self._tenant_waits, self._tenant_starts, self._estimates, self._cycles, self._requests):
             yield each.family()
         posted = GaugeMetricFamily(
             "turnstile_ledger_last_posted_timestamp_seconds", "When the ledger was last written durably, in Unix time."

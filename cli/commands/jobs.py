@@ -120,7 +120,7 @@ def why(
     """
     session: Session = ctx.obj
     ref = session.reference(job)
-    answer = session.client.get(f"/v1/jobs/{step(ref)}/why")
+    answer = session.client.get(f"/v1/jobs/{step(ref)}/why", {"sooner": "true"})
     now = phrases.answered_at(answer)
     found = answer if session.screen.style.is_machine else session.job(ref)
     session.screen.document(answer, telling.why_view(), telling.explained(answer, found, now))

@@ -18,7 +18,7 @@ from cli.layout import View
 from cli.render import envelope, listed
 from cli.session import Session, job_in, number_of
 from cli.verbs import with_flags
-from cli.views import ending, job_view
+from cli.views import ending, job_view, reason_words
 
 SECOND_INTERRUPT_SECONDS = 2.0
 """A second Ctrl-C within this time of the first is about the job, not about the view of it."""
@@ -254,7 +254,10 @@ def _told(answer: Json, reference: str | None) -> list[str]:
     most, one, state = costs.most_of(answer), phrases.money(answers.sub(job, "max_cost")), answers.text(job, "state")
     lines = [heading.rstrip(), f"  gets     {gets}" + (f", pool {pool}" if pool else "")]
     if expected is not None:
-        lines.append(f"  start    ~{expected}")
+        place = answers.whole(job, "position")
+        lines.append(f"  start    ~{expected}" + (f", number {place} in its queue" if place is not None else ""))
+    if reference is None and (reasons := answers.items(job, "reasons")):
+        lines.append(f"  waits    {reason_words(reasons[0])}")
     if most is not None:
         lines.append(f"  cost     at most {most}" + (f" ({size} × {one})" if size is not None else ""))
     if state == "held":

@@ -219,6 +219,14 @@ class ClusterState:
         """Returns a node by name. Raises KeyError."""
         return self.capacity.rooms[name].node
 
+    def forget_shapes(self, count: int) -> None:
+        """Forgets all shapes but the first `count`, which no job has any more, and what is remembered of them."""
+        for shape in self.waiting.forget_shapes(count):
+            self.structures.pop(shape, None)
+            for gpu_class in shape.gpu_classes:
+                self.failed.pop((shape, gpu_class), None)
+                self.crowded_out.pop((shape, gpu_class), None)
+
     def device_holders(self) -> Iterator[tuple[Device, AllocationId]]:
         """Yields each held device of the inventory with the allocation that holds it (several for shares)."""
         for allocation in self.allocations.values():

@@ -87,6 +87,14 @@ class Waiting:
             return shape
         return self.shapes[number]
 
+    def forget_shapes(self, count: int) -> list[Shape]:
+        """Forgets the shapes numbered `count` and above, of which no job is left; returns them."""
+        gone = self.shapes[count:]
+        del self.shapes[count:]
+        for shape in gone:
+            del self._numbers[shape]
+        return gone
+
     def add(self, job: Job, key: QueueKey) -> None:
         """Puts a job into its group."""
         groups = self.groups.setdefault(job.account, {})

@@ -6,20 +6,17 @@ from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from sqlalchemy.engine import Connection
 
 from scheduler.auth import READS_JOBS, RUNS_JOBS, Rights
-from scheduler.core.estimate import StartEstimate, estimate_start
-from scheduler.core.explain import Explanation, explain
-from scheduler.core.model import Dependency, JobId, JobState
-from scheduler.core.plan import Plan
-from scheduler.core.policy import Policy
-from scheduler.core.state import ClusterState
+from scheduler.core.explain import Explanation
+from scheduler.core.model import Dependency, JobState
 from scheduler.routes.bodies import body_of
 from scheduler.routes.door import Door, answer
 from scheduler.routes.finding import cursor_job, cursor_text, dependencies, filter_of, found_job, is_newest_last
+from scheduler.routes.foreseeing import Foreseeing, Foreseen
 from scheduler.routes.shown import Shown
 from scheduler.routes.submitting import Submit, checked_key, preview, submitted
 from scheduler.store import queries
 from scheduler.store.lookups import held_units
-from scheduler.wire.answers import allocation_answer, explanation_answer, gpu_count, history_answer
+from scheduler.wire.answers import allocation_answer, change_answer, explanation_answer, gpu_count, history_answer
 from scheduler.wire.problems import Json, envelope, page
 from scheduler.wire.requests import LIVE_STATES, JobListQuery
 from scheduler.wire.spec import JobSpec, parse_spec
@@ -33,6 +30,7 @@ def job_routes(door: Door, shown: Shown) -> APIRouter:
     router = APIRouter(tags=["jobs"])
     reader = door.allow(READS_JOBS)
     runner = door.allow_change(RUNS_JOBS)
+    foreseeing = Foreseeing(door)
 
     @router.post("/v1/jobs", status_code=201, summary="Submit a job or an array", openapi_extra=body_of(JobSpec))
     async def submit(
@@ -50,7 +48,7 @@ def job_routes(door: Door, shown: Shown) -> APIRouter:
             after = await door.read(lambda connection: dependencies(connection, rights, account, spec.after))
         draft = draft_of(spec, rights, Centre(door.controller.offers, door.settings.rules, door.now_ms), after)
         if dry_run:
-            return answer(await preview(door, shown, draft, rights))
+            return answer(await preview(door, (shown, foreseeing), draft, rights))
         outcome = await door.carry_out(Submit.of(draft, key, body))
         return answer(await submitted(door, shown, draft, outcome, rights), 201)
 
@@ -84,15 +82,19 @@ def job_routes(door: Door, shown: Shown) -> APIRouter:
         return answer(await shown.job("Job", job, rights))
 
     @router.get("/v1/jobs/{ref}/why", summary="Why it waits")
-    async def why(ref: Ref, rights: Annotated[Rights, Depends(reader)]) -> Response:
+    async def why(
+        ref: Ref,
+        rights: Annotated[Rights, Depends(reader)],
+        sooner: Annotated[bool, Query(description="Also try what would start it now: some ten plans.")] = False,
+    ) -> Response:
         job = await door.read(lambda connection: found_job(connection, rights, ref))
-        found: tuple[Explanation, StartEstimate | None] | None = None
-        if job.job.state in LIVE_STATES:
-            policy = door.controller.policy
-            found = await door.ask(lambda state, plan: _explained(state, plan, policy, job.job.id))
+        found = await foreseeing.job(job.job.id) if job.job.state in LIVE_STATES else None
         # A job that has ended, or ends this instant, waits for nothing: an explanation without reasons.
-        explanation, estimate = found or (Explanation(job.job.id, 0, door.now_ms, reasons=()), None)
-        return answer(envelope("Explanation", door.now_ms, **explanation_answer(job, explanation, estimate)))
+        told = found or Foreseen(Explanation(job.job.id, 0, door.now_ms, reasons=()))
+        helps = await foreseeing.sooner(job.job, told.explanation) if sooner else ()
+        content = explanation_answer(job, told.explanation, told.estimate, told.record)
+        changes = [change_answer(job.job, each) for each in helps]
+        return answer(envelope("Explanation", door.now_ms, **content, sooner=changes if sooner else None))
 
     @router.get("/v1/jobs/{ref}/events", summary="The job's history")
     async def events(ref: Ref, rights: Annotated[Rights, Depends(reader)]) -> Response:
@@ -122,12 +124,3 @@ def _totals(connection: Connection, rights: Rights) -> Json:
         "jobs": {state.value: counts.get((state.value,), 0) for state in JobState if state in LIVE_STATES},
         "gpus_held": {gpu_class: gpu_count(units) for gpu_class, units in held.items()},
     }
-
-
-def _explained(
-    state: ClusterState, plan: Plan, policy: Policy, job: JobId
-) -> tuple[Explanation, StartEstimate | None] | None:
-    """Returns why a job waits and until when; None for one that is not live. Runs between two ticks."""
-    if job not in state.jobs:
-        return None
-    return explain(state, plan, job), estimate_start(state, policy, plan.now_ms, job)

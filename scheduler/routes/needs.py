@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from scheduler.clock import Clock
-from scheduler.core.model import AllocationId
+from scheduler.core.calibration import TrackRecord
+from scheduler.core.model import AllocationId, PoolName
 from scheduler.core.plan import Plan
 from scheduler.core.policy import Policy
 from scheduler.core.state import ClusterState
@@ -60,6 +61,10 @@ class Controller(Protocol):
     def ask(self, question: Callable[[ClusterState, Plan], T]) -> Future[T]:
         """Answers a question from the state between two ticks. The question must be quick and change nothing.
         Raises Refused (`unavailable`) where no state is: this daemon does not lead."""
+        ...
+
+    def track_record(self, pool: PoolName) -> TrackRecord | None:
+        """Returns what the last start estimates of a pool were worth; None where nothing is known."""
         ...
 
     def logs(self, allocation: AllocationId, node_rank: int, offset: int, limit_bytes: int) -> LogChunk:

@@ -7,12 +7,14 @@ from scheduler.auth import Rights
 from scheduler.core.model import JobId, tenant_of
 from scheduler.refusal import Problem, RefusalCode, Refused
 from scheduler.routes.door import Door
+from scheduler.routes.foreseeing import Foreseeing
 from scheduler.routes.shown import Shown
 from scheduler.store import queries
 from scheduler.store.jobs import JobDraft, SubmitJobs, element
 from scheduler.store.queries import JobRecord
 from scheduler.store.quotas import Reading, check_quotas
 from scheduler.store.transaction import Transaction
+from scheduler.wire.answers import estimate_answer, reason_answers
 from scheduler.wire.problems import Json, page
 from scheduler.wire.spec import invalid
 
@@ -75,12 +77,27 @@ async def submitted(door: Door, shown: Shown, draft: JobDraft, outcome: Submitte
     )
 
 
-async def preview(door: Door, shown: Shown, draft: JobDraft, rights: Rights) -> Json:
-    """Returns what a submission would be answered; the job has no id. Raises Refused where a limit forbids it."""
+async def preview(door: Door, asked: tuple[Shown, Foreseeing], draft: JobDraft, rights: Rights) -> Json:
+    """Returns what a submission would be answered; the job has no id. Raises Refused where a limit forbids it.
+
+    Says besides what would keep the job waiting, its place in the queue and when it would start: for an array, of its
+    first element.
+    """
+    shown, foreseeing = asked
     now_ms = door.now_ms
     await door.read(lambda connection: check_quotas(Reading(connection), [draft.ask]))
-    items = await shown.jobs([_record(draft, JobId(0), now_ms)], rights)
-    item = {**items[0], "id": None, "array_id": None, "reasons": []}
+    record = _record(draft, JobId(0), now_ms)
+    items = await shown.jobs([record], rights)
+    foreseen = await foreseeing.draft(record.job)
+    estimate = foreseen.estimate
+    item = {
+        **items[0],
+        "id": None,
+        "array_id": None,
+        "reasons": reason_answers(foreseen.explanation.reasons),
+        "position": foreseen.explanation.position,
+        "start_estimate": None if estimate is None else estimate_answer(estimate, foreseen.record),
+    }
     size = None if draft.array_indexes is None else len(draft.array_indexes)
     return page("JobList", now_ms, [item], array_size=size, is_new=False)
 

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from scheduler.clock import iso_utc
+from scheduler.core.calibration import TrackRecord
 from scheduler.core.estimate import StartEstimate
 from scheduler.core.explain import Explanation
 from scheduler.core.lifecycle import WAITING
-from scheduler.core.model import GPU_UNITS, GpuClass, JobId, PoolName, Shape
+from scheduler.core.model import GPU_UNITS, GpuClass, Job, JobId, PoolName, Shape
 from scheduler.core.reasons import SLURM_WORDS, Reason
 from scheduler.store.queries import AllocationRecord, HistoryLine, JobRecord
 from scheduler.wire.problems import Json
@@ -127,7 +128,9 @@ def reason_answers(reasons: Sequence[Reason]) -> list[Json]:
     ]
 
 
-def explanation_answer(job: JobRecord, found: Explanation, estimate: StartEstimate | None = None) -> Json:
+def explanation_answer(
+    job: JobRecord, found: Explanation, estimate: StartEstimate | None = None, record: TrackRecord | None = None
+) -> Json:
     """Returns the content of an Explanation."""
     core = job.job
     return {
@@ -141,17 +144,50 @@ def explanation_answer(job: JobRecord, found: Explanation, estimate: StartEstima
         "position": found.position,
         "nodes_considered": found.nodes_considered,
         "nodes_fit": found.nodes_fit,
-        "start_estimate": None if estimate is None else estimate_answer(estimate),
+        "start_estimate": None if estimate is None else estimate_answer(estimate, record),
     }
 
 
-def estimate_answer(estimate: StartEstimate) -> Json:
-    """Returns when a job would start: p50 by what jobs used of their limits lately, p90 if all take them whole."""
+def estimate_answer(estimate: StartEstimate, record: TrackRecord | None = None) -> Json:
+    """Returns when a job would start: p50 by what jobs used of their limits lately, p90 if all take them whole.
+
+    Where enough estimates of the pool were measured (`is_measured`), p90 is what nine of ten past starts kept to.
+    """
     return {
         "p50": iso_utc(estimate.likely_ms),
         "p90": iso_utc(estimate.late_ms),
         "assumed_used_ratio": estimate.used_permille / 1000,
         "is_promised": estimate.is_promised,
+        "is_measured": estimate.is_measured,
+        "pool": estimate.pool,
+        "past_estimates": 0 if record is None else record.count,
+        "past_median_error_seconds": None if record is None else round(record.median_error_ms / 1000),
+    }
+
+
+def change_answer(job: Job, changed: Job) -> Json:
+    """Returns what another job asks for that would start now: what differs, and as flags of `submit`."""
+    shape, new = job.shape, changed.shape
+    flags: list[str] = []
+    gpus = gpu_count(new.gpu_units)
+    if new.gpu_classes != shape.gpu_classes:
+        flags += ["-g", f"{','.join(new.gpu_classes)}:{gpus}"]
+    elif new.gpu_units != shape.gpu_units:
+        flags += ["-g", f"{','.join(shape.gpu_classes)}:{gpus}"]
+    if new.nodes != shape.nodes:
+        flags += ["-N", str(new.nodes)]
+    if changed.time_limit_ms != job.time_limit_ms:
+        hours, rest_ms = divmod(changed.time_limit_ms, 3_600_000)
+        flags += ["-t", f"{changed.time_limit_ms // 60_000}m" if rest_ms else f"{hours}h"]
+    if changed.wanted is not job.wanted:
+        flags += ["--booking", changed.wanted.value]
+    return {
+        "flags": flags,
+        "gpu_classes": list(new.gpu_classes),
+        "gpus_per_node": gpus,
+        "nodes": new.nodes,
+        "time_limit_seconds": changed.time_limit_ms // 1000,
+        "booking": changed.wanted.value,
     }
 
 

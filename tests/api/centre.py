@@ -17,8 +17,9 @@ from metering.pricing import PricesWithoutBudgets
 from metering.routes import ledger_routes
 from scheduler.auth import Role, new_secret, secret_hash
 from scheduler.clock import ManualClock
+from scheduler.core.calibration import PastEstimates, TrackRecord
 from scheduler.core.cycle import plan
-from scheduler.core.model import Account, AccountId, AllocationId, EndReason, JobId, UserName
+from scheduler.core.model import Account, AccountId, AllocationId, EndReason, JobId, PoolName, UserName
 from scheduler.core.occupancy import Evidence
 from scheduler.core.plan import Plan
 from scheduler.core.policy import Policy
@@ -58,6 +59,7 @@ class Centre:
         self._plan = Plan(0, START_MS)
         self._lock = threading.Lock()
         self._listeners: list[Callable[[], None]] = []
+        self.past = PastEstimates()
 
     # ---- what the routes need -------------------------------------------------------------------------------------
 
@@ -87,6 +89,9 @@ class Centre:
 
     def health(self) -> list[str]:
         return self.problems
+
+    def track_record(self, pool: PoolName) -> TrackRecord | None:
+        return self.past.record(pool)
 
     def on_change(self, listener: Callable[[], None]) -> Callable[[], None]:
         self._listeners.append(listener)

@@ -1,12 +1,19 @@
 """Lists: complete, stable and in order, however they are cut into pages."""
 
+from datetime import datetime
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scheduler.clock import iso_utc
+from scheduler.core.model import PoolName
 from tests.api.centre import Centre
 from tests.api.conftest import Client, People
+
+
+def parse_ms(text: str) -> int:
+    return round(datetime.fromisoformat(text).timestamp() * 1000)
 
 
 def ids_by_pages(client: Client, **query: str | int) -> list[int]:
@@ -184,3 +191,34 @@ def test_a_job_that_waits_for_a_running_one_is_told_when_it_would_start(centre: 
     estimate = user.get(f"/v1/jobs/{waits}/why").json()["start_estimate"]
     assert estimate["p90"] == iso_utc(centre.clock.now_ms() + 3_600_000)
     assert estimate["p50"] <= estimate["p90"]
+
+
+def test_why_tells_changes_that_would_start_it_now_and_that_hold(centre: Centre, people: People) -> None:
+    user = people.user()
+    user.submit(gpus_per_node=8, gpu_classes=["H100"], time_limit_seconds=3600)
+    waits = user.submit(gpus_per_node=8, nodes=2, gpu_classes=["H100"], time_limit_seconds=3600)
+    centre.tick()
+    told = user.get(f"/v1/jobs/{waits}/why?sooner=true").json()["sooner"]
+    assert {"-N 1"} <= {" ".join(each["flags"]) for each in told}
+    assert user.get(f"/v1/jobs/{waits}/why").json()["sooner"] is None
+    user.post("/v1/jobs/cancel", json={"ids": [str(waits)]})
+    new = user.submit(gpus_per_node=8, nodes=1, gpu_classes=["H100"], time_limit_seconds=3600)
+    centre.tick()
+    assert user.get(f"/v1/jobs/{new}").json()["state"] in {"starting", "running"}
+    assert user.get(f"/v1/jobs/{new}/why?sooner=true").json()["sooner"] == []
+
+
+def test_an_estimate_says_what_estimates_of_the_pool_were_worth_and_goes_by_it(centre: Centre, people: People) -> None:
+    user = people.user()
+    for _ in range(2):
+        user.submit(gpus_per_node=8, gpu_classes=["H100"], time_limit_seconds=7200)
+    waits = [user.submit(gpus_per_node=8, gpu_classes=["H100"], time_limit_seconds=60) for _ in range(3)][-1]
+    centre.tick()
+    pool = PoolName(user.get(f"/v1/jobs/{waits}/why").json()["start_estimate"]["pool"])
+    for _ in range(40):
+        centre.past.add(pool, 600_000, 840_000)
+    estimate = user.get(f"/v1/jobs/{waits}/why").json()["start_estimate"]
+    assert (estimate["past_estimates"], estimate["past_median_error_seconds"]) == (40, 240)
+    assert estimate["is_measured"]
+    wait_ms = parse_ms(estimate["p50"]) - centre.clock.now_ms()
+    assert parse_ms(estimate["p90"]) == centre.clock.now_ms() + wait_ms * 1400 // 1000

@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 
+from scheduler.clock import iso_utc
+from tests.api.centre import Centre
 from tests.api.conftest import People, job_spec
 
 
@@ -239,3 +241,21 @@ def test_hostile_and_foreign_names_come_back_as_they_were_sent(people: People, n
     job = user.submit(name=name)
     assert user.get(f"/v1/jobs/{job}").json()["name"] == name
     assert user.get("/v1/jobs", params={"name": name}).json()["items"][0]["id"] == job
+
+
+def test_a_dry_run_says_what_would_keep_it_waiting_its_place_and_when_it_would_start(
+    centre: Centre, people: People
+) -> None:
+    user = people.user()
+    asked = {"gpus_per_node": 8, "gpu_classes": ["H100"], "time_limit_seconds": 3600}
+    before = user.post("/v1/jobs?dry_run=true", json=job_spec(**asked)).json()["items"][0]
+    assert before["reasons"] == []
+    assert before["start_estimate"]["p50"] == iso_utc(centre.clock.now_ms())
+    for _ in range(3):
+        user.submit(**asked)
+    centre.tick()
+    item = user.post("/v1/jobs?dry_run=true", json=job_spec(**asked)).json()["items"][0]
+    assert [each["code"] for each in item["reasons"]][:1] == ["capacity"]
+    assert item["position"] == 2
+    assert item["start_estimate"]["p90"] == iso_utc(centre.clock.now_ms() + 3_600_000)
+    assert len(user.get("/v1/jobs").json()["items"]) == 3

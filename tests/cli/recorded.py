@@ -163,6 +163,26 @@ WHY = envelope(
     position=2,
     nodes_considered=64,
     nodes_fit=5,
+    start_estimate={
+        "p50": "2026-11-23T14:20:00Z",
+        "p90": "2026-11-23T16:10:00Z",
+        "assumed_used_ratio": 0.4,
+        "is_promised": False,
+        "is_measured": True,
+        "pool": "h100-ib",
+        "past_estimates": 200,
+        "past_median_error_seconds": 240,
+    },
+    sooner=[
+        {
+            "flags": ["-N", "5", "-t", "1h"],
+            "gpu_classes": ["H100"],
+            "gpus_per_node": 8,
+            "nodes": 5,
+            "time_limit_seconds": 3600,
+            "booking": "auto",
+        }
+    ],
 )
 GPUS = page(
     "GpuClassList",

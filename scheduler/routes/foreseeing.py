@@ -1,0 +1,126 @@
+"""What is asked of the planner about a job that waits or may be submitted: why, until when, what would start it sooner.
+
+Each question runs between two ticks. A search for what would help is many questions, with ticks between them, and only
+one search runs at a time: however many people ask, the planner plans most of the time for all.
+"""
+
+import asyncio
+from dataclasses import dataclass
+
+from scheduler.core.calibration import TrackRecord, calibrated
+from scheduler.core.cycle import plan
+from scheduler.core.estimate import StartEstimate, estimate_start
+from scheduler.core.explain import Explanation, explain
+from scheduler.core.model import Job, JobId, JobState
+from scheduler.core.plan import Plan
+from scheduler.core.policy import Policy
+from scheduler.core.reasons import ReasonCode
+from scheduler.core.sooner import Room, room_for, search
+from scheduler.core.state import ClusterState
+from scheduler.core.supposing import supposed, would_start
+from scheduler.routes.door import Door
+
+_NO_CHANGE_HELPS = frozenset(
+    {
+        ReasonCode.SUSPENDED,
+        ReasonCode.HELD_ADMIN,
+        ReasonCode.HELD_USER,
+        ReasonCode.DEPENDENCY,
+        ReasonCode.BEGIN_TIME,
+        ReasonCode.BACKOFF,
+        ReasonCode.ARRAY_LIMIT,
+        ReasonCode.PREEMPTING,
+    }
+)
+"""What a job waits for that no other size, limit or class would end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Foreseen:
+    """Why a job waits, when it is likely to start, and what such estimates were worth in its pool."""
+
+    explanation: Explanation
+    estimate: StartEstimate | None = None
+    record: TrackRecord | None = None
+
+
+class Foreseeing:
+    """Shared by the routes of one app. Belongs to one event loop."""
+
+    def __init__(self, door: Door) -> None:
+        self._door = door
+        self._searching = asyncio.Semaphore(1)
+
+    async def job(self, job_id: JobId) -> Foreseen | None:
+        """Returns what is known of a live job; None for one that is not live (any more)."""
+        policy = self._door.controller.policy
+        found = await self._door.ask(lambda state, made: _explained(state, made, policy, job_id))
+        return None if found is None else self._measured(*found)
+
+    async def draft(self, job: Job) -> Foreseen:
+        """Returns what would be known of a job, were it submitted now; no reason means that it would start."""
+        policy, now_ms = self._door.controller.policy, self._door.now_ms
+        found = await self._door.ask(lambda state, made: _supposed(state, made, (policy, now_ms), job))
+        return self._measured(*found)
+
+    async def sooner(self, job: Job, explanation: Explanation) -> tuple[Job, ...]:
+        """Returns changes of a pending job each of which would start it in the next tick, as tried just now."""
+        if job.state is not JobState.PENDING or not explanation.reasons:
+            return ()
+        if explanation.reasons[0].code in _NO_CHANGE_HELPS:
+            return ()
+        async with self._searching:
+            found = await self._door.ask(lambda state, _: _room(state, job.id))
+            return () if found is None else await self._search(*found)
+
+    async def _search(self, job: Job, room: Room) -> tuple[Job, ...]:
+        policy = self._door.controller.policy
+        steps = search(job, room)
+        try:
+            asked = next(steps)
+            while True:
+                asked = steps.send(await self._would_start(policy, asked, job.id))
+        except StopIteration as done:
+            found: tuple[Job, ...] = done.value
+            return found
+
+    async def _would_start(self, policy: Policy, asked: Job, instead_of: JobId) -> bool:
+        now_ms = self._door.now_ms
+
+        def tried(state: ClusterState, _: Plan) -> bool:
+            is_waiting = instead_of in state.jobs and state.jobs[instead_of].state is JobState.PENDING
+            return is_waiting and would_start(state, policy, now_ms, asked, instead_of)
+
+        return await self._door.ask(tried)
+
+    def _measured(self, explanation: Explanation, estimate: StartEstimate | None) -> Foreseen:
+        if estimate is None or estimate.pool is None:
+            return Foreseen(explanation, estimate)
+        record = self._door.controller.track_record(estimate.pool)
+        return Foreseen(explanation, calibrated(estimate, record, explanation.as_of_ms), record)
+
+
+def _room(state: ClusterState, job_id: JobId) -> tuple[Job, Room] | None:
+    job = state.jobs.get(job_id)
+    return None if job is None or job.state is not JobState.PENDING else (job, room_for(state, job))
+
+
+def _explained(
+    state: ClusterState, made: Plan, policy: Policy, job: JobId
+) -> tuple[Explanation, StartEstimate | None] | None:
+    if job not in state.jobs:
+        return None
+    return explain(state, made, job), estimate_start(state, policy, made.now_ms, job)
+
+
+def _supposed(
+    state: ClusterState, made: Plan, terms: tuple[Policy, int], job: Job
+) -> tuple[Explanation, StartEstimate | None]:
+    """Plans once with the job in line: what that plan says of it is what the next tick would."""
+    policy, now_ms = terms
+    with supposed(state, job, now_ms) as asked:
+        tried = plan(state, policy, now_ms, made.decision)
+        estimate = estimate_start(state, policy, now_ms, asked.id)
+        if any(start.job == asked.id for start in tried.starts):
+            return Explanation(asked.id, made.decision, now_ms, ()), estimate
+        return explain(state, tried, asked.id), estimate
