@@ -71,6 +71,25 @@ class Bookings:
         for account in lineage(group.account):
             charges[account] += charge
 
+    def choose_anew(self, group: Group, gpu_class: GpuClass, booking: Booking) -> Booking | Reason:
+        """Returns how a gang that is held as claimed under `booking` would be held now, or what forbids it."""
+        units = group.shape.total_units
+        keys = [(account, gpu_class, booking) for account in lineage(group.account)]
+        for key in keys:
+            self._taken[key] -= units
+        chosen = self.choose(group, gpu_class, is_in_turn=False)
+        for key in keys:
+            self._taken[key] += units
+        return chosen
+
+    def weigh(self, group: Group, gpu_class: GpuClass, booking: Booking) -> None:
+        """Lets a job with a claim weigh in the order as if it ran: it is counted as held already."""
+        self._charge(group, gpu_class, booking)
+
+    def taken_beside_spot(self, account: AccountId, gpu_class: GpuClass) -> int:
+        """Returns the capacity units, spot apart, that this tick has added to what the account holds."""
+        return sum(self._taken[account, gpu_class, booking] for booking in (Booking.GUARANTEED, Booking.BURST))
+
     def promote(self, allocation_id: AllocationId) -> None:
         """Counts a burst gang as guaranteed from now on."""
         allocation = self._state.allocations[allocation_id]

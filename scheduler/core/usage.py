@@ -92,6 +92,14 @@ class Usage:
             if not gangs:
                 del self.promotable[tenant_of(allocation.account)]
 
+    def hold_units(self, path: Sequence[AccountId], gpu_class: GpuClass, booking: Booking, units: int) -> None:
+        """Counts units as held, or no more when negative. What is only claimed costs nothing."""
+        for account in path:
+            key = (account, gpu_class, booking)
+            self.held_units[key] += units
+            if not self.held_units[key]:
+                del self.held_units[key]
+
     def facts(self) -> dict[str, object]:
         """Returns what the ledger must give back: debts and the rates in force."""
         return {"debts": dict(self.debts.values), "rates": self.rates.in_force()}
@@ -127,12 +135,7 @@ class Usage:
                 del self.spot_charge[account]
 
     def _hold(self, allocation: Allocation, path: Sequence[AccountId], sign: int) -> None:
-        units = sign * allocation.total_units
-        for account in path:
-            key = (account, allocation.gpu_class, allocation.booking)
-            self.held_units[key] += units
-            if not self.held_units[key]:
-                del self.held_units[key]
+        self.hold_units(path, allocation.gpu_class, allocation.booking, sign * allocation.total_units)
 
 
 def _gang_key(allocation: Allocation) -> GangKey:
