@@ -1,1 +1,1 @@
-"""Speaks Kubernetes: the only package that may import its client; runs allocations as Jobs of a cluster."""
+"""Speaks Kubernetes: runs allocations as Jobs of a cluster and offers its GPU nodes. Read `api`, `nodes`, `jobs`."""

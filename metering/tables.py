@@ -2,12 +2,19 @@
 
 `price_book` is append-only (triggers refuse update and delete), because lines name the version that they were rated
 by. `gpu_window` is evidence and statistics: it never makes money, and a window that comes twice is stored once.
+
+`posting` and `posting_entry` are the journal of double entry, append-only too: an entry's legs are written first and
+the entry last, when a trigger checks that they add up to zero; after it no leg can join them. `balance` and
+`budget_use` are sums over it that can be made anew at any time (`metering.journal.rebuild`). `budget_term` is the
+append-only history of budgets. `charge_due` is a list of work: allocations whose use is not charged to its end.
 """
 
 from typing import Any
 
 import sqlalchemy as sa
 from sqlmodel import Field, SQLModel
+
+from scheduler.store.tables import BIG_KEY
 
 
 def _big(*, nullable: bool = False, primary_key: bool = False) -> Any:  # Any: as Field() is typed
@@ -43,9 +50,126 @@ class GpuWindowRow(SQLModel, table=True):
     energy_millijoules: int | None = _big(nullable=True)
 
 
+class PostingEntryRow(SQLModel, table=True):
+    """A journal entry; its id is higher than all before."""
+
+    __tablename__ = "posting_entry"
+    __table_args__ = (sa.Index("ix_posting_entry_allocation_id", "allocation_id"),)
+    id: int = Field(sa_type=BIG_KEY, primary_key=True, sa_column_kwargs={"autoincrement": False})
+    key: str = Field(unique=True)
+    kind: str
+    currency: str
+    at_ms: int = _big()
+    allocation_id: str | None = None
+    job_id: int | None = _big(nullable=True)
+    actor: str | None = None
+    reason: str | None = None
+    zone: str | None = None
+
+
+class PostingRow(SQLModel, table=True):
+    """A leg of a journal entry: a debit is positive, a credit negative, in 10**-6 of the entry's currency."""
+
+    __tablename__ = "posting"
+    __table_args__ = (
+        sa.ForeignKeyConstraint(["entry_id"], ["posting_entry.id"], initially="DEFERRED", deferrable=True),
+        sa.Index("ix_posting_line_id", "line_id"),
+        sa.Index("ix_posting_ledger_account_for_ms", "ledger", "account", "for_ms"),
+    )
+    entry_id: int = _big(primary_key=True)
+    place: int = Field(primary_key=True)
+    ledger: str
+    account: str
+    micros: int = _big()
+    line_id: str | None = None
+    for_ms: int = _big()
+
+
+class BalanceRow(SQLModel, table=True):
+    """The sum of an account's legs on a ledger, in one currency: a fold of `posting`, kept up by each entry."""
+
+    __tablename__ = "balance"
+    ledger: str = Field(primary_key=True)
+    account: str = Field(primary_key=True)
+    currency: str = Field(primary_key=True)
+    micros: int = _big()
+
+
+class BudgetTermRow(SQLModel, table=True):
+    """The terms of an account's budget from an instant on; the last row of an account counts."""
+
+    __tablename__ = "budget_term"
+    __table_args__ = (sa.Index("ix_budget_term_account", "account"), {"sqlite_autoincrement": True})
+    sequence: int | None = Field(sa_type=BIG_KEY, primary_key=True, nullable=False)
+    account: str
+    at_ms: int = _big()
+    actor: str
+    kind: str
+    """month, fixed, prepaid; `none` ends the budget."""
+    is_hard: bool
+    currency: str
+    zone: str
+    limit_micros: int = _big()
+    overdraft_micros: int = _big()
+    from_ms: int | None = _big(nullable=True)
+    to_ms: int | None = _big(nullable=True)
+    extra_micros: int = _big()
+    extra_from_ms: int | None = _big(nullable=True)
+
+
+class BudgetUseRow(SQLModel, table=True):
+    """What was charged below an account with a budget in the period that begins at `from_ms`: a fold of `posting`."""
+
+    __tablename__ = "budget_use"
+    account: str = Field(primary_key=True)
+    from_ms: int = _big(primary_key=True)
+    micros: int = _big()
+
+
+class BudgetNoticeRow(SQLModel, table=True):
+    """That a share of a budget was used up, once in each period: append-only."""
+
+    __tablename__ = "budget_notice"
+    account: str = Field(primary_key=True)
+    from_ms: int = _big(primary_key=True)
+    percent: int = Field(primary_key=True)
+    at_ms: int = _big()
+
+
+class JobCapRow(SQLModel, table=True):
+    """The most that a job may cost over all its starts: its `--max-cost`."""
+
+    __tablename__ = "job_cap"
+    job_id: int = _big(primary_key=True)
+    currency: str
+    micros: int = _big()
+
+
+class ChargeDueRow(SQLModel, table=True):
+    """An allocation whose use is not charged to its end yet, and when to look at it next."""
+
+    __tablename__ = "charge_due"
+    __table_args__ = (sa.Index("ix_charge_due_due_ms", "due_ms"),)
+    allocation_id: str = Field(primary_key=True)
+    due_ms: int = _big()
+    is_held: bool
+    """Money is set aside for it."""
+    gpu_eq_units: int = _big()
+    grace_ms: int = _big()
+    is_warned: bool
+
+
 def _table(model: type[SQLModel]) -> sa.Table:
     return model.metadata.tables[str(model.__tablename__)]
 
 
 PRICE_BOOK = _table(PriceBookRow)
 GPU_WINDOW = _table(GpuWindowRow)
+POSTING_ENTRY = _table(PostingEntryRow)
+POSTING = _table(PostingRow)
+BALANCE = _table(BalanceRow)
+BUDGET_TERM = _table(BudgetTermRow)
+BUDGET_USE = _table(BudgetUseRow)
+BUDGET_NOTICE = _table(BudgetNoticeRow)
+JOB_CAP = _table(JobCapRow)
+CHARGE_DUE = _table(ChargeDueRow)

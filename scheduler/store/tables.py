@@ -105,7 +105,10 @@ class PoolRow(SQLModel, table=True):
 
 
 class NodeRow(SQLModel, table=True):
-    """A machine. `availability` and `reason` are the executor's view, `drain_reason` the admin's drain."""
+    """A machine. `availability`, `reason` and `pool` are the executor's view; an admin's is told apart from it.
+
+    Which are `drain_reason`, `assigned_pool`, and `kept_by`, the reservation that is in force.
+    """
 
     __tablename__ = "node"
     name: str = Field(primary_key=True)
@@ -117,8 +120,37 @@ class NodeRow(SQLModel, table=True):
     availability: str
     reason: str | None = None
     drain_reason: str | None = None
+    kept_by: str | None = None
+    assigned_pool: str | None = None
     seen_ms: int = _big()
     removed_ms: int | None = _big(nullable=True)
+
+
+class ReservationRow(SQLModel, table=True):
+    """Nodes that an admin keeps free for a time; it stands while `ended_ms` is null, and names of those are unique."""
+
+    __tablename__ = "reservation"
+    __table_args__ = (
+        sa.Index(
+            "ix_reservation_name",
+            "name",
+            unique=True,
+            sqlite_where=sa.text("ended_ms IS NULL"),
+            postgresql_where=sa.text("ended_ms IS NULL"),
+        ),
+    )
+    sequence: int | None = _column(BIG_KEY, primary_key=True)
+    name: str
+    start_ms: int = _big()
+    end_ms: int = _big()
+    nodes: list[str] = _json()
+    account: str | None = None
+    reason: str | None = None
+    created_ms: int = _big()
+    created_by: str
+    is_in_force: bool
+    ended_ms: int | None = _big(nullable=True)
+    ended_by: str | None = None
 
 
 class DeviceRow(SQLModel, table=True):
@@ -311,6 +343,7 @@ ACCOUNT_NAME = _table(AccountNameRow)
 TOKEN = _table(TokenRow)
 POOL = _table(PoolRow)
 NODE = _table(NodeRow)
+RESERVATION = _table(ReservationRow)
 DEVICE = _table(DeviceRow)
 JOB = _table(JobRow)
 SUBMISSION_KEY = _table(SubmissionKeyRow)
