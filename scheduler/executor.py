@@ -93,7 +93,15 @@ class Ended:
     detail: str | None = None
 
 
-Observation = Started | Ended
+@dataclass(frozen=True, slots=True)
+class Checkpointed:
+    """The job says that its work until `at_ms` is saved; told again whenever it says so anew."""
+
+    allocation: AllocationId
+    at_ms: int
+
+
+Observation = Started | Checkpointed | Ended
 
 
 @dataclass(frozen=True, slots=True)

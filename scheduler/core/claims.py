@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from scheduler.core.capacity import Capacity, is_schedulable
 from scheduler.core.future import Future
-from scheduler.core.model import Allocation, GpuClass, Grant, JobId, NodeName
+from scheduler.core.model import Allocation, DeviceId, GpuClass, Grant, JobId, NodeName
 from scheduler.core.stretch import FIXED, Claim, Need, Rank, Stretch
 
 REMEMBERED_MS = 86_400_000
@@ -129,9 +129,12 @@ class Claims:
         """Tells whether a claim holds all that its job needs."""
         return all(self._holds.get((claim.job, grant.node)) == grant for grant in claim.grants)
 
-    def holds(self) -> list[Grant]:
-        """Returns what is kept empty now."""
-        return list(self._holds.values())
+    def kept_devices(self) -> frozenset[DeviceId]:
+        """Returns the devices that claims keep empty now: nobody else holds a part of them."""
+        kept = ((grant.node, device, grant.units) for grant in self._holds.values() for device in grant.devices)
+        return frozenset(
+            device for node, device, units in kept if self._capacity.rooms[node].held_units[device] == units
+        )
 
 
 def _owner(job: JobId) -> str:

@@ -14,6 +14,8 @@ from scheduler.core.waiting import Group, group_of
 
 MOST_AHEAD = 5000
 """Jobs that are counted before the answer is "at least so many": more means nothing to a person, and costs the loop."""
+_OUT_OF_LINE = frozenset({ReasonCode.BEGIN_TIME, ReasonCode.BACKOFF, ReasonCode.PREEMPTING})
+"""Reasons for which a job waits beside the order: nobody is ahead of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ def explain(state: ClusterState, plan: Plan, job_id: JobId) -> Explanation:
     """Returns why a live job waits, as of the plan. Raises KeyError for a job that is not live."""
     job = state.jobs[job_id]
     reasons = reasons_of(plan, job)
-    if job.state is not JobState.PENDING or reasons[0].code in {ReasonCode.BEGIN_TIME, ReasonCode.BACKOFF}:
+    if job.state is not JobState.PENDING or reasons[0].code in _OUT_OF_LINE:
         return Explanation(job_id, plan.decision, plan.now_ms, reasons)
     ahead_jobs, ahead_units, is_cut = _ahead(state, plan, job)
     found = plan.verdicts.get(job.shape)
@@ -69,7 +71,7 @@ def reasons_of(plan: Plan, job: Job) -> tuple[Reason, ...]:
     if job.begin_ms is not None and job.begin_ms > plan.now_ms:
         code = ReasonCode.BACKOFF if job.is_backing_off else ReasonCode.BEGIN_TIME
         return (Reason(code, until_ms=job.begin_ms),)
-    block = plan.blocks.get(group_of(job))
+    block = plan.preempting.get(job.id) or plan.blocks.get(group_of(job))
     if block is not None:
         return (block,)
     found = plan.verdicts.get(job.shape)

@@ -249,6 +249,7 @@ class AllocationRow(SQLModel, table=True):
     attempt: int
     decided_ms: int = _big()
     started_ms: int | None = _big(nullable=True)
+    checkpointed_ms: int | None = _big(nullable=True)
     stopping_ms: int | None = _big(nullable=True)
     stop_reason: str | None = None
     ended_ms: int | None = _big(nullable=True)
@@ -332,6 +333,27 @@ class RateChangeRow(SQLModel, table=True):
     rates: JsonObject = _json()
 
 
+class ClaimRow(SQLModel, table=True):
+    """Devices kept for a job that others were stopped for. Live while `ended_ms` is null; then with its outcome."""
+
+    __tablename__ = "claim"
+    __table_args__ = (sa.Index("ix_claim_ended_ms", "ended_ms"),)
+    sequence: int | None = _column(BIG_KEY, primary_key=True)
+    job_id: int = _big()
+    account: str
+    gpu_class: str
+    booking: str
+    grants: list[JsonObject] = _json()
+    victims: list[str] = _json()
+    guarded: int
+    made_ms: int = _big()
+    free_ms: int = _big()
+    end_ms: int = _big()
+    until_ms: int = _big()
+    ended_ms: int | None = _big(nullable=True)
+    outcome: str | None = None
+
+
 def _table(model: type[SQLModel]) -> sa.Table:
     return model.metadata.tables[str(model.__tablename__)]
 
@@ -352,3 +374,4 @@ JOB_EVENT = _table(JobEventRow)
 DEVICE_CURSOR = _table(DeviceCursorRow)
 OCCUPANCY = _table(OccupancyRow)
 RATE_CHANGE = _table(RateChangeRow)
+CLAIM = _table(ClaimRow)
