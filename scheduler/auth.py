@@ -41,6 +41,7 @@ READS_LOGS = frozenset({Role.USER, Role.TENANT_ADMIN, Role.OPERATOR})
 RUNS_JOBS = frozenset({Role.USER, Role.TENANT_ADMIN, Role.OPERATOR})
 READS_MONEY = frozenset({Role.BILLING, Role.OPERATOR})
 OPERATES = frozenset({Role.OPERATOR})
+DELIVERS_EVIDENCE = frozenset({Role.AGENT, Role.OPERATOR})
 
 
 def new_secret() -> str:

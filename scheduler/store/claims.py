@@ -4,7 +4,7 @@ What of a claim's whole GPUs is free rests as `reserved_unused(claim)` in the le
 are kept for a day: they are what the rate limit of preemption is rebuilt from.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -104,7 +104,7 @@ def make(tx: Transaction, claims: Sequence[Claim]) -> Made:
         tx.connection.execute(sa.insert(CLAIM), [_values(claim)])
         lanes = tx.lanes()
         lanes.load(_devices(claim.grants))
-        keep(lanes, [claim], set(_devices(claim.grants)), tx.now_ms, _sizes(tx, claim.grants))
+        reserve(lanes, [claim], set(_devices(claim.grants)), tx.now_ms, _sizes(tx, claim.grants))
         lanes.flush()
         tx.emit(ClaimMade(tx.now_ms, claim))
         tx.note(claim.job, "preempting", tx.now_ms, victims=len(claim.victims))
@@ -133,7 +133,9 @@ def end(tx: Transaction, jobs: Sequence[JobId], outcome: str) -> None:
         tx.connection.execute(statement.values(ended_ms=tx.now_ms, outcome=outcome))
 
 
-def keep(lanes: Lanes, claims: Iterable[Claim], freed: set[DeviceId], at_ms: int, sizes: dict[DeviceId, int]) -> None:
+def reserve(
+    lanes: Lanes, claims: Iterable[Claim], freed: set[DeviceId], at_ms: int, sizes: dict[DeviceId, int]
+) -> None:
     """Keeps for claims what of their whole GPUs is idle among the freed ones, from an instant or since it is idle.
 
     `sizes` are the units of devices. Shares stay idle until they are taken: a lane tells no claim's part from the rest.

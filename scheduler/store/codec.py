@@ -260,7 +260,7 @@ def allocation_of(row: Row) -> Allocation:
 def cursor_of(row: Row) -> Cursor:
     """Returns the cursor of a row of CURSOR_COLUMNS."""
     device, lane, gpu_class, since_ms, version, *occupant = row
-    return Cursor(DeviceId(device), lane, GpuClass(gpu_class), since_ms, version, _occupant_of(occupant))
+    return Cursor(DeviceId(device), lane, GpuClass(gpu_class), since_ms, version, occupant_of(occupant))
 
 
 def interval_of(row: Row) -> Interval:
@@ -274,7 +274,7 @@ def interval_of(row: Row) -> Interval:
         GpuClass(gpu_class),
         from_ms,
         to_ms,
-        _occupant_of(occupant),
+        occupant_of(occupant),
         Evidence(evidence),
         recorded_ms,
         idempotency_key,
@@ -299,7 +299,8 @@ def occupant_values(occupant: Occupant) -> JsonObject:
     }
 
 
-def _occupant_of(values: Any) -> Occupant:  # Any: a slice of a row
+def occupant_of(values: Any) -> Occupant:  # Any: a slice of a row
+    """Returns the occupant of its columns' values, in the order of `occupant_values`."""
     state, units, cause, phase, holder, job_id, allocation_id, segment, booking, gpu_eq_units = values
     return Occupant(
         _OCCUPANCY_STATES[state],

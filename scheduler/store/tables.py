@@ -3,8 +3,8 @@
 Times are integer UTC milliseconds (`*_ms`). JSON columns hold core values as `codec` writes them. Migrations make the
 tables (`cli.daemon.migrations`), triggers included; a test holds that both say the same.
 
-What never changes: `occupancy` (triggers refuse update, delete, gaps and overlaps) and `account_name` (triggers refuse
-update and delete). What is history: `job_event`.
+What never changes: `occupancy` (triggers refuse update, delete, gaps and overlaps), `account_name`, `evidence` and
+`reclassification` (triggers refuse update and delete). What is history: `job_event`.
 Everything else is the present.
 """
 
@@ -324,6 +324,68 @@ class OccupancyRow(SQLModel, table=True):
     hash: str
 
 
+class ChainHeadRow(SQLModel, table=True):
+    """The last row of each chained table beside the occupancy: see `chained`."""
+
+    __tablename__ = "chain_head"
+    name: str = Field(primary_key=True)
+    sequence: int = _big()
+    hash: str
+
+
+class EvidenceRow(SQLModel, table=True):
+    """The inbox: what was said about the end of an allocation after it was written, each thing once by its key."""
+
+    __tablename__ = "evidence"
+    __table_args__ = (sa.Index("ix_evidence_allocation_id", "allocation_id"),)
+    sequence: int = _column(BIG_KEY, primary_key=True, sa_column_kwargs={"autoincrement": False})
+    key: str = Field(unique=True)
+    kind: str
+    allocation_id: str
+    at_ms: int = _big()
+    source: str
+    end_reason: str | None = None
+    actor: str
+    note: str
+    recorded_ms: int = _big()
+    previous_hash: str
+    hash: str
+
+
+class ReclassificationRow(SQLModel, table=True):
+    """What a part of a closed interval was, as became known later: laid over the partition, append-only, chained."""
+
+    __tablename__ = "reclassification"
+    __table_args__ = (
+        sa.CheckConstraint("to_ms > from_ms", name="ck_reclassification_to_after_from"),
+        sa.Index("ix_reclassification_covers", "covers"),
+        sa.Index("ix_reclassification_allocation_id", "allocation_id"),
+        sa.Index("ix_reclassification_to_ms", "to_ms"),
+    )
+    sequence: int = _column(BIG_KEY, primary_key=True, sa_column_kwargs={"autoincrement": False})
+    covers: int = _big()
+    device: str
+    lane: int
+    from_ms: int = _big()
+    to_ms: int = _big()
+    state: str
+    units: int = _big()
+    cause: str | None = None
+    phase: str | None = None
+    holder: str | None = None
+    job_id: int | None = _big(nullable=True)
+    allocation_id: str | None = None
+    segment: int | None = None
+    booking: str | None = None
+    gpu_eq_units: int = _big()
+    evidence: str
+    actor: str
+    reason: str
+    recorded_ms: int = _big()
+    previous_hash: str
+    hash: str
+
+
 class RateChangeRow(SQLModel, table=True):
     """List rates that came into force, by `class/booking`, in micro-credits per GPU-second; append-only."""
 
@@ -375,3 +437,6 @@ DEVICE_CURSOR = _table(DeviceCursorRow)
 OCCUPANCY = _table(OccupancyRow)
 RATE_CHANGE = _table(RateChangeRow)
 CLAIM = _table(ClaimRow)
+CHAIN_HEAD = _table(ChainHeadRow)
+EVIDENCE = _table(EvidenceRow)
+RECLASSIFICATION = _table(ReclassificationRow)

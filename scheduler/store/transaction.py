@@ -7,7 +7,7 @@ written first. A savepoint is made when a command first asks for the connection,
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -84,6 +84,15 @@ class Transaction:
             self._jobs, self._keys = jobs, dict(keys)
         self._write_added()
         return self._connection
+
+    def after_ledger(self) -> Connection:
+        """The connection, with the intervals of earlier commands visible as well; a command asks for it first."""
+        if self._chain is not None:
+            assert not self._has_savepoint, "what earlier commands closed is written outside of this one's savepoint"
+            self._chain.flush()
+            if self._mark is not None:
+                self._mark = replace(self._mark, chain=self._chain.mark())
+        return self.connection
 
     def emit(self, event: Event) -> None:
         """Says what happened; the caller of `commit` learns of it when it is durable."""

@@ -61,6 +61,15 @@ WHO_MAY: dict[tuple[str, str], tuple[set[Role | None], Any]] = {
     ("GET", "/v1/usage"): ({U, T, B, O}, None),
     ("GET", "/v1/admin/ledger/verify"): ({B, O}, None),
     ("GET", "/v1/admin/ledger/export"): ({B, O}, None),
+    ("GET", "/v1/admin/ledger/unknown"): ({B, O}, None),
+    ("POST", "/v1/admin/ledger/reclassify"): (
+        {O},
+        {"allocation": "A", "ended_at": "2026-11-02T00:00:00Z", "reason": "x"},
+    ),
+    ("POST", "/v1/ledger/evidence"): (
+        {A, O},
+        {"items": [{"key": "k", "allocation": "A", "kind": "alive", "at": "2026-11-02T00:00:00Z"}]},
+    ),
 }
 """Each route: the roles that it answers, and the body of a request that it takes."""
 

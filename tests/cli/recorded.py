@@ -331,6 +331,23 @@ def ended(**how: Any) -> Json:
     return envelope("Job", **(job(reasons=[], start_estimate=None) | facts | how))
 
 
+UNKNOWN = page(
+    "UnknownList",
+    [
+        {
+            "device": "GPU-5e1f",
+            "lane": 0,
+            "gpu_model": "H100",
+            "from": "2026-11-23T09:00:00.000Z",
+            "to": "2026-11-23T09:12:30.500Z",
+            "cause": "silent",
+            "gpu_hours": "0.208472222",
+            "sequence": 4711,
+        }
+    ],
+)
+
+
 def centre(peer: Peer) -> None:
     """Lets a peer answer as the whole of the small centre."""
     peer.answers("GET", "/v1/whoami", ME)
@@ -376,3 +393,5 @@ def centre(peer: Peer) -> None:
     peer.answers("POST", "/v1/admin/reservations", envelope("Reservation", **RESERVATION, overrunning_jobs=[10431]))
     peer.answers("DELETE", "/v1/admin/reservations/switch-works", envelope("Reservation", **RESERVATION))
     peer.answers("GET", "/v1/admin/ledger/verify", SOUND)
+    peer.answers("GET", "/v1/admin/ledger/unknown", UNKNOWN)
+    peer.answers("POST", "/v1/admin/ledger/reclassify", envelope("Reclassified", did_change=True))

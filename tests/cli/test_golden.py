@@ -76,6 +76,11 @@ COMMANDS: dict[str, tuple[tuple[str, ...], tuple[str, str]]] = {
         ("DELETE", "/v1/admin/reservations/switch-works"),
     ),
     "admin-ledger-verify": (("admin", "ledger", "verify"), ("GET", "/v1/admin/ledger/verify")),
+    "admin-ledger-unknown": (("admin", "ledger", "unknown"), ("GET", "/v1/admin/ledger/unknown")),
+    "admin-ledger-reclassify": (
+        ("admin", "ledger", "reclassify", "--allocation", "A", "--ended-at", "2026-11-02T09:00:00Z", "-r", "journal"),
+        ("POST", "/v1/admin/ledger/reclassify"),
+    ),
 }
 REFUSED = problem("not_allowed", 403, "a token with the role user may not do this", **{"try": ["ask mei@acme.example"]})
 
