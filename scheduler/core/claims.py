@@ -8,7 +8,7 @@ from the node, the live allocations and the claims alone, so a state that is reb
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from scheduler.core.capacity import Capacity, is_schedulable
+from scheduler.core.capacity import Capacity, NodeRoom, is_schedulable
 from scheduler.core.future import Future
 from scheduler.core.model import Allocation, DeviceId, GpuClass, Grant, JobId, NodeName
 from scheduler.core.stretch import FIXED, Claim, Need, Rank, Stretch
@@ -117,13 +117,18 @@ class Claims:
     def _free_part(self, wanted: Grant) -> Grant | None:
         """Returns what of a grant could be taken now; None for nothing."""
         room = self._capacity.rooms[wanted.node]
-        units = {device.id: device.units for device in room.devices if is_schedulable(room.node, device)}
-        devices = tuple(
-            device for device in wanted.devices if units.get(device, 0) - room.held_units.get(device, 0) >= wanted.units
-        )
+        free = {room.devices[position].id for position in room.free}
+        devices = tuple(each for each in wanted.devices if each in free or self._has_left(room, each, wanted.units))
         cpu = min(wanted.cpu_millicores, max(0, room.cpu_free_millicores))
         memory = min(wanted.memory_bytes, max(0, room.memory_free_bytes))
         return Grant(wanted.node, devices, wanted.units, cpu, memory) if devices or cpu or memory else None
+
+    def _has_left(self, room: NodeRoom, device_id: DeviceId, units: int) -> bool:
+        """Tells whether a device that others hold a part of has so much left."""
+        device = self._capacity.find(device_id)
+        if device is None or device.node != room.node.name or not is_schedulable(room.node, device):
+            return False
+        return device.units - room.held_units.get(device_id, 0) >= units
 
     def is_complete(self, claim: Claim) -> bool:
         """Tells whether a claim holds all that its job needs."""

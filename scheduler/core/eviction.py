@@ -87,6 +87,11 @@ class Rule:
         self._is_old = is_old
         self._mode = mode
         self._taken: Counter[AccountId] = Counter()
+        self._rooms: dict[AccountId, int] = {}
+        """How far below its target each of the preemptor's levels would stay if it ran."""
+        self._excesses: dict[AccountId, tuple[int, int]] = {}
+        """What each account could lose until it is at its target, and that target."""
+        self._sides: dict[AccountId, tuple[tuple[AccountId, ...], tuple[AccountId, ...]]] = {}
 
     def permits(self, gang: Allocation) -> bool:
         """Tells whether the gang may be evicted next."""
@@ -100,6 +105,11 @@ class Rule:
         if preemptor.booking is not Booking.BURST:
             return False
         return gang.booking is Booking.SPOT or self._is_fair(gang)
+
+    @property
+    def has_share(self) -> bool:
+        """True when the preemptor's own account would stay within its target, which no eviction can help."""
+        return self._room(self._preemptor.job.account) >= 0
 
     def is_by_priority(self, gang: Allocation) -> bool:
         """Tells whether R0 holds."""
@@ -148,25 +158,42 @@ class Rule:
         return is_share and not self.is_by_priority(gang)
 
     def _is_fair(self, gang: Allocation) -> bool:
-        return gang.booking is Booking.BURST and self._ends_within(gang) and self._is_over(gang)
+        return gang.booking is Booking.BURST and self.has_share and self._ends_within(gang) and self._is_over(gang)
 
     def _ends_within(self, gang: Allocation) -> bool:
-        preemptor, standings = self._preemptor, self._standings
-        mine, theirs = sides(preemptor.job.account, gang.account)
-        return bool(mine and theirs) and all(
-            standings.held(name, preemptor.gpu_class) + preemptor.units - self._taken[name]
-            <= standings.target(name, preemptor.gpu_class)
-            for name in mine
-        )
+        mine, theirs = self._sides_of(gang)
+        return bool(mine and theirs) and all(self._room(name) + self._taken[name] >= 0 for name in mine)
 
     def _is_over(self, gang: Allocation) -> bool:
-        standings, gpu_class = self._standings, self._preemptor.gpu_class
-        for name in sides(self._preemptor.job.account, gang.account)[1]:
-            target = standings.target(name, gpu_class)
-            over = standings.staying(name, gpu_class) - self._taken[name] - target
+        for name in self._sides_of(gang)[1]:
+            excess, target = self._excess(name)
+            over = excess - self._taken[name]
             if over <= GPU_UNITS or 20 * over <= target:
                 return False
         return True
+
+    def _sides_of(self, gang: Allocation) -> tuple[tuple[AccountId, ...], tuple[AccountId, ...]]:
+        found = self._sides.get(gang.account)
+        if found is None:
+            found = self._sides[gang.account] = sides(self._preemptor.job.account, gang.account)
+        return found
+
+    def _room(self, name: AccountId) -> int:
+        room = self._rooms.get(name)
+        if room is None:
+            standings, preemptor = self._standings, self._preemptor
+            gpu_class = preemptor.gpu_class
+            room = standings.target(name, gpu_class) - standings.held(name, gpu_class) - preemptor.units
+            self._rooms[name] = room
+        return room
+
+    def _excess(self, name: AccountId) -> tuple[int, int]:
+        found = self._excesses.get(name)
+        if found is None:
+            standings, gpu_class = self._standings, self._preemptor.gpu_class
+            target = standings.target(name, gpu_class)
+            found = self._excesses[name] = standings.staying(name, gpu_class) - target, target
+        return found
 
     def _count(self, gang: Allocation, sign: int) -> None:
         if gang.booking is not Booking.SPOT:

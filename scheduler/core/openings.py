@@ -61,6 +61,19 @@ class Openings:
         """Tells whether a gang is on a node that could become open."""
         return any((site := self._site(grant.node)) is not None and not site.is_open for grant in gang.grants)
 
+    def needs_gone(self, gang: Allocation) -> bool:
+        """Tells at a glance whether the gang would not fit with this one back; False when that takes a trial."""
+        enough = [len(names) for names in self._open.values() if len(names) >= self._shape.nodes]
+        if enough != [self._shape.nodes] or self._shape.is_share:
+            return False
+        for grant in gang.grants:
+            site = self._sites.get(grant.node)
+            if site is not None and site.is_open and len(self._open[site.domain]) == self._shape.nodes:
+                freed = sum(device in site.usable and not site.held.get(device) for device in grant.devices)
+                if site.free - freed < self._gpus:
+                    return True
+        return False
+
     def evict(self, gang: Allocation) -> None:
         """Takes a gang off its nodes."""
         self._move(gang, -1)

@@ -21,6 +21,7 @@ from scheduler.core.model import (
     GpuClass,
     Job,
     NodeName,
+    Shape,
     lineage,
 )
 from scheduler.core.openings import Openings
@@ -47,6 +48,8 @@ class Preemption:
         self._evicted: set[AllocationId] = set()
         self._guarded: Counter[GpuClass] = Counter()
         self._tried: set[tuple[Group, int]] = set()
+        self._unyielding: set[tuple[Shape, GpuClass, int]] = set()
+        """What not even a guarantee can make room for."""
         self._ordered: dict[GpuClass, list[Allocation]] = {}
         self._fair: dict[GpuClass, bool] = {}
         self._weighed: set[GpuClass] = set()
@@ -75,12 +78,16 @@ class Preemption:
             return None
         if gpu_class not in self._state.evictable or not (is_guaranteed or is_fair):
             return None
+        if (group.shape, gpu_class, group.time_limit_ms) in self._unyielding:
+            return None
         if is_fair and not is_guaranteed:
             self._weighed.add(gpu_class)
         self._attempts -= 1
         victims = self._victims(Preemptor(job, gpu_class, booking), is_fair=is_fair, spares=spares)
         if victims is None:
             self._tried.add((group, job.priority))
+            if is_guaranteed and self._policy.guarantee_overrides_min_run and not self._state.advance:
+                self._unyielding.add((group.shape, gpu_class, group.time_limit_ms))
             return None
         gangs, openings = victims
         return self._claim(job, option, gangs, openings)
@@ -119,15 +126,12 @@ class Preemption:
         )
         gangs = [gang for gang in self._state.evictable[gpu_class].values() if gang.id not in self._evicted]
         openings = Openings(self._state, preemptor.job.shape, gpu_class, spares)
-        # Whether it would fit without all that the rule could ever permit needs no targets, which cost more.
-        if not _could_fit(openings, gangs):
-            return None
         ordered = self._ordered.get(gpu_class)
         if ordered is None:
             ordered = self._ordered[gpu_class] = in_order(self._standings, gangs, self._now_ms)
         chosen = cheapest(openings, rule, ordered)
-        if chosen is None and preemptor.booking is Booking.BURST and is_fair:
-            chosen = node_by_node(openings, rule, ordered)
+        if chosen is None and preemptor.booking is Booking.BURST and rule.has_share:
+            chosen = node_by_node(openings, rule, [gang for gang in ordered if rule.permits(gang)])
         return None if chosen is None else (chosen, openings)
 
     def _is_old(self, gang: Allocation) -> bool:
@@ -155,20 +159,6 @@ class Preemption:
         return self._shares
 
 
-def _could_fit(openings: Openings, gangs: Sequence[Allocation]) -> bool:
-    taken: list[Allocation] = []
-    for gang in gangs:
-        if openings.has_room():
-            break
-        if openings.would_help(gang):
-            openings.evict(gang)
-            taken.append(gang)
-    has_room = openings.has_room()
-    for gang in taken:
-        openings.put_back(gang)
-    return has_room
-
-
 def cheapest(openings: Openings, rule: Rule, ordered: Sequence[Allocation]) -> list[Allocation] | None:
     """Evicts gangs in order until there is room, then spares what can be spared; None when there never is.
 
@@ -178,7 +168,7 @@ def cheapest(openings: Openings, rule: Rule, ordered: Sequence[Allocation]) -> l
     for gang in ordered:
         if openings.has_room():
             break
-        if openings.would_help(gang) and rule.permits(gang):
+        if rule.permits(gang) and openings.would_help(gang):
             openings.evict(gang)
             rule.take(gang)
             chosen.append(gang)
@@ -234,7 +224,7 @@ def _settled(openings: Openings, rule: Rule, chosen: list[Allocation]) -> list[A
     while is_changed:
         is_changed = False
         for gang in reversed(chosen):
-            if gang.id in spared:
+            if gang.id in spared or openings.needs_gone(gang):
                 continue
             openings.put_back(gang)
             spared.add(gang.id)

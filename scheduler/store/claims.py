@@ -4,7 +4,7 @@ What of a claim's whole GPUs is free rests as `reserved_unused(claim)` in the le
 are kept for a day: they are what the rate limit of preemption is rebuilt from.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
