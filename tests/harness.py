@@ -175,14 +175,7 @@ class Centre:
         for device, units in held.items():
             found = state.capacity.find(device)
             assert found is None or units <= found.units, f"{device} holds {units}"
-        for claim in state.claims.by_job.values():
-            for grant in claim.grants:
-                for device in grant.devices:
-                    owners = {
-                        each.id for each in state.allocations.values() for part in each.grants if device in part.devices
-                    }
-                    free = GPU_UNITS - grant.units
-                    assert free or owners <= set(claim.victims), f"{device} is claimed, and others got it"
+        self._check_claims()
         for account in state.accounts.values():
             for gpu_class, limit in account.limit.items():
                 total = sum(
@@ -191,3 +184,19 @@ class Centre:
                     if allocation.gpu_class == gpu_class and account.id in lineage(allocation.account)
                 )
                 assert total <= limit * 12_600, f"{account.id} holds more than its limit"
+            inside = [each for each in state.allocations.values() if account.id in lineage(each.account)]
+            if account.running_limit is not None:
+                assert len(inside) <= account.running_limit, f"{account.id} runs more jobs than it may"
+            for gpu_class, most in account.user_limit.items():
+                for user in {each.user for each in inside}:
+                    its = sum(a.total_units for a in inside if a.user == user and a.gpu_class == gpu_class)
+                    assert its <= most * 12_600, f"{user} holds more than a user of {account.id} may"
+
+    def _check_claims(self) -> None:
+        """What is claimed belongs to its victims or to nobody (I3)."""
+        for claim in self.state.claims.by_job.values():
+            whole = {device for grant in claim.grants if grant.units == GPU_UNITS for device in grant.devices}
+            for allocation in self.state.allocations.values():
+                if allocation.id not in claim.victims:
+                    got = {device for grant in allocation.grants for device in grant.devices}
+                    assert not whole & got, f"job {allocation.job} got what is claimed for job {claim.job}"

@@ -71,7 +71,11 @@ class DatabaseSettings:
 class ExecutorSettings:
     """What runs the jobs."""
 
-    kind: str = _key("local", "local (processes on this machine) or simulated (no processes; jobs end by the clock)")
+    kind: str = _key(
+        "local",
+        "local (processes on this machine), kubernetes (containers of a cluster, see [kubernetes]) or simulated (no "
+        "processes; jobs end by the clock)",
+    )
     sim: str | None = _key(
         None,
         "simulated GPUs instead of NVML's, as NODESxGPUSxCLASS[,…]: 2x8xH200. With kind local, jobs are "
@@ -99,6 +103,50 @@ class NodeSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class KubernetesSettings:
+    """The cluster, where executor.kind is kubernetes. Lists are texts with commas."""
+
+    kubeconfig: str | None = _key(
+        None, "default: the service account of the daemon's pod inside a cluster, else KUBECONFIG or ~/.kube/config"
+    )
+    context: str | None = _key(None, "context of the kubeconfig; default its current one")
+    installation: str = _key(
+        "turnstile", "label of all that this Turnstile makes: two in one cluster must not clean up after each other"
+    )
+    namespace_prefix: str = _key("turnstile-", "a tenant's namespace is this and its name")
+    create_namespaces: bool = _key(
+        True, "make tenants' namespaces with quota, limits, network policy and Pod Security labels; false: admins do"
+    )
+    pod_security: str = _key("baseline", "Pod Security level enforced there; most CUDA images cannot run restricted")
+    isolate_namespaces: bool = _key(True, "with a network policy that lets in pods of the same tenant only")
+    class_label: str = _key("nvidia.com/gpu.product", "node label that tells the GPU; GPU feature discovery writes it")
+    classes: dict[str, str] = field(
+        default_factory=dict, metadata={"why": "its values to GPU classes, where the built-in names don't suit"}
+    )
+    pool_label: str | None = _key(None, "node label that names the pool; default node.pool for all")
+    node_selector: str = _key("", "label selector of the nodes to use; default all that offer GPUs")
+    tolerations: str = _key("nvidia.com/gpu", "taint keys that jobs tolerate; nodes with other taints are drained")
+    image_pull_policy: str = _key("IfNotPresent", "IfNotPresent, Always or Never")
+    image_pull_secrets: str = _key("", "Secrets in the tenants' namespaces that hold registry passwords")
+    non_root: bool = _key(False, "refuse images that run as root; without capabilities even root is held")
+    priority_class: str | None = _key(None, "priorityClassName of jobs' pods")
+    runtime_class: str | None = _key(None, "runtimeClassName of jobs' pods, such as nvidia")
+    scheduler_name: str | None = _key(None, "schedulerName of jobs' pods; default the cluster's own scheduler")
+    pod_annotations: dict[str, str] = field(
+        default_factory=dict, metadata={"why": "annotations of jobs' pods, such as to keep sidecars out"}
+    )
+    volumes: dict[str, str] = field(
+        default_factory=dict,
+        metadata={
+            "why": "what jobs may mount with --volume NAME: `claim=C,mount=/data`, `nfs=HOST:/PATH,mount=/data,ro`"
+        },
+    )
+    start_seconds: float = _key(600.0, "in which all pods of a gang must run, images pulled, or it is released whole")
+    node_lost_seconds: float = _key(120.0, "from when the control plane gives a node up until its jobs are given up")
+    finished_seconds: float = _key(3600.0, "how long pods of ended jobs stay, for their logs")
+
+
+@dataclass(frozen=True, slots=True)
 class Metering:
     """What is read off the GPUs, and how time is shown."""
 
@@ -109,6 +157,23 @@ class Metering:
     read_deadline_seconds: float = _key(10.0, "after which a hanging NVML call is given up and its process replaced")
     zone: str | None = _key(
         None, "the centre's time zone (tz database name) for civil days and people; default the system's"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Notify:
+    """How people are told of their jobs: webhooks, and e-mail where a mail server is named."""
+
+    smtp_host: str | None = _key(None, "mail server; without one no e-mail is sent")
+    smtp_port: int = _key(587, "its port for submission (RFC 6409)")
+    smtp_from: str | None = _key(None, "the sender's address; needed with smtp_host")
+    smtp_user: str | None = _key(None, "name to log in with; none: no login")
+    smtp_password_file: str | None = _key(None, "a file that holds the password")
+    smtp_tls: bool = _key(True, "STARTTLS, with a checked certificate; false only for a server on the same machine")
+    private_addresses: bool = _key(
+        False,
+        "let webhooks go to loopback and private addresses: tenants choose them, and this machine asks them from "
+        "inside the centre's network",
     )
 
 
@@ -131,7 +196,9 @@ class Settings:
     database: DatabaseSettings = field(default_factory=DatabaseSettings)
     executor: ExecutorSettings = field(default_factory=ExecutorSettings)
     node: NodeSettings = field(default_factory=NodeSettings)
+    kubernetes: KubernetesSettings = field(default_factory=KubernetesSettings)
     metering: Metering = field(default_factory=Metering)
+    notify: Notify = field(default_factory=Notify)
     logging: Logging = field(default_factory=Logging)
     policy: Policy = field(default_factory=Policy)
 
@@ -282,7 +349,9 @@ def _check(settings: Settings, problems: list[str]) -> None:
             f"metering.window_seconds: must be at most {LONGEST_WINDOW_SECONDS}, not {metering.window_seconds:g}"
         )
     for where, value, allowed in (
-        ("executor.kind", executor.kind, ("local", "simulated")),
+        ("executor.kind", executor.kind, ("local", "kubernetes", "simulated")),
+        ("kubernetes.pod_security", settings.kubernetes.pod_security, ("privileged", "baseline", "restricted")),
+        ("kubernetes.image_pull_policy", settings.kubernetes.image_pull_policy, ("IfNotPresent", "Always", "Never")),
         ("logging.level", settings.logging.level, ("debug", "info", "warning", "error")),
         ("logging.format", settings.logging.format, ("text", "json")),
     ):
@@ -293,6 +362,8 @@ def _check(settings: Settings, problems: list[str]) -> None:
         problems.append('executor.sim: the simulated executor needs GPUs to simulate, such as "2x8xH200"')
     if settings.database.url is not None and settings.database.url_file is not None:
         problems.append("database.url, database.url_file: give one of the two")
+    if settings.notify.smtp_host is not None and settings.notify.smtp_from is None:
+        problems.append("notify.smtp_from: needed with notify.smtp_host, such as turnstile@park.example")
     if metering.zone is not None:
         try:
             ZoneInfo(metering.zone)

@@ -8,7 +8,6 @@ from scheduler.core.model import GPU_UNITS, AllocationId, Booking, Job, JobState
 from scheduler.core.reasons import Reason, ReasonCode
 from scheduler.core.state import ClusterState
 from scheduler.core.stretch import Claim
-from scheduler.core.waiting import group_of
 
 
 def why_lost(state: ClusterState, bookings: Bookings, claim: Claim, now_ms: int) -> str | None:
@@ -18,14 +17,14 @@ def why_lost(state: ClusterState, bookings: Bookings, claim: Claim, now_ms: int)
         return "the job waits no more"
     if now_ms >= claim.until_ms:
         return "the gangs that were stopped for it did not end in time"
-    return _forbidden(bookings, claim, job) or _missing(state, claim)
+    return _forbidden(state, bookings, claim, job) or _missing(state, claim)
 
 
-def _forbidden(bookings: Bookings, claim: Claim, job: Job) -> str | None:
+def _forbidden(state: ClusterState, bookings: Bookings, claim: Claim, job: Job) -> str | None:
     suspended = bookings.suspension(job.account)
     if suspended is not None:
         return f"{suspended.detail} is suspended"
-    chosen = bookings.choose_anew(group_of(job), claim.gpu_class, claim.booking)
+    chosen = bookings.choose_anew(state.group_of(job), claim.gpu_class, claim.booking)
     if isinstance(chosen, Reason):
         return f"{chosen.code} stands in its way now"
     if claim.booking is Booking.GUARANTEED and chosen is not Booking.GUARANTEED:

@@ -50,7 +50,7 @@ from scheduler.core.policy import Backfill, Placement, Policy, QueueOrder
 from scheduler.core.preemption import Preemption
 from scheduler.core.reasons import Reason, ReasonCode
 from scheduler.core.reservation import Options, Promises, rank_of
-from scheduler.core.state import ClusterState, Group, group_of
+from scheduler.core.state import ClusterState, Group
 from scheduler.core.stretch import Claim, Reservation
 
 
@@ -86,6 +86,7 @@ def plan(state: ClusterState, policy: Policy, now_ms: int, decision: int = 0) ->
         promotions=tuple(tick.bookings.promotions),
         verdicts=tick.verdicts,
         blocks=tick.blocks,
+        by_user=frozenset(state.waiting.by_user),
         reservations=tick.reservations,
         is_partial=tick.is_full,
         wake_at_ms=tick.wake_at_ms(),
@@ -149,7 +150,7 @@ class _Tick:
         for claim in list(self._state.claims.by_job.values()):
             job = self._state.jobs.get(claim.job)
             self._started.add(claim.job)
-            group = None if job is None else group_of(job)
+            group = None if job is None else self._state.group_of(job)
             why = why_lost(self._state, self.bookings, claim, self._now_ms)
             if why is not None or group is None:
                 self.lapses.append(Lapse(claim.job, why or "the job is gone"))
@@ -173,7 +174,7 @@ class _Tick:
             if not self._promises.is_kept(job):
                 self._promises.lift(reservation)
                 continue
-            group = group_of(job)
+            group = self._state.group_of(job)
             is_settled = self._promises.is_settled(reservation, job.shape)
             is_stuck = is_settled and self._is_hopeless(group) and not self.bookings.is_known(job.account)
             if is_stuck and not self._may_preempt(group):
@@ -201,7 +202,7 @@ class _Tick:
     def line(self) -> Line:
         """Returns the waiting jobs in the order that the policy chose."""
         for job_id in sorted(self._promises.kept):
-            self.bookings.promise(group_of(self._state.jobs[job_id]))
+            self.bookings.promise(self._state.group_of(self._state.jobs[job_id]))
         order = self._policy.order
         if order is QueueOrder.FAIR:
             return FairLine(self._state, self.bookings, self._now_ms, self)
@@ -301,7 +302,7 @@ class _Tick:
         return min((moment for moment in moments if moment is not None), default=None)
 
     def _start_or_promise(self, job: Job) -> bool:
-        group = group_of(job)
+        group = self._state.group_of(job)
         options = self._options(group)
         if self._try_start(job.id, group, options) or self._try_claim(job, group, options):
             return True
@@ -389,7 +390,7 @@ class _Tick:
         for reservation in self._promises.disturbed_by(grants):
             job = self._state.jobs[reservation.job]
             self._promises.lift(reservation)
-            self._promises.make(job, self._options(group_of(job), is_in_turn=False))
+            self._promises.make(job, self._options(self._state.group_of(job), is_in_turn=False))
             self._crowded_out.clear()
             self._hopes.clear()
 

@@ -106,6 +106,7 @@ class Preemption:
         return Claim(
             job.id,
             job.account,
+            job.user,
             gpu_class,
             booking,
             openings.grants(),

@@ -7,7 +7,7 @@ time, for maintenance or for one account's jobs.
 from dataclasses import dataclass
 from typing import NamedTuple, NewType
 
-from scheduler.core.model import AccountId, AllocationId, Booking, GpuClass, Grant, JobId, NodeName
+from scheduler.core.model import AccountId, AllocationId, Booking, GpuClass, Grant, JobId, NodeName, UserName
 
 ReservationId = NewType("ReservationId", str)  # an admin's name for it
 
@@ -88,6 +88,7 @@ class Claim:
 
     job: JobId
     account: AccountId
+    user: UserName
     gpu_class: GpuClass
     booking: Booking
     grants: tuple[Grant, ...]

@@ -10,7 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from sortedcontainers import SortedList
 
 from scheduler.core.debt import Debts, RateBook, RateKey
-from scheduler.core.model import AccountId, Allocation, AllocationId, Booking, GpuClass, JobId, tenant_of
+from scheduler.core.model import AccountId, Allocation, AllocationId, Booking, GpuClass, JobId, UserName, tenant_of
+from scheduler.core.stretch import Claim
+from scheduler.core.tally import add_nested
 
 GangKey = tuple[
     AccountId, GpuClass, int
@@ -23,6 +25,10 @@ class Usage:
 
     def __init__(self, half_life_ms: int) -> None:
         self.held_units: Counter[tuple[AccountId, GpuClass, Booking]] = Counter()
+        self.gangs: Counter[AccountId] = Counter()
+        """Live allocations, of an account and all below it."""
+        self.user_units: dict[tuple[AccountId, GpuClass], Counter[UserName]] = {}
+        """Capacity units that each user holds in an account and all below it, whatever the booking."""
         self.debts = Debts(half_life_ms)
         self.rates = RateBook()
         self.spot_charge: Counter[AccountId] = Counter()
@@ -35,6 +41,7 @@ class Usage:
         """Counts a gang from its decision on. `path` is its account and all above it."""
         self._charged[allocation.id] = charged_units
         self._hold(allocation, path, +1)
+        self._count(allocation, path, +1)
         if allocation.booking is Booking.BURST:
             self._step(path, (), self._steps(allocation, None))
         self._charge_spot(allocation, path, +1)
@@ -42,6 +49,7 @@ class Usage:
     def release(self, allocation: Allocation, at_ms: int, path: Sequence[AccountId]) -> None:
         """Counts a gang no more that ended at an instant, which may lie before what is known of others."""
         self._hold(allocation, path, -1)
+        self._count(allocation, path, -1)
         if allocation.booking is Booking.BURST:
             self._step(path, self._steps(allocation, None), self._steps(allocation, at_ms))
         self._charge_spot(allocation, path, -1)
@@ -92,13 +100,10 @@ class Usage:
             if not gangs:
                 del self.promotable[tenant_of(allocation.account)]
 
-    def hold_units(self, path: Sequence[AccountId], gpu_class: GpuClass, booking: Booking, units: int) -> None:
-        """Counts units as held, or no more when negative. What is only claimed costs nothing."""
-        for account in path:
-            key = (account, gpu_class, booking)
-            self.held_units[key] += units
-            if not self.held_units[key]:
-                del self.held_units[key]
+    def hold_claim(self, claim: Claim, path: Sequence[AccountId], sign: int) -> None:
+        """Counts a claim as the gang that it is kept for, or no more. It costs nothing until that starts."""
+        self._hold(claim, path, sign)
+        self._count(claim, path, sign)
 
     def facts(self) -> dict[str, object]:
         """Returns what the ledger must give back: debts and the rates in force."""
@@ -134,8 +139,21 @@ class Usage:
             if not self.spot_charge[account]:
                 del self.spot_charge[account]
 
-    def _hold(self, allocation: Allocation, path: Sequence[AccountId], sign: int) -> None:
-        self.hold_units(path, allocation.gpu_class, allocation.booking, sign * allocation.total_units)
+    def _count(self, held: Allocation | Claim, path: Sequence[AccountId], sign: int) -> None:
+        units = sign * held.total_units
+        for account in path:
+            self.gangs[account] += sign
+            if not self.gangs[account]:
+                del self.gangs[account]
+            add_nested(self.user_units, (account, held.gpu_class), held.user, units)
+
+    def _hold(self, held: Allocation | Claim, path: Sequence[AccountId], sign: int) -> None:
+        units = sign * held.total_units
+        for account in path:
+            key = (account, held.gpu_class, held.booking)
+            self.held_units[key] += units
+            if not self.held_units[key]:
+                del self.held_units[key]
 
 
 def _gang_key(allocation: Allocation) -> GangKey:

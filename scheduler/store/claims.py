@@ -25,6 +25,7 @@ from scheduler.core.model import (
     JobId,
     JobState,
     NodeAvailability,
+    UserName,
     lineage,
 )
 from scheduler.core.occupancy import Evidence, OccupancyState, Occupant
@@ -44,7 +45,7 @@ STARTED = "started"
 """Outcome of a claim whose job started from it."""
 
 _NAMES = (
-    *("job_id", "account", "gpu_class", "booking", "grants", "victims", "guarded"),
+    *("job_id", "account", "user", "gpu_class", "booking", "grants", "victims", "guarded"),
     *("made_ms", "free_ms", "end_ms", "until_ms"),
 )
 _LIVE = sa.select(*(CLAIM.c[name] for name in _NAMES)).where(CLAIM.c.ended_ms.is_(None)).order_by(CLAIM.c.sequence)
@@ -56,6 +57,7 @@ def live_claims(connection: Connection) -> tuple[Claim, ...]:
         Claim(
             JobId(row.job_id),
             AccountId(row.account),
+            UserName(row.user),
             GpuClass(row.gpu_class),
             Booking(row.booking),
             grants_of(row.grants),
@@ -215,6 +217,7 @@ def _values(claim: Claim) -> dict[str, object]:
     return {
         "job_id": claim.job,
         "account": claim.account,
+        "user": claim.user,
         "gpu_class": claim.gpu_class,
         "booking": claim.booking.value,
         "grants": grants_json(claim.grants),

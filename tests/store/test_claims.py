@@ -4,11 +4,11 @@ from scheduler.core.model import GPU_UNITS, Allocation, Booking, DeviceId, EndRe
 from scheduler.core.occupancy import OccupancyState
 from scheduler.core.plan import Lapse, Plan, Start, Stop
 from scheduler.core.stretch import Claim
-from scheduler.executor import Checkpointed
+from scheduler.executor import Checkpointed, Started
 from scheduler.store.actions import CancelJobs
 from scheduler.store.allocations import Applied, ApplyPlan
 from scheduler.store.inventory import SetDrain
-from tests.store.harness import H200, PROJECT, Centre, draft, start
+from tests.store.harness import ANA, H200, PROJECT, Centre, draft, start
 
 
 def _claim(centre: Centre, job: JobId, victims: tuple[Allocation, ...], *devices: str) -> Claim:
@@ -16,7 +16,7 @@ def _claim(centre: Centre, job: JobId, victims: tuple[Allocation, ...], *devices
     now_ms = centre.clock.now_ms()
     ids = tuple(victim.id for victim in victims)
     times = (now_ms, now_ms + 30_000, now_ms + 3_630_000, now_ms + 600_000)
-    return Claim(job, PROJECT, H200, Booking.BURST, grants, ids, len(ids), *times)
+    return Claim(job, PROJECT, ANA, H200, Booking.BURST, grants, ids, len(ids), *times)
 
 
 def _make(centre: Centre, claim: Claim) -> Applied:
@@ -106,7 +106,7 @@ def test_a_share_is_claimed_beside_other_shares(centre: Centre) -> None:
     (job,) = centre.submit(draft(units=half))
     grant = Grant(NodeName("n0"), (DeviceId("n0/0"),), half, 10, 1024)
     claim = _claim(centre, job, (victim,), "n0/0")
-    claim = Claim(job, PROJECT, H200, Booking.BURST, (grant,), claim.victims, 1, *_times(claim))
+    claim = Claim(job, PROJECT, ANA, H200, Booking.BURST, (grant,), claim.victims, 1, *_times(claim))
     assert _make(centre, claim).rejected == ()
     centre.ended(victim, EndReason.EXIT_NONZERO)
     centre.check()
@@ -123,7 +123,9 @@ def test_a_checkpoint_is_remembered_and_an_older_one_changes_nothing(centre: Cen
     run = centre.run("n0/0")
     centre.observe(Checkpointed(run.id, centre.clock.now_ms()))
     assert centre.state.allocations[run.id].checkpointed_ms is None, "nothing is saved before it runs"
-    centre.started(run)
+    begun_ms = centre.clock.now_ms()
+    centre.observe(Checkpointed(run.id, begun_ms - 3), Started(run.id, begun_ms))
+    assert centre.state.allocations[run.id].checkpointed_ms == begun_ms, "a file's clock lags behind"
     centre.clock.advance(milliseconds=10_000)
     saved_ms = centre.clock.now_ms()
     centre.observe(Checkpointed(run.id, saved_ms + 999))

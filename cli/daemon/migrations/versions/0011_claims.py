@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 from alembic import op
 
-revision: str = "0009"
-down_revision: str | None = "0008"
+revision: str = "0011"
+down_revision: str | None = "0010"
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 
@@ -18,6 +18,7 @@ def upgrade() -> None:
         sa.Column("sequence", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True),
         sa.Column("job_id", sa.BigInteger(), nullable=False),
         sa.Column("account", sa.String(), nullable=False),
+        sa.Column("user", sa.String(), nullable=False),
         sa.Column("gpu_class", sa.String(), nullable=False),
         sa.Column("booking", sa.String(), nullable=False),
         sa.Column("grants", sa.JSON(), nullable=False),
