@@ -78,8 +78,8 @@ class Preemption:
             return None
         if gpu_class not in self._state.evictable or not (is_guaranteed or is_fair):
             return None
-        if (group.shape, gpu_class, group.time_limit_ms) in self._unyielding:
-            return None
+        if (group.shape, gpu_class, group.time_limit_ms) in self._unyielding or job.array_cap is not None:
+            return None  # a claim would leave its place under the array's cap to another element
         if is_fair and not is_guaranteed:
             self._weighed.add(gpu_class)
         self._attempts -= 1

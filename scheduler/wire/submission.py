@@ -6,12 +6,21 @@ from datetime import datetime
 from pathlib import PurePosixPath
 
 from scheduler.auth import Rights, Role
-from scheduler.core.model import GPU_UNITS, NodeName, PoolName, Shape
+from scheduler.core.model import GPU_UNITS, Dependency, NodeName, PoolName, Shape
 from scheduler.executor import LaunchSpec
 from scheduler.refusal import Problem, RefusalCode, Refused
 from scheduler.store.jobs import JobDraft
 from scheduler.wire.fitting import Offer, size_of
-from scheduler.wire.spec import PRIORITIES, JobSpec, PriorityWord, invalid, parse_array
+from scheduler.wire.spec import (
+    PRIORITIES,
+    JobSpec,
+    PriorityWord,
+    invalid,
+    parse_array,
+    parse_cap,
+    parse_topology,
+    retried_reasons,
+)
 from scheduler.wire.text import shown
 
 
@@ -36,8 +45,21 @@ class SubmissionRules:
     """Who may ask for `high`. Everyone by default: it orders within a project only, so a project harms nobody else."""
 
 
-def draft_of(spec: JobSpec, rights: Rights, offers: Sequence[Offer], rules: SubmissionRules, now_ms: int) -> JobDraft:
-    """Returns the job (or array) to store. Raises Refused; nothing is stored then. Cost: linear in `offers`."""
+@dataclass(frozen=True, slots=True)
+class Centre:
+    """What a submission is held against: the nodes there are, the rules, the time."""
+
+    offers: Sequence[Offer]
+    rules: SubmissionRules
+    now_ms: int
+
+
+def draft_of(spec: JobSpec, rights: Rights, centre: Centre, after: tuple[Dependency, ...] = ()) -> JobDraft:
+    """Returns the job (or array) to store. Raises Refused; nothing is stored then. Cost: linear in the offers.
+
+    `after` are the jobs that `spec.after` names, found for the caller.
+    """
+    offers, rules, now_ms = centre.offers, centre.rules, centre.now_ms
     account = rights.submission_account(spec.project)
     _check_rules(spec, rights, rules, now_ms)
     indexes = parse_array(spec.array) if spec.array is not None else None
@@ -59,6 +81,7 @@ def draft_of(spec: JobSpec, rights: Rights, offers: Sequence[Offer], rules: Subm
             only_nodes=tuple(NodeName(node) for node in sorted(set(spec.only_nodes))),
             exclude_nodes=tuple(NodeName(node) for node in sorted(set(spec.exclude_nodes))),
             constraints=tuple(sorted(spec.constraints.items())),
+            topology=None if spec.topology is None else parse_topology(spec.topology),
         ),
         time_limit_ms=spec.time_limit_seconds * 1000,
         launch=LaunchSpec(
@@ -74,18 +97,22 @@ def draft_of(spec: JobSpec, rights: Rights, offers: Sequence[Offer], rules: Subm
         ),
         wanted=spec.booking,
         priority=PRIORITIES[spec.priority],
-        begin_ms=_utc_ms(spec.begin_at),
-        deadline_ms=_utc_ms(spec.deadline_at),
+        begin_ms=utc_ms(spec.begin_at),
+        deadline_ms=utc_ms(spec.deadline_at),
         is_held=spec.hold,
         retries=spec.retries,
+        retry_on=retried_reasons(spec),
         array_indexes=indexes,
+        array_cap=None if spec.array is None else parse_cap(spec.array),
+        after=after,
         labels=dict(spec.labels),
         notify_events=spec.notify,
         notify_when=spec.notify_when,
     )
 
 
-def _utc_ms(moment: datetime | None) -> int | None:
+def utc_ms(moment: datetime | None) -> int | None:
+    """Returns an instant as UTC milliseconds."""
     if moment is None:
         return None
     return int(moment.replace(microsecond=0).timestamp()) * 1000 + moment.microsecond // 1000
@@ -100,15 +127,7 @@ def _name_of(spec: JobSpec) -> str:
 
 
 def _check_rules(spec: JobSpec, rights: Rights, rules: SubmissionRules, now_ms: int) -> None:
-    if spec.time_limit_seconds > rules.longest_time_limit_seconds:
-        days = rules.longest_time_limit_seconds / 86_400
-        raise Refused(
-            RefusalCode.POLICY,
-            f"a time limit of {spec.time_limit_seconds} s is more than this centre allows "
-            f"({rules.longest_time_limit_seconds} s, {days:g} days)",
-            tries=(f"-t {rules.longest_time_limit_seconds}s",),
-            problems=(Problem(f"at most {rules.longest_time_limit_seconds}", "time_limit_seconds"),),
-        )
+    check_time_limit(spec.time_limit_seconds, rules)
     if spec.image is not None and not rules.runs_images:
         raise Refused(
             RefusalCode.POLICY,
@@ -116,20 +135,36 @@ def _check_rules(spec: JobSpec, rights: Rights, rules: SubmissionRules, now_ms: 
             tries=("leave out --image",),
             problems=(Problem("no images run here", "image"),),
         )
-    if spec.image is None and rules.needs_image:
+    check_priority(spec.priority, rights, rules)
+    check_deadline(spec.deadline_at, now_ms)
+
+
+def check_time_limit(seconds: int, rules: SubmissionRules) -> None:
+    """Raises Refused (`policy`) for a time limit that is longer than the centre allows."""
+    if seconds > rules.longest_time_limit_seconds:
+        days = rules.longest_time_limit_seconds / 86_400
         raise Refused(
             RefusalCode.POLICY,
-            "this centre runs containers: say which image",
-            tries=("--image REF",),
-            problems=(Problem("is required here", "image"),),
+            f"a time limit of {seconds} s is more than this centre allows "
+            f"({rules.longest_time_limit_seconds} s, {days:g} days)",
+            tries=(f"-t {rules.longest_time_limit_seconds}s",),
+            problems=(Problem(f"at most {rules.longest_time_limit_seconds}", "time_limit_seconds"),),
         )
-    if spec.priority is PriorityWord.HIGH and rights.caller.role not in rules.high_priority_roles:
+
+
+def check_priority(word: PriorityWord | None, rights: Rights, rules: SubmissionRules) -> None:
+    """Raises Refused (`policy`) for a priority that the caller's role may not ask for."""
+    if word is PriorityWord.HIGH and rights.caller.role not in rules.high_priority_roles:
         raise Refused(
             RefusalCode.POLICY,
             f"priority high is not for the role {rights.caller.role} at this centre",
             tries=("--priority normal",),
             problems=(Problem("high is not allowed", "priority"),),
         )
-    deadline_ms = _utc_ms(spec.deadline_at)
+
+
+def check_deadline(deadline_at: datetime | None, now_ms: int) -> None:
+    """Raises Refused (`invalid`) for a deadline that has passed."""
+    deadline_ms = utc_ms(deadline_at)
     if deadline_ms is not None and deadline_ms <= now_ms:
         raise invalid((Problem("has passed already", "deadline_at"),))

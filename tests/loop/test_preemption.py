@@ -80,9 +80,9 @@ def test_a_real_process_saves_its_work_makes_room_and_runs_again(world: World, t
         'trap \'touch "$TURNSTILE_CHECKPOINT_FILE"; exit 1\' TERM; touch "$TURNSTILE_CHECKPOINT_FILE"; '
         "sleep 60 & wait"
     )
-    victim = _submit(controller, "acme/nlp", LaunchSpec(("/bin/sh", "-c", script), "train"), nodes=1)
     filler = _submit(controller, "acme/nlp", LaunchSpec(("sleep", "60"), "filler"), nodes=1)
     until(controller, lambda: state_of(controller, filler) is JobState.RUNNING)
+    victim = _submit(controller, "acme/nlp", LaunchSpec(("/bin/sh", "-c", script), "train"), nodes=1)
 
     def is_saved() -> bool:
         gangs = controller.ask(lambda state, _: list(state.allocations.values())).result(SECONDS)
