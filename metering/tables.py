@@ -54,7 +54,10 @@ class PostingEntryRow(SQLModel, table=True):
     """A journal entry; its id is higher than all before."""
 
     __tablename__ = "posting_entry"
-    __table_args__ = (sa.Index("ix_posting_entry_allocation_id", "allocation_id"),)
+    __table_args__ = (
+        sa.Index("ix_posting_entry_allocation_id", "allocation_id"),
+        sa.Index("ix_posting_entry_job_id", "job_id"),
+    )
     id: int = Field(sa_type=BIG_KEY, primary_key=True, sa_column_kwargs={"autoincrement": False})
     key: str = Field(unique=True)
     kind: str

@@ -75,9 +75,14 @@ def rated_lines(
     """
     from_ms, to_ms = stretches[0].from_ms, stretches[-1].to_ms
     for allocation in allocations(connection, from_ms, to_ms, tenant):
-        for segment in _segments(allocation, to_ms):
-            for piece in slices_of(segment, stretches):
-                yield RatedLine(rate(piece), allocation, piece.end_word(allocation.ended_ms, allocation.end_reason))
+        yield from lines_of(allocation, stretches)
+
+
+def lines_of(allocation: LedgerAllocation, stretches: Sequence[Stretch]) -> Iterator[RatedLine]:
+    """Yields the lines of one allocation inside the stretches. Raises StoreCorrupt."""
+    for segment in _segments(allocation, stretches[-1].to_ms):
+        for piece in slices_of(segment, stretches):
+            yield RatedLine(rate(piece), allocation, piece.end_word(allocation.ended_ms, allocation.end_reason))
 
 
 def _segments(allocation: LedgerAllocation, to_ms: int) -> list[Segment]:

@@ -29,8 +29,8 @@ from cli.daemon import migrate
 from cli.daemon.bootstrap import bootstrap
 from cli.daemon.gpus import Gpus, real_gpus, simulated_gpus
 from cli.daemon.settings import Settings, SettingsProblem
+from metering.admission import BudgetAdmission
 from metering.ledger_watch import BLIND_MS, LedgerCollector, LedgerWatch
-from metering.pricing import PricesWithoutBudgets
 from metering.rates import AnnounceRates
 from metering.routes import ledger_routes
 from metering.samples import StoreWindows
@@ -146,7 +146,7 @@ class Daemon:
             is_metrics_open=settings.server.metrics_open,
             rules=submission_rules(settings),
         )
-        app = api(controller, PricesWithoutBudgets(), limits, telemetry, (ledger_routes,))
+        app = api(controller, BudgetAdmission(), limits, telemetry, (ledger_routes,))
         config = uvicorn.Config(
             app, log_config=None, access_log=False, lifespan="on", proxy_headers=False, timeout_graceful_shutdown=5
         )

@@ -40,6 +40,7 @@ class Bookings:
         self._keeps_for: dict[tuple[AccountId, GpuClass], Group] = {}
         self._bought: dict[GpuClass, dict[AccountId, int]] = {}
         self._charges: dict[tuple[Shape, GpuClass, Booking], int] = {}
+        self._spent: Counter[AccountId] = Counter()
         self.promotions: list[Promotion] = []
         self.burst_charge: Counter[AccountId] = Counter()
         """What this tick's burst starts and promises cost, less its promotions: micro-credits/s times GPU_UNITS."""
@@ -53,6 +54,10 @@ class Bookings:
         units = group.shape.total_units
         for account in lineage(group.account):
             self._taken[account, gpu_class, booking] += units
+        if self._state.headroom.is_limited(group.account):
+            need = self._state.headroom.need(group, gpu_class, booking)
+            for account in lineage(group.account):
+                self._spent[account] += need
         self._charge(group, gpu_class, booking)
 
     def promise(self, group: Group) -> None:
@@ -94,6 +99,7 @@ class Bookings:
             if (
                 min((bought for _, bought in levels), default=0) < units
                 or self._over_limit(group.account, gpu_class, units) is not None
+                or self._over_budget(group, gpu_class, Booking.GUARANTEED) is not None
                 or not self._state.supply.could_hold(group.shape, gpu_class, self._state.closed_pools)
             ):
                 continue
@@ -137,6 +143,13 @@ class Bookings:
         With `is_in_turn`, in the turn of what fits a guarantee, to go beyond it is forbidden.
         """
         units = group.shape.total_units
+        booking = self._booking(group, gpu_class, units, is_in_turn=is_in_turn)
+        if isinstance(booking, Reason):
+            return booking
+        return self._over_budget(group, gpu_class, booking) or booking
+
+    def _booking(self, group: Group, gpu_class: GpuClass, units: int, *, is_in_turn: bool) -> Booking | Reason:
+        """Returns what limits and guarantees say."""
         over = self._over_limit(group.account, gpu_class, units)
         if over is not None:
             return over
@@ -163,13 +176,19 @@ class Bookings:
             has_limit = any(
                 known is not None and known.limit for known in map(self._state.accounts.get, lineage(account))
             )
-            if not has_limit and account not in self._state.waiting.heads[BookingWanted.GUARANTEED]:
+            has_budget = self._state.headroom.is_limited(account)
+            heads = self._state.waiting.heads[BookingWanted.GUARANTEED]
+            if not has_limit and not has_budget and account not in heads:
                 continue
             left: dict[GpuClass, int] = {}
             for group in groups:
-                if group.wanted is not BookingWanted.GUARANTEED and (
-                    not has_limit
-                    or any(self._is_within(group, gpu_class, left) for gpu_class in group.shape.gpu_classes)
+                if (
+                    not has_budget
+                    and group.wanted is not BookingWanted.GUARANTEED
+                    and (
+                        not has_limit
+                        or any(self._is_within(group, gpu_class, left) for gpu_class in group.shape.gpu_classes)
+                    )
                 ):
                     continue
                 forbidden = self._forbidden(group)
@@ -252,6 +271,18 @@ class Bookings:
             if units > left:
                 code = ReasonCode.QUOTA_TENANT if name == tenant else ReasonCode.QUOTA_PROJECT
                 return Reason(code, need=-(-units // GPU_UNITS), free=max(0, left) // GPU_UNITS, detail=name)
+        return None
+
+    def _over_budget(self, group: Group, gpu_class: GpuClass, booking: Booking) -> Reason | None:
+        """Returns which account has too little money left for the hold of a job of the group."""
+        headroom = self._state.headroom
+        if not headroom.is_limited(group.account):
+            return None
+        need = headroom.need(group, gpu_class, booking)
+        for name in lineage(group.account) if need > 0 else ():
+            left = headroom.left.get(name)
+            if left is not None and left - self._spent[name] < need:
+                return Reason(ReasonCode.BUDGET, detail=name)
         return None
 
     def _held(self, account: AccountId, gpu_class: GpuClass, bookings: tuple[Booking, ...]) -> int:

@@ -7,11 +7,12 @@ written first. A savepoint is made when a command first asks for the connection,
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from scheduler.admission import Admission, FreeOfCharge
 from scheduler.core.events import Event
 from scheduler.core.model import AccountId, JobId, UserName
 from scheduler.core.policy import Policy
@@ -56,9 +57,10 @@ class _Mark:
 class Transaction:
     """One transaction. `now_ms` is one instant for all of it, never before the ledger's last."""
 
-    def __init__(self, connection: Connection, now_ms: int, policy: Policy) -> None:
+    def __init__(self, connection: Connection, now_ms: int, policy: Policy, admission: Admission | None = None) -> None:
         self.now_ms = now_ms
         self.policy = policy
+        self.admission: Admission = FreeOfCharge() if admission is None else admission
         self.events: list[Event] = []
         self._connection = connection
         self._history: list[JsonObject] = []
@@ -84,6 +86,22 @@ class Transaction:
             self._jobs, self._keys = jobs, dict(keys)
         self._write_added()
         return self._connection
+
+    @property
+    def reading(self) -> Connection:
+        """The connection for queries about what no command of this transaction adds late: spares the savepoint."""
+        return self._connection
+
+    def write_ledger(self) -> None:
+        """Writes the ledger's rows of the commands before, for a command that reads them back.
+
+        To be called before this command asks for anything else: what it undoes later must not be theirs.
+        """
+        assert not self._has_savepoint, "the rows of others belong before this command's savepoint"
+        if self._chain is not None:
+            self._chain.flush()
+            if self._mark is not None:
+                self._mark = replace(self._mark, chain=self._chain.mark())
 
     def emit(self, event: Event) -> None:
         """Says what happened; the caller of `commit` learns of it when it is durable."""

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from fastapi import FastAPI
 from ulid import ULID
 
-from metering.pricing import PricesWithoutBudgets
+from metering.admission import BudgetAdmission
 from metering.routes import ledger_routes
 from scheduler.auth import Role, new_secret, secret_hash
 from scheduler.clock import ManualClock
@@ -160,4 +160,4 @@ def two_tenants(database: Database) -> Centre:
 def app_of(centre: Centre, **settings: Any) -> FastAPI:
     """The app as the daemon puts it together."""
     limits = ApiSettings(version="1.2.3", **settings)
-    return api(centre, PricesWithoutBudgets(), limits, Telemetry("1.2.3"), (ledger_routes,))
+    return api(centre, BudgetAdmission(), limits, Telemetry("1.2.3"), (ledger_routes,))

@@ -51,6 +51,7 @@ def _journal() -> None:
         sa.Column("zone", sa.String()),
     )
     op.create_index("ix_posting_entry_allocation_id", "posting_entry", ["allocation_id"])
+    op.create_index("ix_posting_entry_job_id", "posting_entry", ["job_id"])
     op.create_table(
         "posting",
         sa.Column("entry_id", sa.BigInteger(), primary_key=True, autoincrement=False),
