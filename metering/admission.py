@@ -17,12 +17,12 @@ from metering.budgets import Purse, first_over, headroom_events, micros_of, mone
 from metering.charges import set_aside
 from metering.core.budget import CAPTURE_MS, HOLD_AHEAD_MS, Budget, Wanted, ahead_ms
 from metering.core.civil import local_time
-from metering.core.quantity import AMOUNT_DECIMALS, Rounding, minor_unit
+from metering.core.quantity import AMOUNT_DECIMALS, minor_unit
 from metering.journal import spent_on_job
 from metering.ledger import next_book_ms
 from metering.pricing import Prices
 from metering.tables import CHARGE_DUE, JOB_CAP
-from scheduler.admission import CostQuestion, HoldAsk, HoldEvent, Money, OverBudget, Submission
+from scheduler.admission import BudgetLeft, CostQuestion, HoldAsk, HoldEvent, Money, OverBudget, Submission
 from scheduler.core.events import HoldPriced
 from scheduler.core.model import AccountId, AllocationId, JobId
 from scheduler.refusal import Problem, RefusalCode, Refused
@@ -60,6 +60,16 @@ class BudgetAdmission(Prices):
             for each in found
             if each is not None
         ]
+
+    def budget_left(self, connection: Connection, account: AccountId, at_ms: int) -> BudgetLeft | None:
+        """Returns where the budget nearest to an account stands."""
+        found = Purse.of(connection, account).nearest
+        if found is None:
+            return None
+        where = standing(connection, found, at_ms)
+        ends_ms = None if where.period is None else where.period.to_ms
+        left = money(where.left_micros, found.currency)
+        return BudgetLeft(found.account, found.kind.value, found.is_hard, left, ends_ms, found.zone)
 
     def cap(self, connection: Connection, jobs: Sequence[JobId], asked: Submission, at_ms: int) -> None:
         """Remembers each job's part of the most that all may cost together."""
@@ -247,9 +257,3 @@ def _shown(amount: Money) -> str:
 
 def _digits(amount: str) -> str:
     return f"{Decimal(amount):,}"
-
-
-def standing_of(connection: Connection, budget: Budget, at_ms: int) -> tuple[Money, Money]:
-    """Returns what is left of a budget and what there was, as people read them."""
-    found = standing(connection, budget, at_ms)
-    return money(found.left_micros, budget.currency), money(found.paid_micros, budget.currency, Rounding.DOWN)

@@ -5,7 +5,7 @@ account's terms change, so a budget counts from its period's beginning and not f
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from zoneinfo import ZoneInfo
 
@@ -15,8 +15,8 @@ from sqlalchemy.engine import Connection
 from metering.core.budget import Budget, BudgetKind, Standing
 from metering.core.journal import EntryKind, JournalEntry, Ledger, transfer
 from metering.core.quantity import AMOUNT_DECIMALS, Rounding, divide, fixed, minor_unit
-from metering.journal import NO_BUDGET, balance, balance_below, budgets, post, recount_use, use_of
-from metering.tables import BUDGET_TERM, CHARGE_DUE, POSTING, POSTING_ENTRY
+from metering.journal import NO_BUDGET, balance, balance_below, budgets, next_entry_id, post, recount_use, use_of
+from metering.tables import BUDGET_NOTICE, BUDGET_TERM, CHARGE_DUE, POSTING, POSTING_ENTRY
 from scheduler.admission import Money, OverBudget
 from scheduler.core.events import HeadroomChanged
 from scheduler.core.model import AccountId, lineage
@@ -37,7 +37,7 @@ def money(micros: int, currency: str, mode: Rounding = Rounding.DOWN) -> Money:
 
 def set_budget(connection: Connection, budget: Budget, at_ms: int, actor: str) -> None:
     """Gives an account a budget, in place of the one it has; gangs that run below it are looked at soon."""
-    _append(connection, budget, at_ms, actor, budget.kind.value)
+    _append(connection, budget, at_ms, actor)
     recount_use(connection, budget.account)
     if budget.is_hard:
         watch(connection, budget.account)
@@ -48,30 +48,26 @@ def end_budget(connection: Connection, account: AccountId, at_ms: int, actor: st
     budget = budgets(connection, [account]).get(account)
     if budget is None:
         return False
-    _append(connection, budget, at_ms, actor, NO_BUDGET)
+    _append(connection, budget, at_ms, actor, is_end=True)
     recount_use(connection, account)
     return True
 
 
-def top_up(connection: Connection, budget: Budget, micros: int, at_ms: int, actor: str, reason: str) -> None:
+def top_up(connection: Connection, budget: Budget, micros: int, at_ms: int, told: tuple[str, str, str | None]) -> None:
     """Adds to a budget: money paid ahead by an entry of the journal, to a limit for its present period only.
 
-    Raises Refused (wrong_state) outside of a fixed budget's time.
+    `told` is who, why, and a key under which the same is added once. Raises Refused: wrong_state outside of a fixed
+    budget's time, conflict for a key that stood for another amount.
     """
+    actor, reason, key = told
+    if micros <= 0:
+        raise Refused(RefusalCode.INVALID, "a top-up is more than 0")
     if budget.kind is BudgetKind.PREPAID:
-        count = sa.select(sa.func.count()).select_from(POSTING_ENTRY).where(POSTING_ENTRY.c.kind == EntryKind.TOPUP)
-        number = int(connection.execute(count).scalar_one()) + 1
         legs = transfer((Ledger.RECEIVABLE, budget.account), (Ledger.PREPAID, budget.account), micros)
-        entry = JournalEntry(
-            f"topup/{budget.account}/{number}",
-            EntryKind.TOPUP,
-            budget.currency,
-            at_ms,
-            legs,
-            actor=actor,
-            reason=reason,
-        )
-        post(connection, entry)
+        name = f"topup/{budget.account}/{key or next_entry_id(connection)}"
+        entry = JournalEntry(name, EntryKind.TOPUP, budget.currency, at_ms, legs, actor=actor, reason=reason)
+        known = connection.execute(sa.select(POSTING_ENTRY.c.at_ms).where(POSTING_ENTRY.c.key == name)).scalar()
+        post(connection, entry if known is None else replace(entry, at_ms=known))
     else:
         period = budget.period_at(at_ms, ZoneInfo(budget.zone))
         if period is None:
@@ -80,8 +76,31 @@ def top_up(connection: Connection, budget: Budget, micros: int, at_ms: int, acto
                 f"the budget of {budget.account} is for another time; a top-up is for the present one",
                 tries=("turnstile admin budget set",),
             )
-        _append(connection, budget.topped_up(micros, period), at_ms, actor, budget.kind.value)
+        if not _is_repeated(connection, budget, micros, key):
+            _append(connection, budget.topped_up(micros, period), at_ms, actor, (key, reason, micros))
     watch(connection, budget.account, only_warned=True)
+
+
+def _is_repeated(connection: Connection, budget: Budget, micros: int, key: str | None) -> bool:
+    if key is None:
+        return False
+    query = sa.select(BUDGET_TERM.c.topup_micros).where(
+        BUDGET_TERM.c.account == budget.account, BUDGET_TERM.c.topup_key == key
+    )
+    known = connection.execute(query).scalar()
+    if known is not None and known != micros:
+        raise Refused(RefusalCode.CONFLICT, f"the key {key!r} stood for another top-up; use a new one")
+    return known is not None
+
+
+def warned_at(connection: Connection, where: Standing) -> tuple[int, ...]:
+    """Returns the shares of a budget that were passed in its present period."""
+    if where.period is None:
+        return ()
+    query = sa.select(BUDGET_NOTICE.c.percent).where(
+        BUDGET_NOTICE.c.account == where.budget.account, BUDGET_NOTICE.c.from_ms == where.period.from_ms
+    )
+    return tuple(sorted(connection.execute(query).scalars()))
 
 
 def watch(connection: Connection, account: AccountId, *, only_warned: bool = False) -> None:
@@ -94,13 +113,25 @@ def watch(connection: Connection, account: AccountId, *, only_warned: bool = Fal
     connection.execute(statement.values(due_ms=0, is_held=True))
 
 
-def _append(connection: Connection, budget: Budget, at_ms: int, actor: str, kind: str) -> None:
+def _append(
+    connection: Connection,
+    budget: Budget,
+    at_ms: int,
+    actor: str,
+    topup: tuple[str | None, str | None, int | None] = (None, None, None),
+    *,
+    is_end: bool = False,
+) -> None:
+    key, reason, micros = topup
     connection.execute(
         BUDGET_TERM.insert().values(
             account=budget.account,
             at_ms=at_ms,
             actor=actor,
-            kind=kind,
+            kind=NO_BUDGET if is_end else budget.kind.value,
+            topup_key=key,
+            topup_micros=micros,
+            reason=reason,
             is_hard=budget.is_hard,
             currency=budget.currency,
             zone=budget.zone,
@@ -193,6 +224,11 @@ class Purse:
     def binding(self) -> list[Budget]:
         """The hard budgets that a hold must fit, nearest first. Money paid ahead further up is not touched."""
         return [each for each in self._counted() if each.is_hard]
+
+    @property
+    def nearest(self) -> Budget | None:
+        """The budget nearest to the account that counts for it."""
+        return next(iter(self._counted()), None)
 
     @property
     def warning(self) -> list[Budget]:

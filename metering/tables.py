@@ -102,7 +102,11 @@ class BudgetTermRow(SQLModel, table=True):
     """The terms of an account's budget from an instant on; the last row of an account counts."""
 
     __tablename__ = "budget_term"
-    __table_args__ = (sa.Index("ix_budget_term_account", "account"), {"sqlite_autoincrement": True})
+    __table_args__ = (
+        sa.Index("ix_budget_term_account", "account"),
+        sa.UniqueConstraint("account", "topup_key"),
+        {"sqlite_autoincrement": True},
+    )
     sequence: int | None = Field(sa_type=BIG_KEY, primary_key=True, nullable=False)
     account: str
     at_ms: int = _big()
@@ -118,6 +122,10 @@ class BudgetTermRow(SQLModel, table=True):
     to_ms: int | None = _big(nullable=True)
     extra_micros: int = _big()
     extra_from_ms: int | None = _big(nullable=True)
+    topup_key: str | None = None
+    topup_micros: int | None = _big(nullable=True)
+    """What this row added, under its key once."""
+    reason: str | None = None
 
 
 class BudgetUseRow(SQLModel, table=True):

@@ -66,6 +66,18 @@ class Submission:
 
 
 @dataclass(frozen=True, slots=True)
+class BudgetLeft:
+    """The budget nearest to an account: what is left of it now, and when its period ends."""
+
+    account: AccountId
+    kind: str
+    is_hard: bool
+    left: Money
+    ends_ms: int | None
+    zone: str
+
+
+@dataclass(frozen=True, slots=True)
 class HoldAsk:
     """A gang that is about to start. The question's limit is the job's whole limit."""
 
@@ -98,6 +110,10 @@ class Admission(Protocol):
         """Returns warnings of soft budgets. Raises Refused (over_budget) when it may cost more than there is."""
         ...
 
+    def budget_left(self, connection: Connection, account: AccountId, at_ms: int) -> BudgetLeft | None:
+        """Returns where the budget nearest to an account stands; None where neither it nor one above has one."""
+        ...
+
     def cap(self, connection: Connection, jobs: Sequence[JobId], asked: Submission, at_ms: int) -> None:
         """Remembers the most that each of the jobs of an admitted submission may cost."""
         ...
@@ -125,6 +141,10 @@ class FreeOfCharge:
     def admit(self, connection: Connection, asked: Submission, at_ms: int) -> Sequence[str]:  # noqa: ARG002
         """Returns no warnings."""
         return ()
+
+    def budget_left(self, connection: Connection, account: AccountId, at_ms: int) -> BudgetLeft | None:  # noqa: ARG002
+        """Returns None: nobody has a budget."""
+        return None
 
     def cap(self, connection: Connection, jobs: Sequence[JobId], asked: Submission, at_ms: int) -> None:
         """Does nothing: nothing costs anything."""

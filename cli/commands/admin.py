@@ -132,6 +132,7 @@ ADMIN = (
     Verb("token", "cli.commands.tokens", "TOKEN", "ACCOUNTS", "Tokens: create, list, revoke"),
     Verb("node", __name__, "NODE", "CENTRE", "Nodes: list, drain, resume, history"),
     Verb("pool", __name__, "POOL", "CENTRE", "Pools: list"),
+    Verb("budget", "cli.commands.budgets", "BUDGET", "MONEY", "Budgets: set, list, topup, end"),
     Verb("price", __name__, "PRICE", "MONEY", "Price books: list, import"),
     Verb("ledger", "cli.commands.ledger", "LEDGER", "MONEY", "The ledger: verify, export"),
     Verb("dashboards", "cli.commands.dashboards", "DASHBOARDS", "CENTRE", "Grafana boards, alert rules: export"),

@@ -28,8 +28,10 @@ from platformdirs import user_data_path
 from cli.daemon import migrate
 from cli.daemon.bootstrap import bootstrap
 from cli.daemon.gpus import Gpus, real_gpus, simulated_gpus
+from cli.daemon.money import KEEP_SECONDS, WHOLE_SECONDS, BudgetKeeper, centre_zone
 from cli.daemon.settings import Settings, SettingsProblem
 from metering.admission import BudgetAdmission
+from metering.budget_routes import budget_routes
 from metering.ledger_watch import BLIND_MS, LedgerCollector, LedgerWatch
 from metering.rates import AnnounceRates
 from metering.routes import ledger_routes
@@ -136,6 +138,8 @@ class Daemon:
         holder = f"{platform.node()}:{self.data_dir}"
         lease = LeaderLease(database, holder, self.url, LEASE_TTL_MS)
         controller = Controller(database, executor, clock, settings.policy, lease, telemetry)
+        admission = BudgetAdmission(centre_zone(settings.metering.zone))
+        controller.admission = admission
         telemetry.registry.register(GpuCollector(gpus.snapshots, lambda _: settings.node.pool))
         ledger = LedgerWatch(database, blind_ms=max(BLIND_MS, int(settings.metering.window_seconds * 3000)))
         telemetry.registry.register(LedgerCollector(ledger))
@@ -146,11 +150,14 @@ class Daemon:
             is_metrics_open=settings.server.metrics_open,
             rules=submission_rules(settings),
         )
-        app = api(controller, BudgetAdmission(), limits, telemetry, (ledger_routes,))
+        app = api(controller, admission, limits, telemetry, (ledger_routes, budget_routes(admission.zone)))
         config = uvicorn.Config(
             app, log_config=None, access_log=False, lifespan="on", proxy_headers=False, timeout_graceful_shutdown=5
         )
         periodic = self._periodic(gpus, executor, clock)
+        keeper = BudgetKeeper(controller, admission)
+        periodic.add_job(_guarded(keeper.keep), "interval", seconds=KEEP_SECONDS)
+        periodic.add_job(_guarded(keeper.keep_all), "interval", seconds=WHOLE_SECONDS)
         return _Parts(database, gpus, controller, telemetry, ledger, periodic, uvicorn.Server(config))
 
     def _gpus(self, clock: LedgerClock) -> Gpus:

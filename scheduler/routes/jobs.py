@@ -1,5 +1,6 @@
 """Submitting, listing and looking at jobs."""
 
+from dataclasses import replace
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
@@ -43,7 +44,8 @@ def job_routes(door: Door, shown: Shown) -> APIRouter:
     ) -> Response:
         body = await request.body()
         key = checked_key(idempotency_key)
-        draft = draft_of(parse_spec(body), rights, door.controller.offers, door.settings.rules, door.now_ms)
+        asked = draft_of(parse_spec(body), rights, door.controller.offers, door.settings.rules, door.now_ms)
+        draft = replace(asked, costs=shown.knowing.submission(asked).questions)
         if dry_run:
             return answer(await preview(door, shown, draft, rights))
         outcome = await door.carry_out(Submit.of(draft, key, body))

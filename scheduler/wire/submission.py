@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import PurePosixPath
 
+from scheduler.admission import Money
 from scheduler.auth import Rights, Role
 from scheduler.core.model import GPU_UNITS, NodeName, PoolName, Shape
 from scheduler.executor import LaunchSpec
@@ -78,6 +79,7 @@ def draft_of(spec: JobSpec, rights: Rights, offers: Sequence[Offer], rules: Subm
         retries=spec.retries,
         array_indexes=indexes,
         labels=dict(spec.labels),
+        max_cost=None if spec.max_cost is None else Money(spec.max_cost.amount, spec.max_cost.currency or ""),
     )
 
 

@@ -44,7 +44,9 @@ class PurseCentre(Centre):
 
     def top_up(self, account: str, amount: int) -> None:
         with self.database.write() as connection:
-            top_up(connection, budgets(connection)[AccountId(account)], amount * MICROS, self.now_ms, "ops", "paid")
+            top_up(
+                connection, budgets(connection)[AccountId(account)], amount * MICROS, self.now_ms, ("ops", "paid", None)
+            )
 
     def left(self, account: str) -> int:
         """What may still be set aside, in micro-units."""

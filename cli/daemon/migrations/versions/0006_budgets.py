@@ -91,6 +91,10 @@ def _budgets() -> None:
         sa.Column("to_ms", sa.BigInteger()),
         sa.Column("extra_micros", sa.BigInteger(), nullable=False),
         sa.Column("extra_from_ms", sa.BigInteger()),
+        sa.Column("topup_key", sa.String()),
+        sa.Column("topup_micros", sa.BigInteger()),
+        sa.Column("reason", sa.String()),
+        sa.UniqueConstraint("account", "topup_key"),
         sqlite_autoincrement=True,
     )
     op.create_index("ix_budget_term_account", "budget_term", ["account"])
