@@ -27,9 +27,10 @@ def lines_due(
     allocation: LedgerAllocation, books: Sequence[PriceBook], zone: ZoneInfo, until_ms: int
 ) -> dict[LineKey, LineCharge]:
     """Returns the priced lines of an allocation up to an instant. Raises StoreCorrupt."""
-    end_ms = max(until_ms, allocation.decided_ms + 1)
-    stretches = stretches_of(allocation.decided_ms, end_ms, zone, books)
     found: dict[LineKey, LineCharge] = {}
+    stretches = stretches_of(allocation.decided_ms, until_ms, zone, books)
+    if not stretches:
+        return found
     for rated in lines_of(allocation, stretches):
         line = rated.line
         if line.book is None or not line.amount_micros:
