@@ -17,7 +17,7 @@ from metering.core.who_pays import WHO_PAYS, Payer
 from scheduler.core.model import AllocationId, Phase
 from scheduler.core.occupancy import OccupancyState, Occupant
 from scheduler.store.database import StoreCorrupt
-from scheduler.store.ledger_rows import LedgerDevice, cursors, devices, has_run, intervals_of_device, life_start_ms
+from scheduler.store.ledger_rows import LedgerDevice, cursors, devices, has_run, known_of_device, life_start_ms
 
 _ORDER = tuple(OccupancyState)
 
@@ -63,7 +63,7 @@ def _days_of_device(connection: Connection, device: LedgerDevice, days: Sequence
             billed[number] += occupant.units * inside_ms if is_billed else 0
             number += 1
 
-    for interval in intervals_of_device(connection, device.id, from_ms, to_ms):
+    for interval in known_of_device(connection, device.id, from_ms, to_ms):
         add(interval.occupant, interval.lane, interval.from_ms, interval.to_ms)
         life_end_ms = max(life_end_ms, min(interval.to_ms, to_ms))
     for cursor in cursors(connection, device.id):

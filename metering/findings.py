@@ -10,13 +10,14 @@ MOST_FINDINGS = 1_000
 class Check(StrEnum):
     """The checks, each of which proves one promise of the ledger or of an export."""
 
-    CHAIN = "chain"  # each row carries its own hash and the hash of the row before
+    CHAIN = "chain"  # each row carries its own hash and the hash of the row before; of every chained table
     SEQUENCE = "sequence"  # without holes, and as long as ledger_head says
     PARTITION = "partition"  # a device's lanes cover it at every instant, once
     CONSERVATION = "conservation"  # states add up to the life of the device, and to the capacity in total
     CURSOR = "cursor"  # open intervals continue the closed ones and say what the allocations say
     HOLDER = "holder"  # who held what agrees with the allocation
     GANG = "gang"  # devices of a segment share its billed interval
+    RECLASSIFICATION = "reclassification"  # what is laid over the partition fits it, and follows from the evidence
     PRICE_BOOK = "price_book"  # a book is what its hash says
     FILE = "file"  # an export's files are those of its manifest
     ARITHMETIC = "arithmetic"  # lines, totals and capacity add up

@@ -67,8 +67,7 @@ class KeepBudgets:
 
     def execute(self, tx: Transaction) -> Kept:
         """Returns what was done. Raises StoreCorrupt when the ledger contradicts itself."""
-        tx.write_ledger()
-        connection = tx.connection
+        connection = tx.after_ledger()
         looks = _Looks(tx, self.admission)
         looks.all()
         if looks.stops:

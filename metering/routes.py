@@ -19,6 +19,7 @@ from fastapi.responses import StreamingResponse
 from sqlalchemy.engine import Connection
 
 from metering.core.tariff import PriceBook, body_of, price_book_of
+from metering.evidence_routes import evidence_routes
 from metering.export import export_usage
 from metering.focus import FocusTerms
 from metering.focus_columns import VERSIONS
@@ -116,6 +117,7 @@ def ledger_routes(door: Door) -> APIRouter:
         return answer(envelope("PriceBook", door.now_ms, **_book(stored)), 201)
 
     router.include_router(usage_routes(door))
+    router.include_router(evidence_routes(door))
     return router
 
 

@@ -104,7 +104,7 @@ class BudgetTermRow(SQLModel, table=True):
     __tablename__ = "budget_term"
     __table_args__ = (
         sa.Index("ix_budget_term_account", "account"),
-        sa.UniqueConstraint("account", "topup_key"),
+        sa.Index("ix_budget_term_topup_key", "account", "topup_key", unique=True),
         {"sqlite_autoincrement": True},
     )
     sequence: int | None = Field(sa_type=BIG_KEY, primary_key=True, nullable=False)

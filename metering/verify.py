@@ -16,8 +16,9 @@ from metering.core.tariff import price_book_of
 from metering.findings import Check, Finding, Report
 from metering.ledger import price_book_rows
 from metering.tracks import Tracks
+from metering.verify_chained import verify_chained, verify_covers, verify_settled
 from metering.verify_files import verify_export
-from metering.verify_holders import verify_allocations, verify_cursors
+from metering.verify_holders import verify_allocations, verify_cursors, verify_known_segments
 from scheduler.core.occupancy import GENESIS_HASH, Cursor, Interval, OccupancyState, fields_hash, interval_hash
 from scheduler.refusal import Refused
 from scheduler.store.codec import cursor_of, interval_of
@@ -52,13 +53,18 @@ def verify(connection: Connection, known_until_ms: int | None = None) -> Report:
     tracks = Tracks()
     is_readable = _verify_chain(connection, report, tracks) and _verify_readable(connection, report)
     _verify_price_books(connection, report)
+    verify_chained(connection, report)
     if not is_readable:
         # Rows that say no known word cannot be laid beside others; the findings so far name them.
         return report
     until_ms = latest_known_ms(connection) if known_until_ms is None else known_until_ms
     _verify_devices(connection, report, until_ms, tracks)
     verify_cursors(connection, report)
+    fits = verify_covers(connection, report)
     verify_allocations(connection, report, until_ms)
+    if fits:
+        verify_known_segments(connection, report, until_ms)
+        verify_settled(connection, report)
     return report
 
 

@@ -12,6 +12,7 @@ from scheduler.store.ledger_rows import (
     allocations,
     cursors,
     devices,
+    has_reclassifications,
     last_of_lane,
     orphans,
 )
@@ -72,7 +73,7 @@ def verify_allocations(connection: Connection, report: Report, until_ms: int) ->
         name = "open interval" if sequence is None else f"sequence {sequence}"
         report.wrong(Check.HOLDER, f"device {device}, {name}", f"an allocation {missing}", "none")
     try:
-        for allocation in allocations(connection, *_ALL_TIME_MS):
+        for allocation in allocations(connection, *_ALL_TIME_MS, as_written=True):
             report.count("allocations")
             if _is_plain(allocation):
                 continue
@@ -83,6 +84,17 @@ def verify_allocations(connection: Connection, report: Report, until_ms: int) ->
     except (ValueError, LookupError, TypeError) as error:
         seen = report.counted.get("allocations", 0)
         report.wrong(Check.HOLDER, f"allocations, after {seen} of them", "rows that can be read", repr(error))
+
+
+def verify_known_segments(connection: Connection, report: Report, until_ms: int) -> None:
+    """Checks that the devices of a gang share its billed interval also as it is known now."""
+    if not has_reclassifications(connection):
+        return
+    try:
+        for allocation in allocations(connection, *_ALL_TIME_MS):
+            _verify_segments(report, allocation, until_ms)
+    except (ValueError, LookupError, TypeError) as error:
+        report.wrong(Check.RECLASSIFICATION, "allocations as known now", "rows that can be read", repr(error))
 
 
 def _is_plain(allocation: LedgerAllocation) -> bool:

@@ -42,6 +42,7 @@ RUNS_JOBS = frozenset({Role.USER, Role.TENANT_ADMIN, Role.OPERATOR})
 READS_MONEY = frozenset({Role.BILLING, Role.OPERATOR})
 SETS_BUDGETS = frozenset({Role.TENANT_ADMIN, Role.BILLING, Role.OPERATOR})
 OPERATES = frozenset({Role.OPERATOR})
+DELIVERS_EVIDENCE = frozenset({Role.AGENT, Role.OPERATOR})
 
 
 def new_secret() -> str:
@@ -136,6 +137,14 @@ class Rights:
     def may_see_account(self, account: AccountId) -> bool:
         """True when the account lies in what the caller may see."""
         return self.caller.role in READS_JOBS and is_within(account, self.caller.account)
+
+    def may_see_reservation(self, account: AccountId | None) -> bool:
+        """True when the caller may see nodes reserved for an account (None: for nobody, as for maintenance)."""
+        if self.is_operator:
+            return True
+        if account is None or self.caller.role not in READS_JOBS:
+            return False
+        return is_within(account, self.caller.account) or is_within(self.caller.account, account)
 
     def may_see_node_jobs(self) -> bool:
         """True when the caller may know whose jobs run on a node."""

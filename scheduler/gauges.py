@@ -28,6 +28,7 @@ from scheduler.core.model import (
     JobState,
     Node,
     NodeAvailability,
+    NodeName,
     PoolName,
     tenant_of,
 )
@@ -70,6 +71,8 @@ class Photograph:
     standings: tuple[Standing, ...]
     """Of tenants, per class."""
     closed_pools: frozenset[PoolName]
+    reserved_nodes: frozenset[NodeName] = frozenset()
+    """Those that an admin keeps free at this instant."""
 
 
 def photograph(state: ClusterState, plan: Plan) -> Photograph:
@@ -86,6 +89,9 @@ def photograph(state: ClusterState, plan: Plan) -> Photograph:
         dict(state.held_units),
         tuple(each for each in Shares(state, plan.now_ms).standings() if "/" not in each.account),
         frozenset(state.closed_pools),
+        frozenset(
+            name for each in state.advance.values() if each.start_ms <= plan.now_ms < each.end_ms for name in each.nodes
+        ),
     )
 
 
@@ -107,7 +113,7 @@ def families(photo: Photograph, now_ms: int) -> Iterator[Metric]:
     yield from _devices(photo)
 
 
-def gpu_state(node: Node, device: Device, *, is_held: bool) -> str:
+def gpu_state(node: Node, device: Device, *, is_held: bool, is_reserved: bool = False) -> str:
     """Returns the one of GPU_STATES that a device is in; a device that a job holds is allocated, whatever else."""
     if is_held:
         return "allocated"
@@ -117,7 +123,7 @@ def gpu_state(node: Node, device: Device, *, is_held: bool) -> str:
         return "failed"
     if device.health is DeviceHealth.DRAINING or node.availability is NodeAvailability.DRAINING:
         return "drained"
-    return "free"
+    return "reserved" if is_reserved else "free"
 
 
 def _capacity(photo: Photograph) -> Iterator[Metric]:
@@ -131,7 +137,8 @@ def _capacity(photo: Photograph) -> Iterator[Metric]:
     free: dict[tuple[PoolName, GpuClass], list[int]] = {}
     for node, devices, held in photo.nodes:
         by_availability[node.pool, node.availability] += 1
-        states = [gpu_state(node, device, is_held=device.id in held) for device in devices]
+        is_kept = node.name in photo.reserved_nodes
+        states = [gpu_state(node, device, is_held=device.id in held, is_reserved=is_kept) for device in devices]
         for state in states:
             by_state[node.gpu_class, node.pool, state] += 1
         free.setdefault((node.pool, node.gpu_class), []).append(states.count("free"))

@@ -93,28 +93,6 @@ def node_history(
     session.screen.listing(answer, _node_history_view(answer))
 
 
-def pool_list(ctx: typer.Context) -> None:
-    """List pools: the nodes and GPUs of each.
-
-    Examples:
-      turnstile admin pool list
-    """
-    session: Session = ctx.obj
-    answer = session.client.listing("/v1/nodes")
-    pools: dict[tuple[str, str], dict[str, int]] = {}
-    for node in answers.items(answer):
-        key = (text(node, "pool") or "-", text(node, "gpu_model") or "-")
-        sums = pools.setdefault(key, {"nodes": 0, "nodes_up": 0, "gpus": 0, "gpus_free": 0})
-        sums["nodes"] += 1
-        sums["nodes_up"] += text(node, "availability") == "up"
-        sums["gpus"] += answers.whole(node, "gpus") or 0
-        sums["gpus_free"] += answers.whole(node, "gpus_free") or 0
-    found: list[dict[str, object]] = [
-        {"name": name, "gpu_model": model, **sums} for (name, model), sums in sorted(pools.items())
-    ]
-    session.screen.listing(listed("PoolList", found), _POOLS)
-
-
 PRICE = (
     Verb("list", __name__, "price_list", "PRICES", "List the price books"),
     Verb("import", __name__, "price_import", "PRICES", "Add a price book"),
@@ -125,13 +103,15 @@ NODE = (
     Verb("resume", __name__, "node_resume", "NODES", "Let jobs start on nodes again"),
     Verb("history", __name__, "node_history", "NODES", "Tell what became of a node's GPUs"),
 )
-POOL = (Verb("list", __name__, "pool_list", "POOLS", "List pools with their nodes and GPUs"),)
 ADMIN = (
     Verb("tenant", "cli.commands.accounts", "TENANT", "ACCOUNTS", "Tenants: create, list, show, set, suspend"),
     Verb("project", "cli.commands.accounts", "PROJECT", "ACCOUNTS", "Projects of tenants: create, list, set"),
     Verb("token", "cli.commands.tokens", "TOKEN", "ACCOUNTS", "Tokens: create, list, revoke"),
     Verb("node", __name__, "NODE", "CENTRE", "Nodes: list, drain, resume, history"),
-    Verb("pool", __name__, "POOL", "CENTRE", "Pools: list"),
+    Verb("pool", "cli.commands.centre", "POOL", "CENTRE", "Pools: list, set"),
+    Verb("pause", "cli.commands.centre", "pause", "CENTRE", "Start no new jobs, in some pools or in all"),
+    Verb("resume", "cli.commands.centre", "resume", "CENTRE", "Start jobs in paused pools again"),
+    Verb("reserve", "cli.commands.centre", "RESERVE", "CENTRE", "Reservations: create, list, cancel"),
     Verb("budget", "cli.commands.budgets", "BUDGET", "MONEY", "Budgets: set, list, topup, end"),
     Verb("price", __name__, "PRICE", "MONEY", "Price books: list, import"),
     Verb("ledger", "cli.commands.ledger", "LEDGER", "MONEY", "The ledger: verify, export"),
@@ -206,17 +186,4 @@ _BOOKS = View(
     name=lambda each: text(each, "version"),
     fields=("version", "effective_ms", "currency", "sha256"),
     empty="no price book: jobs cost nothing until one is imported",
-)
-_POOLS = View(
-    columns=(
-        Column("POOL", lambda each: text(each, "name")),
-        Column("MODEL", lambda each: text(each, "gpu_model")),
-        Column("NODES", lambda each: number(each, "nodes"), is_right=True),
-        Column("UP", lambda each: number(each, "nodes_up"), is_right=True),
-        Column("GPUS", lambda each: number(each, "gpus"), is_right=True),
-        Column("FREE", lambda each: number(each, "gpus_free"), is_right=True),
-    ),
-    name=lambda each: text(each, "name"),
-    fields=("name", "gpu_model", "nodes", "nodes_up", "gpus", "gpus_free"),
-    empty="no pools",
 )

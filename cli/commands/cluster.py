@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from cli import answers, phrases
-from cli.answers import Json, number, sub, text, whole
+from cli.answers import Json, number, sub, text, truth, whole
 from cli.layout import Column, View
 from cli.session import Session
 
@@ -58,6 +58,10 @@ def _whole_nodes(item: Json) -> str | None:
     return None if free is None else f"{free} of {every}" if every is not None else free
 
 
+def _is_reserved(item: Json) -> bool:
+    return "is_reserved" in item and truth(item, "is_reserved")
+
+
 def _availability_colour(item: Json) -> str | None:
     return {"up": "green", "draining": "yellow", "down": "red"}.get(text(item, "availability") or "")
 
@@ -93,12 +97,12 @@ NODES = View(
         Column("MEM", _memory, is_right=True),
         Column("STATE", lambda each: text(each, "availability"), paint=_availability_colour),
         Column("DRAINED BY", lambda each: text(each, "drained_by"), is_wide=True),
-        Column("REASON", lambda each: text(each, "reason")),
+        Column("REASON", lambda each: text(each, "reason") or ("reserved" if _is_reserved(each) else None)),
     ),
     name=lambda each: text(each, "name"),
     fields=(
         "name", "pool", "gpu_model", "gpus", "gpus_free", "cpus", "memory_bytes", "availability", "reason",
-        "drained_by",
+        "drained_by", "is_reserved",
     ),
     empty="no nodes",
 )  # fmt: skip

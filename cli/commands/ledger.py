@@ -162,6 +162,8 @@ LEDGER = (
     Verb("verify", __name__, "verify", "LEDGER", "Prove the ledger, or the files of an export"),
     Verb("export", __name__, "export", "LEDGER", "Write usage, FOCUS, totals and capacity as CSV"),
     Verb("check-focus", __name__, "check_focus", "LEDGER", "Check a FOCUS file against its rules"),
+    Verb("unknown", "cli.commands.unknown", "unknown", "LEDGER", "List GPU time that nobody can account for yet"),
+    Verb("reclassify", "cli.commands.unknown", "reclassify", "LEDGER", "Say what unknown time was, with the reason"),
 )
 _REPORT = View(
     columns=(Column("WHERE", lambda each: text(each, "where")),),

@@ -27,13 +27,13 @@ from platformdirs import user_data_path
 
 from cli.daemon import migrate
 from cli.daemon.bootstrap import bootstrap
-from cli.daemon.gpus import Gpus, real_gpus, simulated_gpus
+from cli.daemon.gpus import Gpus, no_gpus, real_gpus, simulated_gpus
 from cli.daemon.money import KEEP_SECONDS, WHOLE_SECONDS, BudgetKeeper, centre_zone
 from cli.daemon.settings import Settings, SettingsProblem
+from cli.daemon.turns import Turns
 from metering.admission import BudgetAdmission
 from metering.budget_routes import budget_routes
 from metering.ledger_watch import BLIND_MS, LedgerCollector, LedgerWatch
-from metering.rates import AnnounceRates
 from metering.routes import ledger_routes
 from metering.samples import StoreWindows
 from metering.telemetry import GpuCollector
@@ -45,7 +45,6 @@ from scheduler.refusal import Refused
 from scheduler.routes.app import api
 from scheduler.routes.needs import ApiSettings
 from scheduler.simulated import SimulatedExecutor
-from scheduler.store.actions import EndOverdue, overdue_jobs
 from scheduler.store.database import Database, StoreError
 from scheduler.store.lease import LeaderLease
 from scheduler.telemetry import Telemetry
@@ -60,6 +59,8 @@ RATES_SECONDS = 10
 """Between two looks at which price book is in force, for fairness; money is rated by the ledger's times, exactly."""
 DEADLINE_SECONDS = 2
 """Between two looks for jobs whose deadline has passed: how late one ends."""
+RESERVATION_SECONDS = 2
+"""Between two looks for reservations that begin or end: how late the ledger calls their GPUs so."""
 DAY_MS = 86_400_000
 SWITCH_SECONDS = 0.0005
 """How long a thread may keep the interpreter from another that waits for it. At CPython's 5 ms an answer may wait so
@@ -154,7 +155,7 @@ class Daemon:
         config = uvicorn.Config(
             app, log_config=None, access_log=False, lifespan="on", proxy_headers=False, timeout_graceful_shutdown=5
         )
-        periodic = self._periodic(gpus, executor, clock)
+        periodic = self._periodic(gpus, executor, controller)
         keeper = BudgetKeeper(controller, admission)
         periodic.add_job(_guarded(keeper.keep), "interval", seconds=KEEP_SECONDS)
         periodic.add_job(_guarded(keeper.keep_all), "interval", seconds=WHOLE_SECONDS)
@@ -162,6 +163,8 @@ class Daemon:
 
     def _gpus(self, clock: LedgerClock) -> Gpus:
         sim = self.settings.executor.sim
+        if self.settings.executor.kind == "kubernetes":
+            return no_gpus(self.settings)
         if sim is None:
             return real_gpus(self.settings, clock)
         try:
@@ -172,6 +175,14 @@ class Daemon:
     def _executor(self, clock: LedgerClock, gpus: Gpus) -> Executor:
         if self.settings.executor.kind == "simulated":
             return SimulatedExecutor(clock, gpus.inventory)
+        if self.settings.executor.kind == "kubernetes":
+            # Imported here: the client costs a quarter of a second, which a daemon without a cluster need not pay.
+            from cli.daemon.cluster import kubernetes_executor
+
+            try:
+                return kubernetes_executor(self.settings, clock)
+            except ExecutorError as problem:
+                raise StartProblem(str(problem)) from problem
         return LocalExecutor(self.data_dir / "jobs", clock, gpus.inventory)
 
     def _is_held(self, device: str) -> bool:
@@ -180,22 +191,27 @@ class Daemon:
     def _refresh(self) -> None:
         self.controller.refresh_inventory()
 
-    def _periodic(self, gpus: Gpus, executor: Executor, clock: LedgerClock) -> BackgroundScheduler:
+    def _periodic(self, gpus: Gpus, executor: Executor, controller: Controller) -> BackgroundScheduler:
         periodic = BackgroundScheduler(timezone="UTC", job_defaults={"coalesce": True, "max_instances": 1})
         seconds = self.settings.metering.sample_seconds
         periodic.add_job(_guarded(lambda: self._sample(gpus)), "interval", seconds=seconds)
         periodic.add_job(_guarded(self._keep_windows), "interval", seconds=self.settings.metering.window_seconds)
         periodic.add_job(_guarded(self._refresh), "interval", seconds=INVENTORY_SECONDS)
-        periodic.add_job(_guarded(self._announce_rates), "interval", seconds=RATES_SECONDS)
-        periodic.add_job(_guarded(lambda: self._end_overdue(clock)), "interval", seconds=DEADLINE_SECONDS)
+        turns = Turns(controller)
+        periodic.add_job(_guarded(turns.announce_rates), "interval", seconds=RATES_SECONDS)
+        periodic.add_job(_guarded(turns.end_overdue), "interval", seconds=DEADLINE_SECONDS)
+        periodic.add_job(_guarded(turns.turn_reservations), "interval", seconds=RESERVATION_SECONDS)
+        if self.settings.executor.kind == "kubernetes":
+            from cli.daemon.cluster import NEWS_SECONDS, refresh_when_changed
+
+            look = _guarded(lambda: refresh_when_changed(executor, controller))
+            periodic.add_job(look, "interval", seconds=NEWS_SECONDS)
         if isinstance(executor, LocalExecutor):
             keep_ms = self.settings.executor.log_retention_days * DAY_MS
-            periodic.add_job(_guarded(lambda: executor.forget_logs(clock.now_ms() - keep_ms)), "interval", hours=6)
+            periodic.add_job(
+                _guarded(lambda: executor.forget_logs(controller.clock.now_ms() - keep_ms)), "interval", hours=6
+            )
         return periodic
-
-    def _announce_rates(self) -> None:
-        if self.controller.is_leading:
-            self.controller.carry_out(AnnounceRates()).result(timeout=30.0)
 
     def _sample(self, gpus: Gpus) -> None:
         if self.controller.is_leading:
@@ -203,15 +219,6 @@ class Daemon:
             self._held_now = frozenset(asked.result(timeout=5.0))
         if gpus.poll():
             self.controller.refresh_inventory()
-
-    def _end_overdue(self, clock: LedgerClock) -> None:
-        """Ends the jobs whose deadline has passed. Where there is none, nothing is written and nobody is woken."""
-        if not self.controller.is_leading:
-            return
-        with self.controller.database.read() as connection:
-            is_due = bool(overdue_jobs(connection, clock.now_ms()))
-        if is_due:
-            self.controller.carry_out(EndOverdue()).result(timeout=30.0)
 
     def _keep_windows(self) -> None:
         """Stores what was measured since the last call, and looks at what is new in the ledger."""
@@ -260,6 +267,8 @@ def submission_rules(settings: Settings) -> SubmissionRules:
         longest_time_limit_seconds=settings.server.longest_time_limit_seconds,
         run_as=settings.executor.run_as,
         log_limit_bytes=settings.executor.log_limit_bytes,
+        runs_images=settings.executor.kind == "kubernetes",
+        needs_image=settings.executor.kind == "kubernetes",
     )
 
 

@@ -17,8 +17,10 @@ from scheduler.routes.follow import follow_routes
 from scheduler.routes.jobs import job_routes
 from scheduler.routes.needs import ApiSettings, Controller
 from scheduler.routes.nodes import node_routes
+from scheduler.routes.pools import pool_routes
 from scheduler.routes.public import public_routes
 from scheduler.routes.quota import quota_routes
+from scheduler.routes.reservations import reservation_routes
 from scheduler.routes.shown import Shown
 from scheduler.routes.tokens import token_routes
 from scheduler.routes.watch import JobWatch
@@ -69,6 +71,8 @@ def api(
         account_routes(door),
         token_routes(door),
         node_routes(door),
+        pool_routes(door),
+        reservation_routes(door),
         *(make(door) for make in more),
     ]
     for router in routers:

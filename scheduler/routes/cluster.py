@@ -47,6 +47,7 @@ def cluster_routes(door: Door, shown: Shown) -> APIRouter:
                 "availability": each.node.availability.value,
                 "reason": each.node.reason,
                 "drained_by": each.drained_by,
+                "is_reserved": each.kept_by is not None,
             }
             if with_jobs:
                 item["jobs"] = list(each.jobs)

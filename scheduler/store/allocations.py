@@ -31,6 +31,7 @@ from scheduler.core.model import (
 from scheduler.core.occupancy import Evidence, OccupancyState, Occupant, charged_units
 from scheduler.core.plan import Plan, Start
 from scheduler.core.state import lineage
+from scheduler.core.stretch import AdvanceReservation, is_within
 from scheduler.executor import StartOrder
 from scheduler.store.codec import JOB_COLUMNS, grants_json, job_of, launch_of
 from scheduler.store.database import chunks
@@ -39,6 +40,7 @@ from scheduler.store.nodes import load_nodes
 from scheduler.store.partition import Lanes
 from scheduler.store.prepared import Prepared, json_text
 from scheduler.store.promotions import promote
+from scheduler.store.reservations import live_reservations
 from scheduler.store.tables import ALLOCATION, JOB, POOL, JsonObject
 from scheduler.store.transaction import Transaction
 
@@ -118,6 +120,10 @@ class _Starts:
         }
         closed = tx.connection.execute(sa.select(POOL.c.name).where(POOL.c.is_closed))
         self._closed_pools = set(closed.scalars())
+        self._reservations: dict[NodeName, list[AdvanceReservation]] = {}
+        for each in live_reservations(tx.connection):
+            for name in each.nodes:
+                self._reservations.setdefault(name, []).append(each)
         self._lanes: Lanes = tx.lanes()
         self._lanes.load(device for grant in grants for device in grant.devices)
         self._allocation_rows: list[JsonObject] = []
@@ -130,7 +136,7 @@ class _Starts:
         if job is None:
             self.rejected.append((start.job, "there is no such job"))
             return
-        why = self._why_not_job(job, start) or self._why_not_devices(start)
+        why = self._why_not_job(job, start) or self._why_not_reserved(job, start) or self._why_not_devices(start)
         if why is not None:
             self.rejected.append((start.job, why))
             return
@@ -175,6 +181,17 @@ class _Starts:
         suspended = next((step for step in lineage(job.account) if self._tx.is_suspended(step)), None)
         return None if suspended is None else f"{suspended} is suspended"
 
+    def _why_not_reserved(self, job: Job, start: Start) -> str | None:
+        if not self._reservations:
+            return None
+        end_ms = self._tx.now_ms + job.time_limit_ms
+        for grant in start.grants:
+            for each in self._reservations.get(grant.node, ()):
+                is_host = each.account is not None and is_within(job.account, each.account)
+                if each.start_ms < end_ms and not is_host:
+                    return f"node {grant.node} is kept by reservation {each.id}"
+        return None
+
     def _why_not_devices(self, start: Start) -> str | None:
         seen: set[DeviceId] = set()
         for grant in start.grants:
@@ -199,7 +216,8 @@ class _Starts:
         if device.health is not DeviceHealth.OK or device.is_foreign or device.gpu_class != start.gpu_class:
             return f"device {device_id} is not to be had"
         rest = self._lanes.of(device_id)[0].occupant
-        if rest.state is not OccupancyState.IDLE or rest.units < grant.units:
+        # Whether it may be taken out of a reservation was asked before.
+        if rest.state not in {OccupancyState.IDLE, OccupancyState.RESERVED_UNUSED} or rest.units < grant.units:
             return f"device {device_id} is taken"
         if grant.units < device.units and len(grant.devices) != 1:
             return "a share is of one device"

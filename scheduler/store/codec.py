@@ -44,7 +44,7 @@ from scheduler.store.tables import ACCOUNT, ALLOCATION, DEVICE, DEVICE_CURSOR, J
 
 # Taken from the class itself, so that a field that it gains is kept from that day on.
 _LAUNCH_FIELDS = tuple(field.name for field in fields(LaunchSpec))
-_LAUNCH_EMPTY = {"environment", "workdir", "image", "output", "run_as"}
+_LAUNCH_EMPTY = {"environment", "workdir", "image", "output", "run_as", "secrets", "volumes", "shm_bytes"}
 """Fields that are left out when they are empty, which is what they are by default."""
 
 # Looked up once a row: a dictionary is several times faster than an enum's call.
@@ -259,7 +259,7 @@ def allocation_of(row: Row) -> Allocation:
 def cursor_of(row: Row) -> Cursor:
     """Returns the cursor of a row of CURSOR_COLUMNS."""
     device, lane, gpu_class, since_ms, version, *occupant = row
-    return Cursor(DeviceId(device), lane, GpuClass(gpu_class), since_ms, version, _occupant_of(occupant))
+    return Cursor(DeviceId(device), lane, GpuClass(gpu_class), since_ms, version, occupant_of(occupant))
 
 
 def interval_of(row: Row) -> Interval:
@@ -273,7 +273,7 @@ def interval_of(row: Row) -> Interval:
         GpuClass(gpu_class),
         from_ms,
         to_ms,
-        _occupant_of(occupant),
+        occupant_of(occupant),
         Evidence(evidence),
         recorded_ms,
         idempotency_key,
@@ -298,7 +298,8 @@ def occupant_values(occupant: Occupant) -> JsonObject:
     }
 
 
-def _occupant_of(values: Any) -> Occupant:  # Any: a slice of a row
+def occupant_of(values: Any) -> Occupant:  # Any: a slice of a row
+    """Returns the occupant of its columns' values, in the order of `occupant_values`."""
     state, units, cause, phase, holder, job_id, allocation_id, segment, booking, gpu_eq_units = values
     return Occupant(
         _OCCUPANCY_STATES[state],

@@ -1,4 +1,4 @@
-"""Commands on nodes, devices and pools: what the executor sees, and what the admin wants of it.
+"""Commands on nodes and devices: what the executor sees, and what the admin wants of it.
 
 The executor's inventory is taken whole: what is absent from it is gone. A device that an allocation holds outlives its
 place in the inventory: it stays with its node, failed, until it is free, and is removed by the next inventory then. A
@@ -10,14 +10,13 @@ from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
 
-from scheduler.core.events import NodeChanged, NodeRemoved, PoolChanged
+from scheduler.core.events import NodeChanged, NodeRemoved
 from scheduler.core.model import (
     Device,
     DeviceHealth,
     DeviceId,
     NodeAvailability,
     NodeName,
-    PoolName,
 )
 from scheduler.core.occupancy import Evidence, OccupancyState, Occupant
 from scheduler.executor import NodeInventory
@@ -52,7 +51,7 @@ class SyncInventory:
         seen = sorted(inventory.node.name for inventory in self.nodes)
         for part in chunks(seen):
             tx.connection.execute(sa.update(NODE).where(NODE.c.name.in_(part)).values(seen_ms=tx.now_ms))
-        _settle(tx, changes, stored, self.evidence)
+        settle(tx, changes, stored, self.evidence)
         # A device that moved is named by the node it left before the node it came to.
         loses = {name for name, known in changes.items() if name in stored and _loses(stored[name], known)}
         for name in sorted(changes, key=lambda name: (name not in loses, name)):
@@ -77,33 +76,9 @@ class SetDrain:
             return False
         changed = replace(known, drain_reason=self.reason)
         tx.connection.execute(sa.update(NODE).where(NODE.c.name == self.node).values(drain_reason=self.reason))
-        _settle(tx, {self.node: changed}, {self.node: known}, Evidence.OPERATOR)
+        settle(tx, {self.node: changed}, {self.node: known}, Evidence.OPERATOR)
         if changed.effective != known.effective:
             tx.emit(NodeChanged(tx.now_ms, changed.effective, changed.devices))
-        return True
-
-
-@dataclass(frozen=True, slots=True)
-class SetPool:
-    """Closes a pool to new starts, or opens it. A pool without nodes yet may be closed beforehand."""
-
-    name: PoolName
-    is_closed: bool
-    reason: str | None
-
-    def execute(self, tx: Transaction) -> bool:
-        """Returns whether anything changed."""
-        reason = self.reason if self.is_closed else None
-        row = tx.connection.execute(sa.select(POOL).where(POOL.c.name == self.name)).one_or_none()
-        values = {"is_closed": self.is_closed, "reason": reason}
-        if row is None:
-            tx.connection.execute(sa.insert(POOL).values(name=self.name, **values))
-        elif (row.is_closed, row.reason) == (self.is_closed, reason):
-            return False
-        else:
-            tx.connection.execute(sa.update(POOL).where(POOL.c.name == self.name).values(**values))
-        if row is not None or self.is_closed:
-            tx.emit(PoolChanged(tx.now_ms, self.name, self.is_closed, reason))
         return True
 
 
@@ -152,13 +127,17 @@ def _wanted(
             device for device in inventory.devices if device.id not in held or place.get(device.id, name) == name
         ]
         devices += _lost(old, listed, held)
-        wanted[name] = KnownNode(inventory.node, None if old is None else old.drain_reason, tuple(devices))
+        wanted[name] = (
+            KnownNode(inventory.node, None, tuple(devices))
+            if old is None
+            else replace(old, node=inventory.node, devices=tuple(devices), is_removed=False)
+        )
     for name, old in stored.items():
         if name in wanted or old.is_removed:
             continue
         lost = _lost(old, set(), held)
         node = replace(old.node, availability=NodeAvailability.DOWN, reason=GONE)
-        wanted[name] = KnownNode(node, old.drain_reason, tuple(lost), is_removed=not lost)
+        wanted[name] = replace(old, node=node, devices=tuple(lost), is_removed=not lost)
     return wanted
 
 
@@ -193,7 +172,7 @@ def _save(tx: Transaction, changes: dict[NodeName, KnownNode], stored: dict[Node
     if old:
         tx.connection.execute(_UPDATE_NODE, old)
     _save_devices(tx, changes, stored)
-    pools = sorted({known.node.pool for known in changes.values()})
+    pools = sorted({known.effective.pool for known in changes.values()})
     for part in chunks(pools):
         there = set(tx.connection.execute(sa.select(POOL.c.name).where(POOL.c.name.in_(part))).scalars())
         fresh = [{"name": name, "is_closed": False, "reason": None} for name in part if name not in there]
@@ -253,7 +232,7 @@ def _device_values(position: int, device: Device) -> JsonObject:
     }
 
 
-def _settle(
+def settle(
     tx: Transaction, changes: dict[NodeName, KnownNode], stored: dict[NodeName, KnownNode], evidence: Evidence
 ) -> None:
     """Moves the free lanes of the changed nodes' devices to what they rest in now; opens a new device's first lane."""

@@ -11,6 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
+from scheduler.core.ending import COMPLETED, RecordedEnd, settled_end
 from scheduler.core.model import (
     AccountId,
     AllocationId,
@@ -26,10 +27,12 @@ from scheduler.core.model import (
 )
 from scheduler.core.occupancy import Cursor, Interval
 from scheduler.store.codec import CURSOR_COLUMNS, INTERVAL_COLUMNS, cursor_of, grants_of, interval_of
-from scheduler.store.tables import ALLOCATION, DEVICE, DEVICE_CURSOR, JOB, OCCUPANCY
+from scheduler.store.overlays import evidence_of, held_now, known_now
+from scheduler.store.tables import ALLOCATION, DEVICE, DEVICE_CURSOR, JOB, OCCUPANCY, RECLASSIFICATION
 
 PAGE_ROWS = 5_000
 _ALLOCATION_PLACE = [column.name for column in INTERVAL_COLUMNS].index("allocation_id")
+_TO_PLACE = [column.name for column in INTERVAL_COLUMNS].index("to_ms")
 PAGE_ALLOCATIONS = 256
 """Allocations read at once, with all their rows: some thousand rows even where gangs are large."""
 
@@ -195,8 +198,16 @@ def orphans(connection: Connection) -> Iterator[tuple[int | None, DeviceId, Allo
             yield row.sequence, row.device, row.allocation_id
 
 
+def known_of_device(connection: Connection, device: DeviceId, from_ms: int, to_ms: int) -> Iterator[Interval]:
+    """Yields what is known now of a device's closed past, in pieces; those of one interval follow each other.
+
+    Pieces of the intervals that overlap `[from_ms, to_ms)`, by the intervals' start and lane.
+    """
+    yield from known_now(connection, intervals_of_device(connection, device, from_ms, to_ms))
+
+
 def intervals_of_device(connection: Connection, device: DeviceId, from_ms: int, to_ms: int) -> Iterator[Interval]:
-    """Yields the intervals of a device that overlap `[from_ms, to_ms)`, by start and lane."""
+    """Yields the intervals of a device that overlap `[from_ms, to_ms)` as written, by start and lane."""
     query = sa.select(*INTERVAL_COLUMNS).where(
         OCCUPANCY.c.device == device, OCCUPANCY.c.from_ms < to_ms, OCCUPANCY.c.to_ms > from_ms
     )
@@ -266,32 +277,39 @@ _ALLOCATIONS = sa.select(
 
 
 def allocations(
-    connection: Connection, from_ms: int, to_ms: int, tenant: AccountId | None = None
+    connection: Connection, from_ms: int, to_ms: int, tenant: AccountId | None = None, *, as_written: bool = False
 ) -> Iterator[LedgerAllocation]:
-    """Yields the allocations that lived in `[from_ms, to_ms)`, by id, each with all its rows, also those outside."""
+    """Yields the allocations that lived in `[from_ms, to_ms)`, by id, each with all its rows, also those outside.
+
+    Rows, end and reason are as known now, with reclassifications laid over them, unless they are wanted as written.
+    """
     last = ""
     while True:
         page = _allocation_page(connection, (from_ms, to_ms), tenant, last)
-        yield from _with_rows(connection, page)
+        yield from _with_rows(connection, page, as_written=as_written)
         if len(page) < PAGE_ALLOCATIONS:
             return
         last = page[-1].id
 
 
 def allocations_by_id(connection: Connection, ids: Sequence[AllocationId]) -> list[LedgerAllocation]:
-    """Returns allocations by id, each with all its rows; ids that mean none are left out."""
+    """Returns allocations by id, each with all its rows as known now; ids that mean none are left out."""
     found: list[LedgerAllocation] = []
     for start in range(0, len(ids), PAGE_ALLOCATIONS):
         part = ids[start : start + PAGE_ALLOCATIONS]
         page = connection.execute(_ALLOCATIONS.where(ALLOCATION.c.id.in_(part)).order_by(ALLOCATION.c.id)).all()
-        found += _with_rows(connection, page)
+        found += _with_rows(connection, page, as_written=False)
     return found
 
 
 def _allocation_page(
     connection: Connection, span: tuple[int, int], tenant: AccountId | None, after: str
 ) -> Sequence[Row[Any]]:
-    live = sa.or_(ALLOCATION.c.ended_ms.is_(None), ALLOCATION.c.ended_ms > span[0])
+    # An allocation may have been given a part of the range after its end was written.
+    given = sa.select(RECLASSIFICATION.c.allocation_id).where(
+        RECLASSIFICATION.c.to_ms > span[0], RECLASSIFICATION.c.allocation_id.is_not(None)
+    )
+    live = sa.or_(ALLOCATION.c.ended_ms.is_(None), ALLOCATION.c.ended_ms > span[0], ALLOCATION.c.id.in_(given))
     query = _ALLOCATIONS.where(ALLOCATION.c.id > after, ALLOCATION.c.decided_ms < span[1], live)
     if tenant is not None:
         inside = sa.func.substr(ALLOCATION.c.account, 1, len(tenant) + 1) == f"{tenant}/"
@@ -299,15 +317,20 @@ def _allocation_page(
     return connection.execute(query.order_by(ALLOCATION.c.id).limit(PAGE_ALLOCATIONS)).all()
 
 
-def _with_rows(connection: Connection, page: Sequence[Row[Any]]) -> Iterator[LedgerAllocation]:
+def _with_rows(connection: Connection, page: Sequence[Row[Any]], *, as_written: bool) -> Iterator[LedgerAllocation]:
     ids = [row.id for row in page]
     closed: dict[str, list[Any]] = {name: [] for name in ids}
     for held_row in plain_rows(connection, _HELD_BY, ids=ids):
         closed[held_row[_ALLOCATION_PLACE]].append(held_row)
+    settled: dict[str, tuple[int | None, EndReason | None]] = {}
+    if not as_written and has_reclassifications(connection):
+        closed, settled = _as_known(connection, page, closed)
     held: dict[str, list[Cursor]] = {name: [] for name in ids}
     for row in connection.execute(_HELD_NOW_BY, {"ids": ids}):
         held[row.allocation_id].append(cursor_of(row))
     for row in page:
+        written = row.ended_ms, EndReason(row.end_reason) if row.end_reason else None
+        ended_ms, end_reason = settled.get(row.id, written)
         yield LedgerAllocation(
             id=AllocationId(row.id),
             job=JobId(row.job_id),
@@ -323,8 +346,34 @@ def _with_rows(connection: Connection, page: Sequence[Row[Any]]) -> Iterator[Led
             grants=grants_of(row.grants),
             decided_ms=row.decided_ms,
             started_ms=row.started_ms,
-            ended_ms=row.ended_ms,
-            end_reason=EndReason(row.end_reason) if row.end_reason else None,
+            ended_ms=ended_ms,
+            end_reason=end_reason,
             rows=tuple(closed[row.id]),
             cursors=tuple(held[row.id]),
         )
+
+
+def has_reclassifications(connection: Connection) -> bool:
+    """Says whether anything is laid over the partition."""
+    return connection.execute(sa.select(RECLASSIFICATION.c.sequence).limit(1)).first() is not None
+
+
+def _as_known(
+    connection: Connection, page: Sequence[Row[Any]], closed: dict[str, list[Any]]
+) -> tuple[dict[str, list[Any]], dict[str, tuple[int | None, EndReason | None]]]:
+    """Returns the rows of a page as known now, and when and why the allocations ended of which more was said."""
+    known = held_now(connection, [row.id for row in page], closed)
+    said = evidence_of(connection, [row.id for row in page])
+    settled: dict[str, tuple[int | None, EndReason | None]] = {}
+    for row in page:
+        if row.ended_ms is None:
+            continue
+        reason = EndReason(row.end_reason) if row.end_reason else None
+        # Where it ended stands in its rows; by which word, in the inbox.
+        ends = [held[_TO_PLACE] for held in known[row.id]]
+        ended_ms = max(ends, default=row.ended_ms)
+        if row.id in said:
+            word = settled_end(RecordedEnd(0, row.ended_ms, ended_ms, reason), said[AllocationId(row.id)]).reason
+            reason = None if word == COMPLETED else EndReason(word)
+        settled[row.id] = ended_ms, reason
+    return known, settled

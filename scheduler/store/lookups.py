@@ -54,6 +54,8 @@ class NodeCount:
     """`operator` or `executor`; None for a node that takes jobs or is down."""
     jobs: tuple[JobId, ...]
     """Jobs that hold GPUs on it, in order of their ids."""
+    kept_by: str | None = None
+    """The reservation that is in force on it."""
 
 
 def owners(connection: Connection, refs: Iterable[Ref]) -> dict[Ref, tuple[JobOwner, ...]]:
@@ -146,7 +148,8 @@ def node_counts(connection: Connection) -> list[NodeCount]:
         if effective.availability.value == "draining":
             drained_by = "operator" if known.drain_reason is not None else "executor"
         count = free.get(name, 0)
-        found.append(NodeCount(effective, len(known.devices), count, drained_by, tuple(sorted(jobs.get(name, ())))))
+        here = tuple(sorted(jobs.get(name, ())))
+        found.append(NodeCount(effective, len(known.devices), count, drained_by, here, known.kept_by))
     return found
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from scheduler.core.model import Device, DeviceHealth, Node, NodeAvailability, NodeName
+from scheduler.core.model import Device, DeviceHealth, Node, NodeAvailability, NodeName, PoolName
 from scheduler.core.occupancy import OccupancyState
 from scheduler.store.codec import DEVICE_COLUMNS, device_of, node_of
 from scheduler.store.database import chunks
@@ -28,13 +28,18 @@ class KnownNode:
     drain_reason: str | None
     devices: tuple[Device, ...]
     is_removed: bool = False
+    kept_by: str | None = None
+    """The advance reservation that is in force on it."""
+    assigned_pool: PoolName | None = None
+    """The pool that an admin put it into, whatever the executor says."""
 
     @property
     def effective(self) -> Node:
         """The node as the planner sees it: an admin's drain makes an `up` node `draining`, for the admin's reason."""
-        if self.drain_reason is None or self.node.availability is NodeAvailability.DOWN:
-            return self.node
-        return replace(self.node, availability=NodeAvailability.DRAINING, reason=self.drain_reason)
+        node = self.node if self.assigned_pool is None else replace(self.node, pool=self.assigned_pool)
+        if self.drain_reason is None or node.availability is NodeAvailability.DOWN:
+            return node
+        return replace(node, availability=NodeAvailability.DRAINING, reason=self.drain_reason)
 
     @property
     def whole_units(self) -> int:
@@ -64,6 +69,8 @@ def load_nodes(
             row.drain_reason,
             tuple(of_node.get(row.name, ())),
             row.removed_ms is not None,
+            row.kept_by,
+            None if row.assigned_pool is None else PoolName(row.assigned_pool),
         )
         for row in sorted(rows, key=lambda row: str(row.name))
     }
@@ -82,5 +89,6 @@ def resting(known: KnownNode, device: Device) -> tuple[OccupancyState, str | Non
         (known.drain_reason is not None, OccupancyState.DRAINING, "admin_drain"),
         (availability is NodeAvailability.DRAINING, OccupancyState.DRAINING, "node_draining"),
         (device.health is DeviceHealth.DRAINING, OccupancyState.DRAINING, "gpu_draining"),
+        (known.kept_by is not None, OccupancyState.RESERVED_UNUSED, "reservation"),
     )
     return next(((state, cause) for holds, state, cause in rules if holds), (OccupancyState.IDLE, None))

@@ -3,6 +3,9 @@
 Observations may come twice, late, and in any order; within one command they are put in order first. Times are the
 node's, clamped to what the ledger knows: not before the interval that is open, not after now. All devices of a gang
 share its billed interval and are free from its end, even where that was noticed later.
+
+A gang of a node that went silent ends at its last evidence; until the silence was noticed, its devices are `unknown`,
+or `draining` on nodes that were well. An end of a gang that had ended already is late evidence, see `evidence`.
 """
 
 from collections.abc import Iterable
@@ -11,12 +14,24 @@ from dataclasses import dataclass, replace
 import sqlalchemy as sa
 
 from scheduler.core.events import AllocationEnded, AllocationStarted
-from scheduler.core.model import Allocation, AllocationId, Device, DeviceId, EndReason, Job, JobId, JobState, Phase
+from scheduler.core.model import (
+    Allocation,
+    AllocationId,
+    Device,
+    DeviceId,
+    EndReason,
+    Job,
+    JobId,
+    JobState,
+    NodeAvailability,
+    Phase,
+)
 from scheduler.core.occupancy import Cursor, Evidence, OccupancyState, Occupant
 from scheduler.core.outcome import Verdict, after_end
 from scheduler.executor import Ended, Observation, Started
 from scheduler.store.codec import JOB_COLUMNS, job_of
 from scheduler.store.database import chunks
+from scheduler.store.evidence import GANG_LOST, SILENT, keep, late_word
 from scheduler.store.gangs import devices_of, lanes_of, load_live
 from scheduler.store.nodes import KnownNode, load_nodes, resting
 from scheduler.store.partition import in_phase
@@ -69,6 +84,7 @@ class RecordObservations:
 
     def execute(self, tx: Transaction) -> Recorded:
         """Returns what was new. Idempotent; an unknown allocation is reported and changes nothing."""
+        tx.after_ledger()
         ids = list(dict.fromkeys(observation.allocation for observation in self.observations))
         ending = {observation.allocation for observation in self.observations if isinstance(observation, Ended)}
         gangs = _Gangs(tx, ids, ending, self.evidence)
@@ -76,6 +92,8 @@ class RecordObservations:
             gangs.take(observation)
         gangs.write()
         known = _known(tx, [id_ for id_ in ids if not gangs.is_live(id_)])
+        late = [each for each in self.observations if isinstance(each, Ended) and each.allocation in known]
+        _take_late(tx, [each for each in late if each.at_ms != known[each.allocation]], self.evidence)
         return Recorded(
             tuple(gangs.started),
             tuple(gangs.ended),
@@ -88,11 +106,20 @@ def _place(observation: Observation) -> tuple[bool, int, AllocationId]:
     return (isinstance(observation, Ended), observation.at_ms, observation.allocation)
 
 
-def _known(tx: Transaction, ids: list[AllocationId]) -> set[str]:
-    known: set[str] = set()
+def _known(tx: Transaction, ids: list[AllocationId]) -> dict[str, int]:
+    """Returns those of the ids that are of allocations that ended, with the end that was written."""
+    known: dict[str, int] = {}
     for part in chunks(ids):
-        known.update(tx.connection.execute(sa.select(ALLOCATION.c.id).where(ALLOCATION.c.id.in_(part))).scalars())
+        rows = tx.connection.execute(sa.select(ALLOCATION.c.id, ALLOCATION.c.ended_ms).where(ALLOCATION.c.id.in_(part)))
+        known |= {row.id: row.ended_ms for row in rows}
     return known
+
+
+def _take_late(tx: Transaction, late: list[Ended], source: Evidence) -> None:
+    """Keeps ends that tell another time than was written: they may move what follows."""
+    said = {each.key: each for each in (late_word(seen.allocation, seen.at_ms, seen.reason, source) for seen in late)}
+    if said:
+        keep(tx, list(said.values()))
 
 
 class _Gangs:
@@ -168,8 +195,9 @@ class _Gangs:
         end_ms = min(max(seen.at_ms, _latest(lanes_of(self._lanes, gang))), self._tx.now_ms)
         if seen.started_ms is not None:
             gang = self._start(gang, seen.started_ms, end_ms)
+        blind = self._blind(gang, seen, end_ms)
         for cursor in lanes_of(self._lanes, gang):
-            self._release(cursor, end_ms)
+            self._release(cursor, end_ms, blind.get(cursor.device))
         reason = _end_reason(seen.reason, gang.stop_reason, self._marks.get(gang.job))
         job, verdict = after_end(self._jobs[gang.job], reason, end_ms, self._tx.policy)
         del self._live[gang.id]
@@ -193,7 +221,26 @@ class _Gangs:
             allocation=gang.id,
         )
 
-    def _release(self, cursor: Cursor, end_ms: int) -> None:
+    def _blind(self, gang: Allocation, seen: Ended, end_ms: int) -> dict[DeviceId, tuple[OccupancyState, str]]:
+        """Returns what the devices of a lost gang were between its last evidence and now, when that was noticed."""
+        if seen.reason is not EndReason.NODE_LOST or end_ms >= self._tx.now_ms:
+            return {}
+        places = {device: self._places.get(device) for device in devices_of(gang)}
+        well = {
+            device
+            for device, place in places.items()
+            if place is not None and place[0].node.availability is not NodeAvailability.DOWN
+        }
+        if len(well) == len(places):
+            well = set()  # one of the nodes is silent, and nobody knows yet which
+        lost = (OccupancyState.DRAINING, GANG_LOST), (OccupancyState.UNKNOWN, SILENT)
+        return {device: lost[device not in well] for device in places}
+
+    def _release(self, cursor: Cursor, end_ms: int, blind: tuple[OccupancyState, str] | None) -> None:
+        if blind is not None:
+            occupant = Occupant(blind[0], cursor.occupant.units, blind[1])
+            cursor = self._lanes.move(cursor, occupant, end_ms, self._evidence)
+            end_ms = self._tx.now_ms
         if cursor.lane > 0:
             self._lanes.merge(cursor, end_ms, self._evidence)
             return

@@ -11,11 +11,12 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from scheduler.core.debt import HALF_LIFE_MS
-from scheduler.core.events import RatesChanged
+from scheduler.core.events import RatesChanged, ReservationMade
 from scheduler.core.lifecycle import ACTIVE, WAITING
 from scheduler.core.model import Account, Allocation, Device, Job, Node, PoolName
 from scheduler.core.occupancy import Cursor, Interval
 from scheduler.core.state import ClusterState
+from scheduler.core.stretch import AdvanceReservation
 from scheduler.executor import StartOrder
 from scheduler.store.codec import (
     ACCOUNT_COLUMNS,
@@ -32,6 +33,7 @@ from scheduler.store.codec import (
 )
 from scheduler.store.nodes import load_nodes
 from scheduler.store.rates import FORGOTTEN_HALF_LIVES, BurstUse, ended_burst_use, rate_history
+from scheduler.store.reservations import live_reservations
 from scheduler.store.tables import (
     ACCOUNT,
     ALLOCATION,
@@ -60,6 +62,7 @@ class StateParts:
     allocations: tuple[Allocation, ...]
     rates: tuple[RatesChanged, ...] = ()
     burst_use: tuple[BurstUse, ...] = ()
+    reservations: tuple[AdvanceReservation, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,7 @@ def load_state_parts(connection: Connection, half_life_ms: int = HALF_LIFE_MS) -
         allocations=tuple(allocation_of(row) for row in connection.execute(_LIVE_ALLOCATIONS)),
         rates=rate_history(connection),
         burst_use=ended_burst_use(connection, latest_known_ms(connection) - FORGOTTEN_HALF_LIVES * half_life_ms),
+        reservations=live_reservations(connection),
     )
 
 
@@ -99,6 +103,8 @@ def build_state(parts: StateParts, half_life_ms: int = HALF_LIFE_MS) -> ClusterS
         state.restore(job)
     for allocation in parts.allocations:
         state.restore_allocation(allocation)
+    for made in parts.reservations:
+        state.apply(ReservationMade(made.start_ms, made))
     for use in parts.burst_use:
         state.restore_burst_use(use.account, use.gpu_class, use.charged_units, (use.from_ms, use.to_ms))
     return state

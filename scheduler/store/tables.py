@@ -3,8 +3,8 @@
 Times are integer UTC milliseconds (`*_ms`). JSON columns hold core values as `codec` writes them. Migrations make the
 tables (`cli.daemon.migrations`), triggers included; a test holds that both say the same.
 
-What never changes: `occupancy` (triggers refuse update, delete, gaps and overlaps) and `account_name` (triggers refuse
-update and delete). What is history: `job_event`.
+What never changes: `occupancy` (triggers refuse update, delete, gaps and overlaps), `account_name`, `evidence` and
+`reclassification` (triggers refuse update and delete). What is history: `job_event`.
 Everything else is the present.
 """
 
@@ -105,7 +105,10 @@ class PoolRow(SQLModel, table=True):
 
 
 class NodeRow(SQLModel, table=True):
-    """A machine. `availability` and `reason` are the executor's view, `drain_reason` the admin's drain."""
+    """A machine. `availability`, `reason` and `pool` are the executor's view; an admin's is told apart from it.
+
+    Which are `drain_reason`, `assigned_pool`, and `kept_by`, the reservation that is in force.
+    """
 
     __tablename__ = "node"
     name: str = Field(primary_key=True)
@@ -117,8 +120,37 @@ class NodeRow(SQLModel, table=True):
     availability: str
     reason: str | None = None
     drain_reason: str | None = None
+    kept_by: str | None = None
+    assigned_pool: str | None = None
     seen_ms: int = _big()
     removed_ms: int | None = _big(nullable=True)
+
+
+class ReservationRow(SQLModel, table=True):
+    """Nodes that an admin keeps free for a time; it stands while `ended_ms` is null, and names of those are unique."""
+
+    __tablename__ = "reservation"
+    __table_args__ = (
+        sa.Index(
+            "ix_reservation_name",
+            "name",
+            unique=True,
+            sqlite_where=sa.text("ended_ms IS NULL"),
+            postgresql_where=sa.text("ended_ms IS NULL"),
+        ),
+    )
+    sequence: int | None = _column(BIG_KEY, primary_key=True)
+    name: str
+    start_ms: int = _big()
+    end_ms: int = _big()
+    nodes: list[str] = _json()
+    account: str | None = None
+    reason: str | None = None
+    created_ms: int = _big()
+    created_by: str
+    is_in_force: bool
+    ended_ms: int | None = _big(nullable=True)
+    ended_by: str | None = None
 
 
 class DeviceRow(SQLModel, table=True):
@@ -291,6 +323,68 @@ class OccupancyRow(SQLModel, table=True):
     hash: str
 
 
+class ChainHeadRow(SQLModel, table=True):
+    """The last row of each chained table beside the occupancy: see `chained`."""
+
+    __tablename__ = "chain_head"
+    name: str = Field(primary_key=True)
+    sequence: int = _big()
+    hash: str
+
+
+class EvidenceRow(SQLModel, table=True):
+    """The inbox: what was said about the end of an allocation after it was written, each thing once by its key."""
+
+    __tablename__ = "evidence"
+    __table_args__ = (sa.Index("ix_evidence_allocation_id", "allocation_id"),)
+    sequence: int = _column(BIG_KEY, primary_key=True, sa_column_kwargs={"autoincrement": False})
+    key: str = Field(unique=True)
+    kind: str
+    allocation_id: str
+    at_ms: int = _big()
+    source: str
+    end_reason: str | None = None
+    actor: str
+    note: str
+    recorded_ms: int = _big()
+    previous_hash: str
+    hash: str
+
+
+class ReclassificationRow(SQLModel, table=True):
+    """What a part of a closed interval was, as became known later: laid over the partition, append-only, chained."""
+
+    __tablename__ = "reclassification"
+    __table_args__ = (
+        sa.CheckConstraint("to_ms > from_ms", name="ck_reclassification_to_after_from"),
+        sa.Index("ix_reclassification_covers", "covers"),
+        sa.Index("ix_reclassification_allocation_id", "allocation_id"),
+        sa.Index("ix_reclassification_to_ms", "to_ms"),
+    )
+    sequence: int = _column(BIG_KEY, primary_key=True, sa_column_kwargs={"autoincrement": False})
+    covers: int = _big()
+    device: str
+    lane: int
+    from_ms: int = _big()
+    to_ms: int = _big()
+    state: str
+    units: int = _big()
+    cause: str | None = None
+    phase: str | None = None
+    holder: str | None = None
+    job_id: int | None = _big(nullable=True)
+    allocation_id: str | None = None
+    segment: int | None = None
+    booking: str | None = None
+    gpu_eq_units: int = _big()
+    evidence: str
+    actor: str
+    reason: str
+    recorded_ms: int = _big()
+    previous_hash: str
+    hash: str
+
+
 class RateChangeRow(SQLModel, table=True):
     """List rates that came into force, by `class/booking`, in micro-credits per GPU-second; append-only."""
 
@@ -311,6 +405,7 @@ ACCOUNT_NAME = _table(AccountNameRow)
 TOKEN = _table(TokenRow)
 POOL = _table(PoolRow)
 NODE = _table(NodeRow)
+RESERVATION = _table(ReservationRow)
 DEVICE = _table(DeviceRow)
 JOB = _table(JobRow)
 SUBMISSION_KEY = _table(SubmissionKeyRow)
@@ -319,3 +414,6 @@ JOB_EVENT = _table(JobEventRow)
 DEVICE_CURSOR = _table(DeviceCursorRow)
 OCCUPANCY = _table(OccupancyRow)
 RATE_CHANGE = _table(RateChangeRow)
+CHAIN_HEAD = _table(ChainHeadRow)
+EVIDENCE = _table(EvidenceRow)
+RECLASSIFICATION = _table(ReclassificationRow)

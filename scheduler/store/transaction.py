@@ -92,16 +92,14 @@ class Transaction:
         """The connection for queries about what no command of this transaction adds late: spares the savepoint."""
         return self._connection
 
-    def write_ledger(self) -> None:
-        """Writes the ledger's rows of the commands before, for a command that reads them back.
-
-        To be called before this command asks for anything else: what it undoes later must not be theirs.
-        """
-        assert not self._has_savepoint, "the rows of others belong before this command's savepoint"
+    def after_ledger(self) -> Connection:
+        """The connection, with the intervals of earlier commands visible as well; a command asks for it first."""
         if self._chain is not None:
+            assert not self._has_savepoint, "what earlier commands closed is written outside of this one's savepoint"
             self._chain.flush()
             if self._mark is not None:
                 self._mark = replace(self._mark, chain=self._chain.mark())
+        return self.connection
 
     def emit(self, event: Event) -> None:
         """Says what happened; the caller of `commit` learns of it when it is durable."""

@@ -80,6 +80,41 @@ class DrainBody(Strict):
     reason: Annotated[Words, Field(min_length=1)]
 
 
+class PauseBody(Strict):
+    """Which pools take no new jobs (or take them again), and why; no pools: all that there are."""
+
+    pools: tuple[Name, ...] | None = Field(None, min_length=1, max_length=1000)
+    reason: Words | None = None
+
+
+class AssignBody(Strict):
+    """Nodes to put into a pool."""
+
+    nodes: tuple[Name, ...] = Field(min_length=1, max_length=10_000)
+
+
+class ReservationBody(Strict):
+    """Nodes to keep free: named, or so many of a class. Without an account nobody's jobs run there."""
+
+    name: Name
+    start: str | None = Field(None, max_length=64, description="RFC 3339; now by default.")
+    duration_seconds: Annotated[int, Field(ge=60, le=366 * 86_400)]
+    nodes: tuple[Name, ...] | None = Field(None, min_length=1, max_length=10_000)
+    gpu_model: Name | None = None
+    count: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    pool: Name | None = None
+    account: AccountPath | None = None
+    reason: Words | None = None
+
+    @model_validator(mode="after")
+    def _nodes_or_count(self) -> "ReservationBody":
+        if (self.nodes is None) == (self.gpu_model is None) or (self.gpu_model is None) != (self.count is None):
+            raise ValueError("give nodes, or gpu_model and count, one of them")
+        if self.pool is not None and self.nodes is not None:
+            raise ValueError("pool goes with gpu_model and count; nodes are named already")
+        return self
+
+
 class JobListQuery(BaseModel):
     """The query of the job list."""
 

@@ -136,3 +136,56 @@ def test_the_ledger_is_proved_and_exported_the_same_twice(centre: Centre, people
         assert refused.json()["problems"][0]["field"] == name
     refused = operator.get("/v1/admin/ledger/export", params={**query, "zone": "Mars/Base"})
     assert refused.json()["problems"][0]["field"] == "zone"
+
+
+def test_a_paused_pool_starts_nothing_and_says_why_until_it_is_resumed(people: People) -> None:
+    operator = people.operator()
+    paused = operator.post("/v1/admin/pause", json={"reason": "power works"}).json()
+    assert paused["changed"] == sorted({each["name"] for each in paused["items"]})
+    assert {each["reason"] for each in people.user().get("/v1/pools").json()["items"]} == {"power works"}
+    unknown = operator.post("/v1/admin/resume", json={"pools": ["elsewhere"]})
+    assert (unknown.status_code, unknown.json()["code"]) == (404, "not_found")
+    resumed = operator.post("/v1/admin/resume", json={}).json()
+    assert not any(each["is_paused"] for each in resumed["items"])
+    assert operator.post("/v1/admin/resume", json={}).json()["changed"] == []
+
+
+def test_nodes_are_put_into_a_pool_and_given_back(people: People) -> None:
+    operator = people.operator()
+    before = {each["name"]: each["pool"] for each in operator.get("/v1/nodes").json()["items"]}
+    moved = operator.request("PUT", "/v1/admin/pools/fast/nodes", json={"nodes": ["h1"]}).json()
+    assert moved["moved"] == ["h1"]
+    nodes = {each["name"]: each["pool"] for each in operator.get("/v1/nodes").json()["items"]}
+    assert nodes == before | {"h1": "fast"}
+    assert operator.post("/v1/admin/pools/unassign", json={"nodes": ["h1"]}).json()["moved"] == ["h1"]
+    assert {each["name"]: each["pool"] for each in operator.get("/v1/nodes").json()["items"]} == before
+    assert operator.request("PUT", "/v1/admin/pools/fast/nodes", json={"nodes": ["zz"]}).status_code == 404
+
+
+def test_a_reservation_is_made_seen_by_those_it_concerns_and_taken_back(people: People) -> None:
+    operator = people.operator()
+    body = {"name": "demo", "duration_seconds": 3600, "nodes": ["h1"], "account": "acme", "reason": "launch"}
+    made = operator.post("/v1/admin/reservations", json=body).json()
+    assert (made["kind"], made["nodes"], made["overrunning_jobs"]) == ("Reservation", ["h1"], [])
+    again = operator.post("/v1/admin/reservations", json=body | {"name": "other"})
+    assert (again.status_code, again.json()["problems"][0]["field"]) == (422, "nodes")
+
+    def seen_by(client: Any) -> list[str]:
+        return [each["name"] for each in client.get("/v1/reservations").json()["items"]]
+
+    assert seen_by(operator) == seen_by(people.user()) == ["demo"]
+    assert seen_by(people.user("zoe", "zeta/lab")) == []
+    assert [each["name"] for each in operator.get("/v1/nodes").json()["items"] if each["is_reserved"]] == ["h1"]
+    assert operator.request("DELETE", "/v1/admin/reservations/demo").json()["name"] == "demo"
+    assert operator.request("DELETE", "/v1/admin/reservations/demo").status_code == 404
+    assert operator.get("/v1/reservations?ended=true").json()["items"][0]["ended_at"] is not None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"nodes": None}, {"gpu_model": "H100"}, {"duration_seconds": 0}, {"start": "soon"}, {"account": "nobody"}],
+)
+def test_a_reservation_that_cannot_be_is_refused_in_words(people: People, change: dict[str, Any]) -> None:
+    body = {"name": "demo", "duration_seconds": 3600, "nodes": ["h1"]} | change
+    refused = people.operator().post("/v1/admin/reservations", json=body)
+    assert (refused.status_code, refused.json()["code"]) == (422, "invalid"), refused.text

@@ -56,9 +56,26 @@ WHO_MAY: dict[tuple[str, str], tuple[set[Role | None], Any]] = {
     ("PUT", "/v1/admin/budgets/{path:path}"): ({T, B, O}, BUDGET),
     ("DELETE", "/v1/admin/budgets/{path:path}"): ({T, B, O}, None),
     ("POST", "/v1/admin/budgets/{path:path}/topup"): ({T, B, O}, TOPUP),
+    ("GET", "/v1/pools"): ({U, T, B, O}, None),
+    ("POST", "/v1/admin/pause"): ({O}, {"reason": "power"}),
+    ("POST", "/v1/admin/resume"): ({O}, {}),
+    ("PUT", "/v1/admin/pools/{name}/nodes"): ({O}, {"nodes": ["h1"]}),
+    ("POST", "/v1/admin/pools/unassign"): ({O}, {"nodes": ["h1"]}),
+    ("GET", "/v1/reservations"): ({U, T, B, O}, None),
+    ("POST", "/v1/admin/reservations"): ({O}, {"name": "works", "duration_seconds": 60, "nodes": ["h1"]}),
+    ("DELETE", "/v1/admin/reservations/{name}"): ({O}, None),
     ("GET", "/v1/usage"): ({U, T, B, O}, None),
     ("GET", "/v1/admin/ledger/verify"): ({B, O}, None),
     ("GET", "/v1/admin/ledger/export"): ({B, O}, None),
+    ("GET", "/v1/admin/ledger/unknown"): ({B, O}, None),
+    ("POST", "/v1/admin/ledger/reclassify"): (
+        {O},
+        {"allocation": "A", "ended_at": "2026-11-02T00:00:00Z", "reason": "x"},
+    ),
+    ("POST", "/v1/ledger/evidence"): (
+        {A, O},
+        {"items": [{"key": "k", "allocation": "A", "kind": "alive", "at": "2026-11-02T00:00:00Z"}]},
+    ),
 }
 """Each route: the roles that it answers, and the body of a request that it takes."""
 

@@ -6,6 +6,41 @@ from typing import Any
 
 from tests.cli.peer import Json, Peer, Reply, envelope, page
 
+POOLS: list[dict[str, object]] = [
+    {
+        "name": "a100",
+        "gpu_model": "A100-SXM",
+        "nodes": 32,
+        "nodes_up": 31,
+        "gpus": 256,
+        "gpus_free": 12,
+        "is_paused": True,
+        "reason": "power works",
+    },
+    {
+        "name": "h100-ib",
+        "gpu_model": "H100-SXM",
+        "nodes": 64,
+        "nodes_up": 64,
+        "gpus": 512,
+        "gpus_free": 40,
+        "is_paused": False,
+        "reason": None,
+    },
+]
+RESERVATION: dict[str, object] = {
+    "name": "switch-works",
+    "start": "2026-11-23T18:00:00Z",
+    "end": "2026-11-23T22:00:00Z",
+    "nodes": ["gpu-001", "gpu-002"],
+    "account": None,
+    "reason": "new switch",
+    "created_by": "root",
+    "created_at": "2026-11-23T12:00:00Z",
+    "is_in_force": False,
+    "ended_at": None,
+}
+
 
 def job(**said: Any) -> Json:
     """A job of Mei's; a test says only what it is about."""
@@ -296,6 +331,23 @@ def ended(**how: Any) -> Json:
     return envelope("Job", **(job(reasons=[], start_estimate=None) | facts | how))
 
 
+UNKNOWN = page(
+    "UnknownList",
+    [
+        {
+            "device": "GPU-5e1f",
+            "lane": 0,
+            "gpu_model": "H100",
+            "from": "2026-11-23T09:00:00.000Z",
+            "to": "2026-11-23T09:12:30.500Z",
+            "cause": "silent",
+            "gpu_hours": "0.208472222",
+            "sequence": 4711,
+        }
+    ],
+)
+
+
 def centre(peer: Peer) -> None:
     """Lets a peer answer as the whole of the small centre."""
     peer.answers("GET", "/v1/whoami", ME)
@@ -332,4 +384,14 @@ def centre(peer: Peer) -> None:
     for verb in ("drain", "resume"):
         peer.answers("POST", f"/v1/admin/nodes/gpu-017/{verb}", envelope("NodeDrain", name="gpu-017", reason=None))
     peer.answers("GET", "/v1/admin/nodes/gpu-017/history", NODE_HISTORY)
+    peer.answers("GET", "/v1/pools", page("PoolList", POOLS))
+    for verb in ("pause", "resume"):
+        peer.answers("POST", f"/v1/admin/{verb}", page("PoolList", POOLS, changed=["a100"]))
+    moved = envelope("PoolNodes", name="h100-ib", moved=["gpu-001", "gpu-002"])
+    peer.answers("PUT", "/v1/admin/pools/h100-ib/nodes", moved)
+    peer.answers("GET", "/v1/reservations", page("ReservationList", [RESERVATION]))
+    peer.answers("POST", "/v1/admin/reservations", envelope("Reservation", **RESERVATION, overrunning_jobs=[10431]))
+    peer.answers("DELETE", "/v1/admin/reservations/switch-works", envelope("Reservation", **RESERVATION))
     peer.answers("GET", "/v1/admin/ledger/verify", SOUND)
+    peer.answers("GET", "/v1/admin/ledger/unknown", UNKNOWN)
+    peer.answers("POST", "/v1/admin/ledger/reclassify", envelope("Reclassified", did_change=True))

@@ -59,8 +59,28 @@ COMMANDS: dict[str, tuple[tuple[str, ...], tuple[str, str]]] = {
     "admin-node-drain": (("admin", "node", "drain", "gpu-017", "-r", "fan"), ("POST", "/v1/admin/nodes/gpu-017/drain")),
     "admin-node-resume": (("admin", "node", "resume", "gpu-017"), ("POST", "/v1/admin/nodes/gpu-017/resume")),
     "admin-node-history": (("admin", "node", "history", "gpu-017"), ("GET", "/v1/admin/nodes/gpu-017/history")),
-    "admin-pool-list": (("admin", "pool", "list"), ("GET", "/v1/nodes")),
+    "admin-pool-list": (("admin", "pool", "list"), ("GET", "/v1/pools")),
+    "admin-pool-set": (
+        ("admin", "pool", "set", "h100-ib", "--node", "gpu-001", "--node", "gpu-002"),
+        ("PUT", "/v1/admin/pools/h100-ib/nodes"),
+    ),
+    "admin-pause": (("admin", "pause", "a100", "-r", "power works"), ("POST", "/v1/admin/pause")),
+    "admin-resume": (("admin", "resume"), ("POST", "/v1/admin/resume")),
+    "admin-reserve-create": (
+        ("admin", "reserve", "create", "switch-works", "--node", "gpu-001", "--node", "gpu-002", "--for", "4h"),
+        ("POST", "/v1/admin/reservations"),
+    ),
+    "admin-reserve-list": (("admin", "reserve", "list"), ("GET", "/v1/reservations")),
+    "admin-reserve-cancel": (
+        ("admin", "reserve", "cancel", "switch-works"),
+        ("DELETE", "/v1/admin/reservations/switch-works"),
+    ),
     "admin-ledger-verify": (("admin", "ledger", "verify"), ("GET", "/v1/admin/ledger/verify")),
+    "admin-ledger-unknown": (("admin", "ledger", "unknown"), ("GET", "/v1/admin/ledger/unknown")),
+    "admin-ledger-reclassify": (
+        ("admin", "ledger", "reclassify", "--allocation", "A", "--ended-at", "2026-11-02T09:00:00Z", "-r", "journal"),
+        ("POST", "/v1/admin/ledger/reclassify"),
+    ),
 }
 REFUSED = problem("not_allowed", 403, "a token with the role user may not do this", **{"try": ["ask mei@acme.example"]})
 

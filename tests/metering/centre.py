@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 from zoneinfo import ZoneInfo
 
 from sqlalchemy.engine import Connection
@@ -38,12 +39,14 @@ from scheduler.executor import Ended, LaunchSpec, NodeInventory, Started
 from scheduler.store.accounts import SaveAccount
 from scheduler.store.allocations import ApplyPlan, MarkStopping
 from scheduler.store.database import Database
+from scheduler.store.evidence import Learned, RecordEvidence, Said
 from scheduler.store.inventory import SetDrain, SyncInventory
 from scheduler.store.jobs import JobDraft, SubmitJobs
 from scheduler.store.observations import RecordObservations
-from scheduler.store.write import Writer
+from scheduler.store.write import Command, Writer
 from tests.metering.builders import NOON_MS, book
 
+T = TypeVar("T")
 H100 = GpuClass("H100")
 SHANGHAI = ZoneInfo("Asia/Shanghai")
 NODE_CPU = 64_000
@@ -130,6 +133,16 @@ class Centre:
     def end(self, allocation: AllocationId, reason: EndReason | None = None, ago_ms: int = 0) -> None:
         exit_code = 0 if reason is None else 1
         self._writer.run(RecordObservations((Ended(allocation, self.now_ms - ago_ms, exit_code, reason),)))
+
+    def lost(self, allocation: AllocationId, ago_ms: int) -> None:
+        """The allocation's node is found silent now; its last sign of life was so long ago."""
+        self.end(allocation, EndReason.NODE_LOST, ago_ms)
+
+    def learn(self, *said: Said) -> Learned:
+        return self._writer.run(RecordEvidence(said))[0]
+
+    def carry_out(self, command: Command[T]) -> T:
+        return self._writer.run(command)[0]
 
     def run(self, *devices: DeviceId, hours: int = 1, reason: EndReason | None = None, **named: object) -> AllocationId:
         """Starts a job, runs it at once for some hours, and ends it."""

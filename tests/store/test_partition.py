@@ -29,9 +29,17 @@ from scheduler.refusal import Refused
 from scheduler.store.actions import CancelJobs, HoldJobs, ReleaseJobs, RequeueJobs, UpdateJobs
 from scheduler.store.allocations import MarkStopping
 from scheduler.store.database import Database
-from scheduler.store.inventory import SetDrain, SetPool, SyncInventory
+from scheduler.store.inventory import SetDrain, SyncInventory
+from scheduler.store.pools import AssignNodes, SetPool
+from scheduler.store.reservations import (
+    MakeReservation,
+    NodesWanted,
+    RemoveReservation,
+    TurnReservations,
+    due_reservations,
+)
 from scheduler.store.write import Command
-from tests.store.harness import Centre, draft, node, start
+from tests.store.harness import ACME, H200, Centre, draft, node, start
 
 NODES = ("n0", "n1")
 DEVICES = tuple(f"{name}/{number}" for name in NODES for number in range(3))
@@ -64,6 +72,9 @@ class Walk:
             self.heal: 6,
             self.drain: 2,
             self.set_pool: 1,
+            self.assign_pool: 1,
+            self.reserve: 2,
+            self.turn_reservations: 2,
             self.crash: 2,
         }
 
@@ -199,6 +210,30 @@ class Walk:
 
     def set_pool(self) -> None:
         self.centre.do(SetPool(PoolName("main"), self.random.random() < 0.3, "maintenance"))
+
+    def assign_pool(self) -> None:
+        name = NodeName(self.random.choice(NODES))
+        is_known = name in self.centre.state.capacity.rooms
+        batch = self.centre.commit(AssignNodes((name,), self.random.choice([None, PoolName("other")])))
+        assert isinstance(batch.outcomes[0], Refused) != is_known
+
+    def reserve(self) -> None:
+        """Reserves a node for a while, now or later, for nobody or for acme; or takes a reservation back."""
+        standing = sorted(self.centre.state.advance)
+        if standing and self.random.random() < 0.5:
+            self.centre.do(RemoveReservation(self.random.choice(standing), "root"))
+            return
+        start_ms = self.centre.clock.now_ms() + self.random.choice([-1000, 0, 1000, 60_000])
+        nodes = (NodeName(self.random.choice(NODES)),)
+        wanted = nodes if self.random.random() < 0.5 else NodesWanted(H200, 1)
+        name, end_ms = f"r{self.random.randint(0, 3)}", start_ms + self.random.choice([500, 5000, 100_000])
+        account = self.random.choice([None, ACME])
+        self.centre.commit(MakeReservation(name, start_ms, end_ms, wanted, account, "works", "root"))
+
+    def turn_reservations(self) -> None:
+        self.centre.do(TurnReservations())
+        with self.centre.database.read() as connection:
+            assert due_reservations(connection, self.centre.clock.now_ms()) == ()
 
     def crash(self) -> None:
         self.centre.reopen()

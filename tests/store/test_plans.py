@@ -22,7 +22,8 @@ from scheduler.store import read
 from scheduler.store.accounts import SaveAccount
 from scheduler.store.actions import CancelJobs
 from scheduler.store.allocations import MarkStopping
-from scheduler.store.inventory import SetDrain, SetPool, SyncInventory
+from scheduler.store.inventory import SetDrain, SyncInventory
+from scheduler.store.pools import SetPool
 from tests.store.harness import ACME, Centre, draft, node, start
 
 HALF = GPU_UNITS // 2

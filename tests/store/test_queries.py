@@ -26,8 +26,8 @@ from scheduler.store import queries, read
 from scheduler.store.accounts import RevokeToken, SaveAccount, SaveToken
 from scheduler.store.actions import CancelJobs
 from scheduler.store.codec import launch_json, launch_of
-from scheduler.store.inventory import SetPool
 from scheduler.store.jobs import JobDraft
+from scheduler.store.pools import SetPool
 from scheduler.store.prepared import json_text
 from scheduler.store.queries import JobFilter
 from tests.store.harness import ACME, ANA, H200, PROJECT, Centre, draft

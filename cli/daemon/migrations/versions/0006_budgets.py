@@ -51,7 +51,6 @@ def _journal() -> None:
         sa.Column("zone", sa.String()),
     )
     op.create_index("ix_posting_entry_allocation_id", "posting_entry", ["allocation_id"])
-    op.create_index("ix_posting_entry_job_id", "posting_entry", ["job_id"])
     op.create_table(
         "posting",
         sa.Column("entry_id", sa.BigInteger(), primary_key=True, autoincrement=False),
@@ -91,10 +90,6 @@ def _budgets() -> None:
         sa.Column("to_ms", sa.BigInteger()),
         sa.Column("extra_micros", sa.BigInteger(), nullable=False),
         sa.Column("extra_from_ms", sa.BigInteger()),
-        sa.Column("topup_key", sa.String()),
-        sa.Column("topup_micros", sa.BigInteger()),
-        sa.Column("reason", sa.String()),
-        sa.UniqueConstraint("account", "topup_key"),
         sqlite_autoincrement=True,
     )
     op.create_index("ix_budget_term_account", "budget_term", ["account"])
