@@ -11,6 +11,8 @@ from decimal import Decimal
 from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.engine import Connection
 
 from metering.budgets import Purse, first_over, headroom_events, micros_of, money, standing
@@ -86,9 +88,15 @@ class BudgetAdmission(Prices):
         return BudgetHolds(self, connection, at_ms)
 
     def release(self, connection: Connection, allocations: Sequence[AllocationId], at_ms: int) -> None:  # noqa: ARG002
-        """Has gangs that ended charged to their end at the next look, and the rest of their holds let go of."""
+        """Has gangs that ended charged to their end at the next look, and the rest of their holds let go of.
+
+        One that was charged to its end before is charged anew: what is known of it has changed.
+        """
+        insert = postgresql_insert if connection.dialect.name == "postgresql" else sqlite_insert
+        fresh = {"due_ms": 0, "is_held": False, "gpu_eq_units": 0, "grace_ms": 0, "is_warned": False}
         for part in chunks(allocations):
-            connection.execute(CHARGE_DUE.update().where(CHARGE_DUE.c.allocation_id.in_(part)).values(due_ms=0))
+            statement = insert(CHARGE_DUE).values([{"allocation_id": each, **fresh} for each in part])
+            connection.execute(statement.on_conflict_do_update(index_elements=["allocation_id"], set_={"due_ms": 0}))
 
     def headroom(self, connection: Connection, at_ms: int) -> Sequence[HoldEvent]:
         """Returns the headroom of every account with a hard budget."""
