@@ -29,6 +29,7 @@ from cli.daemon import migrate
 from cli.daemon.bootstrap import bootstrap
 from cli.daemon.gpus import Gpus, no_gpus, real_gpus, simulated_gpus
 from cli.daemon.money import KEEP_SECONDS, WHOLE_SECONDS, BudgetKeeper, centre_zone
+from cli.daemon.notifier import notifier_of
 from cli.daemon.settings import Settings, SettingsProblem
 from cli.daemon.turns import Turns
 from metering.admission import BudgetAdmission
@@ -61,6 +62,8 @@ DEADLINE_SECONDS = 2
 """Between two looks for jobs whose deadline has passed: how late one ends."""
 RESERVATION_SECONDS = 2
 """Between two looks for reservations that begin or end: how late the ledger calls their GPUs so."""
+NOTICE_SECONDS = 2
+"""Between two looks for what people want to be told of."""
 DAY_MS = 86_400_000
 SWITCH_SECONDS = 0.0005
 """How long a thread may keep the interpreter from another that waits for it. At CPython's 5 ms an answer may wait so
@@ -201,6 +204,9 @@ class Daemon:
         periodic.add_job(_guarded(turns.announce_rates), "interval", seconds=RATES_SECONDS)
         periodic.add_job(_guarded(turns.end_overdue), "interval", seconds=DEADLINE_SECONDS)
         periodic.add_job(_guarded(turns.turn_reservations), "interval", seconds=RESERVATION_SECONDS)
+        notifier = notifier_of(self.settings.notify, controller)
+        periodic.add_job(_guarded(notifier.look), "interval", seconds=NOTICE_SECONDS)
+        periodic.add_job(_guarded(notifier.forget), "interval", hours=6)
         if self.settings.executor.kind == "kubernetes":
             from cli.daemon.cluster import NEWS_SECONDS, refresh_when_changed
 

@@ -17,6 +17,7 @@ from scheduler.routes.follow import follow_routes
 from scheduler.routes.jobs import job_routes
 from scheduler.routes.needs import ApiSettings, Controller
 from scheduler.routes.nodes import node_routes
+from scheduler.routes.notices import notice_routes
 from scheduler.routes.pools import pool_routes
 from scheduler.routes.public import public_routes
 from scheduler.routes.quota import quota_routes
@@ -73,6 +74,7 @@ def api(
         node_routes(door),
         pool_routes(door),
         reservation_routes(door),
+        notice_routes(door),
         *(make(door) for make in more),
     ]
     for router in routers:

@@ -18,6 +18,7 @@ from scheduler.core.model import (
 )
 from scheduler.core.state import lineage
 from scheduler.executor import LaunchSpec
+from scheduler.notices import NoticeEvent, NoticeWhen
 from scheduler.refusal import RefusalCode, Refused
 from scheduler.store.codec import launch_json, shape_json
 from scheduler.store.prepared import json_text
@@ -47,6 +48,9 @@ class JobDraft:
     """What each of its jobs may cost, a question for each class that it may get; empty where nothing has a price."""
     max_cost: Money | None = None
     """The most that all its jobs together may cost, over all their starts."""
+    notify_events: tuple[NoticeEvent, ...] | None = None
+    """What its user is to be told of; None: what the user wants to hear of all jobs."""
+    notify_when: NoticeWhen = NoticeWhen.EACH
 
     @property
     def count(self) -> int:
@@ -170,6 +174,7 @@ def _rows(draft: JobDraft, jobs: list[Job]) -> list[JsonObject]:
         "retries_left": draft.retries,
         "launch": json_text(launch_json(draft.launch)),
         "labels": json_text(dict(draft.labels)),
+        "notify": _notify_text(draft),
     }
     return [
         {
@@ -183,3 +188,12 @@ def _rows(draft: JobDraft, jobs: list[Job]) -> list[JsonObject]:
         }
         for job in jobs
     ]
+
+
+def _notify_text(draft: JobDraft) -> str | None:
+    asked: JsonObject = {}
+    if draft.notify_events is not None:
+        asked["events"] = [event.value for event in draft.notify_events]
+    if draft.notify_when is not NoticeWhen.EACH:
+        asked["when"] = draft.notify_when.value
+    return json_text(asked) if asked else None

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from scheduler.auth import Role
 from scheduler.clock import parse_utc_ms
 from scheduler.core.model import JobId, JobState
+from scheduler.notices import NoticeEvent
 from scheduler.refusal import Problem, RefusalCode, Refused
 from scheduler.wire.spec import invalid
 from scheduler.wire.text import MOST_INTEGER, AccountPath, Name, Words, problems_of
@@ -113,6 +114,19 @@ class ReservationBody(Strict):
         if self.pool is not None and self.nodes is not None:
             raise ValueError("pool goes with gpu_model and count; nodes are named already")
         return self
+
+
+class NotifyBody(BaseModel):
+    """Where one wants to be told of jobs, and of what; neither address: not at all."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    webhook: Annotated[str, Field(max_length=2048)] | None = None
+    email: Annotated[Name, Field(max_length=254)] | None = None
+    events: tuple[NoticeEvent, ...] = Field(
+        (NoticeEvent.END, NoticeEvent.PREEMPT, NoticeEvent.IDLE, NoticeEvent.BUDGET80, NoticeEvent.BUDGET100),
+        max_length=32,
+    )
 
 
 class JobListQuery(BaseModel):

@@ -82,6 +82,8 @@ def draft_of(spec: JobSpec, rights: Rights, offers: Sequence[Offer], rules: Subm
         array_indexes=indexes,
         labels=dict(spec.labels),
         max_cost=None if spec.max_cost is None else Money(spec.max_cost.amount, spec.max_cost.currency or ""),
+        notify_events=spec.notify,
+        notify_when=spec.notify_when,
     )
 
 
