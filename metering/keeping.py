@@ -23,7 +23,7 @@ from metering.journal import budgets
 from metering.ledger import next_book_ms, price_books
 from metering.tables import BUDGET_NOTICE, CHARGE_DUE
 from scheduler.admission import CostQuestion
-from scheduler.core.model import AccountId, AllocationId, EndReason, Phase, lineage
+from scheduler.core.model import AccountId, AllocationId, EndReason, JobId, Phase, lineage
 from scheduler.store.gangs import stop
 from scheduler.store.ledger_rows import LedgerAllocation, allocations_by_id
 from scheduler.store.tables import ALLOCATION
@@ -31,6 +31,8 @@ from scheduler.store.transaction import Transaction
 
 MOST_LOOKS = 256
 """Allocations that one command looks at: a fraction of a second's work, for nobody's write may wait for all of them."""
+MOST_TOLD = 100
+"""Running jobs whose owners are told that 80 % of their budget is used up; the log and `budget` tell everybody."""
 _DUE = CHARGE_DUE.c.due_ms
 
 
@@ -76,6 +78,10 @@ class KeepBudgets:
         for event in headroom_events(connection, touched, tx.now_ms):
             tx.emit(event)
         notices = _notices(connection, touched, tx.now_ms)
+        for notice in notices:
+            if notice.percent < 100:
+                for job in _running_below(connection, notice.account):
+                    tx.note(job, f"budget{notice.percent}", tx.now_ms, account=notice.account)
         return Kept(looks.count, looks.settled, tuple(looks.stops), notices)
 
 
@@ -193,6 +199,14 @@ def _notices(connection: Connection, accounts: Iterable[AccountId] | None, now_m
             if connection.execute(new).first() is not None:
                 found.append(Notice(account, percent))
     return tuple(found)
+
+
+def _running_below(connection: Connection, account: AccountId) -> list[JobId]:
+    """Returns the jobs that run below an account, the newest MOST_TOLD of them."""
+    inside = sa.or_(ALLOCATION.c.account == account, ALLOCATION.c.account.startswith(f"{account}/", autoescape=True))
+    query = sa.select(ALLOCATION.c.job_id).where(ALLOCATION.c.ended_ms.is_(None), inside)
+    found = connection.execute(query.order_by(ALLOCATION.c.job_id.desc()).limit(MOST_TOLD)).scalars()
+    return [JobId(job) for job in found]
 
 
 def _passed(where: Standing) -> list[int]:

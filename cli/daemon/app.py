@@ -34,6 +34,7 @@ from cli.daemon.settings import Settings, SettingsProblem
 from cli.daemon.turns import Turns
 from metering.admission import BudgetAdmission
 from metering.budget_routes import budget_routes
+from metering.budget_watch import BudgetCollector
 from metering.ledger_watch import BLIND_MS, LedgerCollector, LedgerWatch
 from metering.routes import ledger_routes
 from metering.samples import StoreWindows
@@ -160,6 +161,7 @@ class Daemon:
         )
         periodic = self._periodic(gpus, executor, controller)
         keeper = BudgetKeeper(controller, admission)
+        telemetry.registry.register(BudgetCollector(keeper.watch))
         periodic.add_job(_guarded(keeper.keep), "interval", seconds=KEEP_SECONDS)
         periodic.add_job(_guarded(keeper.keep_all), "interval", seconds=WHOLE_SECONDS)
         return _Parts(database, gpus, controller, telemetry, ledger, periodic, uvicorn.Server(config))

@@ -6,6 +6,7 @@ from pathlib import Path
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from metering.admission import BudgetAdmission
+from metering.budget_watch import BudgetWatch
 from metering.keeping import KeepBudgets, is_due
 from scheduler.loop import Controller
 
@@ -35,6 +36,7 @@ class BudgetKeeper:
     def __init__(self, controller: Controller, admission: BudgetAdmission) -> None:
         self._controller = controller
         self._admission = admission
+        self.watch = BudgetWatch(controller.database)
 
     def keep(self) -> None:
         """Charges, extends and stops what is due; where nothing is, nothing is written and nobody is woken."""
@@ -46,9 +48,12 @@ class BudgetKeeper:
             self._carry_out(is_whole=False)
 
     def keep_all(self) -> None:
-        """Looks at every budget besides."""
-        if self._controller.is_leading:
-            self._carry_out(is_whole=True)
+        """Looks at every budget besides, and takes down for metrics how they stand."""
+        if not self._controller.is_leading:
+            self.watch.forget()
+            return
+        self._carry_out(is_whole=True)
+        self.watch.look(self._controller.clock.now_ms())
 
     def _carry_out(self, *, is_whole: bool) -> None:
         kept = self._controller.carry_out(KeepBudgets(self._admission, is_whole)).result(timeout=30.0)

@@ -6,6 +6,7 @@ from metering.budgets import end_budget
 from metering.core.budget import BudgetKind
 from metering.core.journal import Ledger
 from metering.journal import balance_below, charged_lines, folded_balances, kept_balances
+from metering.verify import verify
 from scheduler.core.events import HeadroomChanged, HoldPriced
 from scheduler.core.model import AccountId, EndReason
 from scheduler.refusal import RefusalCode, Refused
@@ -97,6 +98,7 @@ def test_what_was_used_is_charged_to_the_line_and_the_rest_is_let_go(purse: Purs
     assert purse.left("acme/vision") == 91 * MICROS
     assert owed(purse) == 9 * MICROS
     with purse.read() as connection:
+        assert verify(connection, purse.now_ms).is_proved
         (line,) = charged_lines(connection, [gang])[gang].values()
         assert line.micros == 9 * MICROS
         assert kept_balances(connection) == folded_balances(connection)
