@@ -10,6 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from scheduler.admission import Admission
 from scheduler.routes.accounts import account_routes
 from scheduler.routes.actions import action_routes
+from scheduler.routes.apply import apply_routes
 from scheduler.routes.cluster import cluster_routes
 from scheduler.routes.door import Door
 from scheduler.routes.edge import install
@@ -24,6 +25,7 @@ from scheduler.routes.quota import quota_routes
 from scheduler.routes.reservations import reservation_routes
 from scheduler.routes.shown import Shown
 from scheduler.routes.tokens import token_routes
+from scheduler.routes.users import user_routes
 from scheduler.routes.watch import JobWatch
 from scheduler.store import lookups
 from scheduler.telemetry import Telemetry
@@ -71,6 +73,8 @@ def api(
         quota_routes(door),
         account_routes(door),
         token_routes(door),
+        user_routes(door),
+        apply_routes(door),
         node_routes(door),
         pool_routes(door),
         reservation_routes(door),

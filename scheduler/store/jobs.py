@@ -22,6 +22,7 @@ from scheduler.notices import NoticeEvent, NoticeWhen
 from scheduler.refusal import RefusalCode, Refused
 from scheduler.store.codec import launch_json, shape_json
 from scheduler.store.prepared import json_text
+from scheduler.store.quotas import Ask, check_quotas
 from scheduler.store.tables import JsonObject
 from scheduler.store.transaction import Transaction
 
@@ -57,6 +58,11 @@ class JobDraft:
         """Jobs that it makes."""
         return 1 if self.array_indexes is None else len(self.array_indexes)
 
+    @property
+    def ask(self) -> Ask:
+        """What limits ask about it."""
+        return Ask(self.account, self.user, self.shape, self.count, self.priority > 0)
+
 
 @dataclass(frozen=True, slots=True)
 class SubmitJobs:
@@ -71,7 +77,8 @@ class SubmitJobs:
     def execute(self, tx: Transaction) -> tuple[JobId, ...]:
         """Returns the ids, consecutive and in order of drafts and array indexes.
 
-        Refuses an unknown or suspended account, an empty array, and a key that stood for another request.
+        Refuses an unknown or suspended account, an empty array, what a limit of an account forbids for ever or at the
+        door, and a key that stood for another request.
         """
         known = self._answered(tx)
         if known is not None:
@@ -80,6 +87,7 @@ class SubmitJobs:
             _check_account(tx, account)
         if any(draft.count == 0 for draft in self.drafts):
             raise Refused(RefusalCode.INVALID, "an array needs at least one index, as in 0-9")
+        check_quotas(tx, [draft.ask for draft in self.drafts])
         asked = [Submission(draft.costs, draft.count, draft.max_cost) for draft in self.drafts]
         warnings = [tx.admission.admit(tx.reading, each, tx.now_ms) if each.questions else () for each in asked]
         first = tx.reserve_job_ids(sum(draft.count for draft in self.drafts))

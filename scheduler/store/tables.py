@@ -65,6 +65,20 @@ class AccountRow(SQLModel, table=True):
     limit: JsonObject = _json()
     is_suspended: bool
     created_ms: int = _big()
+    terms: JsonObject = _json()
+    """Its further limits, as `codec.terms_json` writes them."""
+    changed_ms: int = _big()
+
+
+class MemberRow(SQLModel, table=True):
+    """A user of an account, with the role that its tokens there have."""
+
+    __tablename__ = "member"
+    account: str = Field(primary_key=True)
+    user: str = Field(primary_key=True)
+    role: str
+    may_use_high: bool
+    created_ms: int = _big()
 
 
 class AccountNameRow(SQLModel, table=True):
@@ -451,6 +465,7 @@ def _table(model: type[SQLModel]) -> sa.Table:
 LEADER_LEASE = _table(LeaderLeaseRow)
 LEDGER_HEAD = _table(LedgerHeadRow)
 ACCOUNT = _table(AccountRow)
+MEMBER = _table(MemberRow)
 ACCOUNT_NAME = _table(AccountNameRow)
 TOKEN = _table(TokenRow)
 POOL = _table(PoolRow)

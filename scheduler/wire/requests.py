@@ -1,7 +1,7 @@
 """The bodies and query strings of every request but the submission's (`spec`): strict, unknown keys refused by name."""
 
 import re
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -28,6 +28,9 @@ class Strict(BaseModel):
     """A body whose unknown keys are refused and whose types are taken literally."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+JobCount = Annotated[int, Field(ge=0, le=10_000_000)]
 
 
 class JobFilterBody(Strict):
@@ -63,7 +66,27 @@ class AccountBody(Strict):
     weight: Annotated[int, Field(ge=1, le=1_000_000)] = 1
     guarantee: dict[Name, Annotated[int, Field(ge=0, le=10_000_000)]] = Field(default_factory=dict, max_length=64)
     limit: dict[Name, Annotated[int, Field(ge=0, le=10_000_000)]] = Field(default_factory=dict, max_length=64)
+    user_limit: dict[Name, Annotated[int, Field(ge=0, le=10_000_000)]] = Field(default_factory=dict, max_length=64)
+    running_limit: JobCount | None = None
+    pending_limit: JobCount | None = None
+    high_limit: JobCount | None = None
+    limit_weight: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     is_suspended: bool = False
+
+
+class SuspendBody(Strict):
+    """How an account is suspended."""
+
+    drain: bool = False
+
+
+class MemberBody(Strict):
+    """A user's place in an account."""
+
+    account: AccountPath
+    user: Name
+    role: Literal["user", "tenant_admin", "billing"] = "user"
+    may_use_high: bool = False
 
 
 class TokenBody(Strict):
