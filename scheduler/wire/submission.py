@@ -7,12 +7,21 @@ from pathlib import PurePosixPath
 
 from scheduler.admission import Money
 from scheduler.auth import Rights, Role
-from scheduler.core.model import GPU_UNITS, NodeName, PoolName, Shape
+from scheduler.core.model import GPU_UNITS, Dependency, NodeName, PoolName, Shape
 from scheduler.executor import LaunchSpec
 from scheduler.refusal import Problem, RefusalCode, Refused
 from scheduler.store.jobs import JobDraft
 from scheduler.wire.fitting import Offer, size_of
-from scheduler.wire.spec import PRIORITIES, JobSpec, PriorityWord, invalid, parse_array
+from scheduler.wire.spec import (
+    PRIORITIES,
+    JobSpec,
+    PriorityWord,
+    invalid,
+    parse_array,
+    parse_cap,
+    parse_topology,
+    retried_reasons,
+)
 from scheduler.wire.text import shown
 
 
@@ -37,8 +46,21 @@ class SubmissionRules:
     """Who may ask for `high`. Everyone by default: it orders within a project only, so a project harms nobody else."""
 
 
-def draft_of(spec: JobSpec, rights: Rights, offers: Sequence[Offer], rules: SubmissionRules, now_ms: int) -> JobDraft:
-    """Returns the job (or array) to store. Raises Refused; nothing is stored then. Cost: linear in `offers`."""
+@dataclass(frozen=True, slots=True)
+class Centre:
+    """What a submission is held against: the nodes there are, the rules, the time."""
+
+    offers: Sequence[Offer]
+    rules: SubmissionRules
+    now_ms: int
+
+
+def draft_of(spec: JobSpec, rights: Rights, centre: Centre, after: tuple[Dependency, ...] = ()) -> JobDraft:
+    """Returns the job (or array) to store. Raises Refused; nothing is stored then. Cost: linear in the offers.
+
+    `after` are the jobs that `spec.after` names, found for the caller.
+    """
+    offers, rules, now_ms = centre.offers, centre.rules, centre.now_ms
     account = rights.submission_account(spec.project)
     _check_rules(spec, rights, rules, now_ms)
     indexes = parse_array(spec.array) if spec.array is not None else None
@@ -60,6 +82,7 @@ def draft_of(spec: JobSpec, rights: Rights, offers: Sequence[Offer], rules: Subm
             only_nodes=tuple(NodeName(node) for node in sorted(set(spec.only_nodes))),
             exclude_nodes=tuple(NodeName(node) for node in sorted(set(spec.exclude_nodes))),
             constraints=tuple(sorted(spec.constraints.items())),
+            topology=None if spec.topology is None else parse_topology(spec.topology),
         ),
         time_limit_ms=spec.time_limit_seconds * 1000,
         launch=LaunchSpec(
@@ -79,7 +102,10 @@ def draft_of(spec: JobSpec, rights: Rights, offers: Sequence[Offer], rules: Subm
         deadline_ms=_utc_ms(spec.deadline_at),
         is_held=spec.hold,
         retries=spec.retries,
+        retry_on=retried_reasons(spec),
         array_indexes=indexes,
+        array_cap=None if spec.array is None else parse_cap(spec.array),
+        after=after,
         labels=dict(spec.labels),
         max_cost=None if spec.max_cost is None else Money(spec.max_cost.amount, spec.max_cost.currency or ""),
         notify_events=spec.notify,

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from fastapi import FastAPI
 from ulid import ULID
 
+from cli.daemon.attendance import Attendance
 from metering.admission import BudgetAdmission
 from metering.budget_routes import budget_routes
 from metering.routes import ledger_routes
@@ -163,6 +164,5 @@ def two_tenants(database: Database) -> Centre:
 def app_of(centre: Centre, **settings: Any) -> FastAPI:
     """The app as the daemon puts it together."""
     limits = ApiSettings(version="1.2.3", **settings)
-    return api(
-        centre, centre.admission, limits, Telemetry("1.2.3"), (ledger_routes, budget_routes(centre.admission.zone))
-    )
+    routes = (ledger_routes, budget_routes(centre.admission.zone), Attendance().routes)
+    return api(centre, centre.admission, limits, Telemetry("1.2.3"), routes)
