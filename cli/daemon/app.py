@@ -29,6 +29,7 @@ from cli.daemon import migrate
 from cli.daemon.attendance import LOOK_SECONDS, Attendance, AttendedExecutor
 from cli.daemon.bootstrap import bootstrap
 from cli.daemon.gpus import Gpus, no_gpus, real_gpus, simulated_gpus
+from cli.daemon.guarantees import GuaranteeWatch
 from cli.daemon.money import KEEP_SECONDS, WHOLE_SECONDS, BudgetKeeper, centre_zone
 from cli.daemon.notifier import notifier_of
 from cli.daemon.settings import Settings, SettingsProblem
@@ -208,6 +209,8 @@ class Daemon:
         periodic.add_job(_guarded(lambda: self._sample(gpus)), "interval", seconds=seconds)
         periodic.add_job(_guarded(self._keep_windows), "interval", seconds=self.settings.metering.window_seconds)
         periodic.add_job(_guarded(self._refresh), "interval", seconds=INVENTORY_SECONDS)
+        guarantees = GuaranteeWatch()
+        periodic.add_job(_guarded(lambda: guarantees.look(controller)), "interval", seconds=INVENTORY_SECONDS)
         periodic.add_job(_guarded(lambda: self._attendance.look(controller)), "interval", seconds=LOOK_SECONDS)
         turns = Turns(controller)
         periodic.add_job(_guarded(turns.announce_rates), "interval", seconds=RATES_SECONDS)

@@ -98,8 +98,8 @@ def draft_of(spec: JobSpec, rights: Rights, centre: Centre, after: tuple[Depende
         ),
         wanted=spec.booking,
         priority=PRIORITIES[spec.priority],
-        begin_ms=_utc_ms(spec.begin_at),
-        deadline_ms=_utc_ms(spec.deadline_at),
+        begin_ms=utc_ms(spec.begin_at),
+        deadline_ms=utc_ms(spec.deadline_at),
         is_held=spec.hold,
         retries=spec.retries,
         retry_on=retried_reasons(spec),
@@ -113,7 +113,8 @@ def draft_of(spec: JobSpec, rights: Rights, centre: Centre, after: tuple[Depende
     )
 
 
-def _utc_ms(moment: datetime | None) -> int | None:
+def utc_ms(moment: datetime | None) -> int | None:
+    """Returns an instant as UTC milliseconds."""
     if moment is None:
         return None
     return int(moment.replace(microsecond=0).timestamp()) * 1000 + moment.microsecond // 1000
@@ -128,15 +129,7 @@ def _name_of(spec: JobSpec) -> str:
 
 
 def _check_rules(spec: JobSpec, rights: Rights, rules: SubmissionRules, now_ms: int) -> None:
-    if spec.time_limit_seconds > rules.longest_time_limit_seconds:
-        days = rules.longest_time_limit_seconds / 86_400
-        raise Refused(
-            RefusalCode.POLICY,
-            f"a time limit of {spec.time_limit_seconds} s is more than this centre allows "
-            f"({rules.longest_time_limit_seconds} s, {days:g} days)",
-            tries=(f"-t {rules.longest_time_limit_seconds}s",),
-            problems=(Problem(f"at most {rules.longest_time_limit_seconds}", "time_limit_seconds"),),
-        )
+    check_time_limit(spec.time_limit_seconds, rules)
     if spec.image is not None and not rules.runs_images:
         raise Refused(
             RefusalCode.POLICY,
@@ -144,20 +137,36 @@ def _check_rules(spec: JobSpec, rights: Rights, rules: SubmissionRules, now_ms: 
             tries=("leave out --image",),
             problems=(Problem("no images run here", "image"),),
         )
-    if spec.image is None and rules.needs_image:
+    check_priority(spec.priority, rights, rules)
+    check_deadline(spec.deadline_at, now_ms)
+
+
+def check_time_limit(seconds: int, rules: SubmissionRules) -> None:
+    """Raises Refused (`policy`) for a time limit that is longer than the centre allows."""
+    if seconds > rules.longest_time_limit_seconds:
+        days = rules.longest_time_limit_seconds / 86_400
         raise Refused(
             RefusalCode.POLICY,
-            "this centre runs containers: say which image",
-            tries=("--image REF",),
-            problems=(Problem("is required here", "image"),),
+            f"a time limit of {seconds} s is more than this centre allows "
+            f"({rules.longest_time_limit_seconds} s, {days:g} days)",
+            tries=(f"-t {rules.longest_time_limit_seconds}s",),
+            problems=(Problem(f"at most {rules.longest_time_limit_seconds}", "time_limit_seconds"),),
         )
-    if spec.priority is PriorityWord.HIGH and rights.caller.role not in rules.high_priority_roles:
+
+
+def check_priority(word: PriorityWord | None, rights: Rights, rules: SubmissionRules) -> None:
+    """Raises Refused (`policy`) for a priority that the caller's role may not ask for."""
+    if word is PriorityWord.HIGH and rights.caller.role not in rules.high_priority_roles:
         raise Refused(
             RefusalCode.POLICY,
             f"priority high is not for the role {rights.caller.role} at this centre",
             tries=("--priority normal",),
             problems=(Problem("high is not allowed", "priority"),),
         )
-    deadline_ms = _utc_ms(spec.deadline_at)
+
+
+def check_deadline(deadline_at: datetime | None, now_ms: int) -> None:
+    """Raises Refused (`invalid`) for a deadline that has passed."""
+    deadline_ms = utc_ms(deadline_at)
     if deadline_ms is not None and deadline_ms <= now_ms:
         raise invalid((Problem("has passed already", "deadline_at"),))

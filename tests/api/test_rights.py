@@ -37,6 +37,7 @@ WHO_MAY: dict[tuple[str, str], tuple[set[Role | None], Any]] = {
     ("POST", "/v1/jobs/hold"): ({U, T, O}, JOBS),
     ("POST", "/v1/jobs/release"): ({U, T, O}, JOBS),
     ("POST", "/v1/jobs/requeue"): ({U, T, O}, JOBS),
+    ("POST", "/v1/jobs/update"): ({U, T, O}, JOBS),
     ("GET", "/v1/gpus"): ({U, T, B, O}, None),
     ("GET", "/v1/quota"): ({U, T, B, O}, None),
     ("GET", "/v1/nodes"): ({U, T, B, O}, None),
@@ -145,6 +146,7 @@ def test_what_belongs_to_another_tenant_is_answered_like_what_does_not_exist(peo
         real, unreal = theirs.get(f"/v1/jobs/{job}{path}"), theirs.get(f"/v1/jobs/{job + 1000}{path}")
         assert real.status_code == unreal.status_code == 404
         assert real.json()["detail"].replace(str(job), "?") == unreal.json()["detail"].replace(str(job + 1000), "?")
+    assert theirs.post("/v1/jobs/update", json={"ids": [str(job)], "priority": "low"}).status_code == 404
     for verb in ("cancel", "hold", "release", "requeue"):
         assert theirs.post(f"/v1/jobs/{verb}", json={"ids": [str(job)]}).status_code == 404
         matched = theirs.post(f"/v1/jobs/{verb}", json={"filter": {"name": "secret-plan"}})

@@ -260,6 +260,27 @@ def test_what_the_state_of_a_named_job_does_not_allow_is_exit_6(
     assert home.turnstile(verb, "-u", "mei").code == 0
 
 
+@pytest.mark.parametrize(
+    ("did", "state", "code"),
+    [("changed", "pending", 0), ("unchanged", "held", 0), ("unchanged", "running", 6), ("already_ended", "failed", 6)],
+)
+def test_only_jobs_that_wait_get_other_terms(home: Home, peer: Peer, did: str, state: str, code: int) -> None:
+    peer.answers("POST", "/v1/jobs/update", page("JobActionList", [{"id": 10400, "did": did, "state": state}]))
+    done = home.turnstile("update", "10400", "-t", "2h", "--priority", "high", "--begin", "now")
+    assert done.code == code
+    assert peer.requests("POST", "/v1/jobs/update")[-1].json == {
+        "ids": ["10400"],
+        "time_limit_seconds": 7200,
+        "priority": "high",
+        "begins_at_once": True,
+    }
+
+
+def test_an_update_without_terms_says_what_is_missing(home: Home) -> None:
+    done = home.turnstile("update", "10400")
+    assert (done.code, "say what is to change" in done.err) == (2, True)
+
+
 def test_a_reader_that_went_away_ends_the_command_quietly(home: Home, peer: Peer) -> None:
     many = page("JobList", [job(id=n) for n in range(20_000, 23_000)])
     peer.answers("GET", "/v1/jobs", many)
