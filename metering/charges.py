@@ -5,7 +5,6 @@ difference, whichever way: a gang whose end turns out to be earlier than what wa
 order and number of looks do not matter, and after the last one posted = lines, to the micro-unit.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from zoneinfo import ZoneInfo
 
@@ -13,9 +12,8 @@ from sqlalchemy.engine import Connection
 
 from metering.budgets import Purse
 from metering.core.journal import EntryKind, JournalEntry, Ledger, Leg
-from metering.core.tariff import PriceBook
-from metering.core.usage import stretches_of
 from metering.journal import LineCharge, charged_lines, legs_of, next_entry_id, post
+from metering.timelines import Prices, timelines
 from metering.usage_lines import lines_of
 from scheduler.core.model import AccountId, AllocationId, JobId
 from scheduler.store.ledger_rows import LedgerAllocation
@@ -24,20 +22,20 @@ LineKey = tuple[str, str]
 
 
 def lines_due(
-    allocation: LedgerAllocation, books: Sequence[PriceBook], zone: ZoneInfo, until_ms: int
+    connection: Connection, allocation: LedgerAllocation, prices: Prices, zone: ZoneInfo, until_ms: int
 ) -> dict[LineKey, LineCharge]:
     """Returns the priced lines of an allocation up to an instant. Raises StoreCorrupt."""
     found: dict[LineKey, LineCharge] = {}
-    stretches = stretches_of(allocation.decided_ms, until_ms, zone, books)
-    if not stretches:
+    if until_ms <= allocation.decided_ms:
         return found
-    for rated in lines_of(allocation, stretches):
+    cuts = timelines(connection, (allocation.decided_ms, until_ms), zone, prices, allocation.account)
+    for rated in lines_of(allocation, cuts):
         line = rated.line
         if line.book is None or not line.amount_micros:
             continue
         piece = line.slice
-        due = LineCharge(piece.line_id, piece.segment.holder, line.book.currency, line.amount_micros, piece.from_ms)
-        found[piece.line_id, line.book.currency] = due
+        due = LineCharge(line.line_id, piece.segment.holder, line.book.currency, line.amount_micros, piece.from_ms)
+        found[line.line_id, line.book.currency] = due
     return found
 
 

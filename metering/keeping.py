@@ -18,10 +18,10 @@ from metering.admission import BudgetAdmission, cap_left
 from metering.budgets import Purse, headroom_events, standing
 from metering.charges import Pot, charge, let_go, lines_due, set_aside
 from metering.core.budget import CAPTURE_MS, WARN_PERCENTS, Standing
-from metering.core.tariff import PriceBook
 from metering.journal import budgets
-from metering.ledger import next_book_ms, price_books
+from metering.ledger import next_book_ms
 from metering.tables import BUDGET_NOTICE, CHARGE_DUE
+from metering.timelines import Prices, load_prices
 from scheduler.admission import CostQuestion
 from scheduler.core.model import AccountId, AllocationId, EndReason, JobId, Phase, lineage
 from scheduler.store.gangs import stop
@@ -96,7 +96,7 @@ class _Looks:
         self._connection = tx.connection
         self._now_ms = tx.now_ms
         self._admission = admission
-        self._books: list[PriceBook] = []
+        self._prices = Prices(())
         self._edge_ms: int | None = None
 
     def all(self) -> None:
@@ -111,7 +111,7 @@ class _Looks:
         due = self._connection.execute(query).all()
         if not due:
             return
-        self._books = [row.book for row in price_books(self._connection)]
+        self._prices = load_prices(self._connection)
         self._edge_ms = next_book_ms(self._connection, self._now_ms)
         found = {each.id: each for each in allocations_by_id(self._connection, [row.allocation_id for row in due])}
         for row in due:
@@ -124,7 +124,7 @@ class _Looks:
 
     def _look(self, row: Any, allocation: LedgerAllocation) -> None:
         admission, now_ms = self._admission, self._now_ms
-        lines = lines_due(allocation, self._books, admission.zone, now_ms)
+        lines = lines_due(self._connection, allocation, self._prices, admission.zone, now_ms)
         did_charge = charge(self._connection, allocation, lines, admission.zone.key, now_ms)
         if allocation.ended_ms is not None:
             self.settled += 1

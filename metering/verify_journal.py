@@ -10,7 +10,6 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from metering.charges import lines_due
-from metering.core.tariff import PriceBook
 from metering.findings import Check, Report
 from metering.journal import (
     LineCharge,
@@ -22,8 +21,8 @@ from metering.journal import (
     kept_use,
     unbalanced_entries,
 )
-from metering.ledger import price_books
 from metering.tables import CHARGE_DUE, POSTING_ENTRY
+from metering.timelines import Prices, load_prices
 from scheduler.core.model import AllocationId
 from scheduler.refusal import Refused
 from scheduler.store.database import StoreError, chunks
@@ -58,7 +57,7 @@ def _verify_charges(connection: Connection, report: Report) -> None:
     for row in connection.execute(query.order_by(POSTING_ENTRY.c.id)):
         zones[row.allocation_id] = row.zone  # the last one counts: it cut the lines anew
     try:
-        books = [each.book for each in price_books(connection)]
+        prices = load_prices(connection)
     except Refused as problem:
         report.wrong(Check.JOURNAL, "price books", "books that can be read", str(problem))
         return
@@ -72,7 +71,7 @@ def _verify_charges(connection: Connection, report: Report) -> None:
             if known is None:
                 report.wrong(Check.JOURNAL, f"allocation {allocation}", "a row in allocation", "none")
             else:
-                _verify_lines(report, known, _posted(posted, allocation), (books, zones[allocation]))
+                _verify_lines(report, known, _posted(posted, allocation), (connection, prices, zones[allocation]))
 
 
 def _posted(
@@ -85,14 +84,14 @@ def _verify_lines(
     report: Report,
     allocation: LedgerAllocation,
     posted: dict[tuple[str, str], int],
-    terms: tuple[list[PriceBook], str],
+    terms: tuple[Connection, Prices, str],
 ) -> None:
-    books, name = terms
+    connection, prices, name = terms
     where = f"charges of allocation {allocation.id}"
     try:
         zone = ZoneInfo(name)
         end_ms = allocation.ended_ms or allocation.decided_ms
-        due = {key: line.micros for key, line in lines_due(allocation, books, zone, end_ms).items()}
+        due = {key: line.micros for key, line in lines_due(connection, allocation, prices, zone, end_ms).items()}
     except (ZoneInfoNotFoundError, ValueError, StoreError) as problem:
         report.wrong(Check.JOURNAL, where, "lines that can be derived", str(problem))
         return

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -161,7 +162,8 @@ class Daemon:
             is_metrics_open=settings.server.metrics_open,
             rules=submission_rules(settings),
         )
-        routes = (ledger_routes, budget_routes(admission.zone), self._attendance.routes)
+        money = partial(ledger_routes, issuer_known=self.settings.metering.issuer)
+        routes = (money, budget_routes(admission.zone), self._attendance.routes)
         app = api(controller, admission, limits, telemetry, routes)
         config = uvicorn.Config(
             app, log_config=None, access_log=False, lifespan="on", proxy_headers=False, timeout_graceful_shutdown=5

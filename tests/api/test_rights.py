@@ -57,6 +57,14 @@ WHO_MAY: dict[tuple[str, str], tuple[set[Role | None], Any]] = {
     ("DELETE", "/v1/admin/tokens/{token_id}"): ({T, O}, None),
     ("GET", "/v1/admin/prices"): ({B, O}, None),
     ("POST", "/v1/admin/prices"): ({O}, BOOK),
+    ("GET", "/v1/admin/prices/{version}"): ({B, O}, None),
+    ("POST", "/v1/admin/price-drafts"): ({O}, BOOK),
+    ("DELETE", "/v1/admin/price-drafts/{version}"): ({O}, None),
+    ("POST", "/v1/admin/price-drafts/{version}/publish"): ({O}, None),
+    ("GET", "/v1/admin/packages"): ({B, O}, None),
+    ("POST", "/v1/admin/packages"): ({O}, {}),
+    ("GET", "/v1/packages"): ({U, T, B, O}, None),
+    ("GET", "/v1/prices"): ({U, T, B, O}, None),
     ("POST", "/v1/admin/nodes/{name}/drain"): ({O}, {"reason": "fan"}),
     ("POST", "/v1/admin/nodes/{name}/resume"): ({O}, None),
     ("GET", "/v1/admin/nodes/{name}/history"): ({O}, None),
@@ -95,6 +103,7 @@ WHO_MAY: dict[tuple[str, str], tuple[set[Role | None], Any]] = {
 }
 """Each route: the roles that it answers, and the body of a request that it takes."""
 
+WHERE = {"path:path": "acme/new", "token_id": "none", "name": "h1", "node": "ana", "version": "none"}
 _OPEN_DOCUMENT = ("GET", "/v1/openapi.json")
 
 
@@ -118,9 +127,7 @@ def test_every_route_answers_its_roles_and_no_other(people: People, role: Role |
         job = owner.submit()
         asker = people.stranger() if role is None else people.with_role(role, account, "ana")
         where = (
-            path.format_map({"ref": job, "path:path": "acme/new", "token_id": "none", "name": "h1", "node": "ana"})
-            if "{path:" not in path
-            else path.replace("{path:path}", "acme/new")
+            path.format_map({**WHERE, "ref": job}) if "{path:" not in path else path.replace("{path:path}", "acme/new")
         )
         if path.endswith("/wait"):
             where += "?timeout_seconds=0"

@@ -356,7 +356,7 @@ def test_accounts_are_changed_as_a_whole_from_what_they_were(home: Home, peer: P
 def test_a_price_book_keeps_the_digits_that_were_written(home: Home, peer: Peer) -> None:
     book = 'version = "2026-12"\ncurrency = "USD"\neffective = 2026-12-01T00:00:00+08:00\n[prices.H100]\nburst = 2.50\n'
     (home.path / "prices.toml").write_text(book)
-    assert home.turnstile("admin", "price", "import", "prices.toml").code == 0
+    assert home.turnstile("admin", "price", "import", "prices.toml", "--publish").code == 0
     (sent,) = peer.requests("POST", "/v1/admin/prices")
     assert sent.json["prices"] == {"H100": {"burst": "2.50"}}
     assert sent.json["effective"] == "2026-12-01T00:00:00+08:00"
