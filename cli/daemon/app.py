@@ -194,7 +194,7 @@ class Daemon:
             from cli.daemon.cluster import kubernetes_executor
 
             try:
-                return kubernetes_executor(self.settings, clock)
+                return kubernetes_executor(self.settings, self.data_dir, clock)
             except ExecutorError as problem:
                 raise StartProblem(str(problem)) from problem
         return LocalExecutor(self.data_dir / "jobs", clock, gpus.inventory)
@@ -221,13 +221,15 @@ class Daemon:
         notifier = notifier_of(self.settings.notify, controller)
         periodic.add_job(_guarded(notifier.look), "interval", seconds=NOTICE_SECONDS)
         periodic.add_job(_guarded(notifier.forget), "interval", hours=6)
+        keep_ms = self.settings.executor.log_retention_days * DAY_MS
         if self.settings.executor.kind == "kubernetes":
-            from cli.daemon.cluster import NEWS_SECONDS, refresh_when_changed
+            from cli.daemon.cluster import NEWS_SECONDS, forget_logs, refresh_when_changed
 
             look = _guarded(lambda: refresh_when_changed(executor, controller))
             periodic.add_job(look, "interval", seconds=NEWS_SECONDS)
+            tidy = _guarded(lambda: forget_logs(executor, controller.clock.now_ms() - keep_ms))
+            periodic.add_job(tidy, "interval", hours=6)
         if isinstance(executor, LocalExecutor):
-            keep_ms = self.settings.executor.log_retention_days * DAY_MS
             periodic.add_job(
                 _guarded(lambda: executor.forget_logs(controller.clock.now_ms() - keep_ms)), "interval", hours=6
             )
@@ -288,6 +290,7 @@ def submission_rules(settings: Settings) -> SubmissionRules:
         longest_time_limit_seconds=settings.server.longest_time_limit_seconds,
         run_as=settings.executor.run_as,
         log_limit_bytes=settings.executor.log_limit_bytes,
+        volumes=frozenset(settings.kubernetes.volumes) if settings.executor.kind == "kubernetes" else frozenset(),
         runs_images=settings.executor.kind == "kubernetes",
         needs_image=settings.executor.kind == "kubernetes",
     )

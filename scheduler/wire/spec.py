@@ -79,6 +79,8 @@ class JobSpec(BaseModel):
     env: dict[EnvironmentName, Argument] = Field(default_factory=dict, max_length=1024)
     workdir: Path | None = None
     image: Path | None = None
+    volumes: tuple[Name, ...] = Field((), max_length=32, description="What the centre offers to mount, by name.")
+    shm_bytes: Size | None = Field(None, description="Size of the container's /dev/shm.")
     output: Path | None = Field(None, description="A file for the output besides the kept log.")
     nodes: Count | None = Field(None, description="Default 1, or what `total_gpus` needs.")
     gpus_per_node: Count | None = None
