@@ -23,6 +23,7 @@ from scheduler.core.events import (
     AllocationStopping,
     ClaimMade,
     Event,
+    HoldPriced,
     JobEnded,
     NodeChanged,
     NodeRemoved,
@@ -45,9 +46,10 @@ from scheduler.store.database import StoreError
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
-_CHANGES_NO_PLAN = AllocationMade | AllocationStarted | AllocationStopping | AllocationCheckpointed | ClaimMade
-"""Events of what the planner decided itself, or that it would not decide otherwise for."""
-
+_TELLS_NOTHING_NEW = (
+    AllocationMade | AllocationStarted | AllocationStopping | AllocationCheckpointed | ClaimMade | HoldPriced
+)
+"""Events that can let nothing start that the last plan left waiting."""
 IDLE_SECONDS = 5.0
 """A tick at least this often, so that a stalled planner shows in its metrics."""
 
@@ -188,7 +190,7 @@ class Planner:
             nodes_changed |= isinstance(event, NodeChanged | NodeRemoved)
             if isinstance(event, ClaimMade):
                 self._report_claim(event.claim)
-            needs_tick |= not isinstance(event, _CHANGES_NO_PLAN)
+            needs_tick |= not isinstance(event, _TELLS_NOTHING_NEW)
         if nodes_changed:
             self.offers = offers_of(self._state)
         return needs_tick

@@ -31,11 +31,14 @@ from cli.daemon.attendance import LOOK_SECONDS, Attendance, AttendedExecutor
 from cli.daemon.bootstrap import bootstrap
 from cli.daemon.gpus import Gpus, no_gpus, real_gpus, simulated_gpus
 from cli.daemon.guarantees import GuaranteeWatch
+from cli.daemon.money import KEEP_SECONDS, WHOLE_SECONDS, BudgetKeeper, centre_zone
 from cli.daemon.notifier import notifier_of
 from cli.daemon.settings import Settings, SettingsProblem
 from cli.daemon.turns import Turns
+from metering.admission import BudgetAdmission
+from metering.budget_routes import budget_routes
+from metering.budget_watch import BudgetCollector
 from metering.ledger_watch import BLIND_MS, LedgerCollector, LedgerWatch
-from metering.pricing import PricesWithoutBudgets
 from metering.routes import ledger_routes
 from metering.samples import StoreWindows
 from metering.telemetry import GpuCollector
@@ -145,6 +148,8 @@ class Daemon:
         holder = f"{platform.node()}:{self.data_dir}"
         lease = LeaderLease(database, holder, self.url, LEASE_TTL_MS)
         controller = Controller(database, attended, clock, settings.policy, lease, telemetry)
+        admission = BudgetAdmission(centre_zone(settings.metering.zone))
+        controller.admission = admission
         telemetry.registry.register(
             GpuCollector(gpus.snapshots, lambda _: settings.node.pool, self._attendance.watch.successes)
         )
@@ -158,11 +163,16 @@ class Daemon:
             rules=submission_rules(settings),
         )
         money = partial(ledger_routes, issuer_known=self.settings.metering.issuer)
-        app = api(controller, PricesWithoutBudgets(), limits, telemetry, (money, self._attendance.routes))
+        routes = (money, budget_routes(admission.zone), self._attendance.routes)
+        app = api(controller, admission, limits, telemetry, routes)
         config = uvicorn.Config(
             app, log_config=None, access_log=False, lifespan="on", proxy_headers=False, timeout_graceful_shutdown=5
         )
         periodic = self._periodic(gpus, executor, controller)
+        keeper = BudgetKeeper(controller, admission)
+        telemetry.registry.register(BudgetCollector(keeper.watch))
+        periodic.add_job(_guarded(keeper.keep), "interval", seconds=KEEP_SECONDS)
+        periodic.add_job(_guarded(keeper.keep_all), "interval", seconds=WHOLE_SECONDS)
         return _Parts(database, gpus, controller, telemetry, ledger, periodic, uvicorn.Server(config))
 
     def _gpus(self, clock: LedgerClock) -> Gpus:
@@ -184,7 +194,7 @@ class Daemon:
             from cli.daemon.cluster import kubernetes_executor
 
             try:
-                return kubernetes_executor(self.settings, clock)
+                return kubernetes_executor(self.settings, self.data_dir, clock)
             except ExecutorError as problem:
                 raise StartProblem(str(problem)) from problem
         return LocalExecutor(self.data_dir / "jobs", clock, gpus.inventory)
@@ -211,13 +221,15 @@ class Daemon:
         notifier = notifier_of(self.settings.notify, controller)
         periodic.add_job(_guarded(notifier.look), "interval", seconds=NOTICE_SECONDS)
         periodic.add_job(_guarded(notifier.forget), "interval", hours=6)
+        keep_ms = self.settings.executor.log_retention_days * DAY_MS
         if self.settings.executor.kind == "kubernetes":
-            from cli.daemon.cluster import NEWS_SECONDS, refresh_when_changed
+            from cli.daemon.cluster import NEWS_SECONDS, forget_logs, refresh_when_changed
 
             look = _guarded(lambda: refresh_when_changed(executor, controller))
             periodic.add_job(look, "interval", seconds=NEWS_SECONDS)
+            tidy = _guarded(lambda: forget_logs(executor, controller.clock.now_ms() - keep_ms))
+            periodic.add_job(tidy, "interval", hours=6)
         if isinstance(executor, LocalExecutor):
-            keep_ms = self.settings.executor.log_retention_days * DAY_MS
             periodic.add_job(
                 _guarded(lambda: executor.forget_logs(controller.clock.now_ms() - keep_ms)), "interval", hours=6
             )
@@ -278,6 +290,7 @@ def submission_rules(settings: Settings) -> SubmissionRules:
         longest_time_limit_seconds=settings.server.longest_time_limit_seconds,
         run_as=settings.executor.run_as,
         log_limit_bytes=settings.executor.log_limit_bytes,
+        volumes=frozenset(settings.kubernetes.volumes) if settings.executor.kind == "kubernetes" else frozenset(),
         runs_images=settings.executor.kind == "kubernetes",
         needs_image=settings.executor.kind == "kubernetes",
     )

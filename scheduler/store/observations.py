@@ -185,6 +185,8 @@ class _Gangs:
         _UPDATE_ENDED_JOB.many(connection, self._end_rows)
         self._keep_for_claims()
         self._lanes.flush()
+        if self.ended:
+            self._tx.admission.release(connection, [allocation for allocation, _ in self.ended], self._tx.now_ms)
 
     def _keep_for_claims(self) -> None:
         """Keeps what was freed for the jobs that it was freed for."""

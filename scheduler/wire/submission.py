@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import PurePosixPath
 
+from scheduler.admission import Money
 from scheduler.auth import Rights, Role
 from scheduler.core.model import GPU_UNITS, Dependency, NodeName, PoolName, Shape
 from scheduler.executor import LaunchSpec
@@ -35,6 +36,8 @@ class SubmissionRules:
     """As `policy.default_grace_ms`: Kubernetes' and Slurm's customary half minute."""
     runs_images: bool = False
     """Whether the executor starts containers: a job that names an image must not run without it, as another program."""
+    volumes: frozenset[str] = frozenset()
+    """Names of what containers may mount."""
     needs_image: bool = False
     """Whether the executor runs nothing but containers: a job without an image could not start."""
     run_as: str | None = None
@@ -91,6 +94,8 @@ def draft_of(spec: JobSpec, rights: Rights, centre: Centre, after: tuple[Depende
             workdir=spec.workdir,
             image=spec.image,
             output=spec.output,
+            volumes=tuple(dict.fromkeys(spec.volumes)),
+            shm_bytes=spec.shm_bytes,
             grace_seconds=grace,
             log_limit_bytes=rules.log_limit_bytes,
             run_as=rules.run_as,
@@ -106,6 +111,7 @@ def draft_of(spec: JobSpec, rights: Rights, centre: Centre, after: tuple[Depende
         array_cap=None if spec.array is None else parse_cap(spec.array),
         after=after,
         labels=dict(spec.labels),
+        max_cost=None if spec.max_cost is None else Money(spec.max_cost.amount, spec.max_cost.currency or ""),
         notify_events=spec.notify,
         notify_when=spec.notify_when,
     )
@@ -135,8 +141,35 @@ def _check_rules(spec: JobSpec, rights: Rights, rules: SubmissionRules, now_ms: 
             tries=("leave out --image",),
             problems=(Problem("no images run here", "image"),),
         )
+    _check_container(spec, rules)
     check_priority(spec.priority, rights, rules)
     check_deadline(spec.deadline_at, now_ms)
+
+
+def _check_container(spec: JobSpec, rules: SubmissionRules) -> None:
+    """Raises Refused (`policy`) for what a container of this centre cannot have, or must."""
+    unknown = [name for name in spec.volumes if name not in rules.volumes]
+    if unknown:
+        offered = ", ".join(sorted(rules.volumes)) or "none"
+        raise Refused(
+            RefusalCode.POLICY,
+            f"there is no volume {unknown[0]!r}; this centre offers: {offered}",
+            problems=(Problem("is not offered", "volumes"),),
+        )
+    if spec.shm_bytes is not None and not rules.runs_images:
+        raise Refused(
+            RefusalCode.POLICY,
+            "this centre runs processes, and they share the machine's own /dev/shm",
+            tries=("leave out --shm",),
+            problems=(Problem("no containers run here", "shm_bytes"),),
+        )
+    if spec.image is None and rules.needs_image:
+        raise Refused(
+            RefusalCode.POLICY,
+            "this centre runs containers: say which image",
+            tries=("--image REF",),
+            problems=(Problem("is required here", "image"),),
+        )
 
 
 def check_time_limit(seconds: int, rules: SubmissionRules) -> None:
