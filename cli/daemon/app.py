@@ -275,6 +275,7 @@ def submission_rules(settings: Settings) -> SubmissionRules:
         log_limit_bytes=settings.executor.log_limit_bytes,
         runs_images=settings.executor.kind == "kubernetes",
         needs_image=settings.executor.kind == "kubernetes",
+        keeps_secrets=settings.executor.kind != "kubernetes",
     )
 
 
