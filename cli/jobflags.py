@@ -41,9 +41,11 @@ FLAGS_OF_FIELDS = {
     "retries": "--retries",
     "retry_on": "--retry-on",
     "secrets": "--secret",
+    "shm_bytes": "--shm",
     "time_limit_seconds": "-t",
     "topology": "--topology",
     "total_gpus": "--total-gpus",
+    "volumes": "--volume",
     "workdir": "-w",
 }
 """The flag that stands for each field of JobSpec."""
@@ -80,6 +82,10 @@ class JobFlags:
         typer.Option("--topology", metavar="HOW:LABEL", help="required:rack, preferred:rack: nodes near each other."),
     ] = None
     image: Annotated[str | None, typer.Option("-i", "--image", metavar="REF", help="Container image.")] = None
+    volume: Annotated[
+        list[str] | None, typer.Option("--volume", metavar="NAME", help="Mount what the centre offers; repeatable.")
+    ] = None
+    shm: Annotated[str | None, typer.Option("--shm", metavar="SIZE", help="Size of the container's /dev/shm.")] = None
     name: Annotated[str | None, typer.Option("-n", "--name", "-J", metavar="TEXT", help="Name of the job.")] = None
     project: Annotated[str | None, typer.Option("-A", "--project", metavar="NAME", help="Who it is for.")] = None
     workdir: Annotated[
@@ -170,6 +176,8 @@ def spec_of(
     spec |= {
         "name": flags.name,
         "image": flags.image,
+        "volumes": list(_several(flags.volume)),
+        "shm_bytes": None if flags.shm is None else values.size(flags.shm, "--shm"),
         "workdir": _workdir(flags),
         "output": flags.output,
         "env": _environment(flags, environment),

@@ -98,6 +98,8 @@ KEYS = (
     Key("booking", Shape.TEXT, "How its GPUs are held.", "auto", *_BOOKING),
     Key("spot", Shape.TRUTH, "Short for booking: spot.", False),
     Key("image", Shape.TEXT, "Container image.", "registry.acme.example/train:2026.11"),
+    Key("volume", Shape.WORDS, "What the centre offers to mount, by name.", ["datasets"]),
+    Key("shm", Shape.TEXT, "Size of the container's /dev/shm.", "64G", values.size),
     Key("workdir", Shape.TEXT, "Where it runs; where it is submitted unless image is given.", "/data/nlp"),
     Key("env", Shape.PAIRS, "Environment; a name without a value passes yours on.", {"WANDB_MODE": "off"}, _variable),
     Key("env-file", Shape.TEXT, "A file of K=V lines, no quoting.", "train.env"),

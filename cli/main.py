@@ -29,6 +29,7 @@ VERBS = (
     Verb("hold", "cli.commands.act", "hold", _JOBS, "Keep waiting jobs from starting"),
     Verb("release", "cli.commands.act", "release", _JOBS, "Let held jobs wait for their start again"),
     Verb("requeue", "cli.commands.act", "requeue", _JOBS, "Stop running jobs and queue them again"),
+    Verb("update", "cli.commands.act", "update", _JOBS, "Give waiting jobs other terms"),
     Verb("history", "cli.commands.jobs", "history", _JOBS, "List jobs that have ended, or what happened to one"),
     Verb("report", "cli.commands.jobs", "report", _JOBS, "Tell what a job held, start by start"),
     Verb("top", "cli.commands.top", "top", _JOBS, "Watch jobs and GPUs, full screen"),

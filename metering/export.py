@@ -8,6 +8,7 @@ gives the same bytes as long as no late fact about it came in: nothing in the fi
 import os
 import shutil
 import tempfile
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,18 +19,23 @@ from sqlalchemy.engine import Connection
 
 from metering.capacity import capacity_of
 from metering.core.civil import civil_days, day_start_ms, local_time, utc_text
+from metering.core.fees import UsedKey
+from metering.core.pricebook import PriceBook
 from metering.core.quantity import AMOUNT_DECIMALS, divide, fixed, minor_unit
-from metering.core.rating import MICROS, Invoice, Totals
-from metering.core.tariff import PriceBook
-from metering.core.usage import Stretch, stretches_of
+from metering.core.rating import MICROS, Invoice, Line, LineType, Totals
+from metering.core.stretches import Stretch
+from metering.core.volume import Package
 from metering.core.who_pays import WHO_PAYS
 from metering.csv_files import CsvFile, WrittenFile, harmless
+from metering.fee_lines import fees_of, note_reserved
 from metering.focus import FocusRows, FocusTerms
 from metering.focus_check import FocusChecker, FocusReport
-from metering.ledger import has_windows, price_books
+from metering.ledger import has_windows
 from metering.manifest import MANIFEST, Manifest, tool_version, tzdata_version
-from metering.usage_lines import PERIOD_STATUS, USAGE_COLUMNS, LineContext, invoice_rows, rated_lines, usage_row
-from scheduler.core.model import AccountId
+from metering.packages import package_sha256
+from metering.timelines import Timelines, load_prices, timelines
+from metering.usage_lines import PERIOD_STATUS, USAGE_COLUMNS, LineContext, UsageRows, rated_lines
+from scheduler.core.model import AccountId, tenant_of
 from scheduler.refusal import RefusalCode, Refused
 from scheduler.store.account_names import load_account_names
 from scheduler.store.database import StoreCorrupt
@@ -61,12 +67,24 @@ class _Request:
 @dataclass(slots=True)
 class _Sums:
     usage_lines: int = 0
+    """Lines of usage, least charges and surcharges."""
+    fee_lines: int = 0
     unpriced_lines: int = 0
     gpu_ms: int = 0
     held_unit_ms: int = 0
     charged_unit_ms: int = 0
     capacity_unit_ms: int = 0
     billed_unit_ms: int = 0
+
+    def add(self, line: Line) -> None:
+        """Counts a line of usage; a surcharge holds nothing that its usage does not."""
+        piece = line.slice
+        self.usage_lines += 1
+        self.unpriced_lines += line.amount_micros is None
+        if line.type is not LineType.ENERGY:
+            self.gpu_ms += piece.gpu_ms
+            self.held_unit_ms += piece.held.unit_ms
+            self.charged_unit_ms += piece.charged.unit_ms
 
 
 def export_usage(  # noqa: PLR0913 - a request in words: what, where, which time, whose
@@ -143,8 +161,9 @@ def period_of(from_ms: int, to_ms: int, zone: ZoneInfo) -> str:
 
 
 def _write(connection: Connection, folder: Path, request: _Request) -> Manifest:
-    stored = price_books(connection)
-    stretches = stretches_of(request.from_ms, request.to_ms, request.zone, [row.book for row in stored])
+    prices = load_prices(connection)
+    span = (request.from_ms, request.to_ms)
+    lines_of = timelines(connection, span, request.zone, prices, request.tenant)
     context = LineContext(
         request.zone,
         load_account_names(connection, request.to_ms),
@@ -152,7 +171,7 @@ def _write(connection: Connection, folder: Path, request: _Request) -> Manifest:
     )
     period = period_of(request.from_ms, request.to_ms, request.zone)
     sums = _Sums()
-    lines, invoices = _write_lines(connection, folder, (request, context, stretches, period), sums)
+    lines, invoices = _write_lines(connection, folder, (request, context, lines_of, period), sums)
     if request.tenant is not None and request.tenant not in context.names and not sums.usage_lines:
         raise Refused(RefusalCode.NOT_FOUND, f"there is no tenant {request.tenant!r}, and none has any use on record")
     files = [*lines, _write_totals(folder, invoices, context, period)]
@@ -170,7 +189,8 @@ def _write(connection: Connection, folder: Path, request: _Request) -> Manifest:
         revision=request.revision,
         files=tuple(sorted(files, key=lambda file: file.name)),
         sums=_sums_document(sums, invoices, is_whole=request.tenant is None),
-        price_books=_books_in_range([row.book for row in stored], stretches),
+        price_books=_books_in_range(prices.books, lines_of.plain_days),
+        packages=_packages_in_range(prices.packages, request),
         who_pays=WHO_PAYS.version,
         first_sequence=first,
         last_sequence=last,
@@ -186,35 +206,39 @@ def _write(connection: Connection, folder: Path, request: _Request) -> Manifest:
 def _write_lines(
     connection: Connection,
     folder: Path,
-    terms: tuple[_Request, LineContext, Sequence[Stretch], str],
+    terms: tuple[_Request, LineContext, Timelines, str],
     sums: _Sums,
 ) -> tuple[list[WrittenFile], list[Invoice]]:
     """Writes the native and the FOCUS file side by side, from the same lines."""
-    request, context, stretches, period = terms
+    request, context, lines_of, period = terms
     totals = Totals()
+    native = UsageRows(connection, context)
+    reserved_use: dict[UsedKey, int] = defaultdict(int)
     focus = FocusRows(request.focus, request.zone)
     names = [name(period, request.tenant, request.revision) for name in (usage_file_name, focus_file_name)]
     native_file = CsvFile(folder / names[0], USAGE_COLUMNS)
     focus_file = CsvFile(folder / names[1], focus.columns, has_bom=False)
     checker = FocusChecker(focus.columns)
     with native_file, focus_file:
-        for rated in rated_lines(connection, stretches, request.tenant):
-            cells = usage_row(connection, rated, context)
+        for rated in rated_lines(connection, lines_of, request.tenant):
+            cells = native.usage(rated)
             native_file.row(cells)
             charge = focus.usage(rated, cells)
             if charge is not None:
                 _put_charge(focus_file, checker, charge)
             totals.add(rated.line)
-            piece = rated.line.slice
-            sums.usage_lines += 1
-            sums.unpriced_lines += rated.line.amount_micros is None
-            sums.gpu_ms += piece.gpu_ms
-            sums.held_unit_ms += piece.held.unit_ms
-            sums.charged_unit_ms += piece.charged.unit_ms
+            sums.add(rated.line)
+            note_reserved(reserved_use, rated.line)
+        for fee in fees_of(lines_of, reserved_use, request.tenant):
+            cells = native.fee(fee)
+            native_file.row(cells)
+            _put_charge(focus_file, checker, focus.of_fee(fee, cells))
+            totals.count(tenant_of(fee.account), fee.book, fee.amount_micros)
+            sums.fee_lines += 1
         invoices = totals.invoices()
         range_ms = (request.from_ms, request.to_ms)
         for invoice in invoices:
-            for cells in invoice_rows(invoice, context, range_ms, period):
+            for cells in native.invoice(invoice, range_ms, period):
                 native_file.row(cells)
                 _put_charge(focus_file, checker, focus.of_invoice(invoice, cells, range_ms))
     _refuse_broken(checker.finish(), invoices)
@@ -308,6 +332,7 @@ def _sums_document(sums: _Sums, invoices: Sequence[Invoice], *, is_whole: bool) 
         payable[invoice.currency] = payable.get(invoice.currency, 0) + invoice.payable_micros
     document: dict[str, object] = {
         "usage_lines": sums.usage_lines,
+        "fee_lines": sums.fee_lines,
         "unpriced_lines": sums.unpriced_lines,
         "gpu_ms": sums.gpu_ms,
         "held_unit_ms": sums.held_unit_ms,
@@ -322,6 +347,17 @@ def _sums_document(sums: _Sums, invoices: Sequence[Invoice], *, is_whole: bool) 
 def _books_in_range(books: Sequence[PriceBook], stretches: Sequence[Stretch]) -> dict[str, str]:
     used = {stretch.book.version for stretch in stretches if stretch.book is not None}
     return {book.version: book.sha256 for book in books if book.version in used}
+
+
+def _packages_in_range(packages: Sequence[Package], request: _Request) -> dict[str, str]:
+    """Returns the hashes of the packages that may pay for something in the range, or whose purchase or end it has."""
+    return {
+        package.id: package_sha256(package)
+        for package in packages
+        if package.from_ms < request.to_ms
+        and package.to_ms >= request.from_ms
+        and (request.tenant is None or package.tenant == tenant_of(request.tenant))
+    }
 
 
 def _write_text(path: Path, text: str) -> None:

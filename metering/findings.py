@@ -19,6 +19,7 @@ class Check(StrEnum):
     GANG = "gang"  # devices of a segment share its billed interval
     RECLASSIFICATION = "reclassification"  # what is laid over the partition fits it, and follows from the evidence
     PRICE_BOOK = "price_book"  # a book is what its hash says
+    PACKAGE = "package"  # a package is what its hash says
     FILE = "file"  # an export's files are those of its manifest
     ARITHMETIC = "arithmetic"  # lines, totals and capacity add up
     FOCUS = "focus"  # the FOCUS file keeps the rules of its specification

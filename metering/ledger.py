@@ -35,6 +35,7 @@ class StoredBook:
     book: PriceBook
     sha256: str
     published_ms: int
+    retroactive_reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +66,11 @@ class WindowSums:
     """GPU-milliseconds whose energy is known."""
 
 
-def publish(connection: Connection, book: PriceBook, now_ms: int) -> StoredBook:
+def publish(connection: Connection, book: PriceBook, now_ms: int, retroactive_reason: str | None = None) -> StoredBook:
     """Stores a new price book; the same book again changes nothing.
 
     Raises Refused: conflict for a version or an effective time that is taken, policy for an effective time in the past
-    when use since then already had a price.
+    when use since then already had a price and no reason is given to change it, and for another zone than before.
     """
     stored = price_books(connection)
     for other in stored:
@@ -87,8 +88,11 @@ def publish(connection: Connection, book: PriceBook, now_ms: int) -> StoredBook:
                 f"price book {other.book.version} is effective from {utc_text(book.effective_ms)} too",
                 tries=("choose another effective time",),
             )
-    _refuse_repricing(connection, [other.book for other in stored], book, now_ms)
-    row = StoredBook(book, book.sha256, now_ms)
+    _refuse_other_zone([other.book for other in stored], book)
+    if retroactive_reason is None:
+        _refuse_repricing(connection, [other.book for other in stored], book, now_ms)
+    reason = retroactive_reason if book.effective_ms < now_ms else None
+    row = StoredBook(book, book.sha256, now_ms, reason)
     connection.execute(
         PRICE_BOOK.insert().values(
             version=book.version,
@@ -97,9 +101,21 @@ def publish(connection: Connection, book: PriceBook, now_ms: int) -> StoredBook:
             body=body_of(book),
             sha256=row.sha256,
             published_ms=now_ms,
+            retroactive_reason=reason,
         )
     )
     return row
+
+
+def _refuse_other_zone(books: list[PriceBook], book: PriceBook) -> None:
+    """Raises Refused for a second zone: a month of volume and of fees has one beginning."""
+    zones = {other.zone for other in books if other.zone is not None}
+    if book.zone is not None and zones - {book.zone}:
+        raise Refused(
+            RefusalCode.POLICY,
+            f"price book {book.version} counts days and months in {book.zone}, earlier ones in {zones.pop()}; the"
+            " centre's zone does not change",
+        )
 
 
 def _refuse_repricing(connection: Connection, books: list[PriceBook], book: PriceBook, now_ms: int) -> None:
@@ -118,14 +134,14 @@ def _refuse_repricing(connection: Connection, books: list[PriceBook], book: Pric
                     RefusalCode.POLICY,
                     f"{gpu_class} {booking} was used after {utc_text(book.effective_ms)} and has its price from book"
                     f" {other.version}; a book may not change it",
-                    tries=(f"make it effective at {utc_text(now_ms)} or later",),
+                    tries=(f"make it effective at {utc_text(now_ms)} or later", "--retroactive --reason TEXT"),
                 )
 
 
 def price_books(connection: Connection) -> list[StoredBook]:
     """Returns every published book, by effective time. Raises Refused when a stored body is no price book."""
     rows = connection.execute(sa.select(PRICE_BOOK).order_by(PRICE_BOOK.c.effective_ms))
-    return [StoredBook(price_book_of(row.body), row.sha256, row.published_ms) for row in rows]
+    return [StoredBook(price_book_of(row.body), row.sha256, row.published_ms, row.retroactive_reason) for row in rows]
 
 
 def price_book_rows(connection: Connection) -> list[Row[Any]]:

@@ -21,13 +21,15 @@ class PricesWithoutBudgets:
     def most_cost(self, connection: Connection, question: CostQuestion, at_ms: int) -> Quote | None:
         """Returns the most that the gang can cost, rounded up to the currency's minor unit; None without a price.
 
-        The price is that of the book in force at `at_ms`; a later book may cost more or less.
+        The price is the account's own by the book in force at `at_ms`, the dearest hour of the week; a later book may
+        cost more or less.
         """
         book = current_book(connection, at_ms)
-        price = book.price(question.gpu_class, question.booking) if book else None
+        key = (question.gpu_class, question.booking)
+        price = book.most(key, question.account, at_ms) if book else None
         if book is None or price is None:
             return None
-        time = GpuMs(question.gpu_eq_units * question.time_limit_ms)
+        time = GpuMs(question.gpu_eq_units * book.most_time_ms(question.time_limit_ms))
         unit = minor_unit(book.currency)
         most = Money(cost(time, price), book.currency).rounded_to(unit, Rounding.UP)
         decimals = -int(unit.as_tuple().exponent)

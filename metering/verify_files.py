@@ -12,6 +12,7 @@ from pathlib import Path
 from sqlalchemy.engine import Connection
 
 from metering.core.quantity import AMOUNT_DECIMALS, GPU_HOURS_DECIMALS, Money
+from metering.core.rating import LineType
 from metering.csv_files import BOM
 from metering.export import (
     CAPACITY_COLUMNS,
@@ -28,6 +29,9 @@ from metering.usage_lines import USAGE_COLUMNS
 from scheduler.clock import parse_utc_ms
 
 _MICROS = 10**AMOUNT_DECIMALS
+_USAGE = frozenset({LineType.USAGE, LineType.MINIMUM, LineType.ENERGY})
+_OF_INVOICE = (LineType.TAX, LineType.ROUNDING)
+_FEES = frozenset(LineType) - _USAGE - frozenset(_OF_INVOICE)
 InvoiceKey = tuple[str, str]  # tenant and currency
 
 
@@ -131,25 +135,29 @@ class _Reader:
 
 def _verify_usage(reader: _Reader, name: str, manifest: Manifest, report: Report) -> dict[InvoiceKey, _Invoice]:
     invoices: dict[InvoiceKey, _Invoice] = defaultdict(_Invoice)
-    gpu_ms = lines = unpriced = 0
+    gpu_ms = lines = fees = unpriced = 0
     for where, row in reader.rows(name, USAGE_COLUMNS):
         try:
             kind = row["line_type"]
-            if kind == "usage":
+            if kind in _USAGE:
                 lines += 1
                 gpu_ms += int(row["gpu_ms"])
                 _verify_usage_row(where, row, report)
-            elif kind not in {"tax", "rounding"}:
-                report.wrong(Check.FILE, f"{where} line_type", "usage, tax or rounding", kind)
+            elif kind in _FEES:
+                fees += 1
+                _verify_amounts(where, row, report)
+            elif kind not in _OF_INVOICE:
+                report.wrong(Check.FILE, f"{where} line_type", ", ".join(LineType), kind)
             if not row["amount"]:
                 unpriced += 1
                 continue
             invoice = invoices[row["tenant_id"], row["currency"]]
             invoice.micros[kind] += _micros(row["amount"])
-            invoice.lines += kind == "usage"
+            invoice.lines += kind not in _OF_INVOICE
         except (ValueError, InvalidOperation) as error:
             report.wrong(Check.FILE, where, "numbers and times that can be read", str(error))
     report.expect(Check.ARITHMETIC, f"{name} usage lines", manifest.sums.get("usage_lines"), lines)
+    report.expect(Check.ARITHMETIC, f"{name} fee lines", manifest.sums.get("fee_lines"), fees)
     report.expect(Check.ARITHMETIC, f"{name} unpriced lines", manifest.sums.get("unpriced_lines"), unpriced)
     report.expect(Check.ARITHMETIC, f"{name} sum of gpu_ms", manifest.sums.get("gpu_ms"), gpu_ms)
     return invoices
@@ -162,16 +170,31 @@ def _verify_usage_row(where: str, row: Mapping[str, str], report: Report) -> Non
     if not row["amount"]:
         report.expect(Check.ARITHMETIC, f"{where} unit_price", "", row["unit_price"])
         return
+    _verify_amounts(where, row, report)
+    _verify_product(where, row, ("list_amount", "list_price"), report)
+    if row["package_id"]:
+        report.expect(Check.ARITHMETIC, f"{where} amount", 0, _micros(row["amount"]))
+    else:
+        _verify_product(where, row, ("amount", "unit_price"), report)
+
+
+def _verify_amounts(where: str, row: Mapping[str, str], report: Report) -> None:
     amount = _micros(row["amount"])
     less = _micros(row["list_amount"]) - _micros(row["discount_amount"])
     report.expect(Check.ARITHMETIC, f"{where} amount", f"{less} (list less discount)", f"{amount} (list less discount)")
-    # gpu_hours is shown in nine decimals; the amount comes from the exact hours, so it may differ by half of one each.
-    price, hours = Fraction(_decimal(row["unit_price"])), Fraction(_decimal(row["gpu_hours"]))
-    slack = price / (2 * 10**GPU_HOURS_DECIMALS) + Fraction(1, 2 * _MICROS)
-    if abs(Fraction(amount, _MICROS) - price * hours) > slack:
-        report.wrong(
-            Check.ARITHMETIC, f"{where} amount", f"about {Money(price * hours, row['currency']).text()}", row["amount"]
-        )
+
+
+def _verify_product(where: str, row: Mapping[str, str], columns: tuple[str, str], report: Report) -> None:
+    """Holds an amount against its price and hours.
+
+    gpu_hours is shown in nine decimals; the amount comes from the exact hours, so it may differ by half of one each.
+    """
+    amount, price = columns
+    unit_price, hours = Fraction(_decimal(row[price])), Fraction(_decimal(row["gpu_hours"]))
+    slack = unit_price / (2 * 10**GPU_HOURS_DECIMALS) + Fraction(1, 2 * _MICROS)
+    if abs(Fraction(_micros(row[amount]), _MICROS) - unit_price * hours) > slack:
+        about = Money(unit_price * hours, row["currency"]).text()
+        report.wrong(Check.ARITHMETIC, f"{where} {amount}", f"about {about}", row[amount])
 
 
 def _verify_totals(
@@ -189,8 +212,10 @@ def _verify_totals(
         except (ValueError, InvalidOperation) as error:
             report.wrong(Check.FILE, where, "numbers that can be read", str(error))
             continue
-        for column, kind in (("subtotal", "usage"), ("tax", "tax"), ("rounding", "rounding")):
-            report.expect(Check.ARITHMETIC, f"{where} {column}", invoice.micros.get(kind, 0), amounts[column])
+        told = {kind.value: invoice.micros.get(kind, 0) for kind in _OF_INVOICE}
+        told["subtotal"] = sum(invoice.micros.values()) - sum(told.values())
+        for column, micros in told.items():
+            report.expect(Check.ARITHMETIC, f"{where} {column}", micros, amounts[column])
         report.expect(Check.ARITHMETIC, f"{where} payable", sum(invoice.micros.values()), amounts["payable"])
         report.expect(
             Check.ARITHMETIC, f"{where} counts", (invoice.lines, minor_units(amounts["payable"], key[1])), found

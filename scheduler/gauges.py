@@ -246,8 +246,34 @@ def _tenants(photo: Photograph) -> Iterator[Metric]:
                 guarantee.add_metric((terms.id, model), count)
             for model, count in sorted(terms.limit.items()):
                 quota.add_metric((terms.id, model), count)
-    yield from (allocated, guarantee, quota)
+    yield from (allocated, guarantee, quota, _shortfall(photo))
     yield from _fairness(photo)
+
+
+def _shortfall(photo: Photograph) -> Metric:
+    """Returns by how much guarantees are cut for new starts, of each model that somebody has bought."""
+    found = GaugeMetricFamily(
+        "turnstile_guarantee_shortfall_gpus",
+        "GPUs that were guaranteed and are not there, by model: guarantees are cut pro rata for new starts.",
+        labels=("model",),
+    )
+    for model, (bought, in_force) in sorted(guarantees_cut(photo).items()):
+        found.add_metric((model,), (bought - in_force) / GPU_UNITS)
+    return found
+
+
+def guarantees_cut(photo: Photograph) -> dict[GpuClass, tuple[int, int]]:
+    """Returns the capacity units of each model that tenants have bought, and those of them that are in force."""
+    sums: dict[GpuClass, tuple[int, int]] = {}
+    for terms in photo.accounts:
+        if terms.parent == ROOT_ACCOUNT:
+            for model, count in terms.guarantee.items():
+                sums[model] = (sums.get(model, (0, 0))[0] + count * GPU_UNITS, 0)
+    for each in photo.standings:
+        if each.gpu_class in sums:
+            bought, in_force = sums[each.gpu_class]
+            sums[each.gpu_class] = (bought, in_force + each.guarantee)
+    return sums
 
 
 def _fairness(photo: Photograph) -> Iterator[Metric]:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cli import answers, phrases
+from cli import answers, moments, phrases, values
 from cli.answers import Json
 from cli.client import step
 from cli.errors import ExitCode, UsageProblem
@@ -23,6 +23,7 @@ _DONE = {
     "held": "held {}",
     "released": "released {}",
     "requeued": "requeued {}",
+    "changed": "changed {}",
     "unchanged": "{} is unchanged ({})",
 }
 
@@ -116,6 +117,43 @@ def requeue(
     return _act(session, "requeue", job, _filter(session, state, user, project, name, pool), is_sure=yes)
 
 
+def update(
+    ctx: typer.Context,
+    job: Jobs = None,
+    time: Annotated[str | None, typer.Option("-t", "--time", metavar="DUR", help="Another time limit: 4h.")] = None,
+    priority: Annotated[str | None, typer.Option("--priority", metavar="WORD", help="low, normal or high.")] = None,
+    booking: Annotated[str | None, typer.Option("--booking", metavar="HOW", help="auto, guaranteed or spot.")] = None,
+    begin: Annotated[
+        str | None, typer.Option("--begin", metavar="TIME", help="Not before: now+2h, 20:00; now for at once.")
+    ] = None,
+    deadline: Annotated[str | None, typer.Option("--deadline", metavar="TIME", help="Of no use after this.")] = None,
+) -> int | None:
+    """Give waiting jobs other terms; what is not named stays as it is.
+
+    Examples:
+      turnstile update 10482 -t 4h
+      turnstile update @ --priority low --begin 20:00
+    """
+    session: Session = ctx.obj
+    now = moments.current()
+    is_at_once = begin is not None and begin.strip().lower() == "now"
+    terms: dict[str, object] = {
+        "time_limit_seconds": None if time is None else values.duration(time, "-t"),
+        "priority": None if priority is None else values.choice(priority, "--priority", ("low", "normal", "high")),
+        "booking": None if booking is None else values.choice(booking, "--booking", ("auto", "guaranteed", "spot")),
+        "begin_at": None if begin is None or is_at_once else moments.write(moments.ahead(begin, "--begin", now)),
+        "begins_at_once": True if is_at_once else None,
+        "deadline_at": None if deadline is None else moments.write(moments.ahead(deadline, "--deadline", now)),
+    }
+    asked = {key: value for key, value in terms.items() if value is not None}
+    if not asked:
+        raise UsageProblem("say what is to change", "turnstile update 10482 -t 4h")
+    numbers = session.numbers(job or [], _from_stdin(session) if "-" in (job or ()) else None)
+    answer = session.client.post("/v1/jobs/update", {"ids": numbers, **asked})
+    _tell(session, answer)
+    return ExitCode.WRONG_STATE if any(_is_refused("update", each) for each in answers.items(answer)) else None
+
+
 def _filter(
     session: Session,
     state: list[str] | None,
@@ -165,6 +203,8 @@ def _act(session: Session, verb: str, jobs: list[str] | None, asked: dict[str, o
 def _is_refused(verb: str, done: Json) -> bool:
     """Tells whether the job's state did not allow what was asked; a job that is as it should be is no such case."""
     did, state = answers.text(done, "did"), answers.text(done, "state")
+    if did == "unchanged" and verb == "update":
+        return state not in {"pending", "held"}
     return did == "already_ended" or (did == "unchanged" and verb == "hold" and state != "held")
 
 

@@ -246,7 +246,7 @@ def _set_up(stage: _Stage, gpu_class: str) -> None:
         f'[prices."{gpu_class}"]\nguaranteed = "18.00"\nburst = "24.00"\nspot = "9.00"\n',
         encoding="utf-8",
     )
-    stage.type("operator", "admin", "price", "import", str(prices))
+    stage.type("operator", "admin", "price", "import", str(prices), "--publish")
     stage.type("operator", "gpus")
 
 

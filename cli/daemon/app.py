@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -29,6 +30,7 @@ from cli.daemon import migrate
 from cli.daemon.attendance import LOOK_SECONDS, Attendance, AttendedExecutor
 from cli.daemon.bootstrap import bootstrap
 from cli.daemon.gpus import Gpus, no_gpus, real_gpus, simulated_gpus
+from cli.daemon.guarantees import GuaranteeWatch
 from cli.daemon.notifier import notifier_of
 from cli.daemon.settings import Settings, SettingsProblem
 from cli.daemon.turns import Turns
@@ -155,7 +157,8 @@ class Daemon:
             is_metrics_open=settings.server.metrics_open,
             rules=submission_rules(settings),
         )
-        app = api(controller, PricesWithoutBudgets(), limits, telemetry, (ledger_routes, self._attendance.routes))
+        money = partial(ledger_routes, issuer_known=self.settings.metering.issuer)
+        app = api(controller, PricesWithoutBudgets(), limits, telemetry, (money, self._attendance.routes))
         config = uvicorn.Config(
             app, log_config=None, access_log=False, lifespan="on", proxy_headers=False, timeout_graceful_shutdown=5
         )
@@ -181,7 +184,7 @@ class Daemon:
             from cli.daemon.cluster import kubernetes_executor
 
             try:
-                return kubernetes_executor(self.settings, clock)
+                return kubernetes_executor(self.settings, self.data_dir, clock)
             except ExecutorError as problem:
                 raise StartProblem(str(problem)) from problem
         return LocalExecutor(self.data_dir / "jobs", clock, gpus.inventory)
@@ -198,6 +201,8 @@ class Daemon:
         periodic.add_job(_guarded(lambda: self._sample(gpus)), "interval", seconds=seconds)
         periodic.add_job(_guarded(self._keep_windows), "interval", seconds=self.settings.metering.window_seconds)
         periodic.add_job(_guarded(self._refresh), "interval", seconds=INVENTORY_SECONDS)
+        guarantees = GuaranteeWatch()
+        periodic.add_job(_guarded(lambda: guarantees.look(controller)), "interval", seconds=INVENTORY_SECONDS)
         periodic.add_job(_guarded(lambda: self._attendance.look(controller)), "interval", seconds=LOOK_SECONDS)
         turns = Turns(controller)
         periodic.add_job(_guarded(turns.announce_rates), "interval", seconds=RATES_SECONDS)
@@ -206,13 +211,15 @@ class Daemon:
         notifier = notifier_of(self.settings.notify, controller)
         periodic.add_job(_guarded(notifier.look), "interval", seconds=NOTICE_SECONDS)
         periodic.add_job(_guarded(notifier.forget), "interval", hours=6)
+        keep_ms = self.settings.executor.log_retention_days * DAY_MS
         if self.settings.executor.kind == "kubernetes":
-            from cli.daemon.cluster import NEWS_SECONDS, refresh_when_changed
+            from cli.daemon.cluster import NEWS_SECONDS, forget_logs, refresh_when_changed
 
             look = _guarded(lambda: refresh_when_changed(executor, controller))
             periodic.add_job(look, "interval", seconds=NEWS_SECONDS)
+            tidy = _guarded(lambda: forget_logs(executor, controller.clock.now_ms() - keep_ms))
+            periodic.add_job(tidy, "interval", hours=6)
         if isinstance(executor, LocalExecutor):
-            keep_ms = self.settings.executor.log_retention_days * DAY_MS
             periodic.add_job(
                 _guarded(lambda: executor.forget_logs(controller.clock.now_ms() - keep_ms)), "interval", hours=6
             )
@@ -273,6 +280,7 @@ def submission_rules(settings: Settings) -> SubmissionRules:
         longest_time_limit_seconds=settings.server.longest_time_limit_seconds,
         run_as=settings.executor.run_as,
         log_limit_bytes=settings.executor.log_limit_bytes,
+        volumes=frozenset(settings.kubernetes.volumes) if settings.executor.kind == "kubernetes" else frozenset(),
         runs_images=settings.executor.kind == "kubernetes",
         needs_image=settings.executor.kind == "kubernetes",
         keeps_secrets=settings.executor.kind != "kubernetes",

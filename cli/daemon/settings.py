@@ -158,6 +158,7 @@ class Metering:
     zone: str | None = _key(
         None, "the centre's time zone (tz database name) for civil days and people; default the system's"
     )
+    issuer: str = _key("GPU centre", "the centre's name on invoices and in FOCUS files, where none is asked for")
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,6 +365,13 @@ def _check(settings: Settings, problems: list[str]) -> None:
         problems.append("database.url, database.url_file: give one of the two")
     if settings.notify.smtp_host is not None and settings.notify.smtp_from is None:
         problems.append("notify.smtp_from: needed with notify.smtp_host, such as turnstile@park.example")
+    problems.extend(_metering_problems(metering))
+
+
+def _metering_problems(metering: Metering) -> list[str]:
+    problems = []
+    if not metering.issuer.strip() or not metering.issuer.isprintable():
+        problems.append('metering.issuer: needs a name that can be read, such as "Park GPU Centre"')
     if metering.zone is not None:
         try:
             ZoneInfo(metering.zone)
@@ -371,6 +379,7 @@ def _check(settings: Settings, problems: list[str]) -> None:
             problems.append(
                 f"metering.zone: {metering.zone!r} is not in the tz database; write one such as Asia/Shanghai"
             )
+    return problems
 
 
 def _executor_problems(executor: ExecutorSettings) -> Iterator[str]:

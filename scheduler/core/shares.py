@@ -103,6 +103,16 @@ class Shares:
         """Tells whether the account is over target: the one definition, for whoever asks."""
         return self.held(account, gpu_class) > self.target(account, gpu_class)
 
+    def effective_weight(self, account: AccountId) -> int | None:
+        """Returns the weight that the account divides with now, in steps of 1 / WEIGHT_STEPS; None for one at rest."""
+        path = lineage(account)
+        siblings = self._active_below().get(path[1] if len(path) > 1 else ROOT_ACCOUNT, [])
+        if account not in siblings:
+            return None
+        debts = self._state.usage.debts
+        plain = {each: self._weight(each) for each in siblings}
+        return effective_weights(plain, {each: debts.epoch_credits(each, self._now_ms) for each in siblings})[account]
+
     def standings(self) -> Iterator[Standing]:
         """Yields where every known account stands in every class it has terms, demand or use in; by account, class."""
         state = self._state

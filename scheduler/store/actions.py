@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection
 
 from scheduler.core.events import JobChanged, JobEnded, JobHeld, JobReleased
 from scheduler.core.lifecycle import ACTIVE, ENDS
-from scheduler.core.model import AllocationId, EndReason, HoldKind, Job, JobId, JobState
+from scheduler.core.model import AllocationId, BookingWanted, EndReason, HoldKind, Job, JobId, JobState
 from scheduler.refusal import RefusalCode, Refused
 from scheduler.store.codec import JOB_COLUMNS, Row, job_of
 from scheduler.store.database import chunks
@@ -187,9 +187,14 @@ class UpdateJobs:
     priority: int | None = None
     begin_ms: int | None = None
     clears_begin: bool = False
+    deadline_ms: int | None = None
+    wanted: BookingWanted | None = None
 
     def execute(self, tx: Transaction) -> tuple[JobAction, ...]:
-        """Returns what became of each id, in order. Jobs that run are left alone."""
+        """Returns what became of each id, in order. Jobs that run are left alone.
+
+        Refuses all when one would begin at its deadline or later.
+        """
         glances = _glance(tx, self.ids)
         waiting = [id_ for id_, row in glances.items() if row.state in {JobState.PENDING, JobState.HELD}]
         became: dict[JobId, tuple[Did, JobState]] = {}
@@ -210,6 +215,8 @@ class UpdateJobs:
                     "priority": new.priority,
                     "begin_ms": new.begin_ms,
                     "is_backing_off": new.is_backing_off,
+                    "deadline_ms": new.deadline_ms,
+                    "wanted": new.wanted.value,
                 }
             )
             tx.emit(JobChanged(tx.now_ms, new))
@@ -223,13 +230,26 @@ class UpdateJobs:
             job = replace(job, time_limit_ms=self.time_limit_ms)
         if self.priority is not None:
             job = replace(job, priority=self.priority)
+        if self.deadline_ms is not None:
+            job = replace(job, deadline_ms=self.deadline_ms)
+        if self.wanted is not None:
+            job = replace(job, wanted=self.wanted)
         if self.begin_ms is not None or self.clears_begin:
             # A person's word ends a back-off too.
             job = replace(job, begin_ms=self.begin_ms, is_backing_off=False)
+        has_times = job.begin_ms is not None and job.deadline_ms is not None and not job.is_backing_off
+        if has_times and (job.deadline_ms or 0) <= (job.begin_ms or 0):
+            raise Refused(RefusalCode.INVALID, f"job {job.id} would begin at its deadline or later")
         return job
 
-    def _terms(self) -> dict[str, int | None]:
-        return {"time_limit_ms": self.time_limit_ms, "priority": self.priority, "begin_ms": self.begin_ms}
+    def _terms(self) -> dict[str, int | str | None]:
+        return {
+            "time_limit_ms": self.time_limit_ms,
+            "priority": self.priority,
+            "begin_ms": self.begin_ms,
+            "deadline_ms": self.deadline_ms,
+            "wanted": self.wanted,
+        }
 
 
 def _glance(tx: Transaction, ids: Sequence[JobId]) -> dict[JobId, Row]:

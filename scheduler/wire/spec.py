@@ -72,6 +72,8 @@ class JobSpec(BaseModel):
     secrets: tuple[SecretName, ...] = Field((), max_length=64, description="Given as variables of these names.")
     workdir: Path | None = None
     image: Path | None = None
+    volumes: tuple[Name, ...] = Field((), max_length=32, description="What the centre offers to mount, by name.")
+    shm_bytes: Size | None = Field(None, description="Size of the container's /dev/shm.")
     output: Path | None = Field(None, description="A file for the output besides the kept log.")
     nodes: Count | None = Field(None, description="Default 1, or what `total_gpus` needs.")
     gpus_per_node: Count | None = None

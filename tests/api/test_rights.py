@@ -35,6 +35,7 @@ WHO_MAY: dict[tuple[str, str], tuple[set[Role | None], Any]] = {
     ("POST", "/v1/jobs/hold"): ({U, T, O}, JOBS),
     ("POST", "/v1/jobs/release"): ({U, T, O}, JOBS),
     ("POST", "/v1/jobs/requeue"): ({U, T, O}, JOBS),
+    ("POST", "/v1/jobs/update"): ({U, T, O}, JOBS),
     ("GET", "/v1/gpus"): ({U, T, B, O}, None),
     ("GET", "/v1/quota"): ({U, T, B, O}, None),
     ("GET", "/v1/nodes"): ({U, T, B, O}, None),
@@ -54,6 +55,14 @@ WHO_MAY: dict[tuple[str, str], tuple[set[Role | None], Any]] = {
     ("DELETE", "/v1/admin/tokens/{token_id}"): ({T, O}, None),
     ("GET", "/v1/admin/prices"): ({B, O}, None),
     ("POST", "/v1/admin/prices"): ({O}, BOOK),
+    ("GET", "/v1/admin/prices/{version}"): ({B, O}, None),
+    ("POST", "/v1/admin/price-drafts"): ({O}, BOOK),
+    ("DELETE", "/v1/admin/price-drafts/{version}"): ({O}, None),
+    ("POST", "/v1/admin/price-drafts/{version}/publish"): ({O}, None),
+    ("GET", "/v1/admin/packages"): ({B, O}, None),
+    ("POST", "/v1/admin/packages"): ({O}, {}),
+    ("GET", "/v1/packages"): ({U, T, B, O}, None),
+    ("GET", "/v1/prices"): ({U, T, B, O}, None),
     ("POST", "/v1/admin/nodes/{name}/drain"): ({O}, {"reason": "fan"}),
     ("POST", "/v1/admin/nodes/{name}/resume"): ({O}, None),
     ("GET", "/v1/admin/nodes/{name}/history"): ({O}, None),
@@ -91,6 +100,7 @@ WHO_MAY: dict[tuple[str, str], tuple[set[Role | None], Any]] = {
 }
 """Each route: the roles that it answers, and the body of a request that it takes."""
 
+WHERE = {"path:path": "acme/new", "token_id": "none", "name": "h1", "node": "ana", "version": "none"}
 _OPEN_DOCUMENT = ("GET", "/v1/openapi.json")
 
 
@@ -114,9 +124,7 @@ def test_every_route_answers_its_roles_and_no_other(people: People, role: Role |
         job = owner.submit()
         asker = people.stranger() if role is None else people.with_role(role, account, "ana")
         where = (
-            path.format_map({"ref": job, "path:path": "acme/new", "token_id": "none", "name": "h1", "node": "ana"})
-            if "{path:" not in path
-            else path.replace("{path:path}", "acme/new")
+            path.format_map({**WHERE, "ref": job}) if "{path:" not in path else path.replace("{path:path}", "acme/new")
         )
         if path.endswith("/wait"):
             where += "?timeout_seconds=0"
@@ -142,6 +150,7 @@ def test_what_belongs_to_another_tenant_is_answered_like_what_does_not_exist(peo
         real, unreal = theirs.get(f"/v1/jobs/{job}{path}"), theirs.get(f"/v1/jobs/{job + 1000}{path}")
         assert real.status_code == unreal.status_code == 404
         assert real.json()["detail"].replace(str(job), "?") == unreal.json()["detail"].replace(str(job + 1000), "?")
+    assert theirs.post("/v1/jobs/update", json={"ids": [str(job)], "priority": "low"}).status_code == 404
     for verb in ("cancel", "hold", "release", "requeue"):
         assert theirs.post(f"/v1/jobs/{verb}", json={"ids": [str(job)]}).status_code == 404
         matched = theirs.post(f"/v1/jobs/{verb}", json={"filter": {"name": "secret-plan"}})

@@ -308,7 +308,15 @@ TOKENS = page(
 )
 PRICES = page(
     "PriceBookList",
-    [{"version": "2026-11", "effective_ms": 1793491200000, "currency": "USD", "sha256": "ab" * 32}],
+    [
+        {
+            "version": "2026-11",
+            "effective_ms": 1793491200000,
+            "currency": "USD",
+            "state": "published",
+            "sha256": "ab" * 32,
+        }
+    ],
 )
 AGENTS = page(
     "AgentList",
