@@ -28,6 +28,7 @@ FLAGS_OF_FIELDS = {
     "grace_seconds": "--grace",
     "image": "-i",
     "labels": "-l",
+    "max_cost": "--max-cost",
     "memory_bytes_per_node": "-m",
     "name": "-n",
     "nodes": "-N",

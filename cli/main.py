@@ -35,6 +35,7 @@ VERBS = (
     Verb("top", "cli.commands.top", "top", _JOBS, "Watch jobs and GPUs, full screen"),
     Verb("quote", "cli.commands.submit", "quote", _MONEY, "Tell what a job may cost", takes_command=True),
     Verb("quota", "cli.commands.quota", "quota", _MONEY, "Tell what accounts may hold, hold, and should hold"),
+    Verb("budget", "cli.commands.budgets", "budget", _MONEY, "Tell what is left of budgets"),
     Verb("usage", "cli.commands.money", "usage", _MONEY, "Tell what was used, and what it costs"),
     Verb("gpus", "cli.commands.cluster", "gpus", _CLUSTER, "List GPUs: what is free, what it costs"),
     Verb("nodes", "cli.commands.cluster", "nodes", _CLUSTER, "List nodes"),

@@ -21,6 +21,7 @@ from scheduler.core.events import (
     AllocationStarted,
     AllocationStopping,
     Event,
+    HoldPriced,
     JobEnded,
     NodeChanged,
     NodeRemoved,
@@ -41,6 +42,8 @@ from scheduler.store.database import StoreError
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
+_TELLS_NOTHING_NEW = AllocationMade | AllocationStarted | AllocationStopping | HoldPriced
+"""Events that can let nothing start that the last plan left waiting."""
 IDLE_SECONDS = 5.0
 """A tick at least this often, so that a stalled planner shows in its metrics."""
 
@@ -179,7 +182,7 @@ class Planner:
             elif isinstance(event, AllocationEnded) and event.job.state in ENDS:
                 self._observer.job_finished(tenant_of(event.job.account), event.job.state)
             nodes_changed |= isinstance(event, NodeChanged | NodeRemoved)
-            needs_tick |= not isinstance(event, AllocationMade | AllocationStarted | AllocationStopping)
+            needs_tick |= not isinstance(event, _TELLS_NOTHING_NEW)
         if nodes_changed:
             self.offers = offers_of(self._state)
         return needs_tick

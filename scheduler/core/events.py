@@ -4,6 +4,7 @@ Events of the centre: AccountChanged, AccountRemoved, RatesChanged, NodeChanged,
 Events of a waiting job: JobSubmitted, JobChanged, JobHeld, JobReleased, JobEnded.
 Events of an allocation, in this order: AllocationMade, AllocationStarted, AllocationStopping, AllocationEnded;
 AllocationPromoted between the first and the last but one.
+Events of money: HeadroomChanged, HoldPriced.
 Events of what is booked ahead: ReservationMade, ReservationRemoved (an admin's), ReservationsPlanned (waiting jobs').
 """
 
@@ -199,6 +200,26 @@ class ReservationsPlanned:
     """False when the tick ended before it had gone through all promises."""
 
 
+@dataclass(frozen=True, slots=True)
+class HeadroomChanged:
+    """So much may still be set aside below an account with a hard budget, in 10**-6; None: it has none any more."""
+
+    at_ms: int
+    account: AccountId
+    left_micros: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class HoldPriced:
+    """What is set aside for a start of this job, or would have been, in 10**-6. A fact of the prices of now."""
+
+    at_ms: int
+    job: JobId
+    gpu_class: GpuClass
+    booking: Booking
+    micros: int
+
+
 Event = (
     AccountChanged
     | AccountRemoved
@@ -219,4 +240,6 @@ Event = (
     | ReservationMade
     | ReservationRemoved
     | ReservationsPlanned
+    | HeadroomChanged
+    | HoldPriced
 )

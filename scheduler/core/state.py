@@ -20,6 +20,7 @@ from scheduler.core.debt import HALF_LIFE_MS
 from scheduler.core.demand import Demand, Supply
 from scheduler.core.fragmentation import Fragments, Mix
 from scheduler.core.future import Future
+from scheduler.core.headroom import Headroom
 from scheduler.core.lifecycle import ACTIVE, ENDS, WAITING, check_transition
 from scheduler.core.model import (
     GPU_UNITS,
@@ -103,6 +104,8 @@ class ClusterState:
         """Elements of arrays with a cap."""
         self.usage = Usage(half_life_ms)
         self.supply = Supply()
+        self.headroom = Headroom()
+        """What money lets start. No part of `facts`: a state that is built anew is told by events, as this one was."""
         self.guarantees: dict[GpuClass, dict[AccountId, int]] = {}
         """Capacity units that each tenant has bought of a class."""
         self.jobs_by: Counter[tuple[AccountId, JobState]] = Counter()
@@ -153,6 +156,8 @@ class ClusterState:
             events.ReservationMade: self._reservation_made,
             events.ReservationRemoved: self._reservation_removed,
             events.ReservationsPlanned: self._reservations_planned,
+            events.HeadroomChanged: self._headroom_changed,
+            events.HoldPriced: self._hold_priced,
         }
 
     def apply(self, event: events.Event) -> None:
@@ -304,6 +309,15 @@ class ClusterState:
     def _rates_changed(self, event: events.RatesChanged) -> None:
         live = ((allocation, lineage(allocation.account)) for allocation in self.allocations.values())
         self.usage.change_rates(event.at_ms, event.rates, live)
+        self.headroom.forget_needs()
+
+    def _headroom_changed(self, event: events.HeadroomChanged) -> None:
+        self.headroom.change(event.account, event.left_micros)
+
+    def _hold_priced(self, event: events.HoldPriced) -> None:
+        job = self.jobs.get(event.job)
+        if job is not None:
+            self.headroom.learn(self.group_of(job), event.gpu_class, event.booking, event.micros)
 
     def _node_changed(self, event: events.NodeChanged) -> None:
         self.put_node(event.node, event.devices)

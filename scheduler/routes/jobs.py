@@ -1,5 +1,6 @@
 """Submitting, listing and looking at jobs."""
 
+from dataclasses import replace
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
@@ -47,7 +48,8 @@ def job_routes(door: Door, shown: Shown) -> APIRouter:
         key = checked_key(idempotency_key)
         spec = parse_spec(body)
         after = await _looked_up(door, rights, spec)
-        draft = draft_of(spec, rights, Centre(door.controller.offers, door.settings.rules, door.now_ms), after)
+        asked = draft_of(spec, rights, Centre(door.controller.offers, door.settings.rules, door.now_ms), after)
+        draft = replace(asked, costs=shown.knowing.submission(asked).questions)
         if dry_run:
             return answer(await preview(door, shown, draft, rights))
         outcome = await door.carry_out(Submit.of(draft, key, body))

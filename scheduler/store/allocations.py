@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from ulid import ULID
 
+from scheduler.admission import CostQuestion, HoldAsk
 from scheduler.core.events import AllocationMade
 from scheduler.core.lifecycle import ACTIVE
 from scheduler.core.model import (
@@ -134,6 +135,7 @@ class _Starts:
         self._lanes.load(device for grant in grants for device in grant.devices)
         self._allocation_rows: list[JsonObject] = []
         self._job_rows: list[JsonObject] = []
+        self._holds = tx.admission.holds(tx.connection, tx.now_ms)
 
     def take(self, start: Start) -> None:
         """Takes one gang whole, or notes why not."""
@@ -145,13 +147,33 @@ class _Starts:
         if why is not None:
             self.rejected.append((start.job, why))
             return
-        self._make(job, start)
+        allocation = self._allocation(job, start)
+        why = self._why_not_money(allocation)
+        if why is not None:
+            self.rejected.append((start.job, why))
+            return
+        self._make(job, allocation)
 
     def write(self) -> None:
         """Writes all gangs that were taken."""
         _INSERT_ALLOCATION.many(self._tx.connection, self._allocation_rows)
         _UPDATE_JOB.many(self._tx.connection, self._job_rows)
         self._lanes.flush()
+        for event in self._holds.events():
+            self._tx.emit(event)
+
+    def _why_not_money(self, allocation: Allocation) -> str | None:
+        """Sets aside what the start costs at first; returns who has not so much."""
+        charged = sum(self._charged(grant) for grant in allocation.grants)
+        question = CostQuestion(
+            allocation.account, allocation.gpu_class, allocation.booking, charged, allocation.time_limit_ms
+        )
+        grace_ms = int(1000 * launch_of(self._launches[allocation.job]).grace_seconds)
+        over = self._holds.take(HoldAsk(allocation.id, allocation.job, question, grace_ms))
+        if over is None:
+            return None
+        needed, left = over.needed, over.left
+        return f"{over.account} has {left.amount} {left.currency} left, and {needed.amount} are to be set aside"
 
     def _why_not_job(self, job: Job, start: Start) -> str | None:
         if job.state is not JobState.PENDING or job.id in self._taken:
@@ -221,9 +243,9 @@ class _Starts:
             return "a share is of one device"
         return None
 
-    def _make(self, job: Job, start: Start) -> None:
+    def _allocation(self, job: Job, start: Start) -> Allocation:
         now_ms = self._tx.now_ms
-        allocation = Allocation(
+        return Allocation(
             id=AllocationId(str(ULID.from_timestamp(now_ms))),
             job=job.id,
             account=job.account,
@@ -235,14 +257,17 @@ class _Starts:
             attempt=job.attempt + 1,
             time_limit_ms=job.time_limit_ms,
         )
-        for grant in start.grants:
+
+    def _make(self, job: Job, allocation: Allocation) -> None:
+        now_ms = self._tx.now_ms
+        for grant in allocation.grants:
             self._hold(allocation, grant)
         self._allocation_rows.append(_allocation_values(allocation))
         self._job_rows.append(
             {
                 "at_id": job.id,
                 "state": JobState.STARTING.value,
-                "gpu_class": start.gpu_class,
+                "gpu_class": allocation.gpu_class,
                 "attempt": allocation.attempt,
                 "allocation_id": allocation.id,
                 "begin_ms": None,
@@ -256,16 +281,19 @@ class _Starts:
         secrets = resolve(self._tx.connection, job.account, launch.secrets)
         self.orders.append(StartOrder(allocation, launch, job.array_index, job.array, secrets))
         self._tx.emit(AllocationMade(now_ms, allocation))
-        self._tx.note(job.id, "allocated", now_ms, allocation=allocation.id, booking=start.booking.value)
+        self._tx.note(job.id, "allocated", now_ms, allocation=allocation.id, booking=allocation.booking.value)
 
-    def _hold(self, allocation: Allocation, grant: Grant) -> None:
+    def _charged(self, grant: Grant) -> int:
         node = self._nodes[grant.node]
-        charged = charged_units(
+        return charged_units(
             grant.units * len(grant.devices),
             (grant.cpu_millicores, node.cpu_millicores),
             (grant.memory_bytes, node.memory_bytes),
             self._whole_units[grant.node],
         )
+
+    def _hold(self, allocation: Allocation, grant: Grant) -> None:
+        charged = self._charged(grant)
         each, over = divmod(charged, len(grant.devices))
         for position, device_id in enumerate(grant.devices):
             occupant = Occupant(

@@ -172,6 +172,8 @@ class _Gangs:
         _UPDATE_STARTED_JOB.many(connection, self._start_rows)
         _UPDATE_ENDED_JOB.many(connection, self._end_rows)
         self._lanes.flush()
+        if self.ended:
+            self._tx.admission.release(connection, [allocation for allocation, _ in self.ended], self._tx.now_ms)
 
     def _start(self, gang: Allocation, observed_ms: int, latest_ms: int) -> Allocation:
         if gang.started_ms is not None:

@@ -59,6 +59,15 @@ PRIORITIES = {PriorityWord.LOW: -1, PriorityWord.NORMAL: 0, PriorityWord.HIGH: 1
 PRIORITY_WORDS = {number: word.value for word, number in PRIORITIES.items()}
 
 
+class MoneySpec(BaseModel):
+    """An amount: decimal digits, and the currency, by default that of the prices."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    amount: Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,11})(\.[0-9]{1,6})?$")]
+    currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")] | None = None
+
+
 class JobSpec(BaseModel):
     """One job, or an array of them. Durations in seconds, sizes in bytes, GPUs and CPUs per node unless named total."""
 
@@ -105,6 +114,7 @@ class JobSpec(BaseModel):
     topology: Name | None = Field(None, description="required:LABEL or preferred:LABEL: nodes that share its value.")
     grace_seconds: Annotated[int, Field(ge=0, le=3600)] | None = Field(None, description="Between SIGTERM and SIGKILL.")
     labels: dict[Name, Words] = Field(default_factory=dict, max_length=32)
+    max_cost: MoneySpec | None = Field(None, description="The most that it may cost, all starts and elements together.")
     notify: tuple[NoticeEvent, ...] | None = Field(None, max_length=32, description="Default: what its user asked for.")
     notify_when: NoticeWhen = Field(NoticeWhen.EACH, description="Of an array: for each element, or when all ended.")
 

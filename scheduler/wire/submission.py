@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import PurePosixPath
 
+from scheduler.admission import Money
 from scheduler.auth import Rights, Role
 from scheduler.core.model import GPU_UNITS, Dependency, NodeName, PoolName, Shape
 from scheduler.executor import LaunchSpec
@@ -113,6 +114,7 @@ def draft_of(spec: JobSpec, rights: Rights, centre: Centre, after: tuple[Depende
         array_cap=None if spec.array is None else parse_cap(spec.array),
         after=after,
         labels=dict(spec.labels),
+        max_cost=None if spec.max_cost is None else Money(spec.max_cost.amount, spec.max_cost.currency or ""),
         notify_events=spec.notify,
         notify_when=spec.notify_when,
     )

@@ -17,6 +17,8 @@ EVERYBODY: set[Role | None] = {None, U, T, B, O, A}
 TOKENS: set[Role | None] = {U, T, B, O, A}
 JOBS = {"ids": ["{job}"]}
 BOOK: dict[str, Any] = {}
+BUDGET = {"limit": {"amount": "5", "currency": "CNY"}}
+TOPUP = {"amount": {"amount": "5"}, "reason": "raised"}
 HEARTBEAT = {"instance": "one", "version": "1", "collector": "nvml", "driver_version": None, "now_ms": 0}
 
 WHO_MAY: dict[tuple[str, str], tuple[set[Role | None], Any]] = {
@@ -66,6 +68,10 @@ WHO_MAY: dict[tuple[str, str], tuple[set[Role | None], Any]] = {
     ("POST", "/v1/admin/nodes/{name}/drain"): ({O}, {"reason": "fan"}),
     ("POST", "/v1/admin/nodes/{name}/resume"): ({O}, None),
     ("GET", "/v1/admin/nodes/{name}/history"): ({O}, None),
+    ("GET", "/v1/budgets"): ({U, T, B, O}, None),
+    ("PUT", "/v1/admin/budgets/{path:path}"): ({T, B, O}, BUDGET),
+    ("DELETE", "/v1/admin/budgets/{path:path}"): ({T, B, O}, None),
+    ("POST", "/v1/admin/budgets/{path:path}/topup"): ({T, B, O}, TOPUP),
     ("GET", "/v1/admin/agents"): ({O}, None),
     ("DELETE", "/v1/admin/agents/{node}"): ({O}, None),
     ("POST", "/v1/agents/{node}/heartbeat"): ({A}, HEARTBEAT),
