@@ -70,6 +70,8 @@ class StartOrder:
     spec: LaunchSpec
     array_index: int | None = None
     array: JobId | None = None
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """The values of those of `spec.secrets` that the scheduler itself keeps, looked up for this start."""
 
     @property
     def reference(self) -> str:

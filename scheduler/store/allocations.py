@@ -45,6 +45,7 @@ from scheduler.store.partition import Lanes
 from scheduler.store.prepared import Prepared, json_text
 from scheduler.store.promotions import promote
 from scheduler.store.reservations import live_reservations
+from scheduler.store.secrets import resolve
 from scheduler.store.tables import ALLOCATION, JOB, POOL, JsonObject
 from scheduler.store.transaction import Transaction
 
@@ -290,7 +291,9 @@ class _Starts:
             self._started_claims.append(job.id)
         if job.array is not None and job.array_cap is not None:
             self._active[job.array] += 1
-        self.orders.append(StartOrder(allocation, launch_of(self._launches[job.id]), job.array_index, job.array))
+        launch = launch_of(self._launches[job.id])
+        secrets = resolve(self._tx.connection, job.account, launch.secrets)
+        self.orders.append(StartOrder(allocation, launch, job.array_index, job.array, secrets))
         self._tx.emit(AllocationMade(now_ms, allocation))
         self._tx.note(job.id, "allocated", now_ms, allocation=allocation.id, booking=allocation.booking.value)
 

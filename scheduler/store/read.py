@@ -36,6 +36,7 @@ from scheduler.store.codec import (
 from scheduler.store.nodes import load_nodes
 from scheduler.store.rates import FORGOTTEN_HALF_LIVES, BurstUse, ended_burst_use, rate_history
 from scheduler.store.reservations import live_reservations
+from scheduler.store.secrets import resolve
 from scheduler.store.tables import (
     ACCOUNT,
     ALLOCATION,
@@ -127,10 +128,13 @@ def live_orders(connection: Connection) -> list[StartOrder]:
         .where(ALLOCATION.c.ended_ms.is_(None))
         .order_by(ALLOCATION.c.id)
     )
-    return [
-        StartOrder(allocation_of(row[:-3]), launch_of(row[-3]), row[-2], None if row[-1] is None else JobId(row[-1]))
-        for row in connection.execute(statement)
-    ]
+    orders = []
+    for row in connection.execute(statement).all():
+        allocation, launch = allocation_of(row[:-3]), launch_of(row[-3])
+        array = None if row[-1] is None else JobId(row[-1])
+        secrets = resolve(connection, allocation.account, launch.secrets)
+        orders.append(StartOrder(allocation, launch, row[-2], array, secrets))
+    return orders
 
 
 def cursors(connection: Connection) -> Iterator[Cursor]:

@@ -326,6 +326,17 @@ class JobEventRow(SQLModel, table=True):
     detail: JsonObject = _json()
 
 
+class SecretRow(SQLModel, table=True):
+    """A value that an account's jobs may be given by name."""
+
+    __tablename__ = "secret"
+    account: str = Field(primary_key=True)
+    name: str = Field(primary_key=True)
+    value: str
+    updated_ms: int = _big()
+    updated_by: str
+
+
 class NoticeTargetRow(SQLModel, table=True):
     """Where a user wants to be told of jobs, and of what by default; the user "" stands for the whole tenant."""
 
@@ -541,6 +552,7 @@ JOB_DEPENDENCY = _table(JobDependencyRow)
 SUBMISSION_KEY = _table(SubmissionKeyRow)
 ALLOCATION = _table(AllocationRow)
 JOB_EVENT = _table(JobEventRow)
+SECRET = _table(SecretRow)
 NOTICE_TARGET = _table(NoticeTargetRow)
 NOTICE_CURSOR = _table(NoticeCursorRow)
 DELIVERY = _table(DeliveryRow)
