@@ -16,11 +16,12 @@ from sqlalchemy.engine import Connection, Row
 from metering.core.civil import utc_text
 from metering.core.tariff import PriceBook, body_of, price_book_of
 from metering.core.who_pays import WHO_PAYS, Payer
-from metering.tables import GPU_WINDOW, PRICE_BOOK
+from metering.tables import CHARGE_DUE, GPU_WINDOW, PRICE_BOOK
 from scheduler.core.model import DeviceId
 from scheduler.refusal import RefusalCode, Refused
 from scheduler.store.database import chunks
 from scheduler.store.ledger_rows import held_terms
+from scheduler.store.tables import ALLOCATION
 
 MOST_WINDOW_MS = 3_600_000
 """The longest window that is taken in, an hour: bounds how far back a look-up by time must reach."""
@@ -104,7 +105,27 @@ def publish(connection: Connection, book: PriceBook, now_ms: int, retroactive_re
             retroactive_reason=reason,
         )
     )
+    _charge_by(connection, book, now_ms)
     return row
+
+
+def _charge_by(connection: Connection, book: PriceBook, now_ms: int) -> None:
+    """Has gangs looked at when a book's prices come into force, and what ran before under no price charged by it."""
+    late = sa.and_(CHARGE_DUE.c.is_held, CHARGE_DUE.c.due_ms > book.effective_ms)
+    connection.execute(CHARGE_DUE.update().where(late).values(due_ms=book.effective_ms))
+    if book.effective_ms >= now_ms:
+        return
+    lived = sa.or_(ALLOCATION.c.ended_ms.is_(None), ALLOCATION.c.ended_ms > book.effective_ms)
+    values = {"due_ms": 0, "is_held": False, "gpu_eq_units": 0, "grace_ms": 0, "is_warned": False}
+    query = sa.select(ALLOCATION.c.id, *(sa.literal(value=value) for value in values.values()))
+    missing = query.where(lived, ALLOCATION.c.id.not_in(sa.select(CHARGE_DUE.c.allocation_id)))
+    connection.execute(CHARGE_DUE.insert().from_select(["allocation_id", *values], missing))
+
+
+def next_book_ms(connection: Connection, now_ms: int) -> int | None:
+    """Returns when other prices come into force; None when none are published for later."""
+    query = sa.select(sa.func.min(PRICE_BOOK.c.effective_ms)).where(PRICE_BOOK.c.effective_ms > now_ms)
+    return connection.execute(query).scalar()
 
 
 def _refuse_other_zone(books: list[PriceBook], book: PriceBook) -> None:

@@ -124,7 +124,10 @@ class PostingEntryRow(SQLModel, table=True):
     """A journal entry; its id is higher than all before."""
 
     __tablename__ = "posting_entry"
-    __table_args__ = (sa.Index("ix_posting_entry_allocation_id", "allocation_id"),)
+    __table_args__ = (
+        sa.Index("ix_posting_entry_allocation_id", "allocation_id"),
+        sa.Index("ix_posting_entry_job_id", "job_id"),
+    )
     id: int = Field(sa_type=BIG_KEY, primary_key=True, sa_column_kwargs={"autoincrement": False})
     key: str = Field(unique=True)
     kind: str
@@ -169,7 +172,11 @@ class BudgetTermRow(SQLModel, table=True):
     """The terms of an account's budget from an instant on; the last row of an account counts."""
 
     __tablename__ = "budget_term"
-    __table_args__ = (sa.Index("ix_budget_term_account", "account"), {"sqlite_autoincrement": True})
+    __table_args__ = (
+        sa.Index("ix_budget_term_account", "account"),
+        sa.Index("ix_budget_term_topup_key", "account", "topup_key", unique=True),
+        {"sqlite_autoincrement": True},
+    )
     sequence: int | None = Field(sa_type=BIG_KEY, primary_key=True, nullable=False)
     account: str
     at_ms: int = _big()
@@ -185,6 +192,10 @@ class BudgetTermRow(SQLModel, table=True):
     to_ms: int | None = _big(nullable=True)
     extra_micros: int = _big()
     extra_from_ms: int | None = _big(nullable=True)
+    topup_key: str | None = None
+    topup_micros: int | None = _big(nullable=True)
+    """What this row added, under its key once."""
+    reason: str | None = None
 
 
 class BudgetUseRow(SQLModel, table=True):

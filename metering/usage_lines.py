@@ -79,19 +79,26 @@ def rated_lines(connection: Connection, timelines: Timelines, account: AccountId
     """
     is_seen = has_witnesses(connection, timelines.from_ms, timelines.to_ms)
     for allocation in allocations(connection, timelines.from_ms, timelines.to_ms, account):
-        segments = segments_in(allocation, timelines.to_ms)
-        seen: tuple[DeviceId, ...] = ()
-        for segment in segments:
-            if is_seen:
-                seen = seen_devices(connection, segment.allocation, segment.from_ms, segment.to_ms)
-            stretches = timelines.stretches(tenant_of(segment.holder), segment.gpu_class)
-            for piece in slices_of(segment, stretches):
-                yield from _lines_of(piece, allocation, seen, timelines)
-        if segments and allocation.ended_ms is not None:
-            last = segments[-1]
-            topping = topping_of(segments, timelines.stretches(tenant_of(last.holder), last.gpu_class))
-            if topping is not None:
-                yield from _lines_of(topping, allocation, seen, timelines)
+        yield from lines_of(allocation, timelines, connection if is_seen else None)
+
+
+def lines_of(
+    allocation: LedgerAllocation, timelines: Timelines, witnesses: Connection | None = None
+) -> Iterator[RatedLine]:
+    """Yields the lines of one allocation; where there are `witnesses`, with the devices that it was seen on."""
+    segments = segments_in(allocation, timelines.to_ms)
+    seen: tuple[DeviceId, ...] = ()
+    for segment in segments:
+        if witnesses is not None:
+            seen = seen_devices(witnesses, segment.allocation, segment.from_ms, segment.to_ms)
+        stretches = timelines.stretches(tenant_of(segment.holder), segment.gpu_class)
+        for piece in slices_of(segment, stretches):
+            yield from _lines_of(piece, allocation, seen, timelines)
+    if segments and allocation.ended_ms is not None:
+        last = segments[-1]
+        topping = topping_of(segments, timelines.stretches(tenant_of(last.holder), last.gpu_class))
+        if topping is not None:
+            yield from _lines_of(topping, allocation, seen, timelines)
 
 
 def _lines_of(

@@ -21,6 +21,7 @@ from metering.tracks import Tracks
 from metering.verify_chained import verify_chained, verify_covers, verify_settled
 from metering.verify_files import verify_export
 from metering.verify_holders import verify_allocations, verify_cursors, verify_known_segments
+from metering.verify_journal import verify_journal
 from scheduler.core.occupancy import GENESIS_HASH, Cursor, Interval, OccupancyState, fields_hash, interval_hash
 from scheduler.refusal import Refused
 from scheduler.store.codec import cursor_of, interval_of
@@ -65,6 +66,7 @@ def verify(connection: Connection, known_until_ms: int | None = None) -> Report:
     verify_cursors(connection, report)
     fits = verify_covers(connection, report)
     verify_allocations(connection, report, until_ms)
+    verify_journal(connection, report)
     if fits:
         verify_known_segments(connection, report, until_ms)
         verify_settled(connection, report)

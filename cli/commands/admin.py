@@ -85,6 +85,7 @@ ADMIN = (
     Verb("pause", "cli.commands.centre", "pause", "CENTRE", "Start no new jobs, in some pools or in all"),
     Verb("resume", "cli.commands.centre", "resume", "CENTRE", "Start jobs in paused pools again"),
     Verb("reserve", "cli.commands.centre", "RESERVE", "CENTRE", "Reservations: create, list, cancel"),
+    Verb("budget", "cli.commands.budgets", "BUDGET", "MONEY", "Budgets: set, list, topup, end"),
     Verb("defrag", "cli.commands.centre", "defrag", "CENTRE", "Tell which jobs to move so that blocked ones start"),
     Verb("price", "cli.commands.prices", "PRICE", "MONEY", "Price books: import, diff, publish, list, show"),
     Verb("package", "cli.commands.prices", "PACKAGE", "MONEY", "Packages of GPU-hours: sell, list"),

@@ -31,11 +31,14 @@ from cli.daemon.attendance import LOOK_SECONDS, Attendance, AttendedExecutor
 from cli.daemon.bootstrap import bootstrap
 from cli.daemon.gpus import Gpus, no_gpus, real_gpus, simulated_gpus
 from cli.daemon.guarantees import GuaranteeWatch
+from cli.daemon.money import KEEP_SECONDS, WHOLE_SECONDS, BudgetKeeper, centre_zone
 from cli.daemon.notifier import notifier_of
 from cli.daemon.settings import Settings, SettingsProblem
 from cli.daemon.turns import Turns
+from metering.admission import BudgetAdmission
+from metering.budget_routes import budget_routes
+from metering.budget_watch import BudgetCollector
 from metering.ledger_watch import BLIND_MS, LedgerCollector, LedgerWatch
-from metering.pricing import PricesWithoutBudgets
 from metering.routes import ledger_routes
 from metering.samples import StoreWindows
 from metering.telemetry import GpuCollector
@@ -145,6 +148,8 @@ class Daemon:
         holder = f"{platform.node()}:{self.data_dir}"
         lease = LeaderLease(database, holder, self.url, LEASE_TTL_MS)
         controller = Controller(database, attended, clock, settings.policy, lease, telemetry)
+        admission = BudgetAdmission(centre_zone(settings.metering.zone))
+        controller.admission = admission
         telemetry.registry.register(
             GpuCollector(gpus.snapshots, lambda _: settings.node.pool, self._attendance.watch.successes)
         )
@@ -158,11 +163,16 @@ class Daemon:
             rules=submission_rules(settings),
         )
         money = partial(ledger_routes, issuer_known=self.settings.metering.issuer)
-        app = api(controller, PricesWithoutBudgets(), limits, telemetry, (money, self._attendance.routes))
+        routes = (money, budget_routes(admission.zone), self._attendance.routes)
+        app = api(controller, admission, limits, telemetry, routes)
         config = uvicorn.Config(
             app, log_config=None, access_log=False, lifespan="on", proxy_headers=False, timeout_graceful_shutdown=5
         )
         periodic = self._periodic(gpus, executor, controller)
+        keeper = BudgetKeeper(controller, admission)
+        telemetry.registry.register(BudgetCollector(keeper.watch))
+        periodic.add_job(_guarded(keeper.keep), "interval", seconds=KEEP_SECONDS)
+        periodic.add_job(_guarded(keeper.keep_all), "interval", seconds=WHOLE_SECONDS)
         return _Parts(database, gpus, controller, telemetry, ledger, periodic, uvicorn.Server(config))
 
     def _gpus(self, clock: LedgerClock) -> Gpus:
@@ -283,6 +293,7 @@ def submission_rules(settings: Settings) -> SubmissionRules:
         volumes=frozenset(settings.kubernetes.volumes) if settings.executor.kind == "kubernetes" else frozenset(),
         runs_images=settings.executor.kind == "kubernetes",
         needs_image=settings.executor.kind == "kubernetes",
+        keeps_secrets=settings.executor.kind != "kubernetes",
     )
 
 

@@ -14,9 +14,20 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 
-from scheduler.core.booking import guarantees_in_force
+from scheduler.core.booking import Bookings, guarantees_in_force
 from scheduler.core.fairshare import effective_weights, pro_rata, water_fill
-from scheduler.core.model import GPU_UNITS, ROOT_ACCOUNT, Account, AccountId, Booking, GpuClass, lineage, tenant_of
+from scheduler.core.model import (
+    GPU_UNITS,
+    ROOT_ACCOUNT,
+    Account,
+    AccountId,
+    Booking,
+    BookingWanted,
+    GpuClass,
+    lineage,
+    tenant_of,
+)
+from scheduler.core.reasons import Reason, ReasonCode
 from scheduler.core.state import ClusterState
 
 
@@ -289,7 +300,25 @@ class _Planter:
         wanted = demand.of(account, gpu_class)
         auto = wanted.auto - sum(demand.of(name, gpu_class).auto for name in names)
         strict = wanted.guaranteed - sum(demand.of(name, gpu_class).guaranteed for name in names)
+        if state.headroom.is_limited(account):
+            auto -= self._unpayable(account, is_guaranteed_only=False)
+            strict -= self._unpayable(account, is_guaranteed_only=True)
         return _Need(account, owed=max(0, owed), firm=held + auto, strict=min(strict, room))
+
+    def _unpayable(self, account: AccountId, *, is_guaranteed_only: bool) -> int:
+        """Returns the units of pending jobs that demand counts in the class and no budget lets start."""
+        state, bookings = self.state, Bookings(self.state)
+        wanted = BookingWanted.GUARANTEED if is_guaranteed_only else BookingWanted.AUTO
+        total = 0
+        for group, row in state.waiting.groups.get(account, {}).items():
+            if group.wanted is not wanted:
+                continue
+            if state.supply.feasible_class(group.shape, state.closed_pools) != self.gpu_class:
+                continue
+            found = [bookings.choose(group, each, is_in_turn=False) for each in group.shape.gpu_classes]
+            if all(isinstance(each, Reason) and each.code is ReasonCode.BUDGET for each in found):
+                total += len(row.line) * group.shape.total_units
+        return total
 
     def _held(self, account: AccountId) -> int:
         return self.state.held_by(account, self.gpu_class, Booking.GUARANTEED, Booking.BURST)

@@ -69,7 +69,7 @@ def suggestions(state: ClusterState, policy: Policy, now_ms: int, job_id: JobId)
     Raises KeyError for a job that is not live. Costs some ten ticks; a daemon drives `search` itself.
     """
     job = state.jobs[job_id]
-    if job.state is not JobState.PENDING:
+    if job.state is not JobState.PENDING or job_id in state.claims.by_job:
         return ()
     steps = search(job, room_for(state, job))
     try:

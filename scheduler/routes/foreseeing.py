@@ -88,8 +88,7 @@ class Foreseeing:
         now_ms = self._door.now_ms
 
         def tried(state: ClusterState, _: Plan) -> bool:
-            is_waiting = instead_of in state.jobs and state.jobs[instead_of].state is JobState.PENDING
-            return is_waiting and would_start(state, policy, now_ms, asked, instead_of)
+            return _is_in_line(state, instead_of) and would_start(state, policy, now_ms, asked, instead_of)
 
         return await self._door.ask(tried)
 
@@ -101,8 +100,16 @@ class Foreseeing:
 
 
 def _room(state: ClusterState, job_id: JobId) -> tuple[Job, Room] | None:
-    job = state.jobs.get(job_id)
-    return None if job is None or job.state is not JobState.PENDING else (job, room_for(state, job))
+    if not _is_in_line(state, job_id):
+        return None
+    job = state.jobs[job_id]
+    return job, room_for(state, job)
+
+
+def _is_in_line(state: ClusterState, job_id: JobId) -> bool:
+    """True for a pending job that others are not being stopped for: its claim would be lost."""
+    is_pending = job_id in state.jobs and state.jobs[job_id].state is JobState.PENDING
+    return is_pending and job_id not in state.claims.by_job
 
 
 def _explained(

@@ -1,5 +1,6 @@
 """Submitting, listing and looking at jobs."""
 
+from dataclasses import replace
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
@@ -8,6 +9,7 @@ from sqlalchemy.engine import Connection
 from scheduler.auth import READS_JOBS, RUNS_JOBS, Rights
 from scheduler.core.explain import Explanation
 from scheduler.core.model import Dependency, JobState
+from scheduler.refusal import Problem, RefusalCode, Refused
 from scheduler.routes.bodies import body_of
 from scheduler.routes.door import Door, answer
 from scheduler.routes.finding import cursor_job, cursor_text, dependencies, filter_of, found_job, is_newest_last
@@ -16,6 +18,7 @@ from scheduler.routes.shown import Shown
 from scheduler.routes.submitting import Submit, checked_key, preview, submitted
 from scheduler.store import queries
 from scheduler.store.lookups import held_units
+from scheduler.store.secrets import unknown_secrets
 from scheduler.wire.answers import allocation_answer, change_answer, explanation_answer, gpu_count, history_answer
 from scheduler.wire.problems import Json, envelope, page
 from scheduler.wire.requests import LIVE_STATES, JobListQuery
@@ -42,11 +45,9 @@ def job_routes(door: Door, shown: Shown) -> APIRouter:
         body = await request.body()
         key = checked_key(idempotency_key)
         spec = parse_spec(body)
-        after: tuple[Dependency, ...] = ()
-        if spec.after:
-            account = rights.submission_account(spec.project)
-            after = await door.read(lambda connection: dependencies(connection, rights, account, spec.after))
-        draft = draft_of(spec, rights, Centre(door.controller.offers, door.settings.rules, door.now_ms), after)
+        after = await _looked_up(door, rights, spec)
+        asked = draft_of(spec, rights, Centre(door.controller.offers, door.settings.rules, door.now_ms), after)
+        draft = replace(asked, costs=shown.knowing.submission(asked).questions)
         if dry_run:
             return answer(await preview(door, (shown, foreseeing), draft, rights))
         outcome = await door.carry_out(Submit.of(draft, key, body))
@@ -124,3 +125,18 @@ def _totals(connection: Connection, rights: Rights) -> Json:
         "jobs": {state.value: counts.get((state.value,), 0) for state in JobState if state in LIVE_STATES},
         "gpus_held": {gpu_class: gpu_count(units) for gpu_class, units in held.items()},
     }
+
+
+async def _looked_up(door: Door, rights: Rights, spec: JobSpec) -> tuple[Dependency, ...]:
+    """Returns what the job waits for. Raises Refused for other jobs or secrets that are not there for its account."""
+    has_secrets = bool(spec.secrets) and door.settings.rules.keeps_secrets
+    if not spec.after and not has_secrets:
+        return ()
+    account = rights.submission_account(spec.project)
+    if has_secrets:
+        missing = await door.read(lambda connection: unknown_secrets(connection, account, spec.secrets))
+        if missing:
+            problems = tuple(Problem(f"there is no secret {name} for {account}", "secrets") for name in missing)
+            tries = (f"turnstile secret set {missing[0]} < FILE",)
+            raise Refused(RefusalCode.INVALID, problems[0].message, tries, problems)
+    return await door.read(lambda connection: dependencies(connection, rights, account, spec.after))

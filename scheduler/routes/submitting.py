@@ -74,6 +74,7 @@ async def submitted(door: Door, shown: Shown, draft: JobDraft, outcome: Submitte
         items,
         array_size=None if draft.array_indexes is None else len(outcome.ids),
         is_new=outcome.is_new,
+        budget=await shown.knowing.budget_of(draft.account),
     )
 
 
@@ -99,7 +100,7 @@ async def preview(door: Door, asked: tuple[Shown, Foreseeing], draft: JobDraft, 
         "start_estimate": None if estimate is None else estimate_answer(estimate, foreseen.record),
     }
     size = None if draft.array_indexes is None else len(draft.array_indexes)
-    return page("JobList", now_ms, [item], array_size=size, is_new=False)
+    return page("JobList", now_ms, [item], array_size=size, is_new=False, budget=await shown.knowing.budget(draft))
 
 
 def _record(draft: JobDraft, first: JobId, at_ms: int) -> JobRecord:

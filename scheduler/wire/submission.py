@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import PurePosixPath
 
+from scheduler.admission import Money
 from scheduler.auth import Rights, Role
 from scheduler.core.model import GPU_UNITS, Dependency, NodeName, PoolName, Shape
 from scheduler.executor import LaunchSpec
@@ -43,6 +44,8 @@ class SubmissionRules:
     """The system user that jobs run as, None for the daemon's own: the centre's choice, never the submitter's."""
     log_limit_bytes: int = 64 * 1024 * 1024
     """Most that is kept of a job's output."""
+    keeps_secrets: bool = True
+    """Whether secrets are kept here; where not, the executor knows them by name (Kubernetes)."""
     high_priority_roles: frozenset[Role] = frozenset({Role.USER, Role.TENANT_ADMIN, Role.OPERATOR})
     """Who may ask for `high`. Everyone by default: it orders within a project only, so a project harms nobody else."""
 
@@ -93,6 +96,7 @@ def draft_of(spec: JobSpec, rights: Rights, centre: Centre, after: tuple[Depende
             workdir=spec.workdir,
             image=spec.image,
             output=spec.output,
+            secrets=tuple(sorted(set(spec.secrets))),
             volumes=tuple(dict.fromkeys(spec.volumes)),
             shm_bytes=spec.shm_bytes,
             grace_seconds=grace,
@@ -110,6 +114,7 @@ def draft_of(spec: JobSpec, rights: Rights, centre: Centre, after: tuple[Depende
         array_cap=None if spec.array is None else parse_cap(spec.array),
         after=after,
         labels=dict(spec.labels),
+        max_cost=None if spec.max_cost is None else Money(spec.max_cost.amount, spec.max_cost.currency or ""),
         notify_events=spec.notify,
         notify_when=spec.notify_when,
     )

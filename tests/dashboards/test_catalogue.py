@@ -2,7 +2,7 @@
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.dashboards.conftest import AWAITED, VALUES
+from tests.dashboards.conftest import VALUES
 from tests.dashboards.queries import Catalogue, Family
 
 GPU = ("node", "gpu")
@@ -61,13 +61,6 @@ def test_every_name_of_the_contract_is_declared_with_its_labels(catalogue: Catal
         family = catalogue.families[f"turnstile_{name}"]
         assert family.labels == set(labels), name
         assert (family.kind == "histogram") == (name in HISTOGRAMS), name
-
-
-def test_what_awaits_a_source_is_no_more_than_the_list_says(declared: dict[str, Family]) -> None:
-    missing = {f"turnstile_{name}" for name in CONTRACT} - declared.keys()
-    assert missing <= {family.name for family in AWAITED}
-    for family in AWAITED:
-        assert declared.get(family.name, family) == family
 
 
 def test_a_running_daemon_serves_what_its_registry_declares(exposition: str, declared: dict[str, Family]) -> None:
