@@ -2,6 +2,7 @@
 
 import time
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -29,7 +30,7 @@ def test_at_its_deadline_a_running_job_is_stopped_and_a_waiting_one_fails(daemon
 
 def test_a_job_that_is_stopped_gets_the_signal_that_it_asked_for(daemon: Daemon) -> None:
     script = "trap 'echo saved; exit 0' USR1; trap 'echo wrong' TERM; echo ready; while :; do sleep 0.1; done"
-    asked = {"time_limit_seconds": 600, "checkpoint_signal": "USR1", "grace_seconds": 20}
+    asked: Any = {"time_limit_seconds": 600, "checkpoint_signal": "USR1", "grace_seconds": 20}
     job = daemon.submit("/bin/sh", "-c", script, **asked)["id"]
     daemon.wait_for(job, "running")
     until(lambda: "ready" in daemon.turnstile("logs", str(job), who="mei").out, "it listens")
