@@ -46,6 +46,8 @@ OPERATES = frozenset({Role.OPERATOR})
 DELIVERS = frozenset({Role.AGENT})
 ANY_NODE = UserName("any-node")
 """The user of an agent's token that speaks for every node: one Secret for the agents of a whole cluster."""
+KEEPS_TOKENS = READS_JOBS
+"""Who may make tokens for itself; an agent's is its node's."""
 ADMINISTERS = frozenset({Role.TENANT_ADMIN, Role.OPERATOR})
 GIVEN_BY_TENANTS = frozenset({Role.USER, Role.TENANT_ADMIN, Role.BILLING})
 """What a tenant's own admin may make others; the rest are the centre's."""
