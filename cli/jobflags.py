@@ -41,6 +41,7 @@ FLAGS_OF_FIELDS = {
     "project": "-A",
     "retries": "--retries",
     "retry_on": "--retry-on",
+    "secrets": "--secret",
     "shm_bytes": "--shm",
     "time_limit_seconds": "-t",
     "topology": "--topology",
@@ -97,6 +98,9 @@ class JobFlags:
     env_file: Annotated[
         str | None, typer.Option("--env-file", metavar="F", help="A file of K=V lines, no quoting.")
     ] = None
+    secrets: Annotated[
+        list[str] | None, typer.Option("--secret", metavar="NAME", help="A secret, as a variable; repeatable.")
+    ] = None
     output: Annotated[
         str | None, typer.Option("--output", metavar="PATTERN", help="A file for its output, besides the kept log.")
     ] = None
@@ -142,7 +146,7 @@ class JobFlags:
     lenient: Annotated[bool, typer.Option("--lenient", help="Leave out what is not supported.")] = False
 
 
-_ADDED_UP = ("env", "label", "constraint", "sweep")
+_ADDED_UP = ("env", "secrets", "label", "constraint", "sweep")
 """Flags whose values are added to those below them, a later one of the same key winning; others replace them."""
 _INSTEAD = {"gpus": ("total_gpus",), "total_gpus": ("gpus",), "spot": ("booking",), "booking": ("spot",)}
 """Flags that say the same thing in other ways: typing one takes the others' words back."""
@@ -179,6 +183,7 @@ def spec_of(
         "output": flags.output,
         "env": _environment(flags, environment),
         "labels": _pairs(flags.label, "-l"),
+        "secrets": list(dict.fromkeys(name for each in flags.secrets or () for name in each.split(","))),
         "priority": _chosen(flags.priority, "--priority", ("low", "normal", "high")),
         "booking": _booking(flags),
         "begin_at": None if flags.begin is None else moments.write(moments.ahead(flags.begin, "--begin", now)),

@@ -1,6 +1,11 @@
-"""Acting on jobs: `cancel`, `hold`, `release`, `requeue`. Each is one request and, on the server, one transaction."""
+"""Acting on jobs: `cancel`, `hold`, `release`, `requeue`, `checkpoint`.
 
+Each is one request and, on the server, one transaction.
+"""
+
+import os
 from collections import Counter
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -8,7 +13,7 @@ import typer
 from cli import answers, moments, phrases, values
 from cli.answers import Json
 from cli.client import step
-from cli.errors import ExitCode, UsageProblem
+from cli.errors import ExitCode, Refusal, UsageProblem
 from cli.layout import Column, View
 from cli.session import Session, job_in
 
@@ -16,6 +21,8 @@ MANY = 10
 """Above so many jobs a person is asked, on a terminal."""
 MOST_IDS = 50_000
 """The most jobs that one request may name."""
+CHECKPOINT_VARIABLE = "TURNSTILE_CHECKPOINT_FILE"
+"""Where a job finds the file that it touches when its work is saved."""
 _DONE = {
     "cancelled": "cancelled {}",
     "stopping": "{} is being stopped",
@@ -23,6 +30,7 @@ _DONE = {
     "held": "held {}",
     "released": "released {}",
     "requeued": "requeued {}",
+    "checkpointed": "noted that the work of {} is saved up to now",
     "changed": "changed {}",
     "unchanged": "{} is unchanged ({})",
 }
@@ -117,6 +125,30 @@ def requeue(
     return _act(session, "requeue", job, _filter(session, state, user, project, name, pool), is_sure=yes)
 
 
+def checkpoint(ctx: typer.Context, job: Jobs = None) -> int | None:
+    """Say that a job's work is saved up to now. Inside a job it needs neither a name nor a token.
+
+    Of the jobs that may be stopped for others, those go first that lose least of their work since they said so.
+
+    Examples:
+      turnstile checkpoint
+      turnstile checkpoint 10431
+    """
+    session: Session = ctx.obj
+    file = os.environ.get(CHECKPOINT_VARIABLE)
+    if job:
+        return _act(session, "checkpoint", job, {}, is_sure=True)
+    if file is None:
+        problem = f"name a job; outside of jobs there is no ${CHECKPOINT_VARIABLE}"
+        raise UsageProblem(problem, "turnstile checkpoint 10431")
+    try:
+        Path(file).touch()
+    except OSError as error:
+        raise Refusal(f"{file} cannot be touched: {error.strerror}") from None
+    session.screen.say("noted that the work of this job is saved up to now")
+    return None
+
+
 def update(
     ctx: typer.Context,
     job: Jobs = None,
@@ -205,7 +237,9 @@ def _is_refused(verb: str, done: Json) -> bool:
     did, state = answers.text(done, "did"), answers.text(done, "state")
     if did == "unchanged" and verb == "update":
         return state not in {"pending", "held"}
-    return did == "already_ended" or (did == "unchanged" and verb == "hold" and state != "held")
+    if did == "unchanged":
+        return verb == "checkpoint" or (verb == "hold" and state != "held")
+    return did == "already_ended"
 
 
 def _words(value: object) -> str:

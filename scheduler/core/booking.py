@@ -56,12 +56,7 @@ class Bookings:
 
     def take(self, group: Group, gpu_class: GpuClass, booking: Booking) -> None:
         """Counts a gang of the group that starts in this tick."""
-        units = group.shape.total_units
-        for account in lineage(group.account):
-            self._taken[account, gpu_class, booking] += units
-            self._gangs[account] += 1
-            if group.user is not None:
-                self._user_units[account, gpu_class, group.user] += units
+        self._count(group, gpu_class, booking, +1)
         if self._state.headroom.is_limited(group.account):
             need = self._state.headroom.need(group, gpu_class, booking)
             for account in lineage(group.account):
@@ -83,6 +78,29 @@ class Bookings:
         charge = self.charge_of(group.shape, gpu_class, booking)
         for account in lineage(group.account):
             charges[account] += charge
+
+    def choose_anew(self, group: Group, gpu_class: GpuClass, booking: Booking) -> Booking | Reason:
+        """Returns how a gang that is held as claimed under `booking` would be held now, or what forbids it."""
+        self._count(group, gpu_class, booking, -1)
+        chosen = self.choose(group, gpu_class, is_in_turn=False)
+        self._count(group, gpu_class, booking, +1)
+        return chosen
+
+    def _count(self, group: Group, gpu_class: GpuClass, booking: Booking, sign: int) -> None:
+        units = sign * group.shape.total_units
+        for account in lineage(group.account):
+            self._taken[account, gpu_class, booking] += units
+            self._gangs[account] += sign
+            if group.user is not None:
+                self._user_units[account, gpu_class, group.user] += units
+
+    def weigh(self, group: Group, gpu_class: GpuClass, booking: Booking) -> None:
+        """Lets a job with a claim weigh in the order as if it ran: it is counted as held already."""
+        self._charge(group, gpu_class, booking)
+
+    def taken_beside_spot(self, account: AccountId, gpu_class: GpuClass) -> int:
+        """Returns the capacity units, spot apart, that this tick has added to what the account holds."""
+        return sum(self._taken[account, gpu_class, booking] for booking in (Booking.GUARANTEED, Booking.BURST))
 
     def promote(self, allocation_id: AllocationId) -> None:
         """Counts a burst gang as guaranteed from now on."""

@@ -28,7 +28,7 @@ from scheduler.core.model import (
     NodeName,
     PoolName,
 )
-from scheduler.core.stretch import AdvanceReservation, Reservation, ReservationId
+from scheduler.core.stretch import AdvanceReservation, Claim, Reservation, ReservationId
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +171,38 @@ class AllocationEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class AllocationCheckpointed:
+    """The gang's job says that its work until `at_ms` is saved."""
+
+    at_ms: int
+    allocation: AllocationId
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimMade:
+    """Devices are kept for a pending job from now on; those who hold them were asked to end."""
+
+    at_ms: int
+    claim: Claim
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimEnded:
+    """What was kept for a job is free again; a claim that its job starts from ends with the start."""
+
+    at_ms: int
+    job: JobId
+
+
+@dataclass(frozen=True, slots=True)
+class PreemptionWeighed:
+    """A plan considered in these classes who may take whose place; nothing durable, for it bounds the cost only."""
+
+    at_ms: int
+    gpu_classes: tuple[GpuClass, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ReservationMade:
     """An admin keeps nodes free for a time, or changed what was kept under the same id."""
 
@@ -237,6 +269,10 @@ Event = (
     | AllocationPromoted
     | AllocationStopping
     | AllocationEnded
+    | AllocationCheckpointed
+    | ClaimMade
+    | ClaimEnded
+    | PreemptionWeighed
     | ReservationMade
     | ReservationRemoved
     | ReservationsPlanned

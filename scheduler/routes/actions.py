@@ -1,4 +1,4 @@
-"""Cancel, hold, release and requeue: many jobs, one request, one transaction."""
+"""Cancel, hold, release, requeue and checkpoint: many jobs, one request, one transaction."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -41,6 +41,7 @@ def action_routes(door: Door) -> APIRouter:
         ("hold", "Keep jobs from starting", _hold),
         ("release", "Let held jobs wait for their turn again", _release),
         ("requeue", "Stop running jobs and let them wait again", _requeue),
+        ("checkpoint", "Note that the work of running jobs is saved up to now", _checkpoint),
     ]
     for verb, summary, make in made:
         router.add_api_route(
@@ -106,6 +107,10 @@ def _release(ids: tuple[JobId, ...], rights: Rights) -> Command[Outcome]:
 
 def _requeue(ids: tuple[JobId, ...], rights: Rights) -> Command[Outcome]:
     return actions.RequeueJobs(ids, rights.caller.user)
+
+
+def _checkpoint(ids: tuple[JobId, ...], _: Rights) -> Command[Outcome]:
+    return actions.CheckpointJobs(ids)
 
 
 def _hold_kind(rights: Rights) -> HoldKind:

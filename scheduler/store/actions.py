@@ -14,7 +14,7 @@ from enum import StrEnum
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from scheduler.core.events import JobChanged, JobEnded, JobHeld, JobReleased
+from scheduler.core.events import AllocationCheckpointed, JobChanged, JobEnded, JobHeld, JobReleased
 from scheduler.core.lifecycle import ACTIVE, ENDS
 from scheduler.core.model import AllocationId, BookingWanted, EndReason, HoldKind, Job, JobId, JobState
 from scheduler.refusal import RefusalCode, Refused
@@ -23,7 +23,7 @@ from scheduler.store.database import chunks
 from scheduler.store.dependencies import settle_waiters
 from scheduler.store.gangs import stop
 from scheduler.store.quotas import Ask, check_high
-from scheduler.store.tables import JOB, JsonObject
+from scheduler.store.tables import ALLOCATION, JOB, JsonObject
 from scheduler.store.transaction import Transaction
 
 _GLANCE = (JOB.c.id, JOB.c.state, JOB.c.hold, JOB.c.allocation_id)
@@ -42,6 +42,7 @@ class Did(StrEnum):
     HELD = "held"
     RELEASED = "released"
     REQUEUED = "requeued"
+    CHECKPOINTED = "checkpointed"
     CHANGED = "changed"
     UNCHANGED = "unchanged"
     UNKNOWN = "unknown"
@@ -175,6 +176,25 @@ class RequeueJobs:
         active = [id_ for id_, row in glances.items() if row.state in {JobState.STARTING.value, JobState.RUNNING.value}]
         stop(tx, [AllocationId(glances[id_].allocation_id) for id_ in active], EndReason.REQUEUED, self.actor)
         return _answer(self.ids, glances, dict.fromkeys(active, (Did.REQUEUED, JobState.STOPPING)))
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointJobs:
+    """Notes that the work of running jobs is saved up to now; so that they lose least if they are stopped."""
+
+    ids: tuple[JobId, ...]
+
+    def execute(self, tx: Transaction) -> tuple[JobAction, ...]:
+        """Returns what became of each id, in order. Jobs that do not run are left alone."""
+        glances = _glance(tx, self.ids)
+        running = [id_ for id_, row in glances.items() if row.state == JobState.RUNNING]
+        gangs = [AllocationId(glances[id_].allocation_id) for id_ in running]
+        for part in chunks(gangs):
+            statement = sa.update(ALLOCATION).where(ALLOCATION.c.id.in_(part))
+            tx.connection.execute(statement.values(checkpointed_ms=tx.now_ms))
+        for gang in gangs:
+            tx.emit(AllocationCheckpointed(tx.now_ms, gang))
+        return _answer(self.ids, glances, dict.fromkeys(running, (Did.CHECKPOINTED, JobState.RUNNING)))
 
 
 @dataclass(frozen=True, slots=True)

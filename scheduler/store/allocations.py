@@ -36,6 +36,7 @@ from scheduler.core.plan import Plan, Start
 from scheduler.core.state import lineage
 from scheduler.core.stretch import AdvanceReservation, is_within
 from scheduler.executor import StartOrder
+from scheduler.store import claims
 from scheduler.store.codec import JOB_COLUMNS, grants_json, job_of, launch_of
 from scheduler.store.database import chunks
 from scheduler.store.gangs import stop
@@ -44,6 +45,7 @@ from scheduler.store.partition import Lanes
 from scheduler.store.prepared import Prepared, json_text
 from scheduler.store.promotions import promote
 from scheduler.store.reservations import live_reservations
+from scheduler.store.secrets import resolve
 from scheduler.store.tables import ALLOCATION, JOB, POOL, JsonObject
 from scheduler.store.transaction import Transaction
 
@@ -61,7 +63,7 @@ _ACTIVE_STATES = sorted(state.value for state in ACTIVE)
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """What became of a plan: gangs to start, starts that no longer hold with why, gangs to stop."""
+    """What became of a plan: gangs to start, starts and claims that no longer hold with why, gangs to stop."""
 
     started: tuple[StartOrder, ...]
     rejected: tuple[tuple[JobId, str], ...]
@@ -71,21 +73,26 @@ class Applied:
 
 @dataclass(frozen=True, slots=True)
 class ApplyPlan:
-    """Carries out a plan's starts and stops, as far as they still hold."""
+    """Carries out what a plan decided, as far as it still holds."""
 
     plan: Plan
 
     def execute(self, tx: Transaction) -> Applied:
         """Returns what is to be started and stopped, and what was rejected with the reason as a short sentence."""
-        stopped: list[Allocation] = []
+        claims.lapse(tx, self.plan.lapses)
+        made = claims.make(tx, self.plan.claims)
+        victims = {victim for claim in self.plan.claims for victim in claim.victims}
+        stopped = list(made.stopped)
         for order in self.plan.stops:
-            stopped += stop(tx, [order.allocation], order.reason, None)
+            if order.allocation not in victims:
+                stopped += stop(tx, [order.allocation], order.reason, None)
         promoted = promote(tx, self.plan.promotions)
         attempt = _Starts(tx, self.plan.starts, self.plan.now_ms)
         for start in self.plan.starts:
             attempt.take(start)
         attempt.write()
-        return Applied(tuple(attempt.orders), tuple(attempt.rejected), tuple(stopped), promoted)
+        rejected = (*made.rejected, *attempt.rejected)
+        return Applied(tuple(attempt.orders), rejected, tuple(stopped), promoted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +139,8 @@ class _Starts:
                 self._reservations.setdefault(name, []).append(each)
         self._lanes: Lanes = tx.lanes()
         self._lanes.load(device for grant in grants for device in grant.devices)
+        self._claims = {claim.job for claim in claims.live_claims(tx.connection)} if starts else set()
+        self._started_claims: list[JobId] = []
         self._allocation_rows: list[JsonObject] = []
         self._job_rows: list[JsonObject] = []
         self._holds = tx.admission.holds(tx.connection, tx.now_ms)
@@ -157,6 +166,7 @@ class _Starts:
         """Writes all gangs that were taken."""
         _INSERT_ALLOCATION.many(self._tx.connection, self._allocation_rows)
         _UPDATE_JOB.many(self._tx.connection, self._job_rows)
+        claims.end(self._tx, self._started_claims, claims.STARTED)
         self._lanes.flush()
         for event in self._holds.events():
             self._tx.emit(event)
@@ -238,6 +248,9 @@ class _Starts:
         # Whether it may be taken out of a reservation was asked before.
         if rest.state not in {OccupancyState.IDLE, OccupancyState.RESERVED_UNUSED} or rest.units < grant.units:
             return f"device {device_id} is taken"
+        # A claim's job starts on what its claim names, which nobody else could have claimed meanwhile.
+        if rest.cause == claims.CAUSE and start.job not in self._claims:
+            return f"device {device_id} is kept for another job"
         if grant.units < device.units and len(grant.devices) != 1:
             return "a share is of one device"
         return None
@@ -274,9 +287,13 @@ class _Starts:
             }
         )
         self._taken.add(job.id)
+        if job.id in self._claims:
+            self._started_claims.append(job.id)
         if job.array is not None and job.array_cap is not None:
             self._active[job.array] += 1
-        self.orders.append(StartOrder(allocation, launch_of(self._launches[job.id]), job.array_index, job.array))
+        launch = launch_of(self._launches[job.id])
+        secrets = resolve(self._tx.connection, job.account, launch.secrets)
+        self.orders.append(StartOrder(allocation, launch, job.array_index, job.array, secrets))
         self._tx.emit(AllocationMade(now_ms, allocation))
         self._tx.note(job.id, "allocated", now_ms, allocation=allocation.id, booking=allocation.booking.value)
 

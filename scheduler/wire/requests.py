@@ -162,6 +162,16 @@ class ReservationBody(Strict):
         return self
 
 
+class SecretBody(Strict):
+    """A secret's value."""
+
+    value: Annotated[str, Field(min_length=1, max_length=65_536, pattern="^[^\\x00]*$")]
+
+    def __repr__(self) -> str:
+        """The value is nobody's to read."""
+        return "SecretBody()"
+
+
 class NotifyBody(BaseModel):
     """Where one wants to be told of jobs, and of what; neither address: not at all."""
 

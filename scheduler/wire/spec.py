@@ -19,6 +19,7 @@ from scheduler.wire.text import (
     EnvironmentName,
     Name,
     Path,
+    SecretName,
     Words,
     problems_of,
     shown,
@@ -77,6 +78,7 @@ class JobSpec(BaseModel):
     command: tuple[Argument, ...] | None = Field(None, min_length=1, max_length=4096, description="argv, no shell.")
     script: Argument | None = Field(None, min_length=1, description="Run by /bin/sh -c; instead of `command`.")
     env: dict[EnvironmentName, Argument] = Field(default_factory=dict, max_length=1024)
+    secrets: tuple[SecretName, ...] = Field((), max_length=64, description="Given as variables of these names.")
     workdir: Path | None = None
     image: Path | None = None
     volumes: tuple[Name, ...] = Field((), max_length=32, description="What the centre offers to mount, by name.")

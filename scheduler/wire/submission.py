@@ -44,6 +44,8 @@ class SubmissionRules:
     """The system user that jobs run as, None for the daemon's own: the centre's choice, never the submitter's."""
     log_limit_bytes: int = 64 * 1024 * 1024
     """Most that is kept of a job's output."""
+    keeps_secrets: bool = True
+    """Whether secrets are kept here; where not, the executor knows them by name (Kubernetes)."""
     high_priority_roles: frozenset[Role] = frozenset({Role.USER, Role.TENANT_ADMIN, Role.OPERATOR})
     """Who may ask for `high`. Everyone by default: it orders within a project only, so a project harms nobody else."""
 
@@ -94,6 +96,7 @@ def draft_of(spec: JobSpec, rights: Rights, centre: Centre, after: tuple[Depende
             workdir=spec.workdir,
             image=spec.image,
             output=spec.output,
+            secrets=tuple(sorted(set(spec.secrets))),
             volumes=tuple(dict.fromkeys(spec.volumes)),
             shm_bytes=spec.shm_bytes,
             grace_seconds=grace,

@@ -30,6 +30,7 @@ def test_actions_say_what_they_did_to_each_job(centre: Centre, people: People) -
 
     assert act("hold", waiting, running) == [("held", "held"), ("unchanged", "running")]
     assert act("release", waiting) == [("released", "pending")]
+    assert act("checkpoint", running, waiting) == [("checkpointed", "running"), ("unchanged", "pending")]
     assert act("requeue", running, waiting) == [("requeued", "stopping"), ("unchanged", "pending")]
     assert act("cancel", waiting, running, ended) == [
         ("cancelled", "cancelled"),

@@ -37,6 +37,7 @@ WHO_MAY: dict[tuple[str, str], tuple[set[Role | None], Any]] = {
     ("POST", "/v1/jobs/hold"): ({U, T, O}, JOBS),
     ("POST", "/v1/jobs/release"): ({U, T, O}, JOBS),
     ("POST", "/v1/jobs/requeue"): ({U, T, O}, JOBS),
+    ("POST", "/v1/jobs/checkpoint"): ({U, T, O}, JOBS),
     ("POST", "/v1/jobs/update"): ({U, T, O}, JOBS),
     ("GET", "/v1/gpus"): ({U, T, B, O}, None),
     ("GET", "/v1/quota"): ({U, T, B, O}, None),
@@ -77,6 +78,9 @@ WHO_MAY: dict[tuple[str, str], tuple[set[Role | None], Any]] = {
     ("POST", "/v1/agents/{node}/heartbeat"): ({A}, HEARTBEAT),
     ("POST", "/v1/agents/{node}/evidence"): ({A}, {}),
     ("GET", "/v1/admin/defrag"): ({O}, None),
+    ("GET", "/v1/secrets"): ({U, T}, None),
+    ("PUT", "/v1/secrets/{name}"): ({U, T}, {"value": "s3cret"}),
+    ("DELETE", "/v1/secrets/{name}"): ({U, T}, None),
     ("GET", "/v1/notify"): ({U, T}, None),
     ("PUT", "/v1/notify"): ({U, T}, {"email": "ana@acme.example"}),
     ("POST", "/v1/notify/test"): ({U, T}, None),
@@ -154,7 +158,7 @@ def test_what_belongs_to_another_tenant_is_answered_like_what_does_not_exist(peo
         assert real.status_code == unreal.status_code == 404
         assert real.json()["detail"].replace(str(job), "?") == unreal.json()["detail"].replace(str(job + 1000), "?")
     assert theirs.post("/v1/jobs/update", json={"ids": [str(job)], "priority": "low"}).status_code == 404
-    for verb in ("cancel", "hold", "release", "requeue"):
+    for verb in ("cancel", "hold", "release", "requeue", "checkpoint"):
         assert theirs.post(f"/v1/jobs/{verb}", json={"ids": [str(job)]}).status_code == 404
         matched = theirs.post(f"/v1/jobs/{verb}", json={"filter": {"name": "secret-plan"}})
         assert matched.json()["items"] == []

@@ -420,7 +420,13 @@ def centre(peer: Peer) -> None:
         Reply(b"epoch 1\nepoch 2\n", headers={"Turnstile-Next-Offset": "16", "Turnstile-Log-Complete": "false"}),
         Reply(b"", headers={"Turnstile-Next-Offset": "16", "Turnstile-Log-Complete": "true"}),
     )
-    for verb, did in (("cancel", "cancelled"), ("hold", "held"), ("release", "released"), ("requeue", "requeued")):
+    for verb, did in (
+        ("cancel", "cancelled"),
+        ("hold", "held"),
+        ("release", "released"),
+        ("requeue", "requeued"),
+        ("checkpoint", "checkpointed"),
+    ):
         peer.answers(
             "POST", f"/v1/jobs/{verb}", page("JobActionList", [{"id": 10482, "did": did, "state": "cancelled"}])
         )

@@ -41,6 +41,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], tuple[str, str]]] = {
     "hold": (("hold", "-y", "10482"), ("POST", "/v1/jobs/hold")),
     "release": (("release", "-y", "10482"), ("POST", "/v1/jobs/release")),
     "requeue": (("requeue", "-y", "10482"), ("POST", "/v1/jobs/requeue")),
+    "checkpoint": (("checkpoint", "10482"), ("POST", "/v1/jobs/checkpoint")),
     "gpus": (("gpus",), ("GET", "/v1/gpus")),
     "nodes": (("nodes",), ("GET", "/v1/nodes")),
     "whoami": (("whoami",), ("GET", "/v1/whoami")),
