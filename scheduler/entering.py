@@ -5,17 +5,15 @@ own database, another tenant's notebook) is as if it were not there, whichever a
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import socket
 import struct
-import termios
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from scheduler import rundir
-from scheduler.executor import CannotRun, Entered, EntryRefused, Program
+from scheduler.executor import CannotRun, Entered, EntryRefused, Program, set_size
 from scheduler.processes import boot_id, descendants
 
 ANSWER_SECONDS = 10.0
@@ -42,8 +40,8 @@ def run_inside(directory: str, program: Program) -> Entered:
     with contextlib.ExitStack() as opened:
         if program.terminal is not None:
             outer, inner = os.openpty()
+            set_size(outer, program.terminal)
             ours, theirs = [outer], [inner, inner, inner]
-            resize(outer, program.terminal)
         else:
             (in_read, in_write), (out_read, out_write), (err_read, err_write) = os.pipe(), os.pipe(), os.pipe()
             ours, theirs = [in_write, out_read, err_read], [in_read, out_write, err_write]
@@ -65,9 +63,9 @@ def run_inside(directory: str, program: Program) -> Entered:
     for fd in ours:
         os.set_blocking(fd, False)
     control.setblocking(False)
-    if program.terminal is not None:
-        return Entered(os.dup(ours[0]), ours[0], None, control)
-    return Entered(ours[0], ours[1], ours[2], control)
+    if program.terminal is None:
+        return Entered(ours[0], ours[1], ours[2], control)
+    return Entered(os.dup(ours[0]), ours[0], None, control)
 
 
 def sit_down(directory: str, size: tuple[int, int]) -> Entered:
@@ -78,16 +76,10 @@ def sit_down(directory: str, size: tuple[int, int]) -> Entered:
     except (EntryRefused, ValueError):
         control.close()
         raise
-    resize(terminal, size)
+    set_size(terminal, size)
     os.set_blocking(terminal, False)
     control.setblocking(False)
     return Entered(os.dup(terminal), terminal, None, control)
-
-
-def resize(terminal: int, size: tuple[int, int]) -> None:
-    """Tells a terminal its rows and columns, and by it the programs there."""
-    with contextlib.suppress(OSError):  # it is gone: so is whoever would want to know
-        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
 
 
 def reach(directory: str, port: int) -> socket.socket:
@@ -95,17 +87,18 @@ def reach(directory: str, port: int) -> socket.socket:
     found = _place(directory, port)
     connection = socket.socket(found.family, socket.SOCK_STREAM)
     connection.settimeout(CONNECT_SECONDS)
-    try:
-        connection.connect((_reachable(found), port))
+    with contextlib.ExitStack() as undo:
+        undo.callback(connection.close)
+        try:
+            connection.connect((_reachable(found), port))
+        except OSError as error:
+            raise EntryRefused(f"port {port} of the job does not answer: {error}") from error
         # Asked again: had it been closed in between and the port taken by another, the connection would be theirs.
-        if _place(directory, port).inode != found.inode:
-            raise EntryRefused(f"port {port} changed hands; try again")
-    except OSError as error:
-        connection.close()
-        raise EntryRefused(f"port {port} of the job does not answer: {os.strerror(error.errno or 0)}") from error
-    except EntryRefused:
-        connection.close()
-        raise
+        is_theirs = _place(directory, port).inode != found.inode
+        if not is_theirs:
+            undo.pop_all()
+    if is_theirs:
+        raise EntryRefused(f"port {port} changed hands; try again")
     return connection
 
 

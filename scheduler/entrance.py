@@ -183,7 +183,7 @@ class Entrance:
         argv, more = asked["argv"], asked["environment"]
         if not isinstance(argv, list) or not isinstance(more, dict):
             raise TypeError("argv")
-        streams = Streams(*fds, is_terminal=bool(asked["is_terminal"]))
+        streams = Streams(fds[0], fds[1], fds[2], is_terminal=bool(asked["is_terminal"]))
         if streams.is_terminal:
             self._give_away(streams.input)
         try:

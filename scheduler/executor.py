@@ -11,7 +11,12 @@ does after the end is committed. Implementations are called from one thread at a
         CannotRun            what was to run there is no program
 """
 
+import contextlib
+import fcntl
+import os
 import socket
+import struct
+import termios
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
@@ -213,18 +218,48 @@ class Program:
     terminal: tuple[int, int] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+def set_size(terminal: int, size: tuple[int, int]) -> None:
+    """Tells a terminal its rows and columns, and by it the programs there."""
+    with contextlib.suppress(OSError):  # it is gone: so is whoever would want to know
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
+
+
+@dataclass(slots=True)
 class Entered:
     """Open ends of what runs inside a job; whoever gets them closes them. All are non-blocking.
 
     `input_fd` and `output_fd` are one terminal where `error_fd` is None. `control` is a socket of JSON packets:
-    `{"signal": n}` may be sent, `{"exit_code": n}` comes at its end; closing it before ends the program.
+    `{"do": "signal", "number": n}` may be sent, `{"exit_code": n}` comes at its end; closing it before ends
+    the program.
     """
 
     input_fd: int
     output_fd: int
     error_fd: int | None
     control: socket.socket
+    _open: set[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._open = {fd for fd in (self.input_fd, self.output_fd, self.error_fd) if fd is not None}
+
+    def resize(self, size: tuple[int, int]) -> None:
+        """Tells a terminal its rows and columns, and by it the programs there."""
+        set_size(self.output_fd, size)
+
+    def close_input(self) -> None:
+        """Says that nothing more is typed. Of no meaning at a terminal."""
+        self._close(self.input_fd)
+
+    def close(self) -> None:
+        """Lets go of all of it; a program that still runs ends."""
+        self.control.close()
+        for fd in tuple(self._open):
+            self._close(fd)
+
+    def _close(self, fd: int) -> None:
+        if fd in self._open:
+            self._open.discard(fd)
+            os.close(fd)
 
 
 @runtime_checkable

@@ -103,6 +103,7 @@ class JobSpec(BaseModel):
     begin_at: AwareDatetime | None = None
     deadline_at: AwareDatetime | None = None
     hold: bool = False
+    terminal: bool = Field(False, description="It gets a terminal, at which somebody is to sit: run --pty.")
     retries: Annotated[int, Field(ge=0, le=100)] = 0
     retry_on: tuple[Name, ...] = Field((), max_length=8, description="The failures that are retried; empty: all.")
     array: Annotated[str, Field(min_length=1, max_length=4096)] | None = Field(
@@ -171,6 +172,8 @@ def _contradictions(spec: JobSpec) -> Iterator[Problem]:
     yield from _bad_words(spec)
     if spec.begin_at and spec.deadline_at and spec.deadline_at <= spec.begin_at:
         yield Problem("is not after begin_at", "deadline_at")
+    if spec.terminal and (spec.array is not None or (spec.nodes or 1) > 1):
+        yield Problem("one sits at one terminal: of one job, on one node", "terminal")
     if spec.notify_when is NoticeWhen.LAST and spec.array is None:
         yield Problem("last is of an array", "notify_when")
 

@@ -38,6 +38,8 @@ class SubmissionRules:
     """Whether the executor starts containers: a job that names an image must not run without it, as another program."""
     volumes: frozenset[str] = frozenset()
     """Names of what containers may mount."""
+    has_terminals: bool = True
+    """Whether the executor gives jobs terminals to sit at."""
     needs_image: bool = False
     """Whether the executor runs nothing but containers: a job without an image could not start."""
     run_as: str | None = None
@@ -99,6 +101,7 @@ def draft_of(spec: JobSpec, rights: Rights, centre: Centre, after: tuple[Depende
             secrets=tuple(sorted(set(spec.secrets))),
             volumes=tuple(dict.fromkeys(spec.volumes)),
             shm_bytes=spec.shm_bytes,
+            is_terminal=spec.terminal,
             grace_seconds=grace,
             log_limit_bytes=rules.log_limit_bytes,
             run_as=rules.run_as,
@@ -143,6 +146,13 @@ def _check_rules(spec: JobSpec, rights: Rights, rules: SubmissionRules, now_ms: 
             "this centre runs processes and no images",
             tries=("leave out --image",),
             problems=(Problem("no images run here", "image"),),
+        )
+    if spec.terminal and not rules.has_terminals:
+        raise Refused(
+            RefusalCode.POLICY,
+            "jobs have no terminals here: run --pty works where jobs are processes",
+            tries=("turnstile run -- COMMAND",),
+            problems=(Problem("is not offered here", "terminal"),),
         )
     _check_container(spec, rules)
     check_priority(spec.priority, rights, rules)

@@ -89,9 +89,11 @@ def test_a_program_in_a_job_has_its_environment_directory_and_devices(rig: Local
 
 def test_a_program_at_a_terminal_has_its_size_and_hears_ctrl_c(rig: LocalRig) -> None:
     job = running(rig, order("sleep", "60"))
-    entered = rig.executor.enter(job.allocation.id, 0, Program(("sh", "-c", "stty size; sleep 60"), {}, (33, 101)))
+    entered = rig.executor.enter(job.allocation.id, 0, Program(("sh", "-c", "stty size; exec cat"), {}, (33, 101)))
     assert entered.error_fd is None
     read(entered.output_fd, b"33 101")
+    os.write(entered.input_fd, b"typed\n")
+    read(entered.output_fd, b"typed\r\ntyped")
     os.write(entered.input_fd, b"\x03")
     assert said(entered) == {"exit_code": 130}
     leave(entered)
