@@ -31,7 +31,7 @@ from scheduler.core.events import (
     ReservationsPlanned,
 )
 from scheduler.core.lifecycle import ENDS
-from scheduler.core.model import GPU_UNITS, Allocation, Booking, GpuClass, NodeName, PoolName, tenant_of
+from scheduler.core.model import GPU_UNITS, Allocation, Booking, Device, GpuClass, NodeName, PoolName, tenant_of
 from scheduler.core.plan import Plan
 from scheduler.core.policy import Policy
 from scheduler.core.state import ClusterState
@@ -66,6 +66,8 @@ class Offer:
     nodes: int
     labels: "FrozenLabels"
     names: frozenset[NodeName] = frozenset()
+    device_units: int = GPU_UNITS
+    """Capacity units of each device: fewer than a GPU's for MIG instances and slices. 0: its devices differ."""
 
 
 class FrozenLabels(dict[str, str]):
@@ -287,12 +289,18 @@ def offers_of(state: ClusterState) -> tuple[Offer, ...]:
             node.memory_bytes,
             1,
             FrozenLabels(node.labels),
+            device_units=_units_of(room.devices),
         )
         names.setdefault(key, []).append(name)
     found = [replace(key, nodes=len(same), names=frozenset(same)) for key, same in names.items()]
     return tuple(
         sorted(found, key=lambda offer: (offer.gpu_class, offer.pool, offer.gpus, sorted(offer.labels.items())))
     )
+
+
+def _units_of(devices: Sequence[Device]) -> int:
+    sizes = {device.units for device in devices}
+    return sizes.pop() if len(sizes) == 1 else 0
 
 
 def preemption_word(claim: Claim, victim: Allocation) -> str:
