@@ -192,7 +192,10 @@ def memory_of(offer: Offer) -> int | None:
 
 
 def _gang(spec: JobSpec, eligible: Sequence[Offer]) -> tuple[int, int]:
-    """Returns (nodes, GPUs that it touches per node); `total_gpus` alone takes the fewest nodes over which it divides evenly."""
+    """Returns (nodes, GPUs per node); a share touches one.
+
+    `total_gpus` alone takes the fewest nodes over which it divides evenly.
+    """
     if spec.gpus_per_node is not None:
         return spec.nodes or 1, max(1, int(spec.gpus_per_node))
     assert spec.total_gpus is not None, "parse_spec lets no spec pass that names no count of GPUs"

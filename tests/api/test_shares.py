@@ -1,4 +1,4 @@
-"""Parts of a GPU over HTTP: asked for exactly, placed beside each other, held, billed to the last unit; MIG instances."""
+"""Parts of a GPU over HTTP: asked for exactly, placed beside each other, billed to the last unit; MIG instances."""
 
 from collections.abc import Iterator
 from dataclasses import replace
