@@ -267,6 +267,7 @@ ACCOUNTS = page(
             "pending_limit": None,
             "high_limit": None,
             "limit_weight": 0,
+            "takes_turns": False,
             "is_suspended": False,
         },
         {
@@ -281,6 +282,7 @@ ACCOUNTS = page(
             "pending_limit": None,
             "high_limit": None,
             "limit_weight": 0,
+            "takes_turns": False,
             "is_suspended": True,
         },
     ],
