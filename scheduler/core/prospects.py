@@ -6,12 +6,12 @@ time. What a user held once and gave back counts no more: the memory of use is f
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from heapq import heapify, heappop, heappush, heapreplace
 from typing import Protocol
 
 from scheduler.core.model import AccountId, UserName
-from scheduler.core.state import ClusterState
+from scheduler.core.usage import Usage
 from scheduler.core.waiting import Group, Head, Row
 
 
@@ -30,14 +30,14 @@ class Outlook(Protocol):
 class Prospects:
     """Which groups are worth a look, and how far each was given out in this tick."""
 
-    def __init__(self, outlook: Outlook, state: ClusterState) -> None:
+    def __init__(self, outlook: Outlook, by_turns: Collection[AccountId], usage: Usage) -> None:
         self.dead: set[tuple[int, int]] = set()
         """Kinds of jobs of which none can start any more in this tick."""
         self.passed: dict[Row, int] = {}
         """How many of the group's jobs were given out and started."""
         self._accounts_passed: set[AccountId] = set()
         self._outlook = outlook
-        self._turns = UserTurns(state)
+        self._turns = UserTurns(by_turns, usage)
 
     def queue(self, heads: Iterable[Head], account: AccountId, *, is_guaranteed: bool = False) -> "Queue":
         """Returns the groups of a project that begin with these heads, merged."""
@@ -120,10 +120,10 @@ class Queue:
 class UserTurns:
     """What the users hold of projects that share their turns, as a tick goes on."""
 
-    def __init__(self, state: ClusterState) -> None:
-        self.accounts = state.waiting.by_turns
+    def __init__(self, accounts: Collection[AccountId], usage: Usage) -> None:
+        self.accounts = accounts
         self._held: dict[AccountId, Counter[UserName]] = {}
-        for (account, _), users in state.usage.user_units.items() if self.accounts else ():
+        for (account, _), users in usage.user_units.items() if self.accounts else ():
             if account in self.accounts:
                 self._held.setdefault(account, Counter()).update(users)
 
