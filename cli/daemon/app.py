@@ -294,11 +294,8 @@ def submission_rules(settings: Settings) -> SubmissionRules:
         volumes=frozenset(settings.kubernetes.volumes) if settings.executor.kind == "kubernetes" else frozenset(),
         runs_images=settings.executor.kind == "kubernetes",
         needs_image=settings.executor.kind == "kubernetes",
-<<<<<<< HEAD
         has_terminals=settings.executor.kind == "local",
-=======
         shares_gpus=settings.executor.shares and settings.executor.kind != "kubernetes",
->>>>>>> main
         keeps_secrets=settings.executor.kind != "kubernetes",
     )
 

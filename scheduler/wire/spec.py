@@ -190,8 +190,6 @@ def _contradictions(spec: JobSpec) -> Iterator[Problem]:
     yield from _bad_words(spec)
     if spec.begin_at and spec.deadline_at and spec.deadline_at <= spec.begin_at:
         yield Problem("is not after begin_at", "deadline_at")
-    if spec.terminal and (spec.array is not None or (spec.nodes or 1) > 1):
-        yield Problem("one sits at one terminal: of one job, on one node", "terminal")
     if spec.notify_when is NoticeWhen.LAST and spec.array is None:
         yield Problem("last is of an array", "notify_when")
 
@@ -210,6 +208,8 @@ def _uneven(gpus: Decimal) -> str | None:
 
 
 def _bad_words(spec: JobSpec) -> Iterator[Problem]:
+    if spec.terminal and (spec.array is not None or (spec.nodes or 1) > 1):
+        yield Problem("one sits at one terminal: of one job, on one node", "terminal")
     for text in spec.after:
         if parse_after(text) is None:
             yield Problem(
