@@ -18,17 +18,19 @@ from sqlalchemy.engine import Connection
 
 from metering.capacity import capacity_of
 from metering.core.civil import civil_days, day_start_ms, local_time, utc_text
+from metering.core.period import PeriodStatus, period_at
 from metering.core.quantity import AMOUNT_DECIMALS, divide, fixed, minor_unit
 from metering.core.rating import MICROS, Invoice, Totals
 from metering.core.tariff import PriceBook
 from metering.core.usage import Stretch, stretches_of
 from metering.core.who_pays import WHO_PAYS
+from metering.correction_rows import correction_cells
 from metering.csv_files import CsvFile, WrittenFile, harmless
 from metering.focus import FocusRows, FocusTerms
 from metering.focus_check import FocusChecker, FocusReport
 from metering.ledger import has_windows, price_books
 from metering.manifest import MANIFEST, Manifest, tool_version, tzdata_version
-from metering.usage_lines import PERIOD_STATUS, USAGE_COLUMNS, LineContext, invoice_rows, rated_lines, usage_row
+from metering.usage_lines import USAGE_COLUMNS, LineContext, invoice_rows, rated_lines, usage_row
 from scheduler.core.model import AccountId
 from scheduler.refusal import RefusalCode, Refused
 from scheduler.store.account_names import load_account_names
@@ -40,6 +42,9 @@ TOTALS_FILE = "invoice_totals.csv"
 TOTALS_COLUMNS = (
     *("tenant_id", "tenant_name", "period", "currency", "tax_rates", "line_count"),
     *("subtotal", "tax", "rounding", "payable", "payable_minor_units"),
+)
+STATUS_PLACE, TENANT_PLACE, CURRENCY_PLACE, BOOK_PLACE = (
+    USAGE_COLUMNS.index(name) for name in ("period_status", "tenant_id", "currency", "price_book")
 )
 CAPACITY_FILE = "capacity.csv"
 CAPACITY_COLUMNS = (
@@ -56,12 +61,14 @@ class _Request:
     tenant: AccountId | None
     revision: int
     focus: FocusTerms
+    status: PeriodStatus
 
 
 @dataclass(slots=True)
 class _Sums:
     usage_lines: int = 0
     unpriced_lines: int = 0
+    correction_lines: int = 0
     gpu_ms: int = 0
     held_unit_ms: int = 0
     charged_unit_ms: int = 0
@@ -80,6 +87,7 @@ def export_usage(  # noqa: PLR0913 - a request in words: what, where, which time
     known_until_ms: int | None = None,
     revision: int = 0,
     focus: FocusTerms = FocusTerms(),  # noqa: B008 - a frozen value
+    status: PeriodStatus = PeriodStatus.OPEN,
 ) -> Manifest:
     """Writes the export of `[from_ms, to_ms)` to `out_dir`, which must be empty or not there, and returns its manifest.
 
@@ -103,7 +111,7 @@ def export_usage(  # noqa: PLR0913 - a request in words: what, where, which time
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", suffix=".partial", dir=out_dir.parent))
     try:
-        manifest = _write(connection, partial, _Request(from_ms, to_ms, zone, tenant, revision, focus))
+        manifest = _write(connection, partial, _Request(from_ms, to_ms, zone, tenant, revision, focus, status))
         partial.rename(out_dir)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -165,7 +173,7 @@ def _write(connection: Connection, folder: Path, request: _Request) -> Manifest:
         zone=request.zone.key,
         tzdata_version=tzdata_version(request.zone.key),
         period=period,
-        period_status=PERIOD_STATUS,
+        period_status=request.status.value,
         tenant=request.tenant,
         revision=request.revision,
         files=tuple(sorted(files, key=lambda file: file.name)),
@@ -197,13 +205,13 @@ def _write_lines(
     native_file = CsvFile(folder / names[0], USAGE_COLUMNS)
     focus_file = CsvFile(folder / names[1], focus.columns, has_bom=False)
     checker = FocusChecker(focus.columns)
+    put = _Put((native_file, focus_file), checker, focus.columns, request.status, period)
+    books = {stored.book.version: stored.book for stored in price_books(connection)}
     with native_file, focus_file:
         for rated in rated_lines(connection, stretches, request.tenant):
             cells = usage_row(connection, rated, context)
-            native_file.row(cells)
-            charge = focus.usage(rated, cells)
-            if charge is not None:
-                _put_charge(focus_file, checker, charge)
+            put.native(cells)
+            put.charge(focus.usage(rated, cells), cells)
             totals.add(rated.line)
             piece = rated.line.slice
             sums.usage_lines += 1
@@ -211,22 +219,54 @@ def _write_lines(
             sums.gpu_ms += piece.gpu_ms
             sums.held_unit_ms += piece.held.unit_ms
             sums.charged_unit_ms += piece.charged.unit_ms
+        for amount_micros, cells in correction_cells(connection, request.from_ms, request.to_ms, request.tenant):
+            put.native(cells)
+            put.charge(focus.of_correction(cells, period_at(request.to_ms - 1, request.zone)), cells)
+            if cells[CURRENCY_PLACE]:
+                totals.count(AccountId(cells[TENANT_PLACE]), books[cells[BOOK_PLACE]], amount_micros)
+            sums.correction_lines += 1
         invoices = totals.invoices()
         range_ms = (request.from_ms, request.to_ms)
         for invoice in invoices:
             for cells in invoice_rows(invoice, context, range_ms, period):
-                native_file.row(cells)
-                _put_charge(focus_file, checker, focus.of_invoice(invoice, cells, range_ms))
+                put.native(cells)
+                put.charge(focus.of_invoice(invoice, cells, range_ms), cells)
     _refuse_broken(checker.finish(), invoices)
     return [native_file.finished, focus_file.finished], invoices
 
 
-def _put_charge(file: CsvFile, checker: FocusChecker, cells: Sequence[str]) -> None:
-    """Writes a FOCUS row, or refuses it: a file that breaks a rule of its specification never leaves."""
-    checker.row(cells)
-    if checker.report.failures:
-        _refuse_broken(checker.report, ())
-    file.row(cells)
+class _Put:
+    """Writes rows to both files: marks what is final, and refuses what breaks a rule before it leaves."""
+
+    def __init__(
+        self,
+        files: tuple[CsvFile, CsvFile],
+        checker: FocusChecker,
+        columns: Sequence[str],
+        status: PeriodStatus,
+        period: str,
+    ) -> None:
+        self._files = files
+        self._checker = checker
+        self._status = status
+        self._period = period
+        self._invoice_place = columns.index("InvoiceId")
+
+    def native(self, cells: list[str]) -> None:
+        """Writes a native row; it is final when its period is closed."""
+        cells[STATUS_PLACE] = self._status.value
+        self._files[0].row(cells)
+
+    def charge(self, charge: list[str] | None, cells: Sequence[str]) -> None:
+        """Writes the FOCUS row of a native one; on the invoice of its tenant when its period is closed."""
+        if charge is None:
+            return
+        if self._status is PeriodStatus.CLOSED:
+            charge[self._invoice_place] = f"{self._period}/{cells[TENANT_PLACE]}/{cells[CURRENCY_PLACE]}"
+        self._checker.row(charge)
+        if self._checker.report.failures:
+            _refuse_broken(self._checker.report, ())
+        self._files[1].row(charge)
 
 
 def _refuse_broken(report: FocusReport, invoices: Sequence[Invoice]) -> None:
@@ -309,6 +349,7 @@ def _sums_document(sums: _Sums, invoices: Sequence[Invoice], *, is_whole: bool) 
     document: dict[str, object] = {
         "usage_lines": sums.usage_lines,
         "unpriced_lines": sums.unpriced_lines,
+        "correction_lines": sums.correction_lines,
         "gpu_ms": sums.gpu_ms,
         "held_unit_ms": sums.held_unit_ms,
         "charged_unit_ms": sums.charged_unit_ms,

@@ -18,6 +18,7 @@ class Check(StrEnum):
     HOLDER = "holder"  # who held what agrees with the allocation
     GANG = "gang"  # devices of a segment share its billed interval
     RECLASSIFICATION = "reclassification"  # what is laid over the partition fits it, and follows from the evidence
+    SEAL = "seal"  # a closed period is as it was sealed, and charged with its corrections as it is known now
     PRICE_BOOK = "price_book"  # a book is what its hash says
     FILE = "file"  # an export's files are those of its manifest
     ARITHMETIC = "arithmetic"  # lines, totals and capacity add up

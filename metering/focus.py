@@ -13,14 +13,17 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta, tzinfo
+from decimal import Decimal
 from functools import lru_cache
 
 from metering.core.civil import day_start_ms, local_time
-from metering.core.quantity import AMOUNT_DECIMALS, fixed, gpu_ms_between
+from metering.core.period import Period
+from metering.core.quantity import AMOUNT_DECIMALS, divide, fixed, gpu_ms_between
 from metering.core.rating import Invoice
 from metering.csv_files import harmless
 from metering.focus_columns import CUSTOM_COLUMNS, VERSIONS, columns_of
 from metering.usage_lines import USAGE_COLUMNS, RatedLine
+from scheduler.clock import parse_utc_ms
 from scheduler.core.model import Booking
 
 SERVICE = ("Compute", "GPU Compute", "Other (Compute)")
@@ -114,6 +117,59 @@ class FocusRows:
             native[_AT["evidence"]],
         )
         return cells
+
+    def of_correction(self, native: Sequence[str], charged_in: Period) -> list[str] | None:
+        """Returns the row of a correction: of its line's day, billed in the period that it is charged in.
+
+        None for a correction of time without a price.
+        """
+        amount, currency, hours = (native[_AT[name]] for name in ("amount", "currency", "gpu_hours"))
+        if not amount:
+            return None
+        start_ms = parse_utc_ms(native[_AT["start_utc"]])
+        end_ms = parse_utc_ms(native[_AT["end_local"]])
+        charge_start, charge_end, *_ = self._periods(local_time(start_ms, self._zone).date())
+        bill = _whole_seconds(charged_in.from_ms), _whole_seconds(charged_in.to_ms)
+        values = dict(zip(_PERIOD, (charge_start, charge_end, *bill), strict=True)) | self._everywhere(currency)
+        values |= dict.fromkeys(("BilledCost", "ContractedCost", "EffectiveCost", "ListCost"), amount)
+        seconds = fixed(divide(round(Decimal(hours) * 10**9) * 3_600_000, 10**9), 3)
+        sku, book = native[_AT["sku"]], native[_AT["price_book"]]
+        values |= {
+            "PricingCurrencyEffectiveCost": amount,
+            "BillingAccountId": native[_AT["tenant_id"]],
+            "BillingAccountName": native[_AT["tenant_name"]],
+            "ChargeCategory": "Usage",
+            "ChargeClass": "Correction",
+            "ChargeDescription": f"Correction of {native[_AT['corrects_line_id']]}",
+            "ChargeFrequency": "Usage-Based",
+            "ConsumedQuantity": seconds,
+            "ConsumedUnit": "GPU-Seconds",
+            "PricingCategory": "Standard",
+            "PricingQuantity": hours,
+            "PricingUnit": "GPU-Hours",
+            "ResourceId": f"job/{native[_AT['job_id']].partition('_')[0]}",
+            "ResourceName": native[_AT["job_name"]],
+            "ResourceType": "GPU Job",
+            "SkuId": sku,
+            "SkuMeter": "GPU Allocation",
+            "SkuPriceId": f"{sku}/{book}/{native[_AT['priority_class']]}",
+            "SubAccountId": native[_AT["project_id"]],
+            "SubAccountName": native[_AT["project_name"]],
+            "SubAccountType": "Project",
+            "x_JobId": native[_AT["job_id"]],
+            "x_SegmentNo": native[_AT["segment_no"]],
+            "x_SegmentStart": native[_AT["start_utc"]],
+            "x_SegmentEnd": _exact(end_ms),
+            "x_EndReason": native[_AT["end_reason"]],
+            "x_UserId": native[_AT["user_id"]],
+            "x_GpuModel": native[_AT["gpu_model"]],
+            "x_GpuCount": native[_AT["gpu_count"]],
+            "x_PriceBookVersion": book,
+            "x_LedgerEntryId": native[_AT["line_id"]],
+            "x_CorrectsEntryId": native[_AT["corrects_line_id"]],
+            "x_EvidenceClass": native[_AT["evidence"]],
+        }
+        return [values.get(name, "") for name in self.columns]
 
     def of_invoice(self, invoice: Invoice, native: Sequence[str], range_ms: tuple[int, int]) -> list[str]:
         """Returns the row of an invoice's tax or rounding line, in the civil month in which the range ends."""

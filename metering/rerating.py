@@ -1,5 +1,6 @@
 """Exports a range again from the ledger and holds the files of an earlier export against it, byte by byte."""
 
+import hashlib
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,11 +9,13 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from sqlalchemy.engine import Connection
 
+from metering.core.period import PeriodStatus
 from metering.export import export_usage
 from metering.findings import Check, Report
 from metering.focus import FocusTerms
 from metering.ledger import price_book_rows
 from metering.manifest import MANIFEST, Manifest
+from metering.sealed import closed_period, folder_of
 from scheduler.core.model import AccountId
 from scheduler.refusal import Refused
 from scheduler.store.database import StoreError
@@ -23,6 +26,9 @@ _BLOCK_BYTES = 1 << 20
 
 def compare_with_ledger(folder: Path, manifest: Manifest, connection: Connection, report: Report) -> None:
     """Notes each file and fact that the ledger would tell otherwise now, a file with the first line that differs."""
+    if manifest.period_status == PeriodStatus.CLOSED:
+        _compare_with_seal(folder, manifest, connection, report)
+        return
     hashes = {row.version: row.sha256 for row in price_book_rows(connection)}
     for version, sha256 in manifest.price_books.items():
         report.expect(Check.RERATING, f"{MANIFEST} price book {version}", hashes.get(version), sha256)
@@ -76,3 +82,18 @@ def _pairs(one: BinaryIO, other: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
 
 def _shown(line: bytes) -> str:
     return line.decode("utf-8", "replace").rstrip("\n") if line else "the end of the file"
+
+
+def _compare_with_seal(folder: Path, manifest: Manifest, connection: Connection, report: Report) -> None:
+    """Notes where the files of a closed period's export are not those that were sealed."""
+    closed = closed_period(connection, (manifest.from_ms, manifest.to_ms), manifest.zone)
+    if closed is None or closed.seal is None:
+        report.wrong(Check.SEAL, f"{MANIFEST} period {manifest.period}", "a closed period of this ledger", "none")
+        return
+    inside = folder_of(AccountId(manifest.tenant) if manifest.tenant is not None else None)
+    sealed = {path.rpartition("/")[2]: sha for path, sha in closed.seal.files.items() if path.startswith(f"{inside}/")}
+    found = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir()) if path.is_file()
+    }
+    for name in sorted({*sealed, *found}):
+        report.expect(Check.SEAL, f"{name} sha256", sealed.get(name), found.get(name))

@@ -20,11 +20,12 @@ from sqlalchemy.engine import Connection
 
 from metering.core.tariff import PriceBook, body_of, price_book_of
 from metering.evidence_routes import evidence_routes
-from metering.export import export_usage
 from metering.focus import FocusTerms
 from metering.focus_columns import VERSIONS
 from metering.ledger import StoredBook, price_books, publish
+from metering.periods import known_period
 from metering.rates import AnnounceRates
+from metering.sealed import export_known
 from metering.spans import instant_of, zone_of
 from metering.usage_routes import usage_routes
 from metering.verify import Report, verify
@@ -57,13 +58,16 @@ class PublishPrices:
 
 
 def _terms(
-    focus: Annotated[str, Query(max_length=8, description="The version of FOCUS: 1.2 or 1.3.")] = "1.2",
+    focus: Annotated[str | None, Query(max_length=8, description="The version of FOCUS: 1.2 or 1.3.")] = None,
     issuer: Annotated[str | None, Query(max_length=256, description="The centre's name on invoices.")] = None,
-) -> FocusTerms:
+) -> FocusTerms | None:
+    if focus is None and issuer is None:
+        return None
+    plain = FocusTerms()
     try:
-        return FocusTerms(focus) if issuer is None else FocusTerms(focus, issuer)
+        return FocusTerms(focus or plain.version, issuer or plain.issuer)
     except ValueError as error:
-        field = "focus" if focus not in VERSIONS else "issuer"
+        field = "focus" if focus is not None and focus not in VERSIONS else "issuer"
         raise invalid((Problem(str(error), field),)) from None
 
 
@@ -75,11 +79,14 @@ def ledger_routes(door: Door) -> APIRouter:
     slots = Slots(MOST_LEDGER_READS, MOST_LEDGER_READS, "readings of the ledger")
 
     @router.get("/v1/admin/ledger/verify", summary="Prove the ledger, or say where it does not hold")
-    async def verify_ledger(rights: Annotated[Rights, Depends(reader)]) -> Response:
+    async def verify_ledger(
+        rights: Annotated[Rights, Depends(reader)],
+        period: Annotated[str | None, Query(max_length=7, description="Of closed periods only this one.")] = None,
+    ) -> Response:
         rights.require_centre()
         slots.check("")
         with slots.counted(""):
-            report = await door.aside(_verified, door)
+            report = await door.aside(_verified, door, period)
         return answer(envelope("LedgerReport", door.now_ms, **_report(report)))
 
     @router.get(
@@ -90,7 +97,7 @@ def ledger_routes(door: Door) -> APIRouter:
     )
     async def export_ledger(
         rights: Annotated[Rights, Depends(reader)],
-        terms: Annotated[FocusTerms, Depends(_terms)],
+        terms: Annotated[FocusTerms | None, Depends(_terms)],
         from_: Annotated[str, Query(alias="from", max_length=64, description="A day in `zone`, or an RFC 3339 time.")],
         to: Annotated[str, Query(max_length=64, description="Exclusive; as `from`.")],
         zone: Annotated[str, Query(max_length=64, description="An IANA time zone.")] = "UTC",
@@ -130,7 +137,7 @@ class _Wanted:
     to_ms: int
     zone: ZoneInfo
     tenant: AccountId | None
-    focus: FocusTerms
+    focus: FocusTerms | None
 
 
 def _document(body: bytes) -> dict[str, Any]:
@@ -148,9 +155,11 @@ def _book(stored: StoredBook) -> Json:
     return {**body_of(stored.book), "sha256": stored.sha256, "published_at": iso_utc(stored.published_ms)}
 
 
-def _verified(door: Door) -> Report:
+def _verified(door: Door, period: str | None) -> Report:
     with door.controller.database.read() as connection:
-        return verify(connection)
+        if period is not None:
+            known_period(connection, period, "UTC", door.now_ms)
+        return verify(connection, period=period)
 
 
 def _report(report: Report) -> Json:
@@ -191,7 +200,7 @@ def _exported(door: Door, wanted: _Wanted) -> IO[bytes]:
 
 def _export(connection: Connection, folder: Path, wanted: _Wanted, now_ms: int) -> None:
     span = (wanted.from_ms, wanted.to_ms)
-    export_usage(connection, folder, *span, wanted.zone, wanted.tenant, known_until_ms=now_ms, focus=wanted.focus)
+    export_known(connection, folder, span, wanted.zone, wanted.tenant, known_until_ms=now_ms, focus=wanted.focus)
 
 
 async def _chunks(door: Door, file: IO[bytes]) -> AsyncIterator[bytes]:

@@ -40,7 +40,7 @@ USAGE_COLUMNS = (
     *("corrects_line_id", "package_id", "gpu_util_avg_pct", "energy_kwh", "evidence"),
 )
 PERIOD_STATUS = "open"
-"""Periods are not closed yet, so every line is provisional."""
+"""Of lines until they are sealed with their period: the export writes what they are."""
 ENERGY_COVERAGE_PERCENT = 95
 """Energy is told only when windows cover this much of a line's GPU time: a sum with holes would read as a saving."""
 _NO_SKU = re.compile(r"[^a-z0-9.-]+")

@@ -28,6 +28,8 @@ from metering.usage_lines import USAGE_COLUMNS
 from scheduler.clock import parse_utc_ms
 
 _MICROS = 10**AMOUNT_DECIMALS
+_SUBTOTAL = frozenset({"usage", "correction"})
+"""Line types that an invoice's subtotal adds up."""
 InvoiceKey = tuple[str, str]  # tenant and currency
 
 
@@ -131,7 +133,7 @@ class _Reader:
 
 def _verify_usage(reader: _Reader, name: str, manifest: Manifest, report: Report) -> dict[InvoiceKey, _Invoice]:
     invoices: dict[InvoiceKey, _Invoice] = defaultdict(_Invoice)
-    gpu_ms = lines = unpriced = 0
+    gpu_ms = lines = unpriced = corrections = 0
     for where, row in reader.rows(name, USAGE_COLUMNS):
         try:
             kind = row["line_type"]
@@ -139,18 +141,23 @@ def _verify_usage(reader: _Reader, name: str, manifest: Manifest, report: Report
                 lines += 1
                 gpu_ms += int(row["gpu_ms"])
                 _verify_usage_row(where, row, report)
+            elif kind == "correction":
+                corrections += 1
+                report.expect(Check.FILE, f"{where} corrects_line_id", True, bool(row["corrects_line_id"]))
             elif kind not in {"tax", "rounding"}:
-                report.wrong(Check.FILE, f"{where} line_type", "usage, tax or rounding", kind)
+                report.wrong(Check.FILE, f"{where} line_type", "usage, correction, tax or rounding", kind)
+            report.expect(Check.FILE, f"{where} period_status", manifest.period_status, row["period_status"])
             if not row["amount"]:
-                unpriced += 1
+                unpriced += kind == "usage"
                 continue
             invoice = invoices[row["tenant_id"], row["currency"]]
             invoice.micros[kind] += _micros(row["amount"])
-            invoice.lines += kind == "usage"
+            invoice.lines += kind in _SUBTOTAL
         except (ValueError, InvalidOperation) as error:
             report.wrong(Check.FILE, where, "numbers and times that can be read", str(error))
     report.expect(Check.ARITHMETIC, f"{name} usage lines", manifest.sums.get("usage_lines"), lines)
     report.expect(Check.ARITHMETIC, f"{name} unpriced lines", manifest.sums.get("unpriced_lines"), unpriced)
+    report.expect(Check.ARITHMETIC, f"{name} corrections", manifest.sums.get("correction_lines", 0), corrections)
     report.expect(Check.ARITHMETIC, f"{name} sum of gpu_ms", manifest.sums.get("gpu_ms"), gpu_ms)
     return invoices
 
@@ -189,8 +196,9 @@ def _verify_totals(
         except (ValueError, InvalidOperation) as error:
             report.wrong(Check.FILE, where, "numbers that can be read", str(error))
             continue
-        for column, kind in (("subtotal", "usage"), ("tax", "tax"), ("rounding", "rounding")):
-            report.expect(Check.ARITHMETIC, f"{where} {column}", invoice.micros.get(kind, 0), amounts[column])
+        for column, kinds in (("subtotal", _SUBTOTAL), ("tax", {"tax"}), ("rounding", {"rounding"})):
+            expected = sum(invoice.micros.get(kind, 0) for kind in kinds)
+            report.expect(Check.ARITHMETIC, f"{where} {column}", expected, amounts[column])
         report.expect(Check.ARITHMETIC, f"{where} payable", sum(invoice.micros.values()), amounts["payable"])
         report.expect(
             Check.ARITHMETIC, f"{where} counts", (invoice.lines, minor_units(amounts["payable"], key[1])), found

@@ -28,9 +28,11 @@ from platformdirs import user_data_path
 from cli.daemon import migrate
 from cli.daemon.bootstrap import bootstrap
 from cli.daemon.gpus import Gpus, real_gpus, simulated_gpus
+from cli.daemon.periods import PERIODS_SECONDS, period_terms
 from cli.daemon.settings import Settings, SettingsProblem
 from cli.daemon.turns import Turns
 from metering.ledger_watch import BLIND_MS, LedgerCollector, LedgerWatch
+from metering.period_routes import period_routes
 from metering.pricing import PricesWithoutBudgets
 from metering.routes import ledger_routes
 from metering.samples import StoreWindows
@@ -147,7 +149,8 @@ class Daemon:
             is_metrics_open=settings.server.metrics_open,
             rules=submission_rules(settings),
         )
-        app = api(controller, PricesWithoutBudgets(), limits, telemetry, (ledger_routes,))
+        billing = (ledger_routes, period_routes(period_terms(settings)))
+        app = api(controller, PricesWithoutBudgets(), limits, telemetry, billing)
         config = uvicorn.Config(
             app, log_config=None, access_log=False, lifespan="on", proxy_headers=False, timeout_graceful_shutdown=5
         )
@@ -180,10 +183,11 @@ class Daemon:
         periodic.add_job(_guarded(lambda: self._sample(gpus)), "interval", seconds=seconds)
         periodic.add_job(_guarded(self._keep_windows), "interval", seconds=self.settings.metering.window_seconds)
         periodic.add_job(_guarded(self._refresh), "interval", seconds=INVENTORY_SECONDS)
-        turns = Turns(controller)
+        turns = Turns(controller, period_terms(self.settings).zone)
         periodic.add_job(_guarded(turns.announce_rates), "interval", seconds=RATES_SECONDS)
         periodic.add_job(_guarded(turns.end_overdue), "interval", seconds=DEADLINE_SECONDS)
         periodic.add_job(_guarded(turns.turn_reservations), "interval", seconds=RESERVATION_SECONDS)
+        periodic.add_job(_guarded(turns.keep_periods), "interval", seconds=PERIODS_SECONDS)
         if isinstance(executor, LocalExecutor):
             keep_ms = self.settings.executor.log_retention_days * DAY_MS
             periodic.add_job(

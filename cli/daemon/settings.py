@@ -98,6 +98,10 @@ class NodeSettings:
     reserved_memory_gib: int = _key(0, "memory kept from jobs for the system")
 
 
+MOST_CLOSING_HOURS = 8784
+"""A leap year: whoever waits longer never closes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Metering:
     """What is read off the GPUs, and how time is shown."""
@@ -110,6 +114,10 @@ class Metering:
     zone: str | None = _key(
         None, "the centre's time zone (tz database name) for civil days and people; default the system's"
     )
+    closing_hours: float = _key(
+        72.0, "how long late facts are waited for after a billing period's end: outlasts a weekend's outage of a node"
+    )
+    issuer: str = _key("GPU centre", "the centre's name on invoices, as the FOCUS files of closed periods have it")
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,13 +301,19 @@ def _check(settings: Settings, problems: list[str]) -> None:
         problems.append('executor.sim: the simulated executor needs GPUs to simulate, such as "2x8xH200"')
     if settings.database.url is not None and settings.database.url_file is not None:
         problems.append("database.url, database.url_file: give one of the two")
+    problems.extend(_metering_problems(metering))
+
+
+def _metering_problems(metering: Metering) -> Iterator[str]:
+    if not 0 <= metering.closing_hours <= MOST_CLOSING_HOURS:
+        yield f"metering.closing_hours: {metering.closing_hours:g} is not from 0 to {MOST_CLOSING_HOURS} hours"
+    if not metering.issuer.strip() or not metering.issuer.isprintable():
+        yield "metering.issuer: must be a name that can be read"
     if metering.zone is not None:
         try:
             ZoneInfo(metering.zone)
         except (ZoneInfoNotFoundError, ValueError):
-            problems.append(
-                f"metering.zone: {metering.zone!r} is not in the tz database; write one such as Asia/Shanghai"
-            )
+            yield f"metering.zone: {metering.zone!r} is not in the tz database; write one such as Asia/Shanghai"
 
 
 def _executor_problems(executor: ExecutorSettings) -> Iterator[str]:

@@ -85,11 +85,13 @@ class Totals:
 
     def add(self, line: Line) -> None:
         """Counts a line; one without a price belongs to no invoice."""
-        book = line.book
-        if book is None or line.amount_micros is None:
-            return
-        key = (tenant_of(line.slice.segment.holder), book.currency)
-        self._subtotals[key][book.tax_rate] += line.amount_micros
+        if line.book is not None and line.amount_micros is not None:
+            self.count(tenant_of(line.slice.segment.holder), line.book, line.amount_micros)
+
+    def count(self, tenant: AccountId, book: PriceBook, amount_micros: int) -> None:
+        """Counts an amount by the terms of a book."""
+        key = (tenant, book.currency)
+        self._subtotals[key][book.tax_rate] += amount_micros
         self._counts[key] += 1
         # The latest book of the currency says how the invoice is rounded, whatever order the lines come in.
         terms = (book.effective_ms, book.version, book.rounding, book.rounding_unit)

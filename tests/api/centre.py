@@ -12,6 +12,9 @@ from typing import Any, TypeVar
 from fastapi import FastAPI
 from ulid import ULID
 
+from metering.closing import PeriodTerms
+from metering.focus import FocusTerms
+from metering.period_routes import period_routes
 from metering.pricing import PricesWithoutBudgets
 from metering.routes import ledger_routes
 from scheduler.auth import Role, new_secret, secret_hash
@@ -36,6 +39,7 @@ from scheduler.telemetry import Telemetry
 from tests.builders import START_MS, node
 
 T = TypeVar("T")
+PERIODS = PeriodTerms("Asia/Shanghai", 72 * 3_600_000, FocusTerms())
 
 
 class Centre:
@@ -160,4 +164,4 @@ def two_tenants(database: Database) -> Centre:
 def app_of(centre: Centre, **settings: Any) -> FastAPI:
     """The app as the daemon puts it together."""
     limits = ApiSettings(version="1.2.3", **settings)
-    return api(centre, PricesWithoutBudgets(), limits, Telemetry("1.2.3"), (ledger_routes,))
+    return api(centre, PricesWithoutBudgets(), limits, Telemetry("1.2.3"), (ledger_routes, period_routes(PERIODS)))
