@@ -91,9 +91,9 @@ class Api:
         """Returns an object. Raises KubernetesProblem."""
         return self._json("GET", path, query=query)
 
-    def create(self, path: str, body: Json) -> Json:
+    def create(self, path: str, body: Json, query: Query | None = None) -> Json:
         """Returns the object as stored. Raises Conflict when the name is taken, perhaps by our own first try."""
-        return self._json("POST", path, body)
+        return self._json("POST", path, body, query)
 
     def merge(self, path: str, changes: Json) -> Json:
         """Changes an object by a JSON merge patch (RFC 7386: null removes); returns it as stored."""

@@ -6,7 +6,7 @@
 
 Objects are reduced at once to what the owner keeps, so that a thousand pods of others cost a few numbers each. Changes
 are told once each through `take_changes`, the latest of an object only; an object deleted and made again under its
-name (another uid) is told as gone first. Every failure is tried again with backoff, for ever: `problem` says which.
+name (another uid) is told as gone first. Every failure is tried again with backoff, for ever: `failure` says which.
 """
 
 import logging
@@ -63,7 +63,7 @@ class Mirror(Generic[T]):
         limits: MirrorLimits | None = None,
     ) -> None:
         self._api = api
-        self._path = path
+        self.path = path
         self._reduce = reduce
         self._on_change = on_change
         self._query = dict(query or {})
@@ -77,8 +77,8 @@ class Mirror(Generic[T]):
         self._synced = threading.Event()
         self._heard = time.monotonic()
         self._thread = threading.Thread(target=self._run, name=f"watch {path}", daemon=True)
-        self.problem: str | None = None
-        """What is wrong, in words; None while the list or a watch of it is in order."""
+        self.failure: KubernetesProblem | None = None
+        """What is wrong; None while the list or a watch of it is in order."""
         self.relists = 0
 
     def start(self) -> None:
@@ -100,7 +100,7 @@ class Mirror(Generic[T]):
 
     def silent_seconds(self) -> float:
         """Returns for how long the server has answered neither list nor watch; 0 while a watch is open."""
-        return 0.0 if self.problem is None else time.monotonic() - self._heard
+        return 0.0 if self.failure is None else time.monotonic() - self._heard
 
     def objects(self) -> dict[Uid, T]:
         """Returns what there is now, by uid."""
@@ -130,23 +130,23 @@ class Mirror(Generic[T]):
                 failures = self._failed(problem, failures)
             except Exception:  # noqa: BLE001 -- logged, counted as a failure, tried again
                 # The loop's edge: one object that cannot be understood must not end the watch of all others.
-                _log.exception("the watch of %s broke", self._path)
+                _log.exception("the watch of %s broke", self.path)
                 self._version = None
                 failures = self._failed(Unreachable("an object could not be read; see the log"), failures)
 
     def _failed(self, problem: KubernetesProblem, failures: int) -> int:
         limits = self._limits
-        if self.problem is None and failures > 0:
-            _log.warning("%s: %s", self._path, problem)
+        if self.failure is None and failures > 0:
+            _log.warning("%s: %s", self.path, problem)
         # A watch that is cut once is every day's business; the second failure in a row is told.
-        self.problem = str(problem) if failures > 0 or not self.is_synced else self.problem
+        self.failure = problem if failures > 0 or not self.is_synced else self.failure
         if isinstance(problem, Rejected) and failures + 1 >= limits.tries_before_relist:
             self._version = None
         self._is_closing.wait(backoff_seconds(failures, limits.first_wait_seconds, limits.most_wait_seconds))
         return failures + 1
 
     def _list(self) -> None:
-        items, version = self._api.list_all(self._path, self._query)
+        items, version = self._api.list_all(self.path, self._query)
         found = [(_key(item), _uid(item), self._reduce(item)) for item in items]
         kept = {uid: (key, value) for key, uid, value in found if value is not None}
         with self._lock:
@@ -166,7 +166,7 @@ class Mirror(Generic[T]):
         assert self._version is not None, "a list came first"
         limits = self._limits
         query = {**self._query, "resourceVersion": self._version, "timeoutSeconds": limits.watch_seconds}
-        events = self._api.watch(self._path, query, limits.silence_seconds)
+        events = self._api.watch(self.path, query, limits.silence_seconds)
         self._in_order()
         for event in events:
             if self._is_closing.is_set():
@@ -177,9 +177,9 @@ class Mirror(Generic[T]):
 
     def _in_order(self) -> None:
         self._heard = time.monotonic()
-        if self.problem is not None:
-            _log.info("%s: in order again", self._path)
-            self.problem = None
+        if self.failure is not None:
+            _log.info("%s: in order again", self.path)
+            self.failure = None
             self._on_change()
 
     def _take(self, event: Mapping[str, Json | str]) -> None:
@@ -189,7 +189,7 @@ class Mirror(Generic[T]):
             message, code = str(item.get("message") or item), int(item.get("code") or 0)
             if code == 410:
                 raise Expired(message, 410)
-            raise Rejected(f"the watch of {self._path} was ended: {message}", code)
+            raise Rejected(f"the watch of {self.path} was ended: {message}", code)
         version = str(item["metadata"]["resourceVersion"])
         if kind != "BOOKMARK":
             self._learn(item, is_gone=kind == "DELETED")

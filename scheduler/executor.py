@@ -50,6 +50,12 @@ class LaunchSpec:
     log_limit_bytes: int = 64 * 1024 * 1024
     run_as: str | None = None
     """The system user that the job's processes run as; None for the daemon's own (single-user installations)."""
+    secrets: tuple[str, ...] = ()
+    """Names of the tenant's secrets whose keys become variables: by reference, never their values."""
+    volumes: tuple[str, ...] = ()
+    """Names of volumes that the centre offers."""
+    shm_bytes: int | None = None
+    """Size of /dev/shm in a container; None for the executor's own default."""
     simulated_seconds: float | None = None
     """How long the simulated executor lets it run; other executors ignore it."""
     simulated_exit_code: int = 0

@@ -27,7 +27,7 @@ from platformdirs import user_data_path
 
 from cli.daemon import migrate
 from cli.daemon.bootstrap import bootstrap
-from cli.daemon.gpus import Gpus, real_gpus, simulated_gpus
+from cli.daemon.gpus import Gpus, no_gpus, real_gpus, simulated_gpus
 from cli.daemon.periods import PERIODS_SECONDS, period_terms
 from cli.daemon.settings import Settings, SettingsProblem
 from cli.daemon.turns import Turns
@@ -159,6 +159,8 @@ class Daemon:
 
     def _gpus(self, clock: LedgerClock) -> Gpus:
         sim = self.settings.executor.sim
+        if self.settings.executor.kind == "kubernetes":
+            return no_gpus(self.settings)
         if sim is None:
             return real_gpus(self.settings, clock)
         try:
@@ -169,6 +171,14 @@ class Daemon:
     def _executor(self, clock: LedgerClock, gpus: Gpus) -> Executor:
         if self.settings.executor.kind == "simulated":
             return SimulatedExecutor(clock, gpus.inventory)
+        if self.settings.executor.kind == "kubernetes":
+            # Imported here: the client costs a quarter of a second, which a daemon without a cluster need not pay.
+            from cli.daemon.cluster import kubernetes_executor
+
+            try:
+                return kubernetes_executor(self.settings, clock)
+            except ExecutorError as problem:
+                raise StartProblem(str(problem)) from problem
         return LocalExecutor(self.data_dir / "jobs", clock, gpus.inventory)
 
     def _is_held(self, device: str) -> bool:
@@ -188,6 +198,11 @@ class Daemon:
         periodic.add_job(_guarded(turns.end_overdue), "interval", seconds=DEADLINE_SECONDS)
         periodic.add_job(_guarded(turns.turn_reservations), "interval", seconds=RESERVATION_SECONDS)
         periodic.add_job(_guarded(turns.keep_periods), "interval", seconds=PERIODS_SECONDS)
+        if self.settings.executor.kind == "kubernetes":
+            from cli.daemon.cluster import NEWS_SECONDS, refresh_when_changed
+
+            look = _guarded(lambda: refresh_when_changed(executor, controller))
+            periodic.add_job(look, "interval", seconds=NEWS_SECONDS)
         if isinstance(executor, LocalExecutor):
             keep_ms = self.settings.executor.log_retention_days * DAY_MS
             periodic.add_job(
@@ -249,6 +264,8 @@ def submission_rules(settings: Settings) -> SubmissionRules:
         longest_time_limit_seconds=settings.server.longest_time_limit_seconds,
         run_as=settings.executor.run_as,
         log_limit_bytes=settings.executor.log_limit_bytes,
+        runs_images=settings.executor.kind == "kubernetes",
+        needs_image=settings.executor.kind == "kubernetes",
     )
 
 

@@ -105,6 +105,11 @@ def real_gpus(settings: Settings, clock: Clock) -> Gpus:
     return Gpus([(Sampler(name, reader, clock), _this_machine(settings))], PoolName(settings.node.pool), reader.close)
 
 
+def no_gpus(settings: Settings) -> Gpus:
+    """Returns none: where a cluster runs the jobs, its nodes' agents read their GPUs."""
+    return Gpus((), PoolName(settings.node.pool), lambda: None)
+
+
 def _this_machine(settings: Settings) -> _Machine:
     cpus = len(os.sched_getaffinity(0)) - settings.node.reserved_cpus
     memory = _memory_bytes() - settings.node.reserved_memory_gib * GIB

@@ -71,7 +71,11 @@ class DatabaseSettings:
 class ExecutorSettings:
     """What runs the jobs."""
 
-    kind: str = _key("local", "local (processes on this machine) or simulated (no processes; jobs end by the clock)")
+    kind: str = _key(
+        "local",
+        "local (processes on this machine), kubernetes (containers of a cluster, see [kubernetes]) or simulated (no "
+        "processes; jobs end by the clock)",
+    )
     sim: str | None = _key(
         None,
         "simulated GPUs instead of NVML's, as NODESxGPUSxCLASS[,…]: 2x8xH200. With kind local, jobs are "
@@ -100,6 +104,50 @@ class NodeSettings:
 
 MOST_CLOSING_HOURS = 8784
 """A leap year: whoever waits longer never closes."""
+
+
+@dataclass(frozen=True, slots=True)
+class KubernetesSettings:
+    """The cluster, where executor.kind is kubernetes. Lists are texts with commas."""
+
+    kubeconfig: str | None = _key(
+        None, "default: the service account of the daemon's pod inside a cluster, else KUBECONFIG or ~/.kube/config"
+    )
+    context: str | None = _key(None, "context of the kubeconfig; default its current one")
+    installation: str = _key(
+        "turnstile", "label of all that this Turnstile makes: two in one cluster must not clean up after each other"
+    )
+    namespace_prefix: str = _key("turnstile-", "a tenant's namespace is this and its name")
+    create_namespaces: bool = _key(
+        True, "make tenants' namespaces with quota, limits, network policy and Pod Security labels; false: admins do"
+    )
+    pod_security: str = _key("baseline", "Pod Security level enforced there; most CUDA images cannot run restricted")
+    isolate_namespaces: bool = _key(True, "with a network policy that lets in pods of the same tenant only")
+    class_label: str = _key("nvidia.com/gpu.product", "node label that tells the GPU; GPU feature discovery writes it")
+    classes: dict[str, str] = field(
+        default_factory=dict, metadata={"why": "its values to GPU classes, where the built-in names don't suit"}
+    )
+    pool_label: str | None = _key(None, "node label that names the pool; default node.pool for all")
+    node_selector: str = _key("", "label selector of the nodes to use; default all that offer GPUs")
+    tolerations: str = _key("nvidia.com/gpu", "taint keys that jobs tolerate; nodes with other taints are drained")
+    image_pull_policy: str = _key("IfNotPresent", "IfNotPresent, Always or Never")
+    image_pull_secrets: str = _key("", "Secrets in the tenants' namespaces that hold registry passwords")
+    non_root: bool = _key(False, "refuse images that run as root; without capabilities even root is held")
+    priority_class: str | None = _key(None, "priorityClassName of jobs' pods")
+    runtime_class: str | None = _key(None, "runtimeClassName of jobs' pods, such as nvidia")
+    scheduler_name: str | None = _key(None, "schedulerName of jobs' pods; default the cluster's own scheduler")
+    pod_annotations: dict[str, str] = field(
+        default_factory=dict, metadata={"why": "annotations of jobs' pods, such as to keep sidecars out"}
+    )
+    volumes: dict[str, str] = field(
+        default_factory=dict,
+        metadata={
+            "why": "what jobs may mount with --volume NAME: `claim=C,mount=/data`, `nfs=HOST:/PATH,mount=/data,ro`"
+        },
+    )
+    start_seconds: float = _key(600.0, "in which all pods of a gang must run, images pulled, or it is released whole")
+    node_lost_seconds: float = _key(120.0, "from when the control plane gives a node up until its jobs are given up")
+    finished_seconds: float = _key(3600.0, "how long pods of ended jobs stay, for their logs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +187,7 @@ class Settings:
     database: DatabaseSettings = field(default_factory=DatabaseSettings)
     executor: ExecutorSettings = field(default_factory=ExecutorSettings)
     node: NodeSettings = field(default_factory=NodeSettings)
+    kubernetes: KubernetesSettings = field(default_factory=KubernetesSettings)
     metering: Metering = field(default_factory=Metering)
     logging: Logging = field(default_factory=Logging)
     policy: Policy = field(default_factory=Policy)
@@ -290,7 +339,9 @@ def _check(settings: Settings, problems: list[str]) -> None:
             f"metering.window_seconds: must be at most {LONGEST_WINDOW_SECONDS}, not {metering.window_seconds:g}"
         )
     for where, value, allowed in (
-        ("executor.kind", executor.kind, ("local", "simulated")),
+        ("executor.kind", executor.kind, ("local", "kubernetes", "simulated")),
+        ("kubernetes.pod_security", settings.kubernetes.pod_security, ("privileged", "baseline", "restricted")),
+        ("kubernetes.image_pull_policy", settings.kubernetes.image_pull_policy, ("IfNotPresent", "Always", "Never")),
         ("logging.level", settings.logging.level, ("debug", "info", "warning", "error")),
         ("logging.format", settings.logging.format, ("text", "json")),
     ):

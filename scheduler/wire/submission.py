@@ -26,6 +26,8 @@ class SubmissionRules:
     """As `policy.default_grace_ms`: Kubernetes' and Slurm's customary half minute."""
     runs_images: bool = False
     """Whether the executor starts containers: a job that names an image must not run without it, as another program."""
+    needs_image: bool = False
+    """Whether the executor runs nothing but containers: a job without an image could not start."""
     run_as: str | None = None
     """The system user that jobs run as, None for the daemon's own: the centre's choice, never the submitter's."""
     log_limit_bytes: int = 64 * 1024 * 1024
@@ -111,6 +113,13 @@ def _check_rules(spec: JobSpec, rights: Rights, rules: SubmissionRules, now_ms: 
             "this centre runs processes and no images",
             tries=("leave out --image",),
             problems=(Problem("no images run here", "image"),),
+        )
+    if spec.image is None and rules.needs_image:
+        raise Refused(
+            RefusalCode.POLICY,
+            "this centre runs containers: say which image",
+            tries=("--image REF",),
+            problems=(Problem("is required here", "image"),),
         )
     if spec.priority is PriorityWord.HIGH and rights.caller.role not in rules.high_priority_roles:
         raise Refused(

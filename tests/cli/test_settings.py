@@ -37,7 +37,7 @@ def test_all_problems_are_said_at_once_with_the_nearest_key(tmp_path: Path) -> N
         "nonsense: unknown key",
         "server.listn: unknown key, did you mean 'listen'?",
         "server.body_limit_bytes: must be a whole number, not 'many'",
-        "executor.kind: must be one of local, simulated, not 'magic'",
+        "executor.kind: must be one of local, kubernetes, simulated, not 'magic'",
         "metering.zone: 'Mars/Base' is not in the tz database; write one such as Asia/Shanghai",
     ]
 
@@ -46,7 +46,7 @@ def test_a_bad_kind_of_executor_does_not_hide_a_bad_simulation() -> None:
     with pytest.raises(SettingsProblem) as found:
         load(None, {}, {"executor.kind": "magic", "executor.sim": "2xH200"})
     kind, sim = found.value.problems
-    assert kind == "executor.kind: must be one of local, simulated, not 'magic'"
+    assert kind == "executor.kind: must be one of local, kubernetes, simulated, not 'magic'"
     assert sim.startswith("executor.sim: ")
 
 

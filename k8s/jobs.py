@@ -1,0 +1,431 @@
+"""Runs allocations as Jobs of a Kubernetes cluster: implements `scheduler.executor.Executor`.
+
+    start ─► namespace, Service, Job(s) by name ─► pods appear in the mirror ─► Run takes their news
+    observe ─► what is due (limit, failure, timeout, lost node) is ended ─► Started, Ended ─► acknowledge ─► tidied up
+
+All that must survive is in the cluster and in the scheduler's store: this class is a cache that can be lost at any
+instant, and `recover` makes it anew. Whatever of ours runs in the cluster for an allocation that is not live is deleted
+on sight. Pods of ended jobs stay for a while, for their logs. Reading order: `start`, `observe`, `recover`, `_sweep`.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from k8s import names
+from k8s.api import Api, Json
+from k8s.chores import Chores
+from k8s.cluster import Cluster, OurJob
+from k8s.launching import Launcher
+from k8s.nodes import Machine, inventory
+from k8s.options import Options
+from k8s.pods import Pod, ms_of
+from k8s.problems import KubernetesProblem, NotFound, Rejected, Unacceptable
+from k8s.runs import Run, Stop
+from scheduler.clock import Clock
+from scheduler.core.model import AllocationId, EndReason, NodeAvailability
+from scheduler.executor import (
+    Ended,
+    ExecutorError,
+    LogChunk,
+    NodeInventory,
+    Observation,
+    StartOrder,
+    StartRefused,
+)
+
+SWEEP_MS = 30_000
+"""Between two looks for what runs and should not, when nothing pointed at it."""
+LOOK_MS = 1000
+"""Between two looks at every run: how late a limit, a lost node or a timeout is noticed."""
+LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """The cluster as it is for one look at all runs."""
+
+    now_ms: int
+    machines: dict[str, Machine]
+    jobs: dict[AllocationId, list[OurJob]]
+
+
+class KubernetesExecutor:
+    """One thread at a time, except `wake`, `wait_for_news` and `logs`."""
+
+    def __init__(
+        self,
+        api: Api,
+        clock: Clock,
+        options: Options,
+        cluster: Cluster | None = None,
+        adjust: Callable[[StartOrder, Json], Json] | None = None,
+    ) -> None:
+        self._api = api
+        self._clock = clock
+        self._options = options
+        self._bell = threading.Event()
+        self._cluster = cluster or Cluster(api, options)
+        self._cluster.on_change(self._bell.set)
+        self._launcher = Launcher(api, options, adjust)
+        self._chores = Chores(api)
+        self._runs: dict[AllocationId, Run] = {}
+        self._postponed: dict[AllocationId, StartOrder] = {}
+        """Taken up by `recover` when the server did not answer: started as soon as it does."""
+        self._places: dict[tuple[AllocationId, int], Pod] = {}
+        """The pod of each rank, for logs; replaced entry by entry, so that another thread may look."""
+        self._kept_until_ms: dict[AllocationId, int] = {}
+        self._has_offered = False
+        self._next_sweep_ms = 0
+        self._next_look_ms = 0
+        self._is_recovered = False
+        self._is_inventory_new = False
+
+    # ---- what the cluster offers ----------------------------------------------------------------------------------
+
+    def inventory(self) -> Sequence[NodeInventory]:
+        """Returns the cluster's GPU nodes; draining while the API server does not answer. Raises ExecutorError."""
+        cluster = self._cluster
+        cluster.start(self._options.times.sync_seconds)
+        held = {
+            device for run in self._runs.values() for grant in run.order.allocation.grants for device in grant.devices
+        }
+        usages = [
+            pod.usage
+            for pod in cluster.pods.objects().values()
+            if pod.usage is not None and (pod.allocation is None or pod.allocation not in self._runs)
+        ]
+        machines = cluster.machines()
+        offered = inventory(machines.values(), usages, held, self._options.nodes)
+        if not offered and not self._has_offered and machines:
+            raise ExecutorError(
+                f"the cluster has {len(machines)} nodes and none offers {self._options.nodes.resource}: "
+                "is NVIDIA's device plugin (or GPU operator) installed, and do the nodes have GPUs?"
+            )
+        self._has_offered = self._has_offered or bool(offered)
+        if cluster.silent_seconds() >= self._options.times.outage_seconds:
+            return [_unreachable(each) for each in offered]
+        return offered
+
+    def take_inventory_news(self) -> bool:
+        """Tells, once, whether nodes or what others take of them changed since the last call. From any thread."""
+        is_new, self._is_inventory_new = self._is_inventory_new, False
+        return is_new
+
+    # ---- starting and stopping ------------------------------------------------------------------------------------
+
+    def start(self, order: StartOrder) -> None:
+        """Makes the allocation's Jobs, or does nothing if they are there. Raises StartRefused, ExecutorError."""
+        allocation = order.allocation.id
+        run = self._runs.get(allocation)
+        if run is not None and (run.is_created or run.end is not None or run.stop is not None):
+            return
+        self._launcher.check(order)
+        if run is None:
+            # Known before it is made: a Job that appears must not be taken for one that nobody wants.
+            run = self._runs[allocation] = Run(order, self._launcher.namespace(order))
+        try:
+            run.job_names = self._launcher.launch(order)
+        except StartRefused:
+            del self._runs[allocation]
+            self._chores.discard(run.namespace, self._launcher.possible_jobs(order), names.gang_name(order.allocation))
+            raise
+        run.is_created = True
+        self._bell.set()
+
+    def stop(self, allocation: AllocationId, grace_seconds: float, reason: EndReason) -> None:
+        """Deletes the Jobs, and the pods with the grace; a second stop can only shorten it."""
+        order = self._postponed.pop(allocation, None)
+        if order is not None:
+            run = self._runs[allocation] = Run(order, self._launcher.namespace(order), is_created=True)
+            run.job_names = self._launcher.possible_jobs(order)
+        else:
+            known = self._runs.get(allocation)
+            if known is None or known.end is not None:
+                return
+            run = known
+        if run.stop is None:
+            run.stop = Stop(reason, grace_seconds, self._clock.now_ms())
+        elif grace_seconds < run.stop.grace_seconds:
+            run.stop.grace_seconds = grace_seconds
+            self._delete_pods(run, [place.pod for place in run.ranks.values() if not place.is_over])
+        self._carry_out_stop(run)
+        self._bell.set()
+
+    def acknowledge(self, allocation: AllocationId) -> None:
+        """Forgets the allocation; its pods stay for their logs, unless they run."""
+        run = self._runs.pop(allocation, None)
+        self._postponed.pop(allocation, None)
+        if run is None:
+            return
+        gang = names.gang_name(run.order.allocation)
+        if run.end is None or run.stop is not None:
+            self._chores.end(run.namespace, self._job_names(run), gang, self._pods_of(allocation))
+        else:
+            keep_ms = round(self._options.times.finished_seconds * 1000)
+            self._kept_until_ms[allocation] = self._clock.now_ms() + keep_ms
+            self._chores.release(run.namespace, self._job_names(run), gang)
+
+    # ---- what happens ---------------------------------------------------------------------------------------------
+
+    def observe(self) -> Sequence[Observation]:
+        """Takes in what the mirrors heard, ends what is due, tidies up. Raises ExecutorError while they are deaf."""
+        if not self._is_recovered:
+            return []
+        self._cluster.check()
+        now_ms = self._clock.now_ms()
+        touched = self._take_changes(now_ms)
+        self._start_postponed()
+        view = _View(now_ms, self._cluster.machines(), self._cluster.jobs_by_allocation())
+        news: list[Observation] = []
+        for run in self._to_look_at(touched, now_ms):
+            try:
+                self._look(run, view)
+            except KubernetesProblem as problem:
+                # One run that cannot be ended now must not hide the others; the next look tries again.
+                _log.warning("allocation %s: %s", run.order.allocation.id, problem)
+            started = run.started()
+            if started is not None and run.end is None:
+                news.append(started)
+        if now_ms >= self._next_sweep_ms:
+            self._next_sweep_ms = now_ms + SWEEP_MS
+            self._sweep(None, now_ms)
+        else:
+            self._sweep(touched - self._runs.keys(), now_ms)
+        self._chores.work()
+        return [*news, *(run.end for run in self._runs.values() if run.end is not None)]
+
+    def recover(self, live: Sequence[StartOrder]) -> None:
+        """Finds the Jobs of what is live, makes those that never were, ends what nobody holds as live."""
+        self._cluster.start(self._options.times.sync_seconds)
+        self._cluster.check()
+        now_ms = self._clock.now_ms()
+        wanted = {order.allocation.id: order for order in live}
+        for allocation in [known for known in self._runs if known not in wanted]:
+            self.acknowledge(allocation)
+        self._postponed.clear()
+        self._take_changes(now_ms)
+        jobs = self._cluster.jobs_by_allocation()
+        for allocation, order in wanted.items():
+            known = self._runs.get(allocation)
+            if known is not None and known.is_created:
+                known.is_start_told = order.allocation.started_ms is not None
+                continue
+            self._take_up(order, tuple(sorted(job.name for job in jobs.get(allocation, ()))), now_ms)
+        self._is_recovered = True
+        self._sweep(None, now_ms)
+
+    def wait_for_news(self, timeout_seconds: float) -> bool:
+        """Sleeps until a mirror hears something, `wake` is called, time makes a run due, or the time is over."""
+        due_seconds = self._due_seconds()
+        if due_seconds is not None and due_seconds <= timeout_seconds:
+            self._bell.wait(due_seconds)
+            self._bell.clear()
+            return True
+        is_news = self._bell.wait(timeout_seconds)
+        self._bell.clear()
+        return is_news
+
+    def wake(self) -> None:
+        """Ends a `wait_for_news` of another thread, or the next one."""
+        self._bell.set()
+
+    def logs(self, allocation: AllocationId, node_rank: int, offset: int, limit_bytes: int) -> LogChunk:
+        """Returns a piece of a rank's output, read from its kubelet through the API server.
+
+        Raises KeyError for a rank without a pod, which is also what a pod that was removed is. The API counts from the
+        beginning only, so the cost grows with `offset`.
+        """
+        pod = self._places.get((allocation, node_rank))
+        run = self._runs.get(allocation)
+        if pod is None:
+            if run is not None and node_rank < run.size:
+                return LogChunk(b"", offset, is_complete=run.end is not None)
+            raise KeyError(f"no log of rank {node_rank} of allocation {allocation}")
+        is_over = pod.finish is not None
+        path = f"/api/v1/namespaces/{pod.namespace}/pods/{pod.name}/log"
+        query: dict[str, str | int] = {"container": names.CONTAINER, "limitBytes": offset + limit_bytes}
+        try:
+            data = self._api.text(path, query, offset + limit_bytes)[offset:]
+        except NotFound:
+            raise KeyError(f"the pod of rank {node_rank} of allocation {allocation} is gone, and its log") from None
+        except Unacceptable:
+            return LogChunk(b"", offset, is_complete=is_over)  # its container has not started
+        return LogChunk(data, offset + len(data), is_over and len(data) < limit_bytes)
+
+    def close(self) -> None:
+        """Ends the watches. Jobs keep running."""
+        self._cluster.stop()
+        self._api.close()
+
+    # ---- inside ---------------------------------------------------------------------------------------------------
+
+    def _take_changes(self, now_ms: int) -> set[AllocationId]:
+        """Hands the pods' and Jobs' news to their runs; returns the allocations that were mentioned."""
+        touched: set[AllocationId] = set()
+        if self._cluster.nodes.take_changes():
+            self._is_inventory_new = True
+        for change in self._cluster.pods.take_changes():
+            pod = change.value
+            self._is_inventory_new = self._is_inventory_new or pod.allocation not in self._runs
+            if pod.allocation is None:
+                continue
+            touched.add(pod.allocation)
+            key = (pod.allocation, pod.rank)
+            if not change.is_gone:
+                self._places[key] = pod
+            elif self._places.get(key) is not None and self._places[key].uid == pod.uid:
+                del self._places[key]
+            run = self._runs.get(pod.allocation)
+            if run is not None and run.end is None:
+                run.take(change, now_ms)
+        touched.update(change.value.allocation for change in self._cluster.jobs.take_changes())
+        return touched
+
+    def _to_look_at(self, touched: set[AllocationId], now_ms: int) -> list[Run]:
+        """Returns the runs that something happened to; all of them once a second, because time happens to all."""
+        if now_ms < self._next_look_ms:
+            return [self._runs[allocation] for allocation in sorted(touched & self._runs.keys())]
+        self._next_look_ms = now_ms + LOOK_MS
+        return list(self._runs.values())
+
+    def _look(self, run: Run, view: _View) -> None:
+        """Brings one run up to date."""
+        if run.end is not None or not run.is_created:
+            return
+        for place, node in run.given_up(view.machines, view.now_ms, self._options.times):
+            place.lost_ms = self._last_sign_ms(node, place.seen_ms, run)
+            if run.stop is None:
+                run.stop = Stop(EndReason.NODE_LOST, 0.0, view.now_ms, f"node {node} was lost")
+        if run.stop is None:
+            run.stop = run.due(view.now_ms, view.machines, self._options.times)
+        jobs = view.jobs.get(run.order.allocation.id, [])
+        if run.stop is None and any(job.is_deleting for job in jobs):
+            words = "its Job was deleted in Kubernetes, by hand or by another controller"
+            run.stop = Stop(EndReason.CANCELLED, run.order.spec.grace_seconds, view.now_ms, words)
+        if run.stop is not None:
+            self._carry_out_stop(run)
+        run.try_to_end(view.now_ms)
+
+    def _carry_out_stop(self, run: Run) -> None:
+        """Deletes the Jobs, so that no pod is made any more, and then the pods, with the grace. Raises."""
+        assert run.stop is not None, "it is to be stopped"
+        if not run.are_jobs_deleted:
+            for name in self._job_names(run):
+                self._chores.delete_job(run.namespace, name)
+            run.are_jobs_deleted = True
+        self._delete_pods(run, run.pods_to_delete())
+
+    def _delete_pods(self, run: Run, pods: Sequence[Pod]) -> None:
+        assert run.stop is not None, "it is to be stopped"
+        for pod in pods:
+            self._chores.delete_pod(pod, run.stop.grace_seconds)
+
+    def _job_names(self, run: Run) -> tuple[str, ...]:
+        return run.job_names or self._launcher.possible_jobs(run.order)
+
+    def _pods_of(self, allocation: AllocationId) -> list[Pod]:
+        return [pod for pod in self._cluster.pods.objects().values() if pod.allocation == allocation]
+
+    def _last_sign_ms(self, node: str, seen_ms: int, run: Run) -> int:
+        """Returns the last evidence that a lost node lived: its lease, its report, or what its pods told."""
+        machine = self._cluster.machines().get(node)
+        signs = [run.started_ms() or run.order.allocation.decided_ms]
+        if machine is not None and machine.heartbeat_ms is not None:
+            signs.append(machine.heartbeat_ms)
+        try:
+            renewed = self._api.get(f"{LEASES}/{node}")["spec"].get("renewTime")
+            signs.append(ms_of(renewed) or 0)
+        except Rejected as refusal:
+            _log.info("the lease of node %s: %s", node, refusal)
+        return min(max(signs), max(seen_ms, self._clock.now_ms()))
+
+    def _take_up(self, order: StartOrder, found: tuple[str, ...], now_ms: int) -> None:
+        """Adopts a live allocation after a restart, starts it if it never was, or says that it is gone."""
+        allocation = order.allocation
+        run = Run(order, self._launcher.namespace(order), is_start_told=allocation.started_ms is not None)
+        pods = self._pods_of(allocation.id)
+        if found or pods:
+            run.job_names, run.is_created = found, True
+            self._runs[allocation.id] = run
+            self._cluster.replay(pods, run, now_ms)
+            if len(found) < len(self._launcher.needed_jobs(order, found)) and allocation.stop_reason is None:
+                run.is_created = False
+                self._start_or_refuse(order, now_ms)
+        elif allocation.started_ms is not None:
+            words = "its Job is gone from the cluster"
+            self._runs[allocation.id] = run
+            run.is_created = True
+            run.end = Ended(
+                allocation.id, allocation.started_ms, None, EndReason.NODE_LOST, allocation.started_ms, words
+            )
+        elif allocation.stop_reason is not None:
+            self._runs[allocation.id] = run
+            run.is_created = True
+            run.end = Ended(allocation.id, now_ms, None, allocation.stop_reason)
+        else:
+            self._start_or_refuse(order, now_ms)
+
+    def _start_or_refuse(self, order: StartOrder, now_ms: int) -> None:
+        allocation = order.allocation.id
+        try:
+            self.start(order)
+        except StartRefused as refusal:
+            run = self._runs[allocation] = Run(order, self._launcher.namespace(order), is_created=True)
+            run.end = Ended(allocation, now_ms, None, EndReason.LAUNCH_FAILED, detail=str(refusal))
+        except ExecutorError as problem:
+            _log.warning("allocation %s is started later: %s", allocation, problem)
+            self._postponed[allocation] = order
+
+    def _start_postponed(self) -> None:
+        for allocation in list(self._postponed):
+            order = self._postponed.pop(allocation)
+            self._start_or_refuse(order, self._clock.now_ms())
+            if allocation in self._postponed:
+                return  # the server is still in trouble: one try a look is enough
+
+    def _sweep(self, only: set[AllocationId] | None, now_ms: int) -> None:
+        """Ends what runs for allocations that are not live, and tidies up what was kept long enough."""
+        if only is not None and not only:
+            return
+        jobs, pods = self._cluster.jobs_by_allocation(), self._cluster.pods_by_allocation()
+        for allocation in sorted((jobs.keys() | pods.keys()) if only is None else only):
+            if allocation in self._runs or allocation in self._postponed:
+                continue
+            mine = pods.get(allocation, [])
+            theirs = jobs.get(allocation, [])
+            if not theirs and not mine:
+                continue
+            namespace = theirs[0].namespace if theirs else mine[0].namespace
+            job_names = tuple(job.name for job in theirs)
+            gang = theirs[0].gang if theirs else ""
+            if not mine or any(pod.usage is not None or pod.finish is None for pod in mine):
+                self._chores.end(namespace, job_names, gang, mine)
+            elif self._keep_until(allocation, mine) <= now_ms:
+                self._chores.end(namespace, job_names, gang, mine)
+                self._kept_until_ms.pop(allocation, None)
+
+    def _keep_until(self, allocation: AllocationId, pods: Sequence[Pod]) -> int:
+        keep_ms = round(self._options.times.finished_seconds * 1000)
+        ended_ms = max((pod.finish.at_ms or 0) if pod.finish is not None else 0 for pod in pods)
+        return self._kept_until_ms.get(allocation, ended_ms + keep_ms)
+
+    def _due_seconds(self) -> float | None:
+        """Returns in how many seconds time alone makes something due; None when nothing will."""
+        times = [
+            run.next_due_ms(self._options.times)
+            for run in tuple(self._runs.values())
+            if run.end is None and run.stop is None and run.is_created
+        ]
+        return None if not times else max(0.0, (min(times) - self._clock.now_ms()) / 1000)
+
+
+def _unreachable(offered: NodeInventory) -> NodeInventory:
+    words = "the Kubernetes API does not answer"
+    node = offered.node
+    if node.availability is NodeAvailability.UP:
+        node = replace(node, availability=NodeAvailability.DRAINING, reason=words)
+    return replace(offered, node=node)

@@ -1,0 +1,111 @@
+"""Makes an allocation's objects in the cluster, each by a name of its own, so that doing it again does nothing.
+
+Servers before 1.21 drop `completionMode` without a word and would start the ranks of an Indexed Job as equals. So the
+server is asked once, by a dry run, what it keeps, and what was stored is read back each time.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+
+from k8s import names
+from k8s.api import Api, Json
+from k8s.manifests import jobs, refuse_impossible, service
+from k8s.options import Options
+from k8s.problems import Conflict, Forbidden, NotFound, Rejected, Unacceptable, Unreachable
+from k8s.tenancy import Namespaces
+from scheduler.executor import StartOrder, StartRefused
+
+_log = logging.getLogger(__name__)
+
+
+class Launcher:
+    """Creates Services and Jobs."""
+
+    def __init__(self, api: Api, options: Options, adjust: Callable[[StartOrder, Json], Json] | None = None) -> None:
+        self._api = api
+        self._options = options
+        self._adjust = adjust or (lambda _, job: job)
+        self._namespaces = Namespaces(api, options)
+        self._keeps_indexes: bool | None = None
+
+    def check(self, order: StartOrder) -> None:
+        """Raises StartRefused for what could never start here."""
+        refuse_impossible(order, self._options)
+
+    def namespace(self, order: StartOrder) -> str:
+        """Returns the name of the namespace that the order runs in, there or not."""
+        return names.namespace_of(order.account, self._options.namespaces.prefix)
+
+    def possible_jobs(self, order: StartOrder) -> tuple[str, ...]:
+        """Returns the names that the order's Jobs can have, whichever way they were made."""
+        ranks = len(order.allocation.grants)
+        single = (names.gang_name(order.allocation),)
+        if ranks == 1 or self._keeps_indexes:
+            return single
+        each = tuple(names.rank_name(order.allocation, rank) for rank in range(ranks))
+        return each if self._keeps_indexes is False else (*single, *each)
+
+    def needed_jobs(self, order: StartOrder, found: Sequence[str]) -> tuple[str, ...]:
+        """Returns the names of all Jobs of an order of which some were found."""
+        gang, ranks = names.gang_name(order.allocation), len(order.allocation.grants)
+        if ranks == 1 or gang in found:
+            return (gang,)
+        return tuple(names.rank_name(order.allocation, rank) for rank in range(ranks))
+
+    def launch(self, order: StartOrder) -> tuple[str, ...]:
+        """Makes what is missing and returns the names of the Jobs. Raises StartRefused, KubernetesProblem."""
+        namespace = self._namespaces.ensure(order.account)
+        try:
+            is_indexed = False
+            if len(order.allocation.grants) > 1:
+                self._create_service(namespace, order)
+                is_indexed = self._asks_for_indexes(namespace, order)
+            made = []
+            for body in jobs(order, self._options, is_indexed=is_indexed):
+                self._create_job(namespace, self._adjust(order, body))
+                made.append(str(body["metadata"]["name"]))
+        except NotFound as problem:
+            # The namespace was there a moment ago; whoever took it away, the next try makes it again.
+            self._namespaces.forget(namespace)
+            raise Unreachable(f"namespace {namespace} is gone: {problem}") from problem
+        except Forbidden:
+            raise
+        except Rejected as refusal:
+            if isinstance(refusal, Unacceptable) or refusal.status == 403:
+                raise StartRefused(f"Kubernetes does not take this job: {refusal.detail}") from refusal
+            raise
+        return tuple(made)
+
+    def _create_service(self, namespace: str, order: StartOrder) -> None:
+        try:
+            self._api.create(f"/api/v1/namespaces/{namespace}/services", service(order, self._options))
+        except Conflict:
+            return  # by name it can only be our own
+
+    def _create_job(self, namespace: str, body: Json) -> None:
+        path = f"/apis/batch/v1/namespaces/{namespace}/jobs"
+        try:
+            stored = self._api.create(path, body)
+        except Conflict:
+            stored = self._api.get(f"{path}/{body['metadata']['name']}")
+            before = (stored["metadata"].get("annotations") or {}).get(names.DIGEST)
+            if before != body["metadata"]["annotations"][names.DIGEST]:
+                raise StartRefused(
+                    f"a Job {body['metadata']['name']} is there already in namespace {namespace} and is not the one "
+                    "that was ordered; somebody made it by hand: remove it"
+                ) from None
+        wanted = body["spec"].get("completionMode", "NonIndexed")
+        if stored["spec"].get("completionMode", "NonIndexed") != wanted:
+            self._keeps_indexes = False
+            raise StartRefused(f"the API server dropped completionMode: {wanted} of the Job; its version changed")
+
+    def _asks_for_indexes(self, namespace: str, order: StartOrder) -> bool:
+        """Asks the server once whether it keeps `completionMode`, by a create that is not carried out."""
+        if self._keeps_indexes is None:
+            probe = jobs(order, self._options, is_indexed=True)[0]
+            probe["metadata"]["name"] = f"{probe['metadata']['name'][:50]}-probe"
+            stored = self._api.create(f"/apis/batch/v1/namespaces/{namespace}/jobs", probe, {"dryRun": "All"})
+            self._keeps_indexes = stored["spec"].get("completionMode") == "Indexed"
+            if not self._keeps_indexes:
+                _log.warning("this API server keeps no Indexed Jobs: a gang is one Job a node")
+        return self._keeps_indexes
