@@ -5,11 +5,13 @@ nothing about the period became known meanwhile, and seals. A crash anywhere bef
 same command again gives the same bytes.
 """
 
+import csv
 import hashlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from decimal import Decimal
 from itertools import islice
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -18,11 +20,14 @@ from zoneinfo import ZoneInfo
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from metering.core.journal import MOST_TEXT, EntryKind, JournalEntry, Ledger, transfer
 from metering.core.period import Period, PeriodStatus
+from metering.core.quantity import AMOUNT_DECIMALS
 from metering.correction_rows import corrected_tenants
 from metering.export import export_usage
 from metering.findings import Report
 from metering.focus import FocusTerms
+from metering.journal import post
 from metering.ledger import price_book_rows
 from metering.manifest import MANIFEST
 from metering.periods import (
@@ -89,6 +94,8 @@ class SealPeriod:
     period: Period
     seal: Seal
     actor: str
+    credits: tuple[JournalEntry, ...] = ()
+    """What the tenants are given back, to be posted in the same transaction."""
 
     def execute(self, tx: Transaction) -> KnownPeriod:
         """Returns the closed period. Raises Refused (`conflict`) for what must be made again."""
@@ -102,6 +109,8 @@ class SealPeriod:
                 f"something about {self.period.name} became known while its files were made",
                 tries=(f"turnstile admin ledger close --period {self.period.name}",),
             )
+        for entry in self.credits:
+            post(connection, replace(entry, at_ms=tx.now_ms))
         values = event_values(known, PeriodStatus.CLOSED, tx.now_ms, self.actor, self.seal)
         append(connection, PERIOD_EVENT, [values])
         return known_period(connection, self.period.name, "UTC", tx.now_ms)
@@ -124,13 +133,14 @@ def close_period(desk: Desk, terms: PeriodTerms, name: str, actor: str, *, is_ea
             _write(connection, root, known, terms.focus)
             heads = heads_of(connection)
             books = {row.version: row.sha256 for row in price_book_rows(connection)}
+        credits_ = tuple(_credits(root / WHOLE, known.period))
         files = {path.relative_to(root).as_posix(): _sha256(path) for path in sorted(root.rglob("*")) if path.is_file()}
         attempt = hashlib.sha256("\n".join(f"{sha256} {path}" for path, sha256 in files.items()).encode()).hexdigest()
         parts = parts_of(root)
         while batch := tuple(islice(parts, PARTS_AT_ONCE)):
             desk.carry_out(KeepParts(attempt, batch)).result()
     seal = Seal(attempt, heads, books, files, unresolved)
-    return desk.carry_out(SealPeriod(known.period, seal, actor)).result()
+    return desk.carry_out(SealPeriod(known.period, seal, actor, credits_)).result()
 
 
 def heads_of(connection: Connection) -> dict[str, tuple[int, str]]:
@@ -209,6 +219,26 @@ def _write(connection: Connection, root: Path, known: KnownPeriod, focus: FocusT
             raise Refused(RefusalCode.CONFLICT, "the ledger gives other files the second time; run its verification")
     for tenant in tenants:
         _refuse_unsound(verify_export(root / folder_of(tenant)), f"the files of {tenant or 'all tenants'}")
+
+
+def _credits(folder: Path, period: Period) -> Iterator[JournalEntry]:
+    """Yields an entry for each credit line of the sealed files: the centre's expense, less on what the tenant owes."""
+    (path,) = folder.glob("usage_lines_*.csv")
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        for row in csv.DictReader(stream):
+            if row["line_type"] != "credit":
+                continue
+            account = AccountId(row["project_id"])
+            expense, owed = (Ledger.SLA_EXPENSE, account), (Ledger.RECEIVABLE, account)
+            legs = transfer(expense, owed, int(-Decimal(row["amount"]) * 10**AMOUNT_DECIMALS))
+            yield JournalEntry(
+                key=row["line_id"][-MOST_TEXT:],
+                kind=EntryKind.CREDIT,
+                currency=row["currency"],
+                at_ms=period.to_ms,
+                legs=tuple(replace(leg, line_id=row["line_id"]) for leg in legs),
+                reason=row["incident_id"],
+            )
 
 
 def _tenants(connection: Connection, period: Period) -> list[AccountId]:

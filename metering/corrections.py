@@ -25,11 +25,13 @@ from sqlalchemy.engine import Connection
 from metering.core.journal import EntryKind, JournalEntry, Ledger, transfer
 from metering.core.period import PeriodStatus
 from metering.core.quantity import AMOUNT_DECIMALS, GPU_HOURS_DECIMALS, fixed
+from metering.core.who_pays import WHO_PAYS_VERSIONS
+from metering.credit_lines import CREDIT
 from metering.export import export_usage
 from metering.journal import post
 from metering.ledger import price_book_rows
 from metering.periods import KnownPeriod, known_period, periods
-from metering.sealed import WHOLE, write_sealed
+from metering.sealed import WHOLE, sealed_manifest, write_sealed
 from metering.tables import CORRECTION, PRICE_BOOK
 from scheduler.core.model import AccountId
 from scheduler.refusal import RefusalCode, Refused
@@ -37,8 +39,6 @@ from scheduler.store.chained import append, head_of
 from scheduler.store.tables import RECLASSIFICATION
 from scheduler.store.transaction import Transaction
 
-CREDIT = "credit/"
-"""What the id of a credit line begins with, before that of the usage line."""
 _MICROS = 10**AMOUNT_DECIMALS
 _NANO = 10**GPU_HOURS_DECIMALS
 _RATED = frozenset({"usage", "credit", "minimum", "energy"})
@@ -280,7 +280,20 @@ def _sealed_rows(connection: Connection, known: KnownPeriod, folder: Path) -> It
 
 def _again(connection: Connection, known: KnownPeriod, folder: Path) -> Iterator[dict[str, str]]:
     period = known.period
-    export_usage(connection, folder, period.from_ms, period.to_ms, ZoneInfo(known.zone), known_until_ms=period.to_ms)
+    assert known.seal is not None, "a closed period is sealed"
+    version = sealed_manifest(connection, known.seal).who_pays
+    table = WHO_PAYS_VERSIONS.get(version)
+    if table is None:
+        raise ValueError(f"who-pays table {version!r} is not known; a newer version of the program closed this period")
+    export_usage(
+        connection,
+        folder,
+        period.from_ms,
+        period.to_ms,
+        ZoneInfo(known.zone),
+        known_until_ms=period.to_ms,
+        who_pays=table,
+    )
     return _rated_rows(folder)
 
 

@@ -23,15 +23,16 @@ from metering.core.quantity import AMOUNT_DECIMALS, divide, fixed, minor_unit
 from metering.core.rating import MICROS, Invoice, Totals
 from metering.core.tariff import PriceBook
 from metering.core.usage import Stretch, stretches_of
-from metering.core.who_pays import WHO_PAYS
+from metering.core.who_pays import WHO_PAYS, WhoPays
 from metering.correction_rows import correction_cells
+from metering.credit_lines import credit_cells, credit_of
 from metering.csv_files import CsvFile, WrittenFile, harmless
 from metering.focus import FocusRows, FocusTerms
 from metering.focus_check import FocusChecker, FocusReport
 from metering.ledger import has_windows, price_books
 from metering.manifest import MANIFEST, Manifest, tool_version, tzdata_version
 from metering.usage_lines import USAGE_COLUMNS, LineContext, invoice_rows, rated_lines, usage_row
-from scheduler.core.model import AccountId
+from scheduler.core.model import AccountId, tenant_of
 from scheduler.refusal import RefusalCode, Refused
 from scheduler.store.account_names import load_account_names
 from scheduler.store.database import StoreCorrupt
@@ -62,6 +63,7 @@ class _Request:
     revision: int
     focus: FocusTerms
     status: PeriodStatus
+    who_pays: WhoPays
 
 
 @dataclass(slots=True)
@@ -69,6 +71,7 @@ class _Sums:
     usage_lines: int = 0
     unpriced_lines: int = 0
     correction_lines: int = 0
+    credit_lines: int = 0
     gpu_ms: int = 0
     held_unit_ms: int = 0
     charged_unit_ms: int = 0
@@ -88,6 +91,7 @@ def export_usage(  # noqa: PLR0913 - a request in words: what, where, which time
     revision: int = 0,
     focus: FocusTerms = FocusTerms(),  # noqa: B008 - a frozen value
     status: PeriodStatus = PeriodStatus.OPEN,
+    who_pays: WhoPays = WHO_PAYS,
 ) -> Manifest:
     """Writes the export of `[from_ms, to_ms)` to `out_dir`, which must be empty or not there, and returns its manifest.
 
@@ -111,7 +115,9 @@ def export_usage(  # noqa: PLR0913 - a request in words: what, where, which time
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", suffix=".partial", dir=out_dir.parent))
     try:
-        manifest = _write(connection, partial, _Request(from_ms, to_ms, zone, tenant, revision, focus, status))
+        manifest = _write(
+            connection, partial, _Request(from_ms, to_ms, zone, tenant, revision, focus, status, who_pays)
+        )
         partial.rename(out_dir)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -179,7 +185,7 @@ def _write(connection: Connection, folder: Path, request: _Request) -> Manifest:
         files=tuple(sorted(files, key=lambda file: file.name)),
         sums=_sums_document(sums, invoices, is_whole=request.tenant is None),
         price_books=_books_in_range([row.book for row in stored], stretches),
-        who_pays=WHO_PAYS.version,
+        who_pays=request.who_pays.version,
         first_sequence=first,
         last_sequence=last,
         chain_head=hash_at(connection, last) if last is not None else None,
@@ -212,6 +218,13 @@ def _write_lines(
             cells = usage_row(connection, rated, context)
             put.native(cells)
             put.charge(focus.usage(rated, cells), cells)
+            credit = credit_of(rated, request.who_pays)
+            if credit is not None and rated.line.book is not None:
+                cells = credit_cells(credit, cells, request.zone)
+                put.native(cells)
+                put.charge(focus.of_credit(cells), cells)
+                totals.count(tenant_of(rated.line.slice.segment.holder), rated.line.book, -credit.amount_micros)
+                sums.credit_lines += 1
             totals.add(rated.line)
             piece = rated.line.slice
             sums.usage_lines += 1
@@ -350,6 +363,7 @@ def _sums_document(sums: _Sums, invoices: Sequence[Invoice], *, is_whole: bool) 
         "usage_lines": sums.usage_lines,
         "unpriced_lines": sums.unpriced_lines,
         "correction_lines": sums.correction_lines,
+        "credit_lines": sums.credit_lines,
         "gpu_ms": sums.gpu_ms,
         "held_unit_ms": sums.held_unit_ms,
         "charged_unit_ms": sums.charged_unit_ms,

@@ -10,6 +10,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from sqlalchemy.engine import Connection
 
 from metering.core.period import PeriodStatus
+from metering.core.who_pays import WHO_PAYS_VERSIONS
 from metering.export import export_usage
 from metering.findings import Check, Report
 from metering.focus import FocusTerms
@@ -37,6 +38,10 @@ def compare_with_ledger(folder: Path, manifest: Manifest, connection: Connection
     except (ZoneInfoNotFoundError, ValueError) as error:
         report.wrong(Check.RERATING, f"{MANIFEST} zone", "a time zone of this machine", str(error))
         return
+    table = WHO_PAYS_VERSIONS.get(manifest.who_pays)
+    if table is None:
+        report.wrong(Check.RERATING, f"{MANIFEST} who_pays", " or ".join(WHO_PAYS_VERSIONS), manifest.who_pays)
+        return
     with tempfile.TemporaryDirectory() as scratch:
         again_in = Path(scratch) / "export"
         try:
@@ -50,6 +55,7 @@ def compare_with_ledger(folder: Path, manifest: Manifest, connection: Connection
                 known_until_ms=max(manifest.to_ms, latest_known_ms(connection)),
                 revision=manifest.revision,
                 focus=FocusTerms(manifest.focus_version, manifest.invoice_issuer),
+                who_pays=table,
             )
         except (Refused, StoreError, ValueError) as error:
             report.wrong(Check.RERATING, MANIFEST, "a range that the ledger can export", str(error))

@@ -37,7 +37,7 @@ USAGE_COLUMNS = (
     *("job_id", "job_name", "segment_no", "end_reason", "gpu_model", "gpu_share", "gpu_count", "priority_class"),
     *("start_local", "end_local", "start_utc", "duration_ms", "gpu_ms", "gpu_hours", "sku", "price_book"),
     *("unit_price", "list_amount", "discount_amount", "amount", "currency", "tax_rate", "line_type"),
-    *("corrects_line_id", "package_id", "gpu_util_avg_pct", "energy_kwh", "evidence"),
+    *("corrects_line_id", "package_id", "gpu_util_avg_pct", "energy_kwh", "evidence", "incident_id"),
 )
 PERIOD_STATUS = "open"
 """Of lines until they are sealed with their period: the export writes what they are."""
@@ -139,6 +139,7 @@ def usage_row(connection: Connection, rated: RatedLine, context: LineContext) ->
         use,
         energy,
         piece.evidence(rated.end_word).value,
+        "",
     ]
 
 

@@ -14,6 +14,8 @@ from sqlalchemy.engine import Connection
 
 from metering.core.quantity import GPU_HOURS_DECIMALS, UNIT_MS_PER_GPU_HOUR, divide
 from metering.core.usage import Slice, stretches_of
+from metering.core.who_pays import WHO_PAYS
+from metering.credit_lines import credit_of
 from metering.ledger import has_windows, idle_sums, price_books
 from metering.usage_lines import RatedLine, rated_lines
 from scheduler.auth import is_within
@@ -51,7 +53,7 @@ class UsageGroup:
     measured_gpu_ms: int = 0
     """GPU time whose use is known; what is idle is a part of it."""
     amount_micros: int = 0
-    """Before tax and the invoice's rounding."""
+    """Less credits; before tax and the invoice's rounding."""
 
     def add(self, other: "UsageGroup") -> None:
         """Adds another group's numbers to this one's."""
@@ -115,7 +117,8 @@ def _count(group: UsageGroup, rated: RatedLine) -> None:
     group.lines += 1
     group.gpu_hours_nano += nano
     group.preempted_hours_nano += nano if rated.end_word == EndReason.PREEMPTED.value else 0
-    group.amount_micros += rated.line.amount_micros or 0
+    credit = credit_of(rated, WHO_PAYS)
+    group.amount_micros += (rated.line.amount_micros or 0) - (0 if credit is None else credit.amount_micros)
 
 
 def _measure(connection: Connection, group: UsageGroup, piece: Slice) -> None:

@@ -28,7 +28,7 @@ from metering.usage_lines import USAGE_COLUMNS
 from scheduler.clock import parse_utc_ms
 
 _MICROS = 10**AMOUNT_DECIMALS
-_SUBTOTAL = frozenset({"usage", "correction"})
+_SUBTOTAL = frozenset({"usage", "credit", "correction"})
 """Line types that an invoice's subtotal adds up."""
 InvoiceKey = tuple[str, str]  # tenant and currency
 
@@ -133,7 +133,7 @@ class _Reader:
 
 def _verify_usage(reader: _Reader, name: str, manifest: Manifest, report: Report) -> dict[InvoiceKey, _Invoice]:
     invoices: dict[InvoiceKey, _Invoice] = defaultdict(_Invoice)
-    gpu_ms = lines = unpriced = corrections = 0
+    gpu_ms = lines = unpriced = corrections = credits_ = 0
     for where, row in reader.rows(name, USAGE_COLUMNS):
         try:
             kind = row["line_type"]
@@ -141,11 +141,14 @@ def _verify_usage(reader: _Reader, name: str, manifest: Manifest, report: Report
                 lines += 1
                 gpu_ms += int(row["gpu_ms"])
                 _verify_usage_row(where, row, report)
+            elif kind == "credit":
+                credits_ += 1
+                _verify_credit(where, row, report)
             elif kind == "correction":
                 corrections += 1
                 report.expect(Check.FILE, f"{where} corrects_line_id", True, bool(row["corrects_line_id"]))
             elif kind not in {"tax", "rounding"}:
-                report.wrong(Check.FILE, f"{where} line_type", "usage, correction, tax or rounding", kind)
+                report.wrong(Check.FILE, f"{where} line_type", "usage, credit, correction, tax or rounding", kind)
             report.expect(Check.FILE, f"{where} period_status", manifest.period_status, row["period_status"])
             if not row["amount"]:
                 unpriced += kind == "usage"
@@ -158,8 +161,14 @@ def _verify_usage(reader: _Reader, name: str, manifest: Manifest, report: Report
     report.expect(Check.ARITHMETIC, f"{name} usage lines", manifest.sums.get("usage_lines"), lines)
     report.expect(Check.ARITHMETIC, f"{name} unpriced lines", manifest.sums.get("unpriced_lines"), unpriced)
     report.expect(Check.ARITHMETIC, f"{name} corrections", manifest.sums.get("correction_lines", 0), corrections)
+    report.expect(Check.ARITHMETIC, f"{name} credits", manifest.sums.get("credit_lines", 0), credits_)
     report.expect(Check.ARITHMETIC, f"{name} sum of gpu_ms", manifest.sums.get("gpu_ms"), gpu_ms)
     return invoices
+
+
+def _verify_credit(where: str, row: Mapping[str, str], report: Report) -> None:
+    report.expect(Check.ARITHMETIC, f"{where} amount", True, _micros(row["amount"]) < 0)
+    report.expect(Check.FILE, f"{where} incident_id", True, bool(row["incident_id"]))
 
 
 def _verify_usage_row(where: str, row: Mapping[str, str], report: Report) -> None:

@@ -99,6 +99,8 @@ class LedgerAllocation:
     rows: tuple[Any, ...]
     """Its closed intervals as plain tuples in the order of `codec.INTERVAL_COLUMNS`."""
     cursors: tuple[Cursor, ...]
+    checkpointed_ms: int | None = None
+    """Until when its job last said that its work is saved."""
 
     @property
     def intervals(self) -> tuple[Interval, ...]:
@@ -355,6 +357,7 @@ def _with_rows(connection: Connection, page: Sequence[Row[Any]], *, as_written: 
             end_reason=end_reason,
             rows=tuple(closed[row.id]),
             cursors=tuple(held[row.id]),
+            checkpointed_ms=getattr(row, "checkpointed_ms", None),  # a schema without it knows of no checkpoint
         )
 
 

@@ -291,24 +291,27 @@ def test_late_evidence_about_a_closed_period_is_charged_in_the_open_one(
     centre.learn(end_word(allocation, last_ms + HOUR_MS))
     assert {finding.check for finding in proof(centre).findings} == {Check.SEAL}  # until it is corrected
     keeper = PeriodKeeper(Desk(centre), TERMS.zone)
-    assert keeper.look() == 1
+    assert keeper.look() == 2  # the time, and the credit for the loss that was none
     assert keeper.look() == 0
     assert proof(centre).is_proved, proof(centre).findings
     centre.clock.advance(hours=1)
     found = export(centre, tmp_path / "november", "2026-11")
-    (row,) = (each for each in rows(found) if each["line_type"] == "correction")
+    corrections = [each for each in rows(found) if each["line_type"] == "correction"]
+    (row,) = (each for each in corrections if not each["corrects_line_id"].startswith("credit/"))
     (line,) = (each for each in sealed if each["line_id"].startswith(allocation) and each["line_type"] == "usage")
     assert row["corrects_line_id"] == line["line_id"]
     assert row["period"] == "2026-10"
     assert (row["gpu_ms"], row["amount"], row["currency"]) == (str(2 * HOUR_MS), "36.000000", "CNY")
-    (charge,) = (each for each in rows(found, "focus_") if each["ChargeClass"] == "Correction")
+    charges = [each for each in rows(found, "focus_") if each["ChargeClass"] == "Correction"]
+    assert sorted(each["ChargeCategory"] for each in charges) == ["Credit", "Usage"]
+    (charge,) = (each for each in charges if each["ChargeCategory"] == "Usage")
     assert charge["BilledCost"] == "36.000000"
     assert charge["ChargePeriodStart"] == "2026-10-30T16:00:00Z"
     assert charge["BillingPeriodStart"] == "2026-10-31T16:00:00Z"
     assert charge["x_CorrectsEntryId"] == line["line_id"]
     assert verify_export(tmp_path / "november").is_proved, verify_export(tmp_path / "november").findings
     totals = {row["tenant_id"]: row for row in rows(found, "invoice_totals")}
-    assert (totals["acme"]["subtotal"], totals["acme"]["payable"]) == ("36.000000", "38.160000")
+    assert (totals["acme"]["subtotal"], totals["acme"]["payable"]) == ("72.000000", "76.320000")
 
 
 def test_a_correction_that_proves_wrong_is_corrected_again_and_all_of_it_adds_up(
@@ -317,7 +320,7 @@ def test_a_correction_that_proves_wrong_is_corrected_again_and_all_of_it_adds_up
     centre, allocation, last_ms = closed
     desk = Desk(centre)
     centre.learn(end_word(allocation, last_ms + HOUR_MS))
-    assert correct_period(desk, TERMS.zone, "2026-10") == 1
+    assert correct_period(desk, TERMS.zone, "2026-10") == 2
     centre.learn(end_word(allocation, last_ms + HOUR_MS // 2))  # the node's earlier word
     assert correct_period(desk, TERMS.zone, "2026-10") == 1
     assert correct_period(desk, TERMS.zone, "2026-10") == 0
@@ -326,9 +329,10 @@ def test_a_correction_that_proves_wrong_is_corrected_again_and_all_of_it_adds_up
         balance = {
             (row.ledger, row.account): row.micros for row in connection.execute(sa.text("SELECT * FROM balance"))
         }
-    assert [row.amount_micros for row in found] == [36_000_000, -18_000_000]
+    assert [row.amount_micros for row in found] == [36_000_000, 36_000_000, -18_000_000]
     assert balance["receivable", "acme/vision"] == 18_000_000
-    assert balance["revenue", "acme/vision"] == -18_000_000
+    assert balance["revenue", "acme/vision"] == -54_000_000
+    assert balance["sla_expense", "acme/vision"] == 36_000_000
     assert proof(centre).is_proved
 
 
@@ -340,12 +344,12 @@ def test_prices_that_reach_back_into_a_closed_period_become_corrections(
     with centre.database.write() as connection:
         values = {"effective_ms": early.effective_ms, "currency": "CNY", "sha256": early.sha256, "published_ms": 1}
         connection.execute(PRICE_BOOK.insert().values(version=early.version, body=body_of(early), **values))
-    assert PeriodKeeper(Desk(centre), TERMS.zone).look() == 4  # each line leaves the old book and enters the new
+    assert PeriodKeeper(Desk(centre), TERMS.zone).look() == 6  # each line leaves the old book and enters the new
     assert proof(centre).is_proved, proof(centre).findings
     with centre.read() as connection:
         found = connection.execute(sa.select(CORRECTION)).all()
-    # An hour of one GPU and an hour of two, each 2 CNY more.
-    assert sum(row.amount_micros for row in found) == 3 * 2_000_000
+    # An hour of one GPU and an hour of two, each 2 CNY more, of which the two are given back.
+    assert sum(row.amount_micros for row in found) == (3 - 2) * 2_000_000
     assert all(row.corrects_line_id.endswith("/2026-10") for row in found)
 
 
@@ -366,7 +370,7 @@ def test_an_operator_corrects_one_line_for_a_reason_and_rating_again_keeps_it(
     with pytest.raises(Refused, match="reason"):
         centre.carry_out(replace(command, reason=" "))
     centre.learn(end_word(allocation, last_ms + HOUR_MS))
-    assert correct_period(Desk(centre), TERMS.zone, "2026-10") == 1
+    assert correct_period(Desk(centre), TERMS.zone, "2026-10") == 2
     assert proof(centre).is_proved
 
 
@@ -492,7 +496,7 @@ def test_both_databases_close_and_correct_alike(postgres: str, tmp_path: Path) -
         close(centre)
         first = export(centre, tmp_path / "first")
         centre.learn(end_word(allocation, last_ms + 60_000))
-        assert correct_period(Desk(centre), TERMS.zone, "2026-10") == 1
+        assert correct_period(Desk(centre), TERMS.zone, "2026-10") == 2
         assert export(centre, tmp_path / "later") == first
         assert proof(centre).is_proved, proof(centre).findings
         for statement in (
