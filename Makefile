@@ -4,10 +4,11 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help demo test check lint format clean
+.PHONY: help demo test test-kubernetes check lint format clean
 help:
 	@echo "make demo    set up, run the whole product once for real (about a minute), exit 0"
 	@echo "make test    set up, run the tests"
+	@echo "make test-kubernetes  the cluster's tests, beside a real control plane where this machine can start one"
 	@echo "make check   lint, types, layers, tests: what CI runs"
 	@echo "make format  rewrite the sources in the house format"
 
@@ -26,6 +27,9 @@ demo: $(VENV)/.app
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+test-kubernetes: $(VENV)/.test
+	.ci/with-cluster $(BIN)/python -m pytest tests/k8s $(PYTEST_FLAGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff format --check .

@@ -99,9 +99,9 @@ class Client:
         """Returns the answer to a PUT."""
         return self._json(_Request("PUT", _target(path, query), _encode(body), {}, is_repeatable=True))
 
-    def delete(self, path: str) -> Json:
+    def delete(self, path: str, query: Query | None = None) -> Json:
         """Returns the answer to a DELETE."""
-        return self._json(_Request("DELETE", _target(path, None), None, {}, is_repeatable=True))
+        return self._json(_Request("DELETE", _target(path, query), None, {}, is_repeatable=True))
 
     def listing(self, path: str, query: Query | None = None, *, most: int | None = None) -> dict[str, object]:
         """Returns one answer that holds the items of all pages, or the first `most` of them (`next_page` stays)."""

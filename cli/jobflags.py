@@ -30,6 +30,8 @@ FLAGS_OF_FIELDS = {
     "memory_bytes_per_node": "-m",
     "name": "-n",
     "nodes": "-N",
+    "notify": "--notify",
+    "notify_when": "--notify-when",
     "only_nodes": "--node",
     "output": "--output",
     "pool": "-p",
@@ -105,6 +107,12 @@ class JobFlags:
     sweep: Annotated[
         list[str] | None, typer.Option("--sweep", metavar="K=V,V", help="A job for each value; repeat: for each pair.")
     ] = None
+    notify: Annotated[
+        list[str] | None, typer.Option("--notify", metavar="EVENT[,EVENT]", help="Be told: end, fail, preempt, idle …")
+    ] = None
+    notify_when: Annotated[
+        str | None, typer.Option("--notify-when", metavar="WORD", help="Of an array: each element, or the last.")
+    ] = None
     max_cost: Annotated[
         str | None, typer.Option("--max-cost", metavar="AMOUNT", help="Refuse what may cost more than this.")
     ] = None
@@ -156,6 +164,8 @@ def spec_of(
         "hold": flags.hold or None,
         "array": None if flags.array is None else values.array(flags.array),
         "retries": None if flags.retries is None else values.count(flags.retries, "--retries", least=0),
+        "notify": [event for each in flags.notify or () for event in values.notice_events(each)],
+        "notify_when": _chosen(flags.notify_when, "--notify-when", ("each", "last")),
         "grace_seconds": None if flags.grace is None else values.duration(flags.grace, "--grace"),
     }
     return {name: value for name, value in spec.items() if value not in (None, {}, [])}

@@ -73,6 +73,7 @@ def _variable(text: str, name: str) -> object:
 _NUMBER: Schema = {"type": ["integer", "number", "string"]}
 _NOT_YET = "is not offered by this version"
 _BOOKING, _PRIORITY = _words("auto", "guaranteed", "spot"), _words("low", "normal", "high")
+_WHEN = _words("each", "last")
 _ONE, _NONE = _count(1), _count(0)
 
 KEYS = (
@@ -107,7 +108,8 @@ KEYS = (
     Key("sweep", Shape.CHOICES, "A job for each combination of these values.", {"lr": ["1e-5", "2e-5"]}, values.sweep),
     Key("retries", Shape.TEXT, "Start again so often after a failure.", 2, *_NONE),
     Key("grace", Shape.TEXT, "Between SIGTERM and SIGKILL: 120s.", "120s", values.duration),
-    Key("notify", Shape.WORDS, "Events to be told of.", ["end", "fail", "preempt", "idle"], refusal=_NOT_YET),
+    Key("notify", Shape.WORDS, "Events to be told of.", ["end", "preempt", "idle"], values.notice_events),
+    Key("notify-when", Shape.TEXT, "Of an array: each element, or the last.", "last", *_WHEN),
     Key("max-cost", Shape.TEXT, "Refuse it if it may cost more than this.", "960 USD", values.money, _NUMBER),
 )
 """In the order in which people write them."""

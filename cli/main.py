@@ -40,6 +40,7 @@ VERBS = (
     Verb("login", "cli.commands.you", "login", _YOU, "Keep a token for a server"),
     Verb("logout", "cli.commands.you", "logout", _YOU, "Remove the token from this machine"),
     Verb("whoami", "cli.commands.you", "whoami", _YOU, "Tell who the server takes you for"),
+    Verb("notify", "cli.commands.notify", "NOTIFY", _YOU, "Be told of jobs: set, show, test"),
     Verb("context", "cli.commands.you", "CONTEXT", _YOU, "Servers: list, use, show"),
     Verb("demo", "cli.commands.demo", "demo", _LOCAL, "Run the whole product once, here"),
     Verb("serve", "cli.commands.serve", "serve", _LOCAL, "Run the daemon"),

@@ -280,6 +280,17 @@ def gpu_counts(texts: Iterable[str], flag: str) -> dict[str, int]:
     return found
 
 
+NOTICES = (
+    *("submit", "start", "end", "fail", "timeout", "preempt", "requeue", "idle", "budget80", "budget100", "node"),
+)
+"""What one may be told of; `end` is every end, `fail` and `timeout` are the bad ones."""
+
+
+def notice_events(text: str, flag: str = "--notify") -> tuple[str, ...]:
+    """Reads `end,preempt`. Raises UsageProblem for a word that is no event."""
+    return tuple(dict.fromkeys(choice(word.strip(), flag, NOTICES) for word in text.split(",") if word.strip()))
+
+
 def choice(text: str, flag: str, allowed: tuple[str, ...]) -> str:
     """Returns the one of `allowed` that was typed, whatever its case."""
     typed = text.strip().lower()

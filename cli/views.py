@@ -49,7 +49,8 @@ def reason_words(reason: Json) -> str:
     need, free, detail = whole(reason, "need"), whole(reason, "free"), text(reason, "detail")
     words = _REASON_WORDS.get(code, code)
     if need is not None and free is not None:
-        words = f"{words} (needs {need}, {free} free)"
+        unit = " jobs" if text(reason, "unit") == "jobs" else ""
+        words = f"{words} (needs {need}, {free} free{unit})"
     return f"{words}: {detail}" if detail else words
 
 

@@ -24,7 +24,7 @@ from k8s.pods import Pod, ms_of
 from k8s.problems import KubernetesProblem, NotFound, Rejected, Unacceptable
 from k8s.runs import Run, Stop
 from scheduler.clock import Clock
-from scheduler.core.model import AllocationId, EndReason, NodeAvailability
+from scheduler.core.model import AllocationId, EndReason, Grant, NodeAvailability
 from scheduler.executor import (
     Ended,
     ExecutorError,
@@ -294,7 +294,7 @@ class KubernetesExecutor:
 
     def _look(self, run: Run, view: _View) -> None:
         """Brings one run up to date."""
-        if run.end is not None or not run.is_created:
+        if run.end is not None or (not run.is_created and run.stop is None):
             return
         for place, node in run.given_up(view.machines, view.now_ms, self._options.times):
             place.lost_ms = self._last_sign_ms(node, place.seen_ms, run)
@@ -302,6 +302,8 @@ class KubernetesExecutor:
                 run.stop = Stop(EndReason.NODE_LOST, 0.0, view.now_ms, f"node {node} was lost")
         if run.stop is None:
             run.stop = run.due(view.now_ms, view.machines, self._options.times)
+            if run.stop is not None and run.stop.reason is EndReason.CANCELLED:
+                self._blame_removed_node(run, run.stop)
         jobs = view.jobs.get(run.order.allocation.id, [])
         if run.stop is None and any(job.is_deleting for job in jobs):
             words = "its Job was deleted in Kubernetes, by hand or by another controller"
@@ -309,6 +311,15 @@ class KubernetesExecutor:
         if run.stop is not None:
             self._carry_out_stop(run)
         run.try_to_end(view.now_ms)
+
+    def _blame_removed_node(self, run: Run, stop: Stop) -> None:
+        """Pods and nodes are watched apart: a pod may be seen to go before the node that took it along."""
+        for node in sorted({_machine(grant) for grant in run.order.allocation.grants}):
+            try:
+                self._api.get(f"/api/v1/nodes/{node}")
+            except NotFound:
+                stop.reason, stop.detail = EndReason.NODE_LOST, f"node {node} was removed from the cluster"
+                return
 
     def _carry_out_stop(self, run: Run) -> None:
         """Deletes the Jobs, so that no pod is made any more, and then the pods, with the grace. Raises."""
@@ -421,6 +432,11 @@ class KubernetesExecutor:
             if run.end is None and run.stop is None and run.is_created
         ]
         return None if not times else max(0.0, (min(times) - self._clock.now_ms()) / 1000)
+
+
+def _machine(grant: Grant) -> str:
+    """Returns the Kubernetes node of a grant."""
+    return names.machine_of(grant.devices[0])
 
 
 def _unreachable(offered: NodeInventory) -> NodeInventory:

@@ -22,6 +22,9 @@ from k8s.problems import Expired, KubernetesProblem, Rejected, Unreachable
 T = TypeVar("T")
 Uid = str
 
+OLD_WATCH_SECONDS = 1.0
+"""A watch that is cut after longer than this had worked: the next one is tried at once, and nobody is told."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -119,6 +122,7 @@ class Mirror(Generic[T]):
     def _run(self) -> None:
         failures = 0
         while not self._is_closing.is_set():
+            began = time.monotonic()
             try:
                 if self._version is None:
                     self._list()
@@ -127,7 +131,8 @@ class Mirror(Generic[T]):
             except Expired:
                 self._version = None
             except KubernetesProblem as problem:
-                failures = self._failed(problem, failures)
+                is_old = time.monotonic() - began > OLD_WATCH_SECONDS
+                failures = self._failed(problem, 0 if is_old and isinstance(problem, Unreachable) else failures)
             except Exception:  # noqa: BLE001 -- logged, counted as a failure, tried again
                 # The loop's edge: one object that cannot be understood must not end the watch of all others.
                 _log.exception("the watch of %s broke", self.path)

@@ -11,7 +11,7 @@ _READ = ("get", "list", "watch")
 
 def needed(options: Options) -> Iterator[Right]:
     """Yields the rights without which jobs cannot run. Those on jobs and pods are for all tenants' namespaces."""
-    yield from (Right(verb, "nodes") for verb in ("list", "watch"))
+    yield from (Right(verb, "nodes") for verb in _READ)
     yield from (Right(verb, "pods") for verb in ("list", "watch", "delete"))
     yield Right("get", "pods/log")
     yield from (Right(verb, "jobs", "batch") for verb in (*_READ, "create", "patch", "delete"))

@@ -4,7 +4,8 @@ A token is a secret that stands in the answer to its making once; the store keep
 `Caller` is what a valid token says; its `Rights` answer every question that routes have. Routes never compare accounts
 or roles themselves. What a caller may not see is not found, as if it did not exist.
 
-Roles: a `user` sees the jobs of its account's subtree and acts on its own; a `tenant_admin` acts on all of them; an
+Roles: a `user` sees the jobs of its account's subtree and acts on its own; a `tenant_admin` acts on all of them
+and keeps the accounts below its own, their users and their tokens; an
 `operator` sees and does everything; `billing` reads usage, prices and the ledger, and jobs without their commands and
 logs; an `agent` delivers samples of its node and reads nothing of tenants.
 """
@@ -41,6 +42,9 @@ READS_LOGS = frozenset({Role.USER, Role.TENANT_ADMIN, Role.OPERATOR})
 RUNS_JOBS = frozenset({Role.USER, Role.TENANT_ADMIN, Role.OPERATOR})
 READS_MONEY = frozenset({Role.BILLING, Role.OPERATOR})
 OPERATES = frozenset({Role.OPERATOR})
+ADMINISTERS = frozenset({Role.TENANT_ADMIN, Role.OPERATOR})
+GIVEN_BY_TENANTS = frozenset({Role.USER, Role.TENANT_ADMIN, Role.BILLING})
+"""What a tenant's own admin may make others; the rest are the centre's."""
 DELIVERS_EVIDENCE = frozenset({Role.AGENT, Role.OPERATOR})
 
 
@@ -90,6 +94,8 @@ class Caller:
     account: AccountId
     user: UserName
     expires_ms: int | None = None
+    suspended: AccountId | None = None
+    """The account of its path that is suspended, if one is: such a caller may look and end jobs, no more."""
 
     @property
     def tenant(self) -> AccountId | None:
@@ -117,6 +123,36 @@ class Rights:
             raise Refused(
                 RefusalCode.NOT_ALLOWED, f"this is the centre's to ask, and this token is for {self.caller.account}"
             )
+
+    def require_unsuspended(self) -> None:
+        """Raises Refused (`policy`) when the caller's account is suspended."""
+        if self.caller.suspended is not None:
+            raise Refused(
+                RefusalCode.POLICY,
+                f"{self.caller.suspended} is suspended: its people may look and end jobs, and do nothing else",
+                tries=("ask the operator",),
+            )
+
+    def require_terms_of(self, account: AccountId) -> None:
+        """Raises Refused unless the caller may set the account's terms: an operator any, a tenant's admin what lies
+        below its own account. `not_found` for what it may not see, `not_allowed` for its own."""
+        if self.is_operator:
+            return
+        self.require_people_of(account)
+        if account == self.caller.account:
+            raise Refused(RefusalCode.NOT_ALLOWED, f"the terms of {account} itself are set by who is above it")
+
+    def require_people_of(self, account: AccountId) -> None:
+        """Raises Refused unless the caller may say who belongs to the account: an operator any, a tenant's admin its
+        own and those below it."""
+        self.require(ADMINISTERS)
+        if not is_within(account, self.caller.account):
+            raise Refused(RefusalCode.NOT_FOUND, f"no account {account or 'of the centre'!r} that this token may see")
+
+    def require_giving(self, role: Role) -> None:
+        """Raises Refused (`not_allowed`) unless the caller may give others the role."""
+        if not self.is_operator and role not in GIVEN_BY_TENANTS:
+            raise Refused(RefusalCode.NOT_ALLOWED, f"a token with the role {role} is the centre's to make")
 
     @property
     def visible_root(self) -> AccountId:

@@ -28,13 +28,22 @@ HOUR_MS = 3_600_000
 
 
 def account(
-    name: str, *, weight: int = 1, guarantee: int = 0, limit: int | None = None, gpu_class: str = "H100"
+    name: str,
+    *,
+    weight: int = 1,
+    guarantee: int = 0,
+    limit: int | None = None,
+    gpu_class: str = "H100",
+    user_limit: int | None = None,
+    running_limit: int | None = None,
 ) -> Account:
     return Account(
         AccountId(name),
         weight,
         {GpuClass(gpu_class): guarantee} if guarantee else {},
         {} if limit is None else {GpuClass(gpu_class): limit},
+        user_limit={} if user_limit is None else {GpuClass(gpu_class): user_limit},
+        running_limit=running_limit,
     )
 
 
@@ -96,6 +105,7 @@ def job(
     number: int = 1,
     *,
     project: str = "acme/nlp",
+    user: str = "mei",
     gpus: int = 1,
     nodes: int = 1,
     submitted_ms: int = START_MS,
@@ -109,7 +119,7 @@ def job(
     return Job(
         JobId(number),
         AccountId(project),
-        UserName("mei"),
+        UserName(user),
         like or shape(gpus=gpus, nodes=nodes),
         time_limit_ms=limit_ms,
         submitted_ms=submitted_ms,

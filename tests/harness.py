@@ -163,3 +163,10 @@ class Centre:
                     if allocation.gpu_class == gpu_class and account.id in lineage(allocation.account)
                 )
                 assert total <= limit * 12_600, f"{account.id} holds more than its limit"
+            inside = [each for each in state.allocations.values() if account.id in lineage(each.account)]
+            if account.running_limit is not None:
+                assert len(inside) <= account.running_limit, f"{account.id} runs more jobs than it may"
+            for gpu_class, most in account.user_limit.items():
+                for user in {each.user for each in inside}:
+                    its = sum(a.total_units for a in inside if a.user == user and a.gpu_class == gpu_class)
+                    assert its <= most * 12_600, f"{user} holds more than a user of {account.id} may"

@@ -105,13 +105,17 @@ NODE = (
 )
 ADMIN = (
     Verb("tenant", "cli.commands.accounts", "TENANT", "ACCOUNTS", "Tenants: create, list, show, set, suspend"),
-    Verb("project", "cli.commands.accounts", "PROJECT", "ACCOUNTS", "Projects of tenants: create, list, set"),
+    Verb("project", "cli.commands.accounts", "PROJECT", "ACCOUNTS", "Projects, of any depth: create, list, show, set"),
+    Verb("user", "cli.commands.users", "USER", "ACCOUNTS", "Users of accounts: create, list, set, remove"),
+    Verb("quota", "cli.commands.accounts", "QUOTA", "ACCOUNTS", "Guarantees and limits: set, list"),
+    Verb("apply", "cli.commands.apply", "apply", "ACCOUNTS", "Make the centre what a file declares"),
     Verb("token", "cli.commands.tokens", "TOKEN", "ACCOUNTS", "Tokens: create, list, revoke"),
     Verb("node", __name__, "NODE", "CENTRE", "Nodes: list, drain, resume, history"),
     Verb("pool", "cli.commands.centre", "POOL", "CENTRE", "Pools: list, set"),
     Verb("pause", "cli.commands.centre", "pause", "CENTRE", "Start no new jobs, in some pools or in all"),
     Verb("resume", "cli.commands.centre", "resume", "CENTRE", "Start jobs in paused pools again"),
     Verb("reserve", "cli.commands.centre", "RESERVE", "CENTRE", "Reservations: create, list, cancel"),
+    Verb("defrag", "cli.commands.centre", "defrag", "CENTRE", "Tell which jobs to move so that blocked ones start"),
     Verb("price", __name__, "PRICE", "MONEY", "Price books: list, import"),
     Verb("ledger", "cli.commands.ledger", "LEDGER", "MONEY", "The ledger: verify, export"),
     Verb("dashboards", "cli.commands.dashboards", "DASHBOARDS", "CENTRE", "Grafana boards, alert rules: export"),

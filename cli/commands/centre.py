@@ -169,6 +169,30 @@ def reserve_cancel(ctx: typer.Context, name: Annotated[str, typer.Argument(metav
     session.screen.document(answer, _RESERVATIONS, [f"reservation {name} is taken back; {kept} are free for all"])
 
 
+def defrag(ctx: typer.Context) -> None:
+    """Tell which running jobs, started again elsewhere, would let blocked jobs start. Proposals: nothing is moved.
+
+    LOST is work that would be done again if a moved job saves no checkpoint; `turnstile requeue` moves a job.
+
+    Examples:
+      turnstile admin defrag
+      turnstile admin defrag -o json | jq '.items[].moves[].job_id'
+    """
+    session: Session = ctx.obj
+    session.screen.listing(session.client.get("/v1/admin/defrag"), _PROPOSALS)
+
+
+def _moves(item: Json) -> str:
+    return ", ".join(
+        f"{number(move, 'job_id')} {text(move, 'from_node')} to {text(move, 'to_node')}"
+        for move in answers.items(item, "moves")
+    )
+
+
+def _lost(item: Json) -> str:
+    return f"{(answers.whole(item, 'lost_gpu_seconds') or 0) / 3600:.1f} GPU-h"
+
+
 def _set_pools(session: Session, pools: list[str] | None, verb: str, body: Json, words: str) -> None:
     answer = session.client.post(f"/v1/admin/{verb}", {**body, "pools": pools or None})
     changed = texts(answer, "changed")
@@ -229,6 +253,18 @@ _MOVED = View(
     name=lambda each: text(each, "name"),
     fields=("name",),
     empty="no pool",
+)
+_PROPOSALS = View(
+    columns=(
+        Column("JOB", lambda each: number(each, "job_id"), is_right=True),
+        Column("MODEL", lambda each: text(each, "gpu_model")),
+        Column("WOULD START ON", lambda each: phrases.nodes(texts(each, "nodes"))),
+        Column("IF THESE MOVED", _moves),
+        Column("LOST", _lost, is_right=True),
+    ),
+    name=lambda each: number(each, "job_id"),
+    fields=("job_id", "gpu_model", "nodes", "lost_gpu_seconds"),
+    empty="no job waits that moving others would let start",
 )
 _RESERVATIONS = View(
     columns=(

@@ -35,13 +35,18 @@ def create(
       turnstile admin token create -u mei -A acme --role tenant_admin --expires 90d --out mei.token
       turnstile admin token create -u node-17 --role agent | ssh gpu-017 'umask 077; cat > /etc/turnstile/token'
     """
-    session: Session = ctx.obj
     body = {
         "role": choice(role, "--role", ROLES),
         "account": account,
         "user": user,
         "expires_in_seconds": None if expires is None else duration(expires, "--expires"),
     }
+    issue(ctx.obj, body, out)
+
+
+def issue(session: Session, body: Json, out: str | None) -> None:
+    """Has a token made and tells it, or writes it to a file."""
+    user, account = text(body, "user"), text(body, "account")
     answer = session.client.post("/v1/admin/tokens", body)
     secret = text(answer, "secret")
     if secret is None:

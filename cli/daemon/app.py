@@ -28,6 +28,7 @@ from platformdirs import user_data_path
 from cli.daemon import migrate
 from cli.daemon.bootstrap import bootstrap
 from cli.daemon.gpus import Gpus, no_gpus, real_gpus, simulated_gpus
+from cli.daemon.notifier import notifier_of
 from cli.daemon.periods import PERIODS_SECONDS, period_terms
 from cli.daemon.settings import Settings, SettingsProblem
 from cli.daemon.turns import Turns
@@ -61,6 +62,8 @@ DEADLINE_SECONDS = 2
 """Between two looks for jobs whose deadline has passed: how late one ends."""
 RESERVATION_SECONDS = 2
 """Between two looks for reservations that begin or end: how late the ledger calls their GPUs so."""
+NOTICE_SECONDS = 2
+"""Between two looks for what people want to be told of."""
 DAY_MS = 86_400_000
 SWITCH_SECONDS = 0.0005
 """How long a thread may keep the interpreter from another that waits for it. At CPython's 5 ms an answer may wait so
@@ -198,6 +201,9 @@ class Daemon:
         periodic.add_job(_guarded(turns.end_overdue), "interval", seconds=DEADLINE_SECONDS)
         periodic.add_job(_guarded(turns.turn_reservations), "interval", seconds=RESERVATION_SECONDS)
         periodic.add_job(_guarded(turns.keep_periods), "interval", seconds=PERIODS_SECONDS)
+        notifier = notifier_of(self.settings.notify, controller)
+        periodic.add_job(_guarded(notifier.look), "interval", seconds=NOTICE_SECONDS)
+        periodic.add_job(_guarded(notifier.forget), "interval", hours=6)
         if self.settings.executor.kind == "kubernetes":
             from cli.daemon.cluster import NEWS_SECONDS, refresh_when_changed
 

@@ -10,8 +10,8 @@ from scheduler.auth import Role, new_secret, secret_hash
 from scheduler.core.model import ROOT_ACCOUNT, AccountId, UserName
 from scheduler.loop import Controller
 from scheduler.refusal import Refused
-from scheduler.store.accounts import SaveToken
 from scheduler.store.centre import tokens
+from scheduler.store.tokens import SaveToken
 
 logger = logging.getLogger(__name__)
 

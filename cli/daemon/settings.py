@@ -169,6 +169,23 @@ class Metering:
 
 
 @dataclass(frozen=True, slots=True)
+class Notify:
+    """How people are told of their jobs: webhooks, and e-mail where a mail server is named."""
+
+    smtp_host: str | None = _key(None, "mail server; without one no e-mail is sent")
+    smtp_port: int = _key(587, "its port for submission (RFC 6409)")
+    smtp_from: str | None = _key(None, "the sender's address; needed with smtp_host")
+    smtp_user: str | None = _key(None, "name to log in with; none: no login")
+    smtp_password_file: str | None = _key(None, "a file that holds the password")
+    smtp_tls: bool = _key(True, "STARTTLS, with a checked certificate; false only for a server on the same machine")
+    private_addresses: bool = _key(
+        False,
+        "let webhooks go to loopback and private addresses: tenants choose them, and this machine asks them from "
+        "inside the centre's network",
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Logging:
     """What the daemon says of itself, on stderr."""
 
@@ -189,6 +206,7 @@ class Settings:
     node: NodeSettings = field(default_factory=NodeSettings)
     kubernetes: KubernetesSettings = field(default_factory=KubernetesSettings)
     metering: Metering = field(default_factory=Metering)
+    notify: Notify = field(default_factory=Notify)
     logging: Logging = field(default_factory=Logging)
     policy: Policy = field(default_factory=Policy)
 
@@ -352,6 +370,8 @@ def _check(settings: Settings, problems: list[str]) -> None:
         problems.append('executor.sim: the simulated executor needs GPUs to simulate, such as "2x8xH200"')
     if settings.database.url is not None and settings.database.url_file is not None:
         problems.append("database.url, database.url_file: give one of the two")
+    if settings.notify.smtp_host is not None and settings.notify.smtp_from is None:
+        problems.append("notify.smtp_from: needed with notify.smtp_host, such as turnstile@park.example")
     problems.extend(_metering_problems(metering))
 
 

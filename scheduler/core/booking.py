@@ -9,16 +9,19 @@ is kept for the first waiting job that accepts nothing else, up to its size.
 """
 
 from collections import Counter
+from collections.abc import Iterator
 
 from scheduler.core.fairshare import pro_rata
 from scheduler.core.model import (
     GPU_UNITS,
+    Account,
     AccountId,
     AllocationId,
     Booking,
     BookingWanted,
     GpuClass,
     Shape,
+    UserName,
     lineage,
     tenant_of,
 )
@@ -40,6 +43,8 @@ class Bookings:
         self._keeps_for: dict[tuple[AccountId, GpuClass], Group] = {}
         self._bought: dict[GpuClass, dict[AccountId, int]] = {}
         self._charges: dict[tuple[Shape, GpuClass, Booking], int] = {}
+        self._gangs: Counter[AccountId] = Counter()
+        self._user_units: Counter[tuple[AccountId, GpuClass, UserName]] = Counter()
         self.promotions: list[Promotion] = []
         self.burst_charge: Counter[AccountId] = Counter()
         """What this tick's burst starts and promises cost, less its promotions: micro-credits/s times GPU_UNITS."""
@@ -53,6 +58,9 @@ class Bookings:
         units = group.shape.total_units
         for account in lineage(group.account):
             self._taken[account, gpu_class, booking] += units
+            self._gangs[account] += 1
+            if group.user is not None:
+                self._user_units[account, gpu_class, group.user] += units
         self._charge(group, gpu_class, booking)
 
     def promise(self, group: Group) -> None:
@@ -93,7 +101,7 @@ class Bookings:
             levels = self._guarantees(group.account, gpu_class)
             if (
                 min((bought for _, bought in levels), default=0) < units
-                or self._over_limit(group.account, gpu_class, units) is not None
+                or self._over_limit(group, gpu_class) is not None
                 or not self._state.supply.could_hold(group.shape, gpu_class, self._state.closed_pools)
             ):
                 continue
@@ -137,7 +145,7 @@ class Bookings:
         With `is_in_turn`, in the turn of what fits a guarantee, to go beyond it is forbidden.
         """
         units = group.shape.total_units
-        over = self._over_limit(group.account, gpu_class, units)
+        over = self._over_limit(group, gpu_class)
         if over is not None:
             return over
         if group.wanted is BookingWanted.SPOT:
@@ -160,35 +168,38 @@ class Bookings:
             if suspended is not None:
                 found.update(dict.fromkeys(groups, suspended))
                 continue
-            has_limit = any(
-                known is not None and known.limit for known in map(self._state.accounts.get, lineage(account))
-            )
-            if not has_limit and account not in self._state.waiting.heads[BookingWanted.GUARANTEED]:
+            limits = self._limits(account)
+            if not limits and account not in self._state.waiting.heads[BookingWanted.GUARANTEED]:
                 continue
-            left: dict[GpuClass, int] = {}
+            rooms: dict[tuple[UserName | None, GpuClass], int | None] = {}
             for group in groups:
-                if group.wanted is not BookingWanted.GUARANTEED and (
-                    not has_limit
-                    or any(self._is_within(group, gpu_class, left) for gpu_class in group.shape.gpu_classes)
-                ):
+                if group.wanted is not BookingWanted.GUARANTEED and self._is_within(group, limits, rooms):
                     continue
                 forbidden = self._forbidden(group)
                 if forbidden is not None:
                     found[group] = forbidden
         return found
 
-    def _is_within(self, group: Group, gpu_class: GpuClass, left: dict[GpuClass, int]) -> bool:
-        """Tells whether limits leave room for the group. `left` remembers the room by class, for one account."""
-        if gpu_class not in left:
-            rooms = [
-                known.limit[gpu_class] * GPU_UNITS - self._held(name, gpu_class, _ALL_BOOKINGS)
-                for name in lineage(group.account)
-                if (known := self._state.accounts.get(name)) is not None and gpu_class in known.limit
-            ]
-            if not rooms:
+    def _limits(self, account: AccountId) -> list[Account]:
+        """Returns the accounts of the path that limit what may start, nearest first."""
+        known = (self._state.accounts.get(name) for name in lineage(account))
+        return [each for each in known if each is not None and each.is_limited]
+
+    def _is_within(
+        self, group: Group, limits: list[Account], rooms: dict[tuple[UserName | None, GpuClass], int | None]
+    ) -> bool:
+        """Tells whether limits leave room for the group in a class. `rooms` remembers it, for one account."""
+        if any(each.running_limit is not None and self._jobs_left(each) < 1 for each in limits):
+            return False
+        for gpu_class in group.shape.gpu_classes:
+            key = (group.user, gpu_class)
+            if key not in rooms:
+                lefts = [left for each in limits for left in self._units_left(each, gpu_class, group.user)]
+                rooms[key] = min(lefts, default=None)
+            room = rooms[key]
+            if room is None or group.shape.total_units <= room:
                 return True
-            left[gpu_class] = min(rooms)
-        return group.shape.total_units <= left[gpu_class]
+        return False
 
     def _forbidden(self, group: Group) -> Reason | None:
         first: Reason | None = None
@@ -241,18 +252,41 @@ class Bookings:
                 levels.append((name, part * GPU_UNITS))
         return levels
 
-    def _over_limit(self, account: AccountId, gpu_class: GpuClass, units: int) -> Reason | None:
-        tenant = tenant_of(account)
-        for name in lineage(account):
-            known = self._state.accounts.get(name)
-            limit = None if known is None else known.limit.get(gpu_class)
-            if limit is None:
-                continue
-            left = limit * GPU_UNITS - self._held(name, gpu_class, _ALL_BOOKINGS)
-            if units > left:
-                code = ReasonCode.QUOTA_TENANT if name == tenant else ReasonCode.QUOTA_PROJECT
-                return Reason(code, need=-(-units // GPU_UNITS), free=max(0, left) // GPU_UNITS, detail=name)
+    def _over_limit(self, group: Group, gpu_class: GpuClass) -> Reason | None:
+        """Returns the nearest limit that a gang of the group would break in the class, with its numbers."""
+        tenant, units = tenant_of(group.account), group.shape.total_units
+        need = -(-units // GPU_UNITS)
+        for each in self._limits(group.account):
+            code = ReasonCode.QUOTA_TENANT if each.id == tenant else ReasonCode.QUOTA_PROJECT
+            if gpu_class in each.limit and units > (left := self._account_left(each, gpu_class)):
+                return Reason(code, need=need, free=max(0, left) // GPU_UNITS, detail=each.id)
+            if each.running_limit is not None and (jobs_left := self._jobs_left(each)) < 1:
+                return Reason(code, need=1, free=max(0, jobs_left), unit="jobs", detail=each.id)
+            if gpu_class in each.user_limit and group.user is not None:
+                left = self._user_left(each, gpu_class, group.user)
+                if units > left:
+                    whose = f"{group.user} in {each.id}"
+                    return Reason(ReasonCode.QUOTA_USER, need=need, free=max(0, left) // GPU_UNITS, detail=whose)
         return None
+
+    def _units_left(self, limiting: Account, gpu_class: GpuClass, user: UserName | None) -> Iterator[int]:
+        """Yields what each limit on GPUs of the class leaves, in capacity units."""
+        if gpu_class in limiting.limit:
+            yield self._account_left(limiting, gpu_class)
+        if gpu_class in limiting.user_limit and user is not None:
+            yield self._user_left(limiting, gpu_class, user)
+
+    def _account_left(self, limiting: Account, gpu_class: GpuClass) -> int:
+        return limiting.limit[gpu_class] * GPU_UNITS - self._held(limiting.id, gpu_class, _ALL_BOOKINGS)
+
+    def _user_left(self, limiting: Account, gpu_class: GpuClass, user: UserName) -> int:
+        held = self._state.usage.user_units.get((limiting.id, gpu_class), Counter())[user]
+        in_tick = self._user_units[limiting.id, gpu_class, user]
+        return limiting.user_limit[gpu_class] * GPU_UNITS - held - in_tick
+
+    def _jobs_left(self, limiting: Account) -> int:
+        assert limiting.running_limit is not None, "only asked where running jobs are limited"
+        return limiting.running_limit - self._state.usage.gangs[limiting.id] - self._gangs[limiting.id]
 
     def _held(self, account: AccountId, gpu_class: GpuClass, bookings: tuple[Booking, ...]) -> int:
         in_tick = sum(self._taken[account, gpu_class, booking] for booking in bookings)

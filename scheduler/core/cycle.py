@@ -35,7 +35,7 @@ from scheduler.core.plan import Plan, ShapeVerdict, Start
 from scheduler.core.policy import Backfill, Placement, Policy, QueueOrder
 from scheduler.core.reasons import Reason, ReasonCode
 from scheduler.core.reservation import Options, Promises, rank_of
-from scheduler.core.state import ClusterState, Group, group_of
+from scheduler.core.state import ClusterState, Group
 from scheduler.core.stretch import Reservation
 
 
@@ -65,6 +65,7 @@ def plan(state: ClusterState, policy: Policy, now_ms: int, decision: int = 0) ->
         promotions=tuple(tick.bookings.promotions),
         verdicts=tick.verdicts,
         blocks=tick.blocks,
+        by_user=frozenset(state.waiting.by_user),
         reservations=tick.reservations,
         is_partial=tick.is_full,
         wake_at_ms=tick.wake_at_ms(),
@@ -124,7 +125,7 @@ class _Tick:
             if not self._promises.is_kept(job):
                 self._promises.lift(reservation)
                 continue
-            group = group_of(job)
+            group = self._state.group_of(job)
             is_settled = self._promises.is_settled(reservation, job.shape)
             if is_settled and self._is_hopeless(group) and not self.bookings.is_known(job.account):
                 continue
@@ -150,7 +151,7 @@ class _Tick:
     def line(self) -> Line:
         """Returns the waiting jobs in the order that the policy chose."""
         for job_id in sorted(self._promises.kept):
-            self.bookings.promise(group_of(self._state.jobs[job_id]))
+            self.bookings.promise(self._state.group_of(self._state.jobs[job_id]))
         order = self._policy.order
         if order is QueueOrder.FAIR:
             return FairLine(self._state, self.bookings, self._now_ms, self)
@@ -241,7 +242,7 @@ class _Tick:
         return min((moment for moment in moments if moment is not None), default=None)
 
     def _start_or_promise(self, job: Job) -> bool:
-        group = group_of(job)
+        group = self._state.group_of(job)
         options = self._options(group)
         if self._try_start(job.id, group, options):
             return True
@@ -297,7 +298,7 @@ class _Tick:
         for reservation in self._promises.disturbed_by(start.grants):
             job = self._state.jobs[reservation.job]
             self._promises.lift(reservation)
-            self._promises.make(job, self._options(group_of(job), is_in_turn=False))
+            self._promises.make(job, self._options(self._state.group_of(job), is_in_turn=False))
             self._crowded_out.clear()
             self._hopes.clear()
 

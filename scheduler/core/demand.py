@@ -18,9 +18,11 @@ from scheduler.core.model import (
     NodeName,
     PoolName,
     Shape,
+    UserName,
     lineage,
 )
 from scheduler.core.occupancy import charged_units
+from scheduler.core.tally import add_nested
 
 
 class NodeKind(NamedTuple):
@@ -157,20 +159,36 @@ class Wanted(NamedTuple):
     """By jobs that accept no booking but `guaranteed`."""
 
 
+DemandKey = tuple[AccountId, bool, UserName | None]
+"""Whose jobs: the project, whether only `guaranteed` will do, and the user where a limit per user binds the project."""
+
+
 class Demand:
     """Units that eligible pending jobs ask for, spot apart, by account and class, each job in one class."""
 
     def __init__(self) -> None:
-        self._by_shape: dict[Shape, Counter[tuple[AccountId, bool]]] = {}
+        self._by_shape: dict[Shape, Counter[DemandKey]] = {}
         self._class_of: dict[Shape, GpuClass | None] = {}
         self._unsettled: set[Shape] = set()
         self._version = 0
         self.totals: Counter[tuple[AccountId, GpuClass, bool]] = Counter()
         """Units by account, class and whether only `guaranteed` will do; an account's include those below it."""
+        self.sizes: dict[tuple[AccountId, GpuClass], Counter[int]] = {}
+        """How many gangs of each size, by account and class: what a limit on running jobs is measured against."""
+        self.user_totals: dict[tuple[AccountId, GpuClass], Counter[UserName]] = {}
+        """Units of each user, by account and class, where a limit per user binds the user's project."""
 
-    def add(self, account: AccountId, shape: Shape, units: int, *, is_guaranteed_only: bool) -> None:
+    def add(
+        self,
+        account: AccountId,
+        shape: Shape,
+        units: int,
+        *,
+        is_guaranteed_only: bool,
+        user: UserName | None = None,
+    ) -> None:
         """Adds a pending job's units, or takes them away when negative."""
-        key = (account, is_guaranteed_only)
+        key = (account, is_guaranteed_only, user)
         sums = self._by_shape.get(shape)
         if sums is None:
             sums = self._by_shape[shape] = Counter()
@@ -180,7 +198,7 @@ class Demand:
             del sums[key]
         gpu_class = self._class_of.get(shape)
         if gpu_class is not None:
-            self._count(key, gpu_class, units)
+            self._count(key, gpu_class, shape.total_units, units)
         if not sums:
             del self._by_shape[shape]
             self._class_of.pop(shape, None)
@@ -198,9 +216,9 @@ class Demand:
                 continue
             for key, units in self._by_shape[shape].items():
                 if old is not None:
-                    self._count(key, old, -units)
+                    self._count(key, old, shape.total_units, -units)
                 if new is not None:
-                    self._count(key, new, units)
+                    self._count(key, new, shape.total_units, units)
         self._unsettled.clear()
         self._version = version
 
@@ -211,9 +229,23 @@ class Demand:
             self.totals.get((account, gpu_class, True), 0),
         )
 
-    def _count(self, key: tuple[AccountId, bool], gpu_class: GpuClass, units: int) -> None:
-        for account in lineage(key[0]):
-            total = (account, gpu_class, key[1])
+    def largest(self, account: AccountId, gpu_class: GpuClass, count: int) -> int:
+        """Returns the units of the account's `count` largest waiting gangs in the class; after `settle`."""
+        total = 0
+        sizes = self.sizes.get((account, gpu_class), Counter())
+        for size in sorted(sizes, reverse=True):
+            taken = min(count, sizes[size])
+            total += taken * size
+            count -= taken
+        return total
+
+    def _count(self, key: DemandKey, gpu_class: GpuClass, size: int, units: int) -> None:
+        project, is_guaranteed_only, user = key
+        for account in lineage(project):
+            total = (account, gpu_class, is_guaranteed_only)
             self.totals[total] += units
             if not self.totals[total]:
                 del self.totals[total]
+            add_nested(self.sizes, (account, gpu_class), size, units // size)
+            if user is not None:
+                add_nested(self.user_totals, (account, gpu_class), user, units)

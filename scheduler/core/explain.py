@@ -69,7 +69,7 @@ def reasons_of(plan: Plan, job: Job) -> tuple[Reason, ...]:
     if job.begin_ms is not None and job.begin_ms > plan.now_ms:
         code = ReasonCode.BACKOFF if job.is_backing_off else ReasonCode.BEGIN_TIME
         return (Reason(code, until_ms=job.begin_ms),)
-    block = plan.blocks.get(group_of(job))
+    block = plan.blocks.get(group_of(job, plan.by_user))
     if block is not None:
         return (block,)
     found = plan.verdicts.get(job.shape)
@@ -85,7 +85,7 @@ def _ahead(state: ClusterState, plan: Plan, job: Job) -> tuple[int, int, bool]:
     A group that a limit, a guarantee or a suspension blocks is ahead of nobody.
     """
     classes = set(job.shape.gpu_classes)
-    own = group_of(job)
+    own = state.group_of(job)
     bookings = Bookings(state)
     line = FairLine(state, bookings, plan.now_ms, _AllStart(plan.blocks, own))
     jobs = units = 0

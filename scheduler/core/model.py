@@ -109,7 +109,10 @@ class DeviceHealth(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """A node of the account tree. `guarantee` and `limit` are whole GPUs per class; a class left out has none."""
+    """A node of the account tree. Terms per class are whole GPUs; a class left out has none.
+
+    Every limit counts the account with all below it, and what is starting and stopping.
+    """
 
     id: AccountId
     weight: int = 1
@@ -119,6 +122,19 @@ class Account:
     limit_weight: int = 0
     """A project's own order: each millisecond of a job's time limit counts as so many of a later submission, so that
     short jobs go first and long ones still come up in the end. 0: by submit time alone."""
+    user_limit: Mapping[GpuClass, int] = field(default_factory=dict)
+    """The most GPUs of a class that each one of its users may hold."""
+    running_limit: int | None = None
+    """The most jobs that may hold GPUs at once."""
+    pending_limit: int | None = None
+    """The most jobs that may wait, held ones included: a submission beyond it is refused."""
+    high_limit: int | None = None
+    """The most jobs of priority `high` that may be there at once, for users without the permission; None: any."""
+
+    @property
+    def is_limited(self) -> bool:
+        """True when one of its limits can keep a job from starting."""
+        return bool(self.limit or self.user_limit) or self.running_limit is not None
 
     @property
     def parent(self) -> AccountId | None:

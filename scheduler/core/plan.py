@@ -1,9 +1,9 @@
 """What a tick decides. A Plan is a value: the store checks each gang again and commits it whole or not at all."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 
-from scheduler.core.model import AllocationId, Booking, EndReason, GpuClass, Grant, JobId, Shape
+from scheduler.core.model import AccountId, AllocationId, Booking, EndReason, GpuClass, Grant, JobId, Shape
 from scheduler.core.reasons import Reason
 from scheduler.core.state import Group
 from scheduler.core.stretch import Reservation
@@ -63,6 +63,8 @@ class Plan:
     """For every shape that some pending job has and that did not fit."""
     blocks: Mapping[Group, Reason] = field(default_factory=dict)
     """For every group that a limit, a guarantee or a suspension keeps from starting, whatever is free."""
+    by_user: Set[AccountId] = frozenset()
+    """Accounts with a limit per user: what tells the group of a job."""
     reservations: tuple[Reservation, ...] = ()
     """Every start that is promised to a waiting job, in order of start; those of the last plan that are not here are
     over."""

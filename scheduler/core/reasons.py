@@ -6,6 +6,7 @@ made where people read them. Exactly one reason of a job dominates: the first in
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 
 
 class ReasonCode(StrEnum):
@@ -69,5 +70,7 @@ class Reason:
     need: int | None = None
     free: int | None = None
     until_ms: int | None = None
+    unit: Literal["jobs"] | None = None
+    """What `need` and `free` count where it is not GPUs."""
     detail: str | None = None
     """A short fact for people: a node's drain reason, how many nodes are free. Never another tenant's name."""

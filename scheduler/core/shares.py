@@ -9,13 +9,14 @@ whole number. Targets of siblings sum to what there is, or to what they want whe
 with what is starting and stopping, without spot.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 
 from scheduler.core.booking import guarantees_in_force
 from scheduler.core.fairshare import effective_weights, pro_rata, water_fill
-from scheduler.core.model import GPU_UNITS, ROOT_ACCOUNT, AccountId, Booking, GpuClass, lineage, tenant_of
+from scheduler.core.model import GPU_UNITS, ROOT_ACCOUNT, Account, AccountId, Booking, GpuClass, lineage, tenant_of
 from scheduler.core.state import ClusterState
 
 
@@ -239,18 +240,32 @@ class _Planter:
         own = self._own(account, room, is_suspended=is_suspended)
         if own.demand or not children:
             children.insert(0, own)
-        limit = None if terms is None else terms.limit.get(gpu_class)
         firm = sum(min(child.firm, child.demand) for child in children)
         return _Need(
             account,
             1 if terms is None else terms.weight,
             state.usage.debts.epoch_credits(account, self.now_ms),
             guarantee,
-            None if limit is None else limit * GPU_UNITS,
+            None if terms is None else self._cap(terms),
             firm,
             min(room, sum(child.demand for child in children) - firm),
             children if len(children) > 1 or children[0].account != account else [],
         )
+
+    def _cap(self, terms: Account) -> int | None:
+        """Returns the most units that the account's limits let it use: on GPUs, on running jobs, on each user."""
+        state, key = self.state, (terms.id, self.gpu_class)
+        caps = [terms.limit[self.gpu_class] * GPU_UNITS] if self.gpu_class in terms.limit else []
+        if terms.running_limit is not None:
+            left = max(0, terms.running_limit - state.usage.gangs[terms.id])
+            caps.append(self._held(terms.id) + state.settled_demand().largest(*key, left))
+        if self.gpu_class in terms.user_limit:
+            most = terms.user_limit[self.gpu_class] * GPU_UNITS
+            each_wants = state.usage.user_units.get(key, Counter()) + state.settled_demand().user_totals.get(
+                key, Counter()
+            )
+            caps.append(sum(min(most, units) for units in each_wants.values()))
+        return min(caps, default=None)
 
     def _own(self, account: AccountId, room: int, *, is_suspended: bool) -> _Need:
         """Returns what the account's own jobs need: its sums less those of the accounts below it."""

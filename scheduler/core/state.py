@@ -20,7 +20,7 @@ from scheduler.core.debt import HALF_LIFE_MS
 from scheduler.core.demand import Demand, Supply
 from scheduler.core.fragmentation import Fragments, Mix
 from scheduler.core.future import Future
-from scheduler.core.lifecycle import ACTIVE, ENDS, check_transition
+from scheduler.core.lifecycle import ACTIVE, ENDS, WAITING, check_transition
 from scheduler.core.model import (
     GPU_UNITS,
     ROOT_ACCOUNT,
@@ -56,9 +56,9 @@ from scheduler.core.stretch import (
 )
 from scheduler.core.topology import Domains
 from scheduler.core.usage import Usage
-from scheduler.core.waiting import Group, QueueKey, Waiting, group_of, queue_key
+from scheduler.core.waiting import Group, QueueKey, Waiting, queue_key
 
-__all__ = ["ClusterState", "Group", "Structure", "group_of", "lineage"]
+__all__ = ["ClusterState", "Group", "Structure", "lineage"]
 
 K = TypeVar("K")
 _RAN_ITS_COURSE = frozenset({None, EndReason.WALLTIME, EndReason.EXIT_NONZERO})
@@ -104,6 +104,8 @@ class ClusterState:
         """Capacity units that each tenant has bought of a class."""
         self.jobs_by: Counter[tuple[AccountId, JobState]] = Counter()
         """Live jobs of each tenant by state."""
+        self.waiting_jobs: Counter[AccountId] = Counter()
+        """Jobs that wait, pending or held, of each account and all below it."""
         self.pending_units: Counter[tuple[AccountId, GpuClass]] = Counter()
         """Capacity units that each tenant's pending jobs ask for, under the first class that they name."""
         self.failed: dict[tuple[Shape, GpuClass], int] = {}
@@ -246,6 +248,10 @@ class ClusterState:
         )
         return demand
 
+    def group_of(self, job: Job) -> Group:
+        """Returns the group that a job waits in when it is pending."""
+        return self.waiting.group_of(job)
+
     def pending_groups(self) -> Iterator[tuple[Group, SortedList[QueueKey]]]:
         """Yields each group with the places of its jobs; accounts and groups in no particular order."""
         return self.waiting.lines()
@@ -257,20 +263,32 @@ class ClusterState:
 
     def put_account(self, account: Account) -> None:
         """Adds an account, or replaces its terms."""
-        old = self.accounts.get(account.id)
-        is_reordered = (old.limit_weight if old else 0) != account.limit_weight
-        moved = [self.jobs[each] for each in self.waiting.jobs_of(account.id)] if is_reordered else []
+        old = self.accounts.get(account.id) or Account(account.id)
+        moved: list[Job] = []
+        if bool(old.user_limit) != bool(account.user_limit):
+            moved = [
+                self.jobs[each] for name in self._waiting_within(account.id) for each in self.waiting.jobs_of(name)
+            ]
+        elif old.limit_weight != account.limit_weight:
+            moved = [self.jobs[each] for each in self.waiting.jobs_of(account.id)]
         for job in moved:
             self.waiting.remove(job, self._queue_key(job))
         self.accounts[account.id] = account
+        if account.user_limit:
+            self.waiting.by_user.add(account.id)
+        else:
+            self.waiting.by_user.discard(account.id)
         for job in moved:
             self.waiting.add(job, self._queue_key(job))
         self._file_guarantee(account.id, account.guarantee)
 
+    def _waiting_within(self, account: AccountId) -> list[AccountId]:
+        return [name for name in self.waiting.groups if account in lineage(name)]
+
     def _account_removed(self, event: events.AccountRemoved) -> None:
+        self.put_account(Account(event.account))
         del self.accounts[event.account]
         self.usage.debts.values.pop(event.account, None)
-        self._file_guarantee(event.account, {})
 
     def _file_guarantee(self, account: AccountId, guarantee: Mapping[GpuClass, int]) -> None:
         if account != tenant_of(account):
@@ -489,6 +507,9 @@ class ClusterState:
     def _count(self, job: Job, sign: int) -> None:
         tenant = tenant_of(job.account)
         _add_to(self.jobs_by, (tenant, job.state), sign)
+        if job.state in WAITING:
+            for account in lineage(job.account):
+                _add_to(self.waiting_jobs, account, sign)
         if job.state is JobState.PENDING:
             _add_to(self.pending_units, (tenant, job.shape.gpu_classes[0]), sign * job.shape.total_units)
 
@@ -552,12 +573,17 @@ class ClusterState:
             (self.usage.held_units, again.usage.held_units),
             (self.usage.spot_charge, again.usage.spot_charge),
             (self.usage.promotable, again.usage.promotable),
+            (self.usage.gangs, again.usage.gangs),
+            (self.usage.user_units, again.usage.user_units),
             (self.jobs_by, again.jobs_by),
+            (self.waiting_jobs, again.waiting_jobs),
             (self.pending_units, again.pending_units),
             (self.guarantees, again.guarantees),
             (self.supply.kinds, again.supply.kinds),
             (self.supply.impaired, again.supply.impaired),
             (mine_demand.totals, derived_demand.totals),
+            (mine_demand.sizes, derived_demand.sizes),
+            (mine_demand.user_totals, derived_demand.user_totals),
         ):
             assert mine == derived, f"an index is off: {mine} instead of {derived}"
 

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from sortedcontainers import SortedList
 
 from scheduler.core.debt import Debts, RateBook, RateKey
-from scheduler.core.model import AccountId, Allocation, AllocationId, Booking, GpuClass, JobId, tenant_of
+from scheduler.core.model import AccountId, Allocation, AllocationId, Booking, GpuClass, JobId, UserName, tenant_of
+from scheduler.core.tally import add_nested
 
 GangKey = tuple[
     AccountId, GpuClass, int
@@ -23,6 +24,10 @@ class Usage:
 
     def __init__(self, half_life_ms: int) -> None:
         self.held_units: Counter[tuple[AccountId, GpuClass, Booking]] = Counter()
+        self.gangs: Counter[AccountId] = Counter()
+        """Live allocations, of an account and all below it."""
+        self.user_units: dict[tuple[AccountId, GpuClass], Counter[UserName]] = {}
+        """Capacity units that each user holds in an account and all below it, whatever the booking."""
         self.debts = Debts(half_life_ms)
         self.rates = RateBook()
         self.spot_charge: Counter[AccountId] = Counter()
@@ -35,6 +40,7 @@ class Usage:
         """Counts a gang from its decision on. `path` is its account and all above it."""
         self._charged[allocation.id] = charged_units
         self._hold(allocation, path, +1)
+        self._count(allocation, path, +1)
         if allocation.booking is Booking.BURST:
             self._step(path, (), self._steps(allocation, None))
         self._charge_spot(allocation, path, +1)
@@ -42,6 +48,7 @@ class Usage:
     def release(self, allocation: Allocation, at_ms: int, path: Sequence[AccountId]) -> None:
         """Counts a gang no more that ended at an instant, which may lie before what is known of others."""
         self._hold(allocation, path, -1)
+        self._count(allocation, path, -1)
         if allocation.booking is Booking.BURST:
             self._step(path, self._steps(allocation, None), self._steps(allocation, at_ms))
         self._charge_spot(allocation, path, -1)
@@ -125,6 +132,14 @@ class Usage:
             self.spot_charge[account] += charge
             if not self.spot_charge[account]:
                 del self.spot_charge[account]
+
+    def _count(self, allocation: Allocation, path: Sequence[AccountId], sign: int) -> None:
+        units = sign * allocation.total_units
+        for account in path:
+            self.gangs[account] += sign
+            if not self.gangs[account]:
+                del self.gangs[account]
+            add_nested(self.user_units, (account, allocation.gpu_class), allocation.user, units)
 
     def _hold(self, allocation: Allocation, path: Sequence[AccountId], sign: int) -> None:
         units = sign * allocation.total_units

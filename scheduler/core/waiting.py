@@ -1,18 +1,19 @@
 """Jobs that wait for their turn, in groups, with the indexes that make a walk of the order cheap.
 
-A group is all pending jobs of one project, one shape, one wanted booking and one time limit, in that project's order.
+A group is all pending jobs of one project, one shape, one wanted booking and one time limit, in that project's order;
+of one user too, where an account of the path limits what each user may hold.
 Jobs of one group differ in nothing that placement, limits or backfill ask, so a tick looks at the first of a group and
 at no other. The first jobs of a project's groups are kept in order too, so that it finds where to look.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from sortedcontainers import SortedList
 
 from scheduler.core.demand import Demand
-from scheduler.core.model import AccountId, BookingWanted, Job, JobId, Shape
+from scheduler.core.model import AccountId, BookingWanted, Job, JobId, Shape, UserName, lineage
 
 QueueKey = tuple[int, int, int]  # (-priority, rank_ms, id): a job's place inside its project
 
@@ -24,11 +25,14 @@ class Group(NamedTuple):
     shape: Shape
     wanted: BookingWanted
     time_limit_ms: int
+    user: UserName | None = None
+    """Named where a limit per user binds: others share their line with everybody."""
 
 
-def group_of(job: Job) -> Group:
-    """Returns the group that a job waits in when it is pending."""
-    return Group(job.account, job.shape, job.wanted, job.time_limit_ms)
+def group_of(job: Job, by_user: Collection[AccountId]) -> Group:
+    """Returns the group that a job waits in when it is pending. `by_user` are the accounts with a limit per user."""
+    is_own = bool(by_user) and any(account in by_user for account in lineage(job.account))
+    return Group(job.account, job.shape, job.wanted, job.time_limit_ms, job.user if is_own else None)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,6 +74,8 @@ class Waiting:
         self.shapes: list[Shape] = []
         """Every shape that a job ever had; its place is its number."""
         self.demand = Demand()
+        self.by_user: set[AccountId] = set()
+        """Accounts with a limit per user. It changes only while no job of theirs waits here."""
         self._numbers: dict[Shape, int] = {}
 
     def intern(self, shape: Shape) -> Shape:
@@ -84,7 +90,7 @@ class Waiting:
     def add(self, job: Job, key: QueueKey) -> None:
         """Puts a job into its group."""
         groups = self.groups.setdefault(job.account, {})
-        group = group_of(job)
+        group = self.group_of(job)
         row = groups.get(group)
         if row is None:
             number = self._numbers[job.shape]
@@ -95,12 +101,12 @@ class Waiting:
         if head is None or key < head:
             self._move_head(row, head, key)
         self.ages.add((job.submitted_ms, job.id))
-        self._want(job, +1)
+        self._want(job, group.user, +1)
 
     def remove(self, job: Job, key: QueueKey) -> None:
         """Takes a job out of its group."""
         groups = self.groups[job.account]
-        group = group_of(job)
+        group = self.group_of(job)
         row = groups[group]
         head = row.line[0]
         row.line.remove(key)
@@ -115,7 +121,11 @@ class Waiting:
                 del self.of_shape[job.shape]
             if not groups:
                 del self.groups[job.account]
-        self._want(job, -1)
+        self._want(job, group.user, -1)
+
+    def group_of(self, job: Job) -> Group:
+        """Returns the group that a job waits in, or would."""
+        return group_of(job, self.by_user)
 
     def number_of(self, shape: Shape) -> int:
         """Returns the number of a shape that was interned: an order that replays of the same jobs repeat."""
@@ -154,8 +164,8 @@ class Waiting:
         if not heads:
             del projects[row.group.account]
 
-    def _want(self, job: Job, sign: int) -> None:
+    def _want(self, job: Job, user: UserName | None, sign: int) -> None:
         if job.wanted is not BookingWanted.SPOT:
             units = sign * job.shape.total_units
             is_guaranteed_only = job.wanted is BookingWanted.GUARANTEED
-            self.demand.add(job.account, job.shape, units, is_guaranteed_only=is_guaranteed_only)
+            self.demand.add(job.account, job.shape, units, is_guaranteed_only=is_guaranteed_only, user=user)

@@ -1,20 +1,18 @@
-"""The account tree, as operators keep it."""
+"""The account tree, as operators and, below their own account, tenants' admins keep it."""
 
-from collections.abc import Iterable
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
-from scheduler.auth import OPERATES, Rights
+from scheduler.auth import ADMINISTERS, Rights
 from scheduler.core.model import ROOT_ACCOUNT, Account, AccountId, GpuClass
-from scheduler.refusal import Problem, RefusalCode, Refused
+from scheduler.refusal import Problem
 from scheduler.routes.bodies import body_of
 from scheduler.routes.door import Door, answer
 from scheduler.store import centre
-from scheduler.store.accounts import RemoveAccount, SaveAccount
-from scheduler.wire.fitting import Offer
+from scheduler.store.accounts import PutAccount, RemoveAccount, SuspendAccount
 from scheduler.wire.problems import Json, envelope, page
-from scheduler.wire.requests import AccountBody, parse
+from scheduler.wire.requests import AccountBody, SuspendBody, parse
 from scheduler.wire.spec import invalid
 from scheduler.wire.text import account_path
 
@@ -24,13 +22,14 @@ AccountRef = Annotated[str, Path(max_length=256)]
 def account_routes(door: Door) -> APIRouter:
     """Returns the routes of accounts."""
     router = APIRouter(tags=["administration"])
-    operator = door.allow(OPERATES)
-    changing = door.allow_change(OPERATES)
+    reader = door.allow(ADMINISTERS)
+    changing = door.allow_change(ADMINISTERS)
 
     @router.get("/v1/admin/accounts", summary="The account tree")
-    async def accounts(_: Annotated[Rights, Depends(operator)]) -> Response:
+    async def accounts(rights: Annotated[Rights, Depends(reader)]) -> Response:
         found = await door.read(centre.accounts)
-        items = [_account(each.account, each.display_name) for each in found if each.account.id != ROOT_ACCOUNT]
+        seen = [each for each in found if each.account.id != ROOT_ACCOUNT and rights.may_see_account(each.account.id)]
+        items = [account_answer(each.account, each.display_name) for each in seen]
         return answer(page("AccountList", door.now_ms, items))
 
     @router.put(
@@ -39,63 +38,53 @@ def account_routes(door: Door) -> APIRouter:
     async def save(
         request: Request,
         path: AccountRef,
-        _: Annotated[Rights, Depends(changing)],
+        rights: Annotated[Rights, Depends(changing)],
         force: Annotated[bool, Query(description="Also when more is guaranteed than there is.")] = False,
     ) -> Response:
         asked = parse(AccountBody, await request.body())
-        account = Account(
-            id=_checked(path),
-            weight=asked.weight,
-            guarantee={GpuClass(name): count for name, count in asked.guarantee.items() if count},
-            limit={GpuClass(name): count for name, count in asked.limit.items()},
-            is_suspended=asked.is_suspended,
-        )
-        if not force and account.parent == ROOT_ACCOUNT:
-            others = await door.read(centre.accounts)
-            _check_guarantees(account, [each.account for each in others], door.controller.offers)
+        account = _account(_checked(path), asked)
+        rights.require_terms_of(account.id)
         display_name = asked.display_name or account.id
-        did_change = await door.carry_out(SaveAccount(account, display_name))
-        return answer(envelope("Account", door.now_ms, **_account(account, display_name), did_change=did_change))
+        is_by_tenant = not rights.is_operator
+        capacity = None if force and not is_by_tenant else capacity_of(door)
+        did_change = await door.carry_out(PutAccount(account, display_name, capacity, is_by_tenant))
+        door.tokens.forget()
+        return answer(envelope("Account", door.now_ms, **account_answer(account, display_name), did_change=did_change))
+
+    @router.post(
+        "/v1/admin/accounts/{path:path}/suspend",
+        summary="Let an account start nothing new",
+        openapi_extra=body_of(SuspendBody),
+    )
+    async def suspend(request: Request, path: AccountRef, rights: Annotated[Rights, Depends(changing)]) -> Response:
+        asked = parse(SuspendBody, await request.body() or b"{}")
+        return await _suspended(door, rights, path, is_suspended=True, drains=asked.drain)
+
+    @router.post("/v1/admin/accounts/{path:path}/resume", summary="Let a suspended account start jobs again")
+    async def resume(path: AccountRef, rights: Annotated[Rights, Depends(changing)]) -> Response:
+        return await _suspended(door, rights, path, is_suspended=False, drains=False)
 
     @router.delete("/v1/admin/accounts/{path:path}", summary="Remove an account without jobs")
-    async def remove(path: AccountRef, _: Annotated[Rights, Depends(changing)]) -> Response:
+    async def remove(path: AccountRef, rights: Annotated[Rights, Depends(changing)]) -> Response:
         account = _checked(path)
+        rights.require_terms_of(account)
         await door.carry_out(RemoveAccount(account))
+        door.tokens.forget()
         return answer(envelope("AccountRemoved", door.now_ms, id=account))
 
     return router
 
 
-def _checked(path: str) -> AccountId:
-    try:
-        return AccountId(account_path(path))
-    except ValueError as error:
-        raise invalid((Problem(str(error), "path"),)) from None
-
-
-def _check_guarantees(account: Account, others: Iterable[Account], offers: Iterable[Offer]) -> None:
-    """Raises Refused (`policy`) when tenants would be guaranteed more GPUs of a class than the centre has."""
+def capacity_of(door: Door) -> dict[GpuClass, int]:
+    """Returns the whole GPUs of each class that the centre has, those of drained nodes too."""
     capacity: dict[GpuClass, int] = {}
-    for offer in offers:
+    for offer in door.controller.offers:
         capacity[offer.gpu_class] = capacity.get(offer.gpu_class, 0) + offer.gpus * offer.nodes
-    tenants = [each for each in others if each.parent == ROOT_ACCOUNT and each.id != account.id]
-    problems = []
-    for gpu_class, wanted in sorted(account.guarantee.items()):
-        sold = sum(each.guarantee.get(gpu_class, 0) for each in tenants)
-        left = capacity.get(gpu_class, 0) - sold
-        if wanted > left:
-            problems.append(
-                Problem(
-                    f"{wanted} {gpu_class} are more than is left: the centre has {capacity.get(gpu_class, 0)}, and "
-                    f"{sold} are guaranteed to others",
-                    f"guarantee.{gpu_class}",
-                )
-            )
-    if problems:
-        raise Refused(RefusalCode.POLICY, problems[0].message, tries=("--force",), problems=tuple(problems))
+    return capacity
 
 
-def _account(account: Account, display_name: str) -> Json:
+def account_answer(account: Account, display_name: str) -> Json:
+    """Returns an account's terms."""
     return {
         "id": account.id,
         "display_name": display_name,
@@ -103,5 +92,43 @@ def _account(account: Account, display_name: str) -> Json:
         "weight": account.weight,
         "guarantee": dict(sorted(account.guarantee.items())),
         "limit": dict(sorted(account.limit.items())),
+        "user_limit": dict(sorted(account.user_limit.items())),
+        "running_limit": account.running_limit,
+        "pending_limit": account.pending_limit,
+        "high_limit": account.high_limit,
+        "limit_weight": account.limit_weight,
         "is_suspended": account.is_suspended,
     }
+
+
+async def _suspended(door: Door, rights: Rights, path: str, *, is_suspended: bool, drains: bool) -> Response:
+    account = _checked(path)
+    rights.require_terms_of(account)
+    stopped = await door.carry_out(SuspendAccount(account, is_suspended, rights.caller.user, drains))
+    door.tokens.forget()
+    found = await door.read(centre.accounts)
+    [known] = [each for each in found if each.account.id == account]
+    terms = account_answer(known.account, known.display_name)
+    return answer(envelope("Account", door.now_ms, **terms, jobs_stopped=stopped))
+
+
+def _account(name: AccountId, asked: AccountBody) -> Account:
+    return Account(
+        id=name,
+        weight=asked.weight,
+        guarantee={GpuClass(gpu_class): count for gpu_class, count in asked.guarantee.items() if count},
+        limit={GpuClass(gpu_class): count for gpu_class, count in asked.limit.items()},
+        is_suspended=asked.is_suspended,
+        limit_weight=asked.limit_weight,
+        user_limit={GpuClass(gpu_class): count for gpu_class, count in asked.user_limit.items()},
+        running_limit=asked.running_limit,
+        pending_limit=asked.pending_limit,
+        high_limit=asked.high_limit,
+    )
+
+
+def _checked(path: str) -> AccountId:
+    try:
+        return AccountId(account_path(path))
+    except ValueError as error:
+        raise invalid((Problem(str(error), "path"),)) from None

@@ -23,6 +23,8 @@ from scheduler.wire.requests import JobAction, JobFilterBody, parse
 MOST_MATCHED = 200_000
 """Jobs that one action may change: four times the promised 50,000, so that a transaction stays under half a minute."""
 
+_OF_THE_SUSPENDED = frozenset({"cancel", "hold"})
+"""What people of a suspended account may still do."""
 Outcome = tuple[actions.JobAction, ...]
 Make = Callable[[tuple[JobId, ...], Rights], Command[Outcome]]
 
@@ -31,6 +33,7 @@ def action_routes(door: Door) -> APIRouter:
     """Returns the routes of actions on jobs."""
     router = APIRouter(tags=["jobs"])
     runner = door.allow_change(RUNS_JOBS)
+    stopper = door.allow_change(RUNS_JOBS, even_suspended=True)
     made: list[tuple[str, str, Make]] = [
         ("cancel", "End jobs, waiting or running", _cancel),
         ("hold", "Keep jobs from starting", _hold),
@@ -40,7 +43,7 @@ def action_routes(door: Door) -> APIRouter:
     for verb, summary, make in made:
         router.add_api_route(
             f"/v1/jobs/{verb}",
-            _endpoint(door, runner, make),
+            _endpoint(door, stopper if verb in _OF_THE_SUSPENDED else runner, make),
             methods=["POST"],
             name=verb,
             summary=summary,

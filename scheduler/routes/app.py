@@ -10,6 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from scheduler.admission import Admission
 from scheduler.routes.accounts import account_routes
 from scheduler.routes.actions import action_routes
+from scheduler.routes.apply import apply_routes
 from scheduler.routes.cluster import cluster_routes
 from scheduler.routes.door import Door
 from scheduler.routes.edge import install
@@ -17,12 +18,14 @@ from scheduler.routes.follow import follow_routes
 from scheduler.routes.jobs import job_routes
 from scheduler.routes.needs import ApiSettings, Controller
 from scheduler.routes.nodes import node_routes
+from scheduler.routes.notices import notice_routes
 from scheduler.routes.pools import pool_routes
 from scheduler.routes.public import public_routes
 from scheduler.routes.quota import quota_routes
 from scheduler.routes.reservations import reservation_routes
 from scheduler.routes.shown import Shown
 from scheduler.routes.tokens import token_routes
+from scheduler.routes.users import user_routes
 from scheduler.routes.watch import JobWatch
 from scheduler.store import lookups
 from scheduler.telemetry import Telemetry
@@ -70,9 +73,12 @@ def api(
         quota_routes(door),
         account_routes(door),
         token_routes(door),
+        user_routes(door),
+        apply_routes(door),
         node_routes(door),
         pool_routes(door),
         reservation_routes(door),
+        notice_routes(door),
         *(make(door) for make in more),
     ]
     for router in routers:

@@ -1,11 +1,16 @@
 """What there is and what is free: GPU classes, nodes; who asks, and which version answers."""
 
+from itertools import islice
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Response
 
-from scheduler.auth import ANYBODY, READS_JOBS, Rights
+from scheduler.auth import ANYBODY, OPERATES, READS_JOBS, Rights
+from scheduler.core.defrag import Proposal, blocked_by_fragmentation, propose
 from scheduler.core.model import GPU_UNITS, BookingWanted, GpuClass, Shape
+from scheduler.core.plan import Plan
+from scheduler.core.reasons import ReasonCode
+from scheduler.core.state import ClusterState
 from scheduler.routes.counting import ClassCount, class_counts
 from scheduler.routes.door import Door, answer
 from scheduler.routes.knowing import Priced
@@ -15,6 +20,8 @@ from scheduler.wire.answers import gpu_count, time_or_none
 from scheduler.wire.problems import API_VERSION, Json, envelope, page
 
 _HOUR_MS = 3_600_000
+_MOST_PROPOSALS = 16
+"""Blocked shapes that one answer looks at: the planner waits meanwhile."""
 
 
 def cluster_routes(door: Door, shown: Shown) -> APIRouter:
@@ -54,6 +61,12 @@ def cluster_routes(door: Door, shown: Shown) -> APIRouter:
             items.append(item)
         return answer(page("NodeList", door.now_ms, items))
 
+    @router.get("/v1/admin/defrag", summary="Moves of running jobs that would let blocked ones start: proposals only")
+    async def defrag(_: Annotated[Rights, Depends(door.allow(OPERATES))]) -> Response:
+        now_ms = door.now_ms
+        found = await door.ask(lambda state, made: _proposals(state, made, now_ms))
+        return answer(page("DefragProposalList", now_ms, [_proposal(each) for each in found]))
+
     @router.get("/v1/whoami", summary="Who the token says that asks")
     async def whoami(rights: Annotated[Rights, Depends(door.allow(ANYBODY))]) -> Response:
         caller = rights.caller
@@ -77,6 +90,36 @@ def cluster_routes(door: Door, shown: Shown) -> APIRouter:
         )
 
     return router
+
+
+def _proposals(state: ClusterState, made: Plan, now_ms: int) -> list[Proposal]:
+    """Returns what would let the oldest blocked job of each shape start, a bounded number of them."""
+    shapes = {
+        shape
+        for shape, verdict in made.verdicts.items()
+        if any(reason.code is ReasonCode.FRAGMENTATION for reason in verdict.reasons)
+    }
+    blocked = islice(blocked_by_fragmentation(state, shapes), _MOST_PROPOSALS)
+    return [found for job in blocked if (found := propose(state, job, now_ms)) is not None]
+
+
+def _proposal(each: Proposal) -> Json:
+    return {
+        "job_id": each.job,
+        "gpu_model": each.gpu_class,
+        "nodes": list(each.nodes),
+        "moves": [
+            {
+                "job_id": move.job,
+                "gpus": gpu_count(move.units),
+                "from_node": move.from_node,
+                "to_node": move.to_node,
+                "lost_gpu_seconds": move.lost_unit_ms // (1000 * GPU_UNITS),
+            }
+            for move in each.moves
+        ],
+        "lost_gpu_seconds": each.lost_unit_ms // (1000 * GPU_UNITS),
+    }
 
 
 def _one_hour(gpu_class: GpuClass, rights: Rights) -> Priced:

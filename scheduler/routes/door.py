@@ -72,12 +72,17 @@ class Door:
 
         return rights
 
-    def allow_change(self, roles: frozenset[Role]) -> Callable[[Request], Awaitable[Rights]]:
-        """Returns the dependency of a route that writes: besides, this daemon must lead. Raises LedElsewhere."""
+    def allow_change(
+        self, roles: frozenset[Role], *, even_suspended: bool = False
+    ) -> Callable[[Request], Awaitable[Rights]]:
+        """Returns the dependency of a route that writes: besides, this daemon must lead, and the caller's account not
+        be suspended. Raises LedElsewhere."""
         allowed = self.allow(roles)
 
         async def rights(request: Request) -> Rights:
             found = await allowed(request)
+            if not even_suspended:
+                found.require_unsuspended()
             if not self.controller.is_leading:
                 raise LedElsewhere(await self.aside(lambda: self.controller.leader_url))
             return found
@@ -120,11 +125,12 @@ class Door:
 
     async def _read_caller(self, hashed: str) -> Caller:
         began_ms = self.now_ms
-        record = await self.read(lambda connection: centre.token_by_hash(connection, hashed))
-        if record is None or record.revoked_ms is not None:
+        found = await self.read(lambda connection: centre.token_by_hash(connection, hashed))
+        if found is None or found[0].revoked_ms is not None:
             raise unknown_token()
+        record, suspended = found
         caller = Caller(
-            record.id, Role(record.role), AccountId(record.account), UserName(record.user), record.expires_ms
+            record.id, Role(record.role), AccountId(record.account), UserName(record.user), record.expires_ms, suspended
         )
         self.tokens.put(hashed, caller, began_ms)
         return caller

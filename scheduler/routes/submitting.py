@@ -11,6 +11,7 @@ from scheduler.routes.shown import Shown
 from scheduler.store import queries
 from scheduler.store.jobs import JobDraft, SubmitJobs, element
 from scheduler.store.queries import JobRecord
+from scheduler.store.quotas import Reading, check_quotas
 from scheduler.store.transaction import Transaction
 from scheduler.wire.problems import Json, page
 from scheduler.wire.spec import invalid
@@ -75,8 +76,9 @@ async def submitted(door: Door, shown: Shown, draft: JobDraft, outcome: Submitte
 
 
 async def preview(door: Door, shown: Shown, draft: JobDraft, rights: Rights) -> Json:
-    """Returns what a submission would be answered; the job has no id."""
+    """Returns what a submission would be answered; the job has no id. Raises Refused where a limit forbids it."""
     now_ms = door.now_ms
+    await door.read(lambda connection: check_quotas(Reading(connection), [draft.ask]))
     items = await shown.jobs([_record(draft, JobId(0), now_ms)], rights)
     item = {**items[0], "id": None, "array_id": None, "reasons": []}
     size = None if draft.array_indexes is None else len(draft.array_indexes)

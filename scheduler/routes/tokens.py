@@ -1,17 +1,17 @@
-"""Tokens: made by operators, told once, revoked at once."""
+"""Tokens: made by operators, and by tenants' admins for their own people; told once, revoked at once."""
 
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Request, Response
 from ulid import ULID
 
-from scheduler.auth import OPERATES, Rights, new_secret, secret_hash
+from scheduler.auth import ADMINISTERS, Rights, new_secret, secret_hash
 from scheduler.core.model import AccountId, UserName
 from scheduler.routes.bodies import body_of
 from scheduler.routes.door import Door, answer
 from scheduler.store import centre
-from scheduler.store.accounts import RevokeToken, SaveToken
 from scheduler.store.centre import TokenRecord
+from scheduler.store.tokens import RevokeToken, SaveToken
 from scheduler.wire.answers import time_or_none
 from scheduler.wire.problems import Json, envelope, page
 from scheduler.wire.requests import TokenBody, parse
@@ -20,17 +20,20 @@ from scheduler.wire.requests import TokenBody, parse
 def token_routes(door: Door) -> APIRouter:
     """Returns the routes of tokens."""
     router = APIRouter(tags=["administration"])
-    operator = door.allow(OPERATES)
-    changing = door.allow_change(OPERATES)
+    reader = door.allow(ADMINISTERS)
+    changing = door.allow_change(ADMINISTERS)
 
     @router.get("/v1/admin/tokens", summary="Tokens, without their secrets")
-    async def tokens(_: Annotated[Rights, Depends(operator)]) -> Response:
+    async def tokens(rights: Annotated[Rights, Depends(reader)]) -> Response:
         found = await door.read(centre.tokens)
-        return answer(page("TokenList", door.now_ms, [_token(each) for each in found]))
+        seen = [_token(each) for each in found if rights.may_see_account(each.account)]
+        return answer(page("TokenList", door.now_ms, seen))
 
     @router.post("/v1/admin/tokens", status_code=201, summary="Make a token", openapi_extra=body_of(TokenBody))
-    async def make(request: Request, _: Annotated[Rights, Depends(changing)]) -> Response:
+    async def make(request: Request, rights: Annotated[Rights, Depends(changing)]) -> Response:
         asked = parse(TokenBody, await request.body())
+        rights.require_people_of(AccountId(asked.account))
+        rights.require_giving(asked.role)
         secret = new_secret()
         now_ms = door.now_ms
         lifetime = asked.expires_in_seconds
@@ -50,9 +53,9 @@ def token_routes(door: Door) -> APIRouter:
 
     @router.delete("/v1/admin/tokens/{token_id}", summary="Revoke a token")
     async def revoke(
-        token_id: Annotated[str, Path(max_length=64)], _: Annotated[Rights, Depends(changing)]
+        token_id: Annotated[str, Path(max_length=64)], rights: Annotated[Rights, Depends(changing)]
     ) -> Response:
-        was_valid = await door.carry_out(RevokeToken(token_id))
+        was_valid = await door.carry_out(RevokeToken(token_id, rights.visible_root))
         door.tokens.forget()
         return answer(envelope("TokenRevoked", door.now_ms, id=token_id, was_valid=was_valid))
 

@@ -1,15 +1,20 @@
-"""Commands on accounts and tokens."""
+"""Commands on accounts: make and change them, by the rules of the tree; suspend them; remove them."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
+from sqlalchemy.engine import Connection
 
 from scheduler.core.events import AccountChanged, AccountRemoved
 from scheduler.core.lifecycle import ENDS
-from scheduler.core.model import ROOT_ACCOUNT, Account, AccountId, UserName
-from scheduler.refusal import RefusalCode, Refused
-from scheduler.store.codec import ACCOUNT_COLUMNS, account_of
-from scheduler.store.tables import ACCOUNT, ACCOUNT_NAME, JOB, TOKEN
+from scheduler.core.model import ROOT_ACCOUNT, Account, AccountId, GpuClass, JobId, JobState, tenant_of
+from scheduler.core.terms import check_terms, check_within
+from scheduler.refusal import Problem, RefusalCode, Refused
+from scheduler.store.actions import RequeueJobs
+from scheduler.store.codec import ACCOUNT_COLUMNS, account_of, terms_json
+from scheduler.store.tables import ACCOUNT, ACCOUNT_NAME, JOB, MEMBER, TOKEN
+from scheduler.store.tokens import revoke_tokens
 from scheduler.store.transaction import Transaction
 
 
@@ -33,6 +38,8 @@ class SaveAccount:
             "guarantee": dict(account.guarantee),
             "limit": dict(account.limit),
             "is_suspended": account.is_suspended,
+            "terms": terms_json(account),
+            "changed_ms": tx.now_ms,
         }
         is_row = ACCOUNT.c.id == account.id
         row = tx.connection.execute(sa.select(*ACCOUNT_COLUMNS, ACCOUNT.c.display_name).where(is_row)).one_or_none()
@@ -53,7 +60,10 @@ class SaveAccount:
 
 @dataclass(frozen=True, slots=True)
 class RemoveAccount:
-    """Removes an account that has no children and no live jobs. Its past stays in the ledger and in its jobs."""
+    """Removes an account that has no children and no live jobs, with its members, and revokes its tokens.
+
+    Its past stays in the ledger and in its jobs.
+    """
 
     account: AccountId
 
@@ -75,56 +85,91 @@ class RemoveAccount:
                 RefusalCode.WRONG_STATE, f"{self.account} has {count} jobs that are not over; cancel them first"
             )
         tx.connection.execute(sa.delete(ACCOUNT).where(ACCOUNT.c.id == self.account))
+        tx.connection.execute(sa.delete(MEMBER).where(MEMBER.c.account == self.account))
+        revoke_tokens(tx, TOKEN.c.account == self.account)
         tx.forget_accounts()
         tx.emit(AccountRemoved(tx.now_ms, self.account))
 
 
 @dataclass(frozen=True, slots=True)
-class SaveToken:
-    """Keeps a token by the hash of its secret; the secret itself is never stored."""
+class PutAccount:
+    """Makes or changes an account, if the tree's terms can be kept then.
 
-    id: str
-    secret_hash: str
-    role: str
-    account: AccountId
-    user: UserName
-    expires_ms: int | None = None
+    `capacity` None lets more be guaranteed than there is. `is_by_tenant`: the change comes from inside the tenant,
+    which may not raise a limit beyond its own.
+    """
 
-    def execute(self, tx: Transaction) -> None:
-        """Refuses an id or secret that is taken, or an account that does not exist."""
-        if self.account != ROOT_ACCOUNT and not _exists(tx, self.account):
-            raise Refused(RefusalCode.NOT_FOUND, f"there is no account {self.account}")
-        taken = sa.select(TOKEN.c.id).where(sa.or_(TOKEN.c.id == self.id, TOKEN.c.secret_hash == self.secret_hash))
-        if tx.connection.execute(taken).first() is not None:
-            raise Refused(RefusalCode.CONFLICT, f"token {self.id} is known already")
-        tx.connection.execute(
-            sa.insert(TOKEN).values(
-                id=self.id,
-                secret_hash=self.secret_hash,
-                role=self.role,
-                account=self.account,
-                user=self.user,
-                created_ms=tx.now_ms,
-                expires_ms=self.expires_ms,
-            )
-        )
+    account: Account
+    display_name: str
+    capacity: Mapping[GpuClass, int] | None
+    is_by_tenant: bool = False
+
+    def execute(self, tx: Transaction) -> bool:
+        """Returns whether anything changed. Refuses, with all problems at once, terms that cannot be kept."""
+        before = account_tree(tx.connection)
+        after = {**before, self.account.id: self.account}
+        refuse_terms(before, after, self.capacity, is_by_tenant=self.is_by_tenant)
+        return SaveAccount(self.account, self.display_name).execute(tx)
+
+
+def account_tree(connection: Connection) -> dict[AccountId, Account]:
+    """Returns every account by its path."""
+    found = (account_of(row) for row in connection.execute(sa.select(*ACCOUNT_COLUMNS).order_by(ACCOUNT.c.id)))
+    return {each.id: each for each in found}
+
+
+def refuse_terms(
+    before: Mapping[AccountId, Account],
+    after: Mapping[AccountId, Account],
+    capacity: Mapping[GpuClass, int] | None,
+    *,
+    is_by_tenant: bool,
+) -> None:
+    """Raises Refused when the change from one tree to the other cannot be kept: `not_found` for a parent that is not
+    there, `policy` with all problems otherwise."""
+    found = list(check_terms(before, after, capacity))
+    if is_by_tenant:
+        found += check_within(frozenset(each for each in after if before.get(each) != after[each]), before, after)
+    if not found:
+        return
+    can_be_forced = not is_by_tenant and not check_terms(before, after, None)
+    code = RefusalCode.NOT_FOUND if found[0].field == "id" else RefusalCode.POLICY
+    problems = tuple(Problem(each.message, f"{each.account}.{each.field}") for each in found)
+    raise Refused(code, found[0].message, ("--force",) if can_be_forced else (), problems)
 
 
 @dataclass(frozen=True, slots=True)
-class RevokeToken:
-    """Ends a token from now on."""
+class SuspendAccount:
+    """Lets an account, and all below it, start nothing new, or lets it start again.
 
-    id: str
+    With `drains`, what runs is asked to stop and waits again, in its old place.
+    """
 
-    def execute(self, tx: Transaction) -> bool:
-        """Returns False when it was revoked before. Refuses an unknown id."""
-        row = tx.connection.execute(sa.select(TOKEN.c.revoked_ms).where(TOKEN.c.id == self.id)).one_or_none()
-        if row is None:
-            raise Refused(RefusalCode.NOT_FOUND, f"there is no token {self.id}")
-        if row.revoked_ms is not None:
-            return False
-        tx.connection.execute(sa.update(TOKEN).where(TOKEN.c.id == self.id).values(revoked_ms=tx.now_ms))
-        return True
+    account: AccountId
+    is_suspended: bool
+    actor: str
+    drains: bool = False
+
+    def execute(self, tx: Transaction) -> int:
+        """Returns how many jobs were asked to stop. Refuses an unknown account."""
+        name = sa.select(ACCOUNT.c.display_name).where(ACCOUNT.c.id == self.account)
+        display_name = tx.connection.execute(name).scalar_one_or_none()
+        known = tx.account(self.account)
+        if known is None or display_name is None or self.account == ROOT_ACCOUNT:
+            raise Refused(RefusalCode.NOT_FOUND, f"there is no account {self.account or 'without a name'}")
+        SaveAccount(replace(known, is_suspended=self.is_suspended), display_name).execute(tx)
+        if not self.drains:
+            return 0
+        is_inside = sa.or_(JOB.c.account == self.account, JOB.c.account.startswith(f"{self.account}/", autoescape=True))
+        active = sa.select(JOB.c.id).where(
+            JOB.c.tenant == tenant_of(self.account),
+            is_inside,
+            JOB.c.state.in_([JobState.STARTING.value, JobState.RUNNING.value]),
+        )
+        ids = tuple(JobId(each) for each in tx.connection.execute(active.order_by(JOB.c.id)).scalars())
+        if ids:
+            RequeueJobs(ids, self.actor).execute(tx)
+        return len(ids)
 
 
 def _exists(tx: Transaction, account: AccountId | None) -> bool:

@@ -21,6 +21,7 @@ from scheduler.refusal import RefusalCode, Refused
 from scheduler.store.codec import JOB_COLUMNS, Row, job_of
 from scheduler.store.database import chunks
 from scheduler.store.gangs import stop
+from scheduler.store.quotas import Ask, check_high
 from scheduler.store.tables import JOB, JsonObject
 from scheduler.store.transaction import Transaction
 
@@ -191,7 +192,11 @@ class UpdateJobs:
         waiting = [id_ for id_, row in glances.items() if row.state in {JobState.PENDING, JobState.HELD}]
         became: dict[JobId, tuple[Did, JobState]] = {}
         rows: list[JsonObject] = []
-        for old in _load(tx, waiting):
+        loaded = _load(tx, waiting)
+        if (self.priority or 0) > 0:
+            raised = [job for job in loaded if job.priority <= 0]
+            check_high(tx, [Ask(job.account, job.user, job.shape, 1, is_high=True) for job in raised])
+        for old in loaded:
             new = self._changed(old)
             if new == old:
                 continue

@@ -76,7 +76,7 @@ class ApplyPlan:
         for order in self.plan.stops:
             stopped += stop(tx, [order.allocation], order.reason, None)
         promoted = promote(tx, self.plan.promotions)
-        attempt = _Starts(tx, self.plan.starts)
+        attempt = _Starts(tx, self.plan.starts, self.plan.now_ms)
         for start in self.plan.starts:
             attempt.take(start)
         attempt.write()
@@ -98,7 +98,8 @@ class MarkStopping:
 class _Starts:
     """One plan's starts, on what the database holds now: reads in bulk, checks one by one, writes in bulk."""
 
-    def __init__(self, tx: Transaction, starts: Sequence[Start]) -> None:
+    def __init__(self, tx: Transaction, starts: Sequence[Start], planned_ms: int) -> None:
+        self._planned_ms = planned_ms
         self.orders: list[StartOrder] = []
         self.rejected: list[tuple[JobId, str]] = []
         self._tx = tx
@@ -157,7 +158,13 @@ class _Starts:
         if any(grant.units * len(grant.devices) != shape.gpu_units for grant in start.grants):
             return "the job has another shape"
         suspended = next((step for step in lineage(job.account) if self._tx.is_suspended(step)), None)
-        return None if suspended is None else f"{suspended} is suspended"
+        if suspended is not None:
+            return f"{suspended} is suspended"
+        # Limits were the planner's to hold, by the terms as it knew them.
+        changed = next(
+            (step for step in lineage(job.account) if self._tx.account_changed_ms(step) > self._planned_ms), None
+        )
+        return None if changed is None else f"{changed} has other terms since the plan was made"
 
     def _why_not_reserved(self, job: Job, start: Start) -> str | None:
         if not self._reservations:

@@ -9,7 +9,18 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from scheduler.core.model import Account, AccountId, Booking, Device, GpuClass, Node, PoolName, UserName
+from scheduler.core.model import (
+    ROOT_ACCOUNT,
+    Account,
+    AccountId,
+    Booking,
+    Device,
+    GpuClass,
+    Node,
+    PoolName,
+    UserName,
+    lineage,
+)
 from scheduler.core.occupancy import Cursor, OccupancyState
 from scheduler.store.codec import ACCOUNT_COLUMNS, CURSOR_COLUMNS, account_of, cursor_of
 from scheduler.store.nodes import load_nodes
@@ -92,10 +103,23 @@ def accounts(connection: Connection) -> list[AccountRecord]:
     return [AccountRecord(account_of(row[:-2]), row[-2], row[-1]) for row in connection.execute(statement)]
 
 
-def token_by_hash(connection: Connection, secret_hash: str) -> TokenRecord | None:
-    """Returns the token whose secret has this hash, expired and revoked ones too; None if there is none."""
+def token_by_hash(connection: Connection, secret_hash: str) -> tuple[TokenRecord, AccountId | None] | None:
+    """Returns the token whose secret has this hash, expired and revoked ones too, and what of its path is suspended.
+
+    None if there is no such token, or if its account is gone.
+    """
     row = connection.execute(sa.select(*_TOKEN_COLUMNS).where(TOKEN.c.secret_hash == secret_hash)).one_or_none()
-    return None if row is None else TokenRecord(*row)
+    if row is None:
+        return None
+    found = TokenRecord(*row)
+    if found.account == ROOT_ACCOUNT:
+        return found, None
+    path = lineage(found.account)
+    rows = connection.execute(sa.select(ACCOUNT.c.id, ACCOUNT.c.is_suspended).where(ACCOUNT.c.id.in_(path)))
+    known = {AccountId(name): is_suspended for name, is_suspended in rows}
+    if found.account not in known:
+        return None
+    return found, next((name for name in path if known.get(name)), None)
 
 
 def tokens(connection: Connection) -> list[TokenRecord]:

@@ -75,7 +75,7 @@ ALLOCATION_COLUMNS = tuple(ALLOCATION.c[name] for name in _ALLOCATION_NAMES)
 DEVICE_COLUMNS = tuple(
     DEVICE.c[name] for name in ("id", "node", "gpu_class", "units", "health", "reason", "is_foreign")
 )
-ACCOUNT_COLUMNS = tuple(ACCOUNT.c[name] for name in ("id", "weight", "guarantee", "limit", "is_suspended"))
+ACCOUNT_COLUMNS = tuple(ACCOUNT.c[name] for name in ("id", "weight", "guarantee", "limit", "is_suspended", "terms"))
 CURSOR_COLUMNS = tuple(
     DEVICE_CURSOR.c[name] for name in ("device", "lane", "gpu_class", "since_ms", "version", *_OCCUPANT_NAMES)
 )
@@ -183,8 +183,30 @@ def grants_of(listed: list[JsonObject]) -> tuple[Grant, ...]:
 
 def account_of(row: Row) -> Account:
     """Returns the account of a row of ACCOUNT_COLUMNS."""
-    id_, weight, guarantee, limit, is_suspended = row
-    return Account(AccountId(id_), weight, guarantee, limit, is_suspended)
+    id_, weight, guarantee, limit, is_suspended, terms = row
+    return Account(
+        AccountId(id_),
+        weight,
+        guarantee,
+        limit,
+        bool(is_suspended),
+        terms.get("limit_weight", 0),
+        terms.get("user_limit", {}),
+        terms.get("running_limit"),
+        terms.get("pending_limit"),
+        terms.get("high_limit"),
+    )
+
+
+def terms_json(account: Account) -> JsonObject:
+    """Returns the terms of an account that have no column of their own."""
+    return _without_defaults(
+        limit_weight=account.limit_weight or None,
+        user_limit=dict(account.user_limit),
+        running_limit=account.running_limit,
+        pending_limit=account.pending_limit,
+        high_limit=account.high_limit,
+    )
 
 
 def node_of(row: Row, availability: NodeAvailability, reason: str | None) -> Node:

@@ -17,9 +17,11 @@ from scheduler.core.model import (
 )
 from scheduler.core.state import lineage
 from scheduler.executor import LaunchSpec
+from scheduler.notices import NoticeEvent, NoticeWhen
 from scheduler.refusal import RefusalCode, Refused
 from scheduler.store.codec import launch_json, shape_json
 from scheduler.store.prepared import json_text
+from scheduler.store.quotas import Ask, check_quotas
 from scheduler.store.tables import JsonObject
 from scheduler.store.transaction import Transaction
 
@@ -42,11 +44,19 @@ class JobDraft:
     retries: int = 0
     array_indexes: tuple[int, ...] | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
+    notify_events: tuple[NoticeEvent, ...] | None = None
+    """What its user is to be told of; None: what the user wants to hear of all jobs."""
+    notify_when: NoticeWhen = NoticeWhen.EACH
 
     @property
     def count(self) -> int:
         """Jobs that it makes."""
         return 1 if self.array_indexes is None else len(self.array_indexes)
+
+    @property
+    def ask(self) -> Ask:
+        """What limits ask about it."""
+        return Ask(self.account, self.user, self.shape, self.count, self.priority > 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +72,8 @@ class SubmitJobs:
     def execute(self, tx: Transaction) -> tuple[JobId, ...]:
         """Returns the ids, consecutive and in order of drafts and array indexes.
 
-        Refuses an unknown or suspended account, an empty array, and a key that stood for another request.
+        Refuses an unknown or suspended account, an empty array, what a limit of an account forbids for ever or at the
+        door, and a key that stood for another request.
         """
         known = self._answered(tx)
         if known is not None:
@@ -71,6 +82,7 @@ class SubmitJobs:
             _check_account(tx, account)
         if any(draft.count == 0 for draft in self.drafts):
             raise Refused(RefusalCode.INVALID, "an array needs at least one index, as in 0-9")
+        check_quotas(tx, [draft.ask for draft in self.drafts])
         first = tx.reserve_job_ids(sum(draft.count for draft in self.drafts))
         jobs: list[Job] = []
         rows: list[JsonObject] = []
@@ -158,6 +170,7 @@ def _rows(draft: JobDraft, jobs: list[Job]) -> list[JsonObject]:
         "retries_left": draft.retries,
         "launch": json_text(launch_json(draft.launch)),
         "labels": json_text(dict(draft.labels)),
+        "notify": _notify_text(draft),
     }
     return [
         {
@@ -171,3 +184,12 @@ def _rows(draft: JobDraft, jobs: list[Job]) -> list[JsonObject]:
         }
         for job in jobs
     ]
+
+
+def _notify_text(draft: JobDraft) -> str | None:
+    asked: JsonObject = {}
+    if draft.notify_events is not None:
+        asked["events"] = [event.value for event in draft.notify_events]
+    if draft.notify_when is not NoticeWhen.EACH:
+        asked["when"] = draft.notify_when.value
+    return json_text(asked) if asked else None

@@ -65,6 +65,20 @@ class AccountRow(SQLModel, table=True):
     limit: JsonObject = _json()
     is_suspended: bool
     created_ms: int = _big()
+    terms: JsonObject = _json()
+    """Its further limits, as `codec.terms_json` writes them."""
+    changed_ms: int = _big()
+
+
+class MemberRow(SQLModel, table=True):
+    """A user of an account, with the role that its tokens there have."""
+
+    __tablename__ = "member"
+    account: str = Field(primary_key=True)
+    user: str = Field(primary_key=True)
+    role: str
+    may_use_high: bool
+    created_ms: int = _big()
 
 
 class AccountNameRow(SQLModel, table=True):
@@ -217,6 +231,8 @@ class JobRow(SQLModel, table=True):
     ended_ms: int | None = _big(nullable=True)
     launch: JsonObject = _json()
     labels: JsonObject = _json()
+    notify: JsonObject | None = _column(sa.JSON(none_as_null=True), nullable=True)
+    """The events that its user is to be told of, where they are other than by default."""
 
 
 class SubmissionKeyRow(SQLModel, table=True):
@@ -267,6 +283,54 @@ class JobEventRow(SQLModel, table=True):
     job_id: int = _big()
     kind: str
     detail: JsonObject = _json()
+
+
+class NoticeTargetRow(SQLModel, table=True):
+    """Where a user wants to be told of jobs, and of what by default; the user "" stands for the whole tenant."""
+
+    __tablename__ = "notice_target"
+    tenant: str = Field(primary_key=True)
+    user: str = Field(primary_key=True)
+    webhook: str | None = None
+    secret: str | None = None
+    email: str | None = None
+    events: list[str] = _json()
+    updated_ms: int = _big()
+
+
+class NoticeCursorRow(SQLModel, table=True):
+    """How far the history of jobs was gone through for notices; one row."""
+
+    __tablename__ = "notice_cursor"
+    id: int = Field(primary_key=True)
+    sequence: int = _big()
+
+
+class DeliveryRow(SQLModel, table=True):
+    """A notice on its way. `cause` is unique: nothing is made a delivery of twice."""
+
+    __tablename__ = "delivery"
+    __table_args__ = (
+        sa.Index("ix_delivery_tenant_user_id", "tenant", "user", "id"),
+        sa.Index(
+            "ix_delivery_next_ms",
+            "next_ms",
+            sqlite_where=sa.text("done_ms IS NULL"),
+            postgresql_where=sa.text("done_ms IS NULL"),
+        ),
+    )
+    id: str = Field(primary_key=True)
+    tenant: str
+    user: str
+    channel: str
+    event: str
+    cause: str = Field(unique=True)
+    made_ms: int = _big()
+    body: JsonObject = _json()
+    tries: int
+    next_ms: int = _big()
+    done_ms: int | None = _big(nullable=True)
+    error: str | None = None
 
 
 class DeviceCursorRow(SQLModel, table=True):
@@ -401,6 +465,7 @@ def _table(model: type[SQLModel]) -> sa.Table:
 LEADER_LEASE = _table(LeaderLeaseRow)
 LEDGER_HEAD = _table(LedgerHeadRow)
 ACCOUNT = _table(AccountRow)
+MEMBER = _table(MemberRow)
 ACCOUNT_NAME = _table(AccountNameRow)
 TOKEN = _table(TokenRow)
 POOL = _table(PoolRow)
@@ -411,6 +476,9 @@ JOB = _table(JobRow)
 SUBMISSION_KEY = _table(SubmissionKeyRow)
 ALLOCATION = _table(AllocationRow)
 JOB_EVENT = _table(JobEventRow)
+NOTICE_TARGET = _table(NoticeTargetRow)
+NOTICE_CURSOR = _table(NoticeCursorRow)
+DELIVERY = _table(DeliveryRow)
 DEVICE_CURSOR = _table(DeviceCursorRow)
 OCCUPANCY = _table(OccupancyRow)
 RATE_CHANGE = _table(RateChangeRow)

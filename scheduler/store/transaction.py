@@ -13,8 +13,9 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from scheduler.core.events import Event
-from scheduler.core.model import AccountId, JobId, UserName
+from scheduler.core.model import Account, AccountId, JobId, UserName
 from scheduler.core.policy import Policy
+from scheduler.store.codec import ACCOUNT_COLUMNS, account_of
 from scheduler.store.partition import Chain, ChainMark, Lanes
 from scheduler.store.prepared import Prepared, json_text
 from scheduler.store.tables import ACCOUNT, JOB, JOB_EVENT, SUBMISSION_KEY, JsonObject
@@ -24,7 +25,7 @@ _INSERT_JOB = Prepared(
     (
         *("id", "account", "tenant", "user", "name", "state", "gpu_class", "nodes", "gpu_units", "shape", "wanted"),
         *("priority", "time_limit_ms", "submitted_ms", "begin_ms", "is_backing_off", "deadline_ms", "hold", "attempt"),
-        *("retries_left", "array_id", "array_index", "launch", "labels"),
+        *("retries_left", "array_id", "array_index", "launch", "labels", "notify"),
     ),
 )
 _INSERT_JOB_EVENT = Prepared(sa.insert(JOB_EVENT), ("at_ms", "job_id", "kind", "detail"))
@@ -36,7 +37,17 @@ _SELECT_KEY = Prepared(
     ),
     _KEY_NAMES,
 )
-_SELECT_SUSPENDED = Prepared(sa.select(ACCOUNT.c.is_suspended).where(ACCOUNT.c.id == sa.bindparam("id")), ("id",))
+_JSON_PLACES = tuple(isinstance(column.type, sa.JSON) for column in ACCOUNT_COLUMNS)
+_SELECT_ACCOUNT = Prepared(
+    sa.select(
+        *(
+            sa.cast(each, sa.Text) if is_json else each
+            for each, is_json in zip(ACCOUNT_COLUMNS, _JSON_PLACES, strict=True)
+        ),
+        ACCOUNT.c.changed_ms,
+    ).where(ACCOUNT.c.id == sa.bindparam("id")),
+    ("id",),
+)
 _LAST_ID_SQLITE = sa.text("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'job'")
 _LAST_ID_POSTGRES = sa.text("SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM job_id_seq")
 _SET_ID_POSTGRES = sa.text("SELECT setval('job_id_seq', :last)")
@@ -65,7 +76,7 @@ class Transaction:
         self._jobs: list[JsonObject] = []
         self._keys: dict[SubmissionKey, tuple[str, tuple[int, ...]]] = {}
         self._chain: Chain | None = None
-        self._suspended: dict[AccountId, bool | None] = {}
+        self._accounts: dict[AccountId, tuple[Account, int] | None] = {}
         self._next_job_id: int | None = None
         self._mark: _Mark | None = None
         self._has_savepoint = False
@@ -123,14 +134,34 @@ class Transaction:
 
     def is_suspended(self, account: AccountId) -> bool | None:
         """Tells whether the account itself is suspended; None when there is no such account."""
-        if account not in self._suspended:
-            row = _SELECT_SUSPENDED.first(self._connection, {"id": account})
-            self._suspended[account] = None if row is None else bool(row[0])
-        return self._suspended[account]
+        known = self.account(account)
+        return None if known is None else known.is_suspended
+
+    def account(self, account: AccountId) -> Account | None:
+        """Returns an account's terms; None when there is no such account."""
+        known = self._known(account)
+        return None if known is None else known[0]
+
+    def account_changed_ms(self, account: AccountId) -> int:
+        """Returns when an account's terms last changed; 0 when there is no such account."""
+        known = self._known(account)
+        return 0 if known is None else known[1]
+
+    def _known(self, account: AccountId) -> tuple[Account, int] | None:
+        if account not in self._accounts:
+            row = _SELECT_ACCOUNT.first(self._connection, {"id": account})
+            if row is None:
+                self._accounts[account] = None
+            else:
+                values = [
+                    json.loads(each) if is_json else each for each, is_json in zip(row, _JSON_PLACES, strict=False)
+                ]
+                self._accounts[account] = (account_of(values), int(row[-1]))
+        return self._accounts[account]
 
     def forget_accounts(self) -> None:
         """Says that accounts changed in this transaction."""
-        self._suspended.clear()
+        self._accounts.clear()
 
     def reserve_job_ids(self, count: int) -> JobId:
         """Returns the first of `count` consecutive job ids that were never given before and never will be again."""

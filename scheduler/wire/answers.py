@@ -106,6 +106,7 @@ def reason_answers(reasons: Sequence[Reason]) -> list[Json]:
             "blocking": place == 0,
             "need": reason.need,
             "free": reason.free,
+            "unit": reason.unit or "gpus",
             "until": time_or_none(reason.until_ms),
             "slurm": SLURM_WORDS[reason.code],
             "detail": reason.detail,

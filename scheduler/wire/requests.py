@@ -1,13 +1,14 @@
 """The bodies and query strings of every request but the submission's (`spec`): strict, unknown keys refused by name."""
 
 import re
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from scheduler.auth import Role
 from scheduler.clock import parse_utc_ms
 from scheduler.core.model import JobId, JobState
+from scheduler.notices import NoticeEvent
 from scheduler.refusal import Problem, RefusalCode, Refused
 from scheduler.wire.spec import invalid
 from scheduler.wire.text import MOST_INTEGER, AccountPath, Name, Words, problems_of
@@ -27,6 +28,9 @@ class Strict(BaseModel):
     """A body whose unknown keys are refused and whose types are taken literally."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+JobCount = Annotated[int, Field(ge=0, le=10_000_000)]
 
 
 class JobFilterBody(Strict):
@@ -62,7 +66,27 @@ class AccountBody(Strict):
     weight: Annotated[int, Field(ge=1, le=1_000_000)] = 1
     guarantee: dict[Name, Annotated[int, Field(ge=0, le=10_000_000)]] = Field(default_factory=dict, max_length=64)
     limit: dict[Name, Annotated[int, Field(ge=0, le=10_000_000)]] = Field(default_factory=dict, max_length=64)
+    user_limit: dict[Name, Annotated[int, Field(ge=0, le=10_000_000)]] = Field(default_factory=dict, max_length=64)
+    running_limit: JobCount | None = None
+    pending_limit: JobCount | None = None
+    high_limit: JobCount | None = None
+    limit_weight: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     is_suspended: bool = False
+
+
+class SuspendBody(Strict):
+    """How an account is suspended."""
+
+    drain: bool = False
+
+
+class MemberBody(Strict):
+    """A user's place in an account."""
+
+    account: AccountPath
+    user: Name
+    role: Literal["user", "tenant_admin", "billing"] = "user"
+    may_use_high: bool = False
 
 
 class TokenBody(Strict):
@@ -113,6 +137,19 @@ class ReservationBody(Strict):
         if self.pool is not None and self.nodes is not None:
             raise ValueError("pool goes with gpu_model and count; nodes are named already")
         return self
+
+
+class NotifyBody(BaseModel):
+    """Where one wants to be told of jobs, and of what; neither address: not at all."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    webhook: Annotated[str, Field(max_length=2048)] | None = None
+    email: Annotated[Name, Field(max_length=254)] | None = None
+    events: tuple[NoticeEvent, ...] = Field(
+        (NoticeEvent.END, NoticeEvent.PREEMPT, NoticeEvent.IDLE, NoticeEvent.BUDGET80, NoticeEvent.BUDGET100),
+        max_length=32,
+    )
 
 
 class JobListQuery(BaseModel):

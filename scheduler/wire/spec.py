@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from scheduler.core.model import BookingWanted
+from scheduler.notices import NoticeEvent, NoticeWhen
 from scheduler.refusal import Problem, RefusalCode, Refused
 from scheduler.wire.text import (
     MOST_INTEGER,
@@ -85,6 +86,8 @@ class JobSpec(BaseModel):
     )
     grace_seconds: Annotated[int, Field(ge=0, le=3600)] | None = Field(None, description="Between SIGTERM and SIGKILL.")
     labels: dict[Name, Words] = Field(default_factory=dict, max_length=32)
+    notify: tuple[NoticeEvent, ...] | None = Field(None, max_length=32, description="Default: what its user asked for.")
+    notify_when: NoticeWhen = Field(NoticeWhen.EACH, description="Of an array: for each element, or when all ended.")
 
 
 SPEC_FIELDS = tuple(JobSpec.model_fields)
@@ -136,6 +139,8 @@ def _contradictions(spec: JobSpec) -> Iterator[Problem]:
         yield Problem("every node of only_nodes is excluded", "exclude_nodes")
     if spec.begin_at and spec.deadline_at and spec.deadline_at <= spec.begin_at:
         yield Problem("is not after begin_at", "deadline_at")
+    if spec.notify_when is NoticeWhen.LAST and spec.array is None:
+        yield Problem("last is of an array", "notify_when")
 
 
 def parse_array(text: str) -> tuple[int, ...]:

@@ -80,6 +80,8 @@ def draft_of(spec: JobSpec, rights: Rights, offers: Sequence[Offer], rules: Subm
         retries=spec.retries,
         array_indexes=indexes,
         labels=dict(spec.labels),
+        notify_events=spec.notify,
+        notify_when=spec.notify_when,
     )
 
 

@@ -19,7 +19,8 @@ MOST_INTEGER = 2**53 - 1  # what every JSON reader keeps exact (RFC 8259, sectio
 
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _ACCOUNT_STEP = re.compile(r"[^\W_][\w.\-]{0,62}\Z")
-_MOST_ACCOUNT_DEPTH = 4
+_MOST_ACCOUNT_DEPTH = 32
+"""Of steps in a path. A tick walks the path of each start, so there is an end to it, far beyond any organisation."""
 
 
 def is_printable(text: str) -> bool:

@@ -29,11 +29,12 @@ from scheduler.executor import Ended, LogChunk, NodeInventory, Started
 from scheduler.planner import Offer, offers_of
 from scheduler.routes.app import api
 from scheduler.routes.needs import ApiSettings
-from scheduler.store.accounts import SaveAccount, SaveToken
+from scheduler.store.accounts import SaveAccount
 from scheduler.store.allocations import ApplyPlan
 from scheduler.store.database import Database
 from scheduler.store.inventory import SyncInventory
 from scheduler.store.observations import RecordObservations
+from scheduler.store.tokens import SaveToken
 from scheduler.store.write import Command, Writer
 from scheduler.telemetry import Telemetry
 from tests.builders import START_MS, node

@@ -50,7 +50,7 @@ def test_more_guarantee_than_there_is_needs_force(people: People) -> None:
     assert operator.request("PUT", "/v1/admin/accounts/zeta?force=true", json=terms).status_code == 200
 
 
-@pytest.mark.parametrize("path", ["a//b", "-x", "a/b/c/d/e", "a b", "a%0Ab", "x" * 70, "..", "a/../b%00"])
+@pytest.mark.parametrize("path", ["a//b", "-x", "/".join("a" * 33), "a b", "a%0Ab", "x" * 70, "..", "a/../b%00"])
 def test_an_account_path_that_cannot_be_is_refused(people: People, path: str) -> None:
     answer = people.operator().request("PUT", f"/v1/admin/accounts/{path}", json={})
     assert answer.status_code in {404, 422}

@@ -21,10 +21,11 @@ from scheduler.loop import Controller
 from scheduler.routes.app import api
 from scheduler.routes.needs import ApiSettings
 from scheduler.simulated import SimulatedExecutor
-from scheduler.store.accounts import SaveAccount, SaveToken
+from scheduler.store.accounts import SaveAccount
 from scheduler.store.database import Database
 from scheduler.store.jobs import JobDraft, SubmitJobs
 from scheduler.store.lease import LeaderLease
+from scheduler.store.tokens import SaveToken
 from scheduler.telemetry import Telemetry
 from tests.api.conftest import Client, Http, job_spec
 from tests.builders import account, node, shape

@@ -39,17 +39,27 @@ WHO_MAY: dict[tuple[str, str], tuple[set[Role | None], Any]] = {
     ("GET", "/v1/nodes"): ({U, T, B, O}, None),
     ("GET", "/v1/whoami"): (TOKENS, None),
     ("GET", "/v1/version"): (TOKENS, None),
-    ("GET", "/v1/admin/accounts"): ({O}, None),
-    ("PUT", "/v1/admin/accounts/{path:path}"): ({O}, {"weight": 1}),
-    ("DELETE", "/v1/admin/accounts/{path:path}"): ({O}, None),
-    ("GET", "/v1/admin/tokens"): ({O}, None),
-    ("POST", "/v1/admin/tokens"): ({O}, {"role": "user", "account": "acme", "user": "bob"}),
-    ("DELETE", "/v1/admin/tokens/{token_id}"): ({O}, None),
+    ("GET", "/v1/admin/accounts"): ({T, O}, None),
+    ("PUT", "/v1/admin/accounts/{path:path}"): ({T, O}, {"weight": 1}),
+    ("POST", "/v1/admin/accounts/{path:path}/suspend"): ({T, O}, {}),
+    ("POST", "/v1/admin/accounts/{path:path}/resume"): ({T, O}, None),
+    ("DELETE", "/v1/admin/accounts/{path:path}"): ({T, O}, None),
+    ("POST", "/v1/admin/apply"): ({T, O}, {"sections": {"accounts": [], "users": []}}),
+    ("GET", "/v1/admin/users"): ({T, O}, None),
+    ("PUT", "/v1/admin/users"): ({T, O}, {"account": "acme/vision", "user": "bob"}),
+    ("DELETE", "/v1/admin/users"): ({T, O}, None),
+    ("GET", "/v1/admin/tokens"): ({T, O}, None),
+    ("POST", "/v1/admin/tokens"): ({T, O}, {"role": "user", "account": "acme/vision", "user": "bob"}),
+    ("DELETE", "/v1/admin/tokens/{token_id}"): ({T, O}, None),
     ("GET", "/v1/admin/prices"): ({B, O}, None),
     ("POST", "/v1/admin/prices"): ({O}, BOOK),
     ("POST", "/v1/admin/nodes/{name}/drain"): ({O}, {"reason": "fan"}),
     ("POST", "/v1/admin/nodes/{name}/resume"): ({O}, None),
     ("GET", "/v1/admin/nodes/{name}/history"): ({O}, None),
+    ("GET", "/v1/admin/defrag"): ({O}, None),
+    ("GET", "/v1/notify"): ({U, T}, None),
+    ("PUT", "/v1/notify"): ({U, T}, {"email": "ana@acme.example"}),
+    ("POST", "/v1/notify/test"): ({U, T}, None),
     ("GET", "/v1/pools"): ({U, T, B, O}, None),
     ("POST", "/v1/admin/pause"): ({O}, {"reason": "power"}),
     ("POST", "/v1/admin/resume"): ({O}, {}),
@@ -105,6 +115,8 @@ def test_every_route_answers_its_roles_and_no_other(people: People, role: Role |
         )
         if path.endswith("/wait"):
             where += "?timeout_seconds=0"
+        if (method, path) == ("DELETE", "/v1/admin/users"):
+            where += "?account=acme/vision&user=nobody"
         if path.endswith("/export"):
             where += "?from=2026-09-01&to=2026-09-02"
         sent = {"ids": [str(job)]} if body is JOBS else body
@@ -214,7 +226,7 @@ def test_a_token_is_told_once_and_works_until_it_is_revoked(http: Http, people: 
 
 
 def test_a_token_revoked_elsewhere_is_refused_within_a_second(centre: Centre, http: Http) -> None:
-    from scheduler.store.accounts import RevokeToken
+    from scheduler.store.tokens import RevokeToken
 
     holder = Client(http, centre.token(Role.OPERATOR, "", "olga"))
     id_ = holder.get("/v1/whoami").json()["token_id"]

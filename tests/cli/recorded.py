@@ -28,6 +28,15 @@ POOLS: list[dict[str, object]] = [
         "reason": None,
     },
 ]
+PROPOSAL: dict[str, object] = {
+    "job_id": 10482,
+    "gpu_model": "H100-SXM",
+    "nodes": ["gpu-011"],
+    "lost_gpu_seconds": 7200,
+    "moves": [
+        {"job_id": 10470, "gpus": 2, "from_node": "gpu-011", "to_node": "gpu-017", "lost_gpu_seconds": 7200},
+    ],
+}
 RESERVATION: dict[str, object] = {
     "name": "switch-works",
     "start": "2026-11-23T18:00:00Z",
@@ -253,6 +262,11 @@ ACCOUNTS = page(
             "weight": 2,
             "guarantee": {"H100": 32},
             "limit": {"H100": 128},
+            "user_limit": {"H100": 16},
+            "running_limit": 200,
+            "pending_limit": None,
+            "high_limit": None,
+            "limit_weight": 0,
             "is_suspended": False,
         },
         {
@@ -262,8 +276,20 @@ ACCOUNTS = page(
             "weight": 1,
             "guarantee": {},
             "limit": {},
+            "user_limit": {},
+            "running_limit": None,
+            "pending_limit": None,
+            "high_limit": None,
+            "limit_weight": 0,
             "is_suspended": True,
         },
+    ],
+)
+USERS = page(
+    "UserList",
+    [
+        {"user": "mei", "account": "acme", "role": "tenant_admin", "may_use_high": False},
+        {"user": "jon", "account": "acme/nlp", "role": "user", "may_use_high": True},
     ],
 )
 TOKENS = page(
@@ -401,6 +427,14 @@ def centre(peer: Peer) -> None:
     peer.answers("GET", "/v1/admin/accounts", ACCOUNTS)
     for name, terms in (("acme", ACCOUNTS["items"][0]), ("acme/vision", {}), ("beta", {})):
         peer.answers("PUT", f"/v1/admin/accounts/{name}", envelope("Account", **{**terms, "id": name}))
+    for verb, is_suspended in (("suspend", True), ("resume", False)):
+        terms = {**ACCOUNTS["items"][0], "is_suspended": is_suspended}
+        peer.answers("POST", f"/v1/admin/accounts/acme/{verb}", envelope("Account", **terms, jobs_stopped=0))
+    peer.answers("DELETE", "/v1/admin/accounts/acme/old", envelope("AccountRemoved", id="acme/old"))
+    peer.answers("GET", "/v1/admin/users", USERS)
+    peer.answers("PUT", "/v1/admin/users", envelope("User", **USERS["items"][0], did_change=True))
+    removed = envelope("UserRemoved", account="acme", user="mei", tokens_revoked=2)
+    peer.answers("DELETE", "/v1/admin/users", removed)
     peer.answers("GET", "/v1/admin/tokens", TOKENS)
     peer.answers("POST", "/v1/admin/tokens", envelope("Token", **TOKENS["items"][0], secret="tst_made-just-now"))
     peer.answers("DELETE", "/v1/admin/tokens/01JDT", envelope("TokenRevoked", id="01JDT", was_valid=True))
@@ -414,6 +448,7 @@ def centre(peer: Peer) -> None:
         peer.answers("POST", f"/v1/admin/{verb}", page("PoolList", POOLS, changed=["a100"]))
     moved = envelope("PoolNodes", name="h100-ib", moved=["gpu-001", "gpu-002"])
     peer.answers("PUT", "/v1/admin/pools/h100-ib/nodes", moved)
+    peer.answers("GET", "/v1/admin/defrag", page("DefragProposalList", [PROPOSAL]))
     peer.answers("GET", "/v1/reservations", page("ReservationList", [RESERVATION]))
     peer.answers("POST", "/v1/admin/reservations", envelope("Reservation", **RESERVATION, overrunning_jobs=[10431]))
     peer.answers("DELETE", "/v1/admin/reservations/switch-works", envelope("Reservation", **RESERVATION))

@@ -47,7 +47,14 @@ COMMANDS: dict[str, tuple[tuple[str, ...], tuple[str, str]]] = {
     "admin-tenant-list": (("admin", "tenant", "list"), ("GET", "/v1/admin/accounts")),
     "admin-tenant-show": (("admin", "tenant", "show", "acme"), ("GET", "/v1/admin/accounts")),
     "admin-tenant-set": (("admin", "tenant", "set", "acme", "--weight", "3"), ("PUT", "/v1/admin/accounts/acme")),
-    "admin-tenant-suspend": (("admin", "tenant", "suspend", "acme"), ("PUT", "/v1/admin/accounts/acme")),
+    "admin-tenant-suspend": (("admin", "tenant", "suspend", "acme"), ("POST", "/v1/admin/accounts/acme/suspend")),
+    "admin-project-remove": (("admin", "project", "remove", "acme/old"), ("DELETE", "/v1/admin/accounts/acme/old")),
+    "admin-quota-set": (("admin", "quota", "set", "acme", "--running", "200"), ("PUT", "/v1/admin/accounts/acme")),
+    "admin-quota-list": (("admin", "quota", "list", "-o", "wide"), ("GET", "/v1/admin/accounts")),
+    "admin-user-create": (("admin", "user", "create", "ana", "-A", "acme"), ("POST", "/v1/admin/tokens")),
+    "admin-user-list": (("admin", "user", "list"), ("GET", "/v1/admin/users")),
+    "admin-user-set": (("admin", "user", "set", "mei", "-A", "acme", "--high"), ("PUT", "/v1/admin/users")),
+    "admin-user-remove": (("admin", "user", "remove", "mei", "-A", "acme"), ("DELETE", "/v1/admin/users")),
     "admin-project-list": (("admin", "project", "list"), ("GET", "/v1/admin/accounts")),
     "admin-token-create": (
         ("admin", "token", "create", "-u", "ops", "--role", "operator"),
@@ -66,6 +73,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], tuple[str, str]]] = {
     ),
     "admin-pause": (("admin", "pause", "a100", "-r", "power works"), ("POST", "/v1/admin/pause")),
     "admin-resume": (("admin", "resume"), ("POST", "/v1/admin/resume")),
+    "admin-defrag": (("admin", "defrag"), ("GET", "/v1/admin/defrag")),
     "admin-reserve-create": (
         ("admin", "reserve", "create", "switch-works", "--node", "gpu-001", "--node", "gpu-002", "--for", "4h"),
         ("POST", "/v1/admin/reservations"),
@@ -304,13 +312,23 @@ def test_accounts_are_changed_as_a_whole_from_what_they_were(home: Home, peer: P
         "weight": 2,
         "guarantee": {"H100": 0},
         "limit": {"H100": 128, "A100": 8},
+        "user_limit": {"H100": 16},
+        "running_limit": 200,
+        "pending_limit": None,
+        "high_limit": None,
+        "limit_weight": 0,
         "is_suspended": False,
     }
+    home.turnstile("admin", "quota", "set", "acme", "--limit", "H100=none", "--running", "none", "--pending", "9")
+    sent = peer.requests("PUT", "/v1/admin/accounts/acme")[-1]
+    assert (sent.json["limit"], sent.json["running_limit"], sent.json["pending_limit"]) == ({}, None, 9)
     home.turnstile("admin", "project", "create", "acme/vision", "--limit", "H100=16")
     (made,) = peer.requests("PUT", "/v1/admin/accounts/acme/vision")
     assert made.json["limit"] == {"H100": 16}
-    home.turnstile("admin", "tenant", "suspend", "acme", "--resume")
-    assert peer.requests("PUT", "/v1/admin/accounts/acme")[-1].json["is_suspended"] is False
+    home.turnstile("admin", "tenant", "suspend", "acme", "--drain")
+    assert peer.requests("POST", "/v1/admin/accounts/acme/suspend")[-1].json == {"drain": True}
+    assert home.turnstile("admin", "tenant", "suspend", "acme", "--resume").out == "acme: starts jobs again\n"
+    assert home.turnstile("admin", "tenant", "suspend", "acme", "--resume", "--drain").code == 2
     assert home.turnstile("admin", "tenant", "create", "acme").code == 3
     assert home.turnstile("admin", "tenant", "set", "nobody", "--weight", "2").code == 4
     assert home.turnstile("admin", "tenant", "create", "acme/vision").code == 2

@@ -96,7 +96,10 @@ class Controllers:
         uids = {job["metadata"]["uid"] for job in self.store.of("jobs.batch")}
         for pod in self.store.of("pods"):
             owners = pod["metadata"].get("ownerReferences") or ()
-            if owners and owners[0]["uid"] not in uids and not pod["metadata"].get("deletionTimestamp"):
+            node = pod["spec"].get("nodeName")
+            if node is not None and self.store.find("nodes", "", node) is None:
+                self.store.remove(_key(pod))  # as the pod garbage collector does
+            elif owners and owners[0]["uid"] not in uids and not pod["metadata"].get("deletionTimestamp"):
                 self.store.delete(_key(pod), {})
 
     def _schedule(self) -> None:
@@ -147,6 +150,8 @@ class Controllers:
         if is_over(pod):
             if metadata.get("deletionTimestamp"):
                 self.store.remove(_key(pod))
+        elif metadata.get("deletionTimestamp") and status.get("phase") != "Running":
+            self.store.remove(_key(pod))
         elif metadata.get("deletionTimestamp"):
             takes, grace = float(notes.get(PREFIX + "term-seconds", 0)), metadata["deletionGracePeriodSeconds"]
             code = 143 if takes <= grace else 137
@@ -174,11 +179,13 @@ class Controllers:
         current = self.store.find("pods", pod["metadata"]["namespace"], pod["metadata"]["name"])
         if current is None or current["metadata"]["uid"] != pod["metadata"]["uid"] or is_over(current):
             return
-        states = (current.get("status") or {}).get("containerStatuses") or [{"state": {}}]
-        started = (states[0]["state"].get("running") or {}).get("startedAt", self.store.stamp())
-        ended = {"exitCode": code, "reason": why, "startedAt": started, "finishedAt": self.store.stamp()}
-        phase = "Succeeded" if code == 0 else "Failed"
-        status = {"phase": phase, "containerStatuses": _containers(current, {"terminated": ended})}
+        ended = {"exitCode": code, "reason": why, "finishedAt": self.store.stamp()}
+        containers = []
+        for each in current["status"]["containerStatuses"]:
+            running = each["state"].get("running")
+            state = {"terminated": ended | {"startedAt": running["startedAt"]}} if running else each["state"]
+            containers.append({"name": each["name"], "state": state})
+        status = {"phase": "Succeeded" if code == 0 else "Failed", "containerStatuses": containers}
         self.store.update(_key(current), _set_status(status))
 
     def _later(self, seconds: float, uid: str, what: str, do: Any) -> None:

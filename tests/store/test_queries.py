@@ -23,13 +23,14 @@ from scheduler.executor import LaunchSpec
 from scheduler.refusal import RefusalCode, Refused
 from scheduler.store import centre as centre_queries
 from scheduler.store import queries, read
-from scheduler.store.accounts import RevokeToken, SaveAccount, SaveToken
+from scheduler.store.accounts import SaveAccount
 from scheduler.store.actions import CancelJobs
 from scheduler.store.codec import launch_json, launch_of
 from scheduler.store.jobs import JobDraft
 from scheduler.store.pools import SetPool
 from scheduler.store.prepared import json_text
 from scheduler.store.queries import JobFilter
+from scheduler.store.tokens import RevokeToken, SaveToken
 from tests.store.harness import ACME, ANA, H200, PROJECT, Centre, draft
 
 SPEECH = AccountId("acme/speech")
@@ -244,9 +245,11 @@ def test_a_token_is_found_by_the_hash_of_its_secret_and_revoked_once(centre: Cen
     with centre.database.read() as connection:
         found = centre_queries.token_by_hash(connection, "hash")
         assert centre_queries.token_by_hash(connection, "other") is None
-        assert centre_queries.tokens(connection) == [found]
-    assert found is not None
-    assert (found.role, found.account, found.user, found.expires_ms, found.revoked_ms) == (
+        assert found is not None
+        record, suspended = found
+        assert centre_queries.tokens(connection) == [record]
+    assert suspended is None
+    assert (record.role, record.account, record.user, record.expires_ms, record.revoked_ms) == (
         *("user", PROJECT, ANA, 5),
         centre.clock.now_ms(),
     )

@@ -1,0 +1,232 @@
+"""Centre files: `turnstile admin apply -f centre.toml`. Read whole, with all that is wrong in them told by line.
+
+A section is a row of SECTIONS: where it stands in the file, which keys its entries have, and how the API calls them.
+Whoever adds a section to the API adds its row here.
+"""
+
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cli.errors import CliError, ExitCode, Problem, Refusal
+from cli.tomllines import Path as Place
+from cli.tomllines import line_of, lines_of
+from cli.values import closest
+
+LARGEST_BYTES = 16 * 1024 * 1024
+NONE = "none"
+"""What stands in the place of a limit that there shall not be."""
+Entry = dict[str, object]
+
+
+class CentreFileProblems(CliError):
+    """A centre file has problems; `problems` has them all, in the order of their lines."""
+
+    exit_code = ExitCode.REFUSED
+
+    def __init__(self, name: str, problems: tuple[Problem, ...], code: str = "invalid") -> None:
+        many = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        super().__init__(f"{name} has {many}", code=code, problems=problems)
+
+
+class WrongValue(Exception):
+    """What is wrong with a value, as the rest of a sentence that begins with its key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A key of an entry: its name in the API, and how its value is read. Readers raise WrongValue."""
+
+    wire: str
+    read: Callable[[object], object]
+
+
+@dataclass(frozen=True, slots=True)
+class SectionForm:
+    """How a section stands in a file: tables by name (`named_by`, an API field), or an array of tables."""
+
+    name: str
+    keys: Mapping[str, Key]
+    named_by: str | None = None
+    required: tuple[str, ...] = ()
+
+
+def _text(value: object) -> object:
+    if not isinstance(value, str) or not value.strip():
+        raise WrongValue("must be a text")
+    return value
+
+
+def _truth(value: object) -> object:
+    if not isinstance(value, bool):
+        raise WrongValue("must be true or false")
+    return value
+
+
+def _number(least: int) -> Callable[[object], object]:
+    def read(value: object) -> object:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise WrongValue("must be a whole number")
+        if value < least:
+            raise WrongValue(f"must be at least {least}, and {value} is not")
+        return value
+
+    return read
+
+
+def _limit(value: object) -> object:
+    if value == NONE:
+        return None
+    try:
+        return _number(0)(value)
+    except WrongValue as problem:
+        raise WrongValue(f"{problem}, or 'none'") from None
+
+
+def _gpus(value: object) -> object:
+    if not isinstance(value, dict):
+        raise WrongValue("must be a table of GPUs by class, as in { H100 = 32 }")
+    for gpu_class, count in value.items():
+        try:
+            _number(0)(count)
+        except WrongValue as problem:
+            raise WrongValue(f"{gpu_class} {problem}") from None
+    return value
+
+
+SECTIONS: tuple[SectionForm, ...] = (
+    SectionForm(
+        "accounts",
+        {
+            "title": Key("display_name", _text),
+            "weight": Key("weight", _number(1)),
+            "guarantee": Key("guarantee", _gpus),
+            "limit": Key("limit", _gpus),
+            "user_limit": Key("user_limit", _gpus),
+            "running": Key("running_limit", _limit),
+            "pending": Key("pending_limit", _limit),
+            "high": Key("high_limit", _limit),
+            "limit_weight": Key("limit_weight", _number(0)),
+            "suspended": Key("is_suspended", _truth),
+        },
+        named_by="id",
+    ),
+    SectionForm(
+        "users",
+        {
+            "name": Key("user", _text),
+            "account": Key("account", _text),
+            "role": Key("role", _text),
+            "high": Key("may_use_high", _truth),
+        },
+        required=("name", "account"),
+    ),
+)
+
+
+@dataclass(slots=True)
+class CentreFile:
+    """What a file declares, as the API takes it, and where each entry stands."""
+
+    name: str
+    sections: dict[str, list[Entry]] = field(default_factory=dict)
+    lines: Mapping[Place, int] = field(default_factory=dict)
+    places: dict[tuple[str, int], Place] = field(default_factory=dict)
+    """Of each entry by section and number."""
+
+    def located(self, field_name: str) -> tuple[int, str]:
+        """Returns the line and the name of what the API calls `accounts.0.limit.H100`."""
+        section, _, rest = field_name.partition(".")
+        index, _, term = rest.partition(".")
+        place = self.places.get((section, int(index))) if index.isdigit() else None
+        form = next((each for each in SECTIONS if each.name == section), None)
+        if place is None or form is None:
+            return line_of(self.lines, (section,)), field_name
+        wire, _, inner = term.partition(".")
+        key = next((name for name, each in form.keys.items() if each.wire == wire), wire)
+        steps: Place = (*place, key, *((inner,) if inner else ()))
+        whose = str(place[-1]) if form.named_by else f"{section} {place[-1]}"
+        said = ".".join(part for part in (key, inner) if part and key != form.named_by)
+        return line_of(self.lines, steps), f"{whose}: {said}" if said else whose
+
+
+def load(name: str) -> CentreFile:
+    """Returns what a file declares. Raises Refusal if it cannot be read, CentreFileProblems with all that is wrong."""
+    path = Path(name).expanduser()
+    try:
+        if path.stat().st_size > LARGEST_BYTES:
+            raise Refusal(f"{name} is too large for a centre file")
+        text = path.read_text(encoding="utf-8")
+        document = tomllib.loads(text)
+    except FileNotFoundError:
+        raise Refusal(f"there is no file {name}") from None
+    except OSError as problem:
+        raise Refusal(f"{name} cannot be read: {problem.strerror}") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as problem:
+        raise Refusal(f"{name} is not TOML: {problem}") from None
+    return _Reading(CentreFile(name, lines=lines_of(text))).of(document)
+
+
+class _Reading:
+    """Reads one file and keeps what is wrong with it."""
+
+    def __init__(self, file: CentreFile) -> None:
+        self._file = file
+        self._wrong: list[tuple[int, str]] = []
+
+    def of(self, document: Mapping[str, object]) -> CentreFile:
+        forms = {form.name: form for form in SECTIONS}
+        for name, content in document.items():
+            form = forms.get(name)
+            if form is None:
+                self._say((name,), f"{name}: unknown section{_hint(name, forms)}")
+            else:
+                self._file.sections[name] = self._section(form, content)
+        if self._wrong:
+            problems = tuple(Problem(f"line {line}", said) for line, said in sorted(self._wrong))
+            raise CentreFileProblems(self._file.name, problems)
+        return self._file
+
+    def _section(self, form: SectionForm, content: object) -> list[Entry]:
+        found: list[Entry] = []
+        for place, entry in self._entries(form, content):
+            self._file.places[form.name, len(found)] = place
+            found.append(self._entry(form, place, entry))
+        return found
+
+    def _entries(self, form: SectionForm, content: object) -> list[tuple[Place, object]]:
+        if form.named_by is not None and isinstance(content, dict):
+            return [((form.name, name), entry) for name, entry in content.items()]
+        if form.named_by is None and isinstance(content, list):
+            return [((form.name, index), entry) for index, entry in enumerate(content)]
+        shown = f"[{form.name}.NAME]" if form.named_by else f"[[{form.name}]]"
+        self._say((form.name,), f"{form.name}: its entries are tables, as in {shown}")
+        return []
+
+    def _entry(self, form: SectionForm, place: Place, content: object) -> Entry:
+        if not isinstance(content, dict):
+            self._say(place, f"{place[-1]}: must be a table")
+            return {}
+        found: Entry = {} if form.named_by is None else {form.named_by: place[-1]}
+        for name, value in content.items():
+            key = form.keys.get(name)
+            if key is None:
+                self._say((*place, name), f"{name}: unknown key{_hint(name, form.keys)}")
+                continue
+            try:
+                found[key.wire] = key.read(value)
+            except WrongValue as problem:
+                self._say((*place, name), f"{name}: {problem}")
+        for name in form.required:
+            if name not in content:
+                self._say(place, f"{name}: is required")
+        return found
+
+    def _say(self, place: Place, said: str) -> None:
+        self._wrong.append((line_of(self._file.lines, place), said))
+
+
+def _hint(name: str, known: Mapping[str, object]) -> str:
+    near = closest(name, known)
+    return f", did you mean '{near[0]}'?" if near else f"; there are {', '.join(known)}"

@@ -1,0 +1,19 @@
+"""Tables of counts that forget what comes to 0, so that equal histories have equal tables."""
+
+from collections import Counter
+from typing import TypeVar
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+def add_nested(counts: dict[K, Counter[V]], key: K, what: V, change: int) -> None:
+    """Adds to a count in a table of counts."""
+    found = counts.get(key)
+    if found is None:
+        found = counts[key] = Counter()
+    found[what] += change
+    if not found[what]:
+        del found[what]
+        if not found:
+            del counts[key]

@@ -1,0 +1,184 @@
+"""`admin apply`: what is wrong in a file is told by line, differences are shown, and made only as they were shown."""
+
+import tomllib
+from pathlib import Path
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cli.centrefile import load
+from cli.tomllines import line_of, lines_of
+from tests.cli.conftest import Home
+from tests.cli.peer import Json, Peer, page, problem
+
+SHIPPED = Path(__file__).parents[2] / "deploy" / "centre.toml"
+FILE = """\
+# a centre
+[accounts.acme]
+weight = 2
+guarantee = { H100 = 32 }
+
+[accounts."acme/vision".limit]
+H100 = 16
+
+[[users]]
+name = "mei"
+account = "acme"
+"""
+CHANGES: list[Json] = [
+    {
+        "section": "accounts",
+        "change": "change",
+        "id": "acme",
+        "fields": [
+            {"name": "guarantee.H100", "before": 16, "after": 32},
+            {"name": "running_limit", "before": 5, "after": None},
+        ],
+        "note": None,
+    },
+    {"section": "users", "change": "create", "id": "mei in acme", "fields": [], "note": None},
+    {"section": "accounts", "change": "keep", "id": "old", "fields": [], "note": "it has jobs"},
+]
+
+
+def answered(peer: Peer, changes: int = 2) -> None:
+    items = CHANGES if changes else []
+    peer.answers(
+        "POST", "/v1/admin/apply", page("CentreChangeList", items, digest="d1", is_applied=False, changes=changes)
+    )
+
+
+def test_a_file_is_sent_as_the_api_takes_it_shown_first_and_made_as_shown(home: Home, peer: Peer) -> None:
+    (home.path / "centre.toml").write_text(FILE)
+    answered(peer)
+    done = home.turnstile("admin", "apply", "-f", "centre.toml", "-y")
+    tried, made = peer.requests("POST", "/v1/admin/apply")
+    assert (tried.query, made.query) == ({"dry_run": ["true"]}, {})
+    assert tried.json["sections"] == {
+        "accounts": [
+            {"id": "acme", "weight": 2, "guarantee": {"H100": 32}},
+            {"id": "acme/vision", "limit": {"H100": 16}},
+        ],
+        "users": [{"user": "mei", "account": "acme"}],
+    }
+    assert (tried.json["prune"], made.json["expect"]) == (False, "d1")
+    assert done.out == (
+        "~ accounts acme\n"
+        "    guarantee.H100      16 → 32\n"
+        "    running_limit       5 → -\n"
+        "+ users mei in acme\n"
+        "= accounts old  kept: it has jobs\n"
+        "2 changes made\n"
+    )
+
+
+def test_a_dry_run_makes_nothing_and_no_changes_are_said_so(home: Home, peer: Peer) -> None:
+    (home.path / "centre.toml").write_text(FILE)
+    answered(peer)
+    assert home.turnstile("admin", "apply", "-f", "centre.toml", "--dry-run").out.endswith(
+        "2 changes, none made: this was a dry run\n"
+    )
+    assert len(peer.requests("POST", "/v1/admin/apply")) == 1
+    answered(peer, changes=0)
+    assert home.turnstile("admin", "apply", "-f", "centre.toml", "--prune").out == "no changes\n"
+    assert peer.requests("POST", "/v1/admin/apply")[-1].json["prune"] is True
+
+
+def test_nothing_is_made_unasked_where_nobody_can_be_asked(home: Home, peer: Peer) -> None:
+    (home.path / "centre.toml").write_text(FILE)
+    answered(peer)
+    assert home.turnstile("admin", "apply", "-f", "centre.toml").code == 2
+    assert len(peer.requests("POST", "/v1/admin/apply")) == 1
+
+
+def test_all_that_is_wrong_in_a_file_is_told_by_line_before_anything_is_sent(home: Home, peer: Peer) -> None:
+    (home.path / "centre.toml").write_text(
+        '[acounts.x]\n[accounts.acme]\nwieght = 2\nweight = 0\nguarantee = 8\npending = "many"\nsuspended = 1\n'
+        '[[users]]\nname = "mei"\n[users.more]\n'
+    )
+    done = home.turnstile("admin", "apply", "-f", "centre.toml")
+    assert (done.code, peer.requests("POST", "/v1/admin/apply")) == (3, [])
+    assert done.err == (
+        "error: centre.toml has 8 problems\n"
+        "  line 1  acounts: unknown section, did you mean 'accounts'?\n"
+        "  line 3  wieght: unknown key, did you mean 'weight'?\n"
+        "  line 4  weight: must be at least 1, and 0 is not\n"
+        "  line 5  guarantee: must be a table of GPUs by class, as in { H100 = 32 }\n"
+        "  line 6  pending: must be a whole number, or 'none'\n"
+        "  line 7  suspended: must be true or false\n"
+        "  line 8  account: is required\n"
+        "  line 10  more: unknown key; there are name, account, role, high\n"
+    )
+    (home.path / "centre.toml").write_text("[accounts\n")
+    assert "is not TOML" in home.turnstile("admin", "apply", "-f", "centre.toml").err
+    assert home.turnstile("admin", "apply", "-f", "absent.toml").code == 3
+
+
+def test_what_the_server_finds_wrong_is_told_by_the_lines_of_the_file(home: Home, peer: Peer) -> None:
+    (home.path / "centre.toml").write_text(FILE)
+    wrong = [
+        {"field": "users.0.account", "message": "there is no account acme"},
+        {"field": "accounts.1.limit.H100", "message": "no GPU class 'H100'"},
+        {"field": "accounts.0.guarantee.H100", "message": "32 H100 are more than is left"},
+    ]
+    peer.answers("POST", "/v1/admin/apply", problem("invalid", 422, "3 problems", problems=wrong))
+    done = home.turnstile("admin", "apply", "-f", "centre.toml", "-y")
+    assert done.code == 3
+    assert done.err == (
+        "error: centre.toml has 3 problems\n"
+        "  line 4  acme: guarantee.H100: 32 H100 are more than is left\n"
+        "  line 7  acme/vision: limit.H100: no GPU class 'H100'\n"
+        "  line 11  users 0: account: there is no account acme\n"
+    )
+
+
+def test_the_example_that_ships_can_be_read() -> None:
+    found = load(str(SHIPPED))
+    assert {name: len(entries) for name, entries in found.sections.items()} == {"accounts": 4, "users": 2}
+
+
+def test_lines_are_those_of_keys_tables_and_values_over_several_lines() -> None:
+    text = (
+        'a = """\n[not.a.table]\nb = 1\n"""\nc = [ # ]\n  "]", \'x\',\n  { d = 1 },\n]\n[e."f.g"]\nh.i = 1 # [x]\n'
+        "[[k]]\nl = 'it''s'\n[[k]]\nl = 2\n[k.m]\nn = 3\n"
+    ).replace("'it''s'", "'its'")
+    tomllib.loads(text)
+    assert lines_of(text) == {
+        ("a",): 1,
+        ("c",): 5,
+        ("e", "f.g"): 9,
+        ("e", "f.g", "h", "i"): 10,
+        ("k", 0): 11,
+        ("k", 0, "l"): 12,
+        ("k", 1): 13,
+        ("k", 1, "l"): 14,
+        ("k", 1, "m"): 15,
+        ("k", 1, "m", "n"): 16,
+    }
+    assert line_of(lines_of(text), ("k", 1, "m", "n", "deep")) == 16
+    assert line_of({}, ("x",)) == 1
+
+
+words = st.text("ab_-", min_size=1, max_size=4)
+values = st.one_of(
+    st.integers(0, 9).map(str),
+    st.just('"""\n x = [\n"""'),
+    st.just("[\n 1,\n 2 ]"),
+    st.just('{ q = "}" }'),
+    st.just("'#'"),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(words, st.lists(st.tuples(words, values), max_size=4)), max_size=5))
+def test_every_key_of_any_file_stands_where_it_was_written(tables: list[tuple[str, list[tuple[str, str]]]]) -> None:
+    written: dict[tuple[str | int, ...], int] = {}
+    text = ""
+    for name, keys in dict(tables).items():
+        written[name,] = text.count("\n") + 1
+        text += f"[{name}]\n"
+        for key, value in dict(keys).items():
+            written[name, key] = text.count("\n") + 1
+            text += f"{key} = {value} # note = [\n" if "\n" not in value else f"{key} = {value}\n"
+    tomllib.loads(text)
+    assert lines_of(text) == written
