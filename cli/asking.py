@@ -35,11 +35,22 @@ def asked(session: Session, flags: JobFlags, words: list[str] | None, *, needs_w
             )
         work = {"command": ["true"]}
     spec = spec_of(flags, work, session.project, session.environment)
+    if isinstance(after := spec.get("after"), list):
+        spec["after"] = _numbered(session, after)
     if not flags.sweep:
         return Asked(flags, spec, (spec,))
     from cli.sweeps import swept
 
     return Asked(flags, spec, tuple(swept(spec, flags.sweep)))
+
+
+def _numbered(session: Session, after: list[str]) -> list[str]:
+    """Puts numbers in the place of names and `@`: the server knows dependencies by their numbers alone."""
+    found = []
+    for each in after:
+        word, colon, job = each.partition(":")
+        found.append(f"{word}:{session.numbers([job])[0]}" if colon else each)
+    return found
 
 
 def _of_file(

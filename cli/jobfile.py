@@ -120,7 +120,10 @@ def _read_shape(key: Key, value: Value) -> object:
                 raise _Wrong(value.line, f"is {key.shape}")
             return value.truth
         case Shape.WORDS:
-            return [_word(value)] if isinstance(value, Scalar) else _texts(key, value)
+            words = [_word(value)] if isinstance(value, Scalar) else _texts(key, value)
+            for word in words:
+                _check(key, word, value.line)
+            return words
         case Shape.ARGV:
             return _argv(value)
         case Shape.PAIRS | Shape.CHOICES:

@@ -12,6 +12,7 @@ from cli import moments, values
 from cli.errors import UsageProblem
 
 FLAGS_OF_FIELDS = {
+    "after": "--after",
     "array": "-a",
     "begin_at": "--begin",
     "booking": "--booking",
@@ -38,7 +39,9 @@ FLAGS_OF_FIELDS = {
     "priority": "--priority",
     "project": "-A",
     "retries": "--retries",
+    "retry_on": "--retry-on",
     "time_limit_seconds": "-t",
+    "topology": "--topology",
     "total_gpus": "--total-gpus",
     "workdir": "-w",
 }
@@ -71,6 +74,10 @@ class JobFlags:
     constraint: Annotated[
         list[str] | None, typer.Option("--constraint", metavar="K=V", help="Nodes with this label; repeatable.")
     ] = None
+    topology: Annotated[
+        str | None,
+        typer.Option("--topology", metavar="HOW:LABEL", help="required:rack, preferred:rack: nodes near each other."),
+    ] = None
     image: Annotated[str | None, typer.Option("-i", "--image", metavar="REF", help="Container image.")] = None
     name: Annotated[str | None, typer.Option("-n", "--name", "-J", metavar="TEXT", help="Name of the job.")] = None
     project: Annotated[str | None, typer.Option("-A", "--project", metavar="NAME", help="Who it is for.")] = None
@@ -87,6 +94,10 @@ class JobFlags:
         str | None, typer.Option("--output", metavar="PATTERN", help="A file for its output, besides the kept log.")
     ] = None
     label: Annotated[list[str] | None, typer.Option("-l", "--label", metavar="K=V", help="Label; repeatable.")] = None
+    after: Annotated[
+        list[str] | None,
+        typer.Option("--after", metavar="[WORD:]JOB", help="17, any:17, fail:17_3, start:17, singleton; repeatable."),
+    ] = None
     begin: Annotated[
         str | None, typer.Option("--begin", metavar="TIME", help="Not before: now+2h, 20:00, 2026-11-24T08:00.")
     ] = None
@@ -101,6 +112,10 @@ class JobFlags:
         str | None, typer.Option("-a", "--array", metavar="RANGE", help="0-99%8: a hundred, at most eight at once.")
     ] = None
     retries: Annotated[str | None, typer.Option("--retries", metavar="N", help="Start again after a failure.")] = None
+    retry_on: Annotated[
+        str | None,
+        typer.Option("--retry-on", metavar="WHY,WHY", help="Only after these: exit_nonzero, oom, launch_failed …"),
+    ] = None
     grace: Annotated[str | None, typer.Option("--grace", metavar="DUR", help="Between SIGTERM and SIGKILL: 120s.")] = (
         None
     )
@@ -163,6 +178,8 @@ def spec_of(
         else moments.write(moments.ahead(flags.deadline, "--deadline", now)),
         "hold": flags.hold or None,
         "array": None if flags.array is None else values.array(flags.array),
+        "retry_on": [] if flags.retry_on is None else values.retry_on(flags.retry_on),
+        "after": [":".join(filter(None, values.after(each))) for each in _several(flags.after)],
         "retries": None if flags.retries is None else values.count(flags.retries, "--retries", least=0),
         "notify": [event for each in flags.notify or () for event in values.notice_events(each)],
         "notify_when": _chosen(flags.notify_when, "--notify-when", ("each", "last")),
@@ -193,7 +210,12 @@ def _resources(flags: JobFlags) -> dict[str, object]:
         "only_nodes": [name for each in flags.node or () for name in each.split(",")],
         "exclude_nodes": [name for each in flags.exclude or () for name in each.split(",")],
         "constraints": _pairs(flags.constraint, "--constraint"),
+        "topology": None if flags.topology is None else values.topology(flags.topology),
     }
+
+
+def _several(texts: list[str] | None) -> list[str]:
+    return [each for text in texts or () for each in text.split(",")]
 
 
 def _booking(flags: JobFlags) -> str | None:

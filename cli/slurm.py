@@ -104,13 +104,16 @@ def read(lines: list[str]) -> Directives:
         # Slurm takes the total as a bound on how the per-node count may be met; the per-node count says it all.
         del found.flags["total_gpus"]
         found.notes["total"] = "--gpus beside a count per node: the count per node holds"
-    flags = JobFlags(**found.flags)  # type: ignore[arg-type]  # the readers keep to the fields' types
-    return Directives(flags, tuple(_typed(found.flags)), tuple(found.notes.values()), tuple(unsupported))
+    typed = tuple(_typed(found.flags))
+    several = {"after": [str(found.flags["after"])]} if "after" in found.flags else {}
+    flags = JobFlags(**(found.flags | several))  # type: ignore[arg-type]  # the readers keep to the fields' types
+    return Directives(flags, typed, tuple(found.notes.values()), tuple(unsupported))
 
 
 _TYPED_AS = {
     "name": "-n", "nodes": "-N", "time": "-t", "pool": "-p", "project": "-A", "array": "-a", "cpus": "-c",
     "gpus": "-g", "total_gpus": "--total-gpus", "mem": "-m", "output": "--output", "begin": "--begin", "hold": "--hold",
+    "after": "--after",
 }  # fmt: skip
 
 
@@ -273,9 +276,22 @@ def _signal(_: _Found, value: str) -> None:
     raise _Unsupported("no signal of choice before the limit; SIGTERM comes --grace before SIGKILL")
 
 
-def _dependency(_: _Found, value: str) -> None:
-    del value
-    raise _Unsupported("dependencies are not offered by this version; 'turnstile wait ID && turnstile submit …' waits")
+def _dependency(found: _Found, value: str) -> None:
+    if "?" in value:
+        raise _Unsupported("one of several is not offered; all that are named must happen")
+    asked: list[str] = []
+    for part in value.split(","):
+        word, colon, jobs = part.partition(":")
+        if part == "singleton":
+            asked.append(part)
+        elif word in {"after", "afterok", "afterany", "afternotok"} and colon:
+            asked += [f"{word}:{job}" for job in jobs.split(":")]
+        else:
+            raise _Unsupported("of dependencies, after, afterok, afterany, afternotok and singleton are known")
+    for each in asked:
+        if each != "singleton" and not re.fullmatch(r"[a-z]+:[0-9]{1,18}(_[0-9]{1,9})?", each, re.ASCII):
+            raise _Unsupported(f"{each} does not name a job by its number")
+    found.flags["after"] = ",".join([*filter(None, [str(found.flags.get("after", ""))]), *asked])
 
 
 _READERS: dict[str, Callable[[_Found, str], None]] = {

@@ -194,6 +194,32 @@ def array(text: str, flag: str = "-a") -> str:
     return typed
 
 
+AFTER_WORDS = {
+    "ok": "afterok", "any": "afterany", "fail": "afternotok", "start": "after",
+    "afterok": "afterok", "afterany": "afterany", "afternotok": "afternotok", "after": "after",
+}  # fmt: skip
+"""What may stand before the job that is waited for, and Slurm's word for it."""
+
+
+def after(text: str, flag: str = "--after") -> tuple[str, str]:
+    """Reads `17`, `any:17_3`, `fail:17`, `start:17` (or Slurm's words) and `singleton`: Slurm's word and the job.
+
+    The job is as it was typed: a number, a name, `@`; empty for a singleton.
+    """
+    typed = text.strip()
+    if typed == "singleton":
+        return typed, ""
+    word, colon, job = typed.partition(":")
+    if not colon:
+        word, job = "ok", typed
+    if word not in AFTER_WORDS:
+        raise UsageProblem(
+            f"{flag} {typed!r}: {word!r} is not ok, any, fail or start", *closest(word, AFTER_WORDS, f"{flag} ")
+        )
+    job_reference(job)
+    return AFTER_WORDS[word], job
+
+
 @dataclass(frozen=True, slots=True)
 class Numbered:
     """A job by its number, or an element of an array: `10482`, `10482_7`."""
@@ -278,6 +304,25 @@ def gpu_counts(texts: Iterable[str], flag: str) -> dict[str, int]:
             raise UsageProblem(f"{flag} {part!r} is not CLASS=GPUS", f"{flag} H100=32")
         found[name] = count(amount, f"{flag} {name}=", least=0)
     return found
+
+
+def topology(text: str, flag: str = "--topology") -> str:
+    """Returns a checked `required:LABEL` or `preferred:LABEL`."""
+    how, colon, label = text.strip().partition(":")
+    if how not in {"required", "preferred"} or not colon or not _LABEL_KEY.fullmatch(label):
+        raise UsageProblem(
+            f"{flag} {text!r} is not required:LABEL or preferred:LABEL", f"{flag} required:{label or 'rack'}"
+        )
+    return f"{how}:{label}"
+
+
+RETRIED = ("exit_nonzero", "image_pull", "launch_failed", "oom")
+"""The failures that a job may be started again after."""
+
+
+def retry_on(text: str, flag: str = "--retry-on") -> list[str]:
+    """Reads `oom,exit_nonzero`: failures after which a job is started again."""
+    return [choice(each, flag, RETRIED) for each in text.split(",")]
 
 
 NOTICES = (

@@ -108,7 +108,7 @@ class FocusRows:
             native[_AT["gpu_model"]],
             count,
             str(len(allocation.grants)),
-            harmless(" ".join(segment.devices)),
+            harmless(" ".join(rated.gpus)),
             book,
             native[_AT["line_id"]],
             native[_AT["corrects_line_id"]],

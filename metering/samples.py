@@ -18,10 +18,11 @@ class StoreWindows:
 
     def execute(self, tx: Transaction) -> int:
         """Returns how many windows were new."""
-        return write_windows(tx.connection, [_row(window) for window in self.windows])
+        return write_windows(tx.connection, [gpu_window(window) for window in self.windows])
 
 
-def _row(window: SampleWindow) -> GpuWindow:
+def gpu_window(window: SampleWindow) -> GpuWindow:
+    """Returns a sampler's window as the ledger keeps it."""
     measured = window.measured_ms
     return GpuWindow(
         device=DeviceId(window.uuid),

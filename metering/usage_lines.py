@@ -27,7 +27,8 @@ from metering.core.usage import (
 from metering.csv_files import harmless
 from metering.ledger import sum_windows
 from metering.plain_gangs import plain_gang
-from scheduler.core.model import GPU_UNITS, AccountId, tenant_of
+from metering.witness import has_witnesses, seen_devices
+from scheduler.core.model import GPU_UNITS, AccountId, DeviceId, tenant_of
 from scheduler.store.account_names import AccountNames
 from scheduler.store.database import StoreCorrupt
 from scheduler.store.ledger_rows import LedgerAllocation, allocations
@@ -53,6 +54,13 @@ class RatedLine:
     line: Line
     allocation: LedgerAllocation
     end_word: str
+    seen: tuple[DeviceId, ...] = ()
+    """The GPUs that agents saw in its hands, where the platform chose them."""
+
+    @property
+    def gpus(self) -> tuple[DeviceId, ...]:
+        """The GPUs that it is known to have held; slots of nodes where no agent said which GPUs those were."""
+        return self.seen or self.line.slice.segment.devices
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +82,13 @@ def rated_lines(
     Raises StoreCorrupt when the ledger contradicts itself.
     """
     from_ms, to_ms = stretches[0].from_ms, stretches[-1].to_ms
+    is_seen = has_witnesses(connection, from_ms, to_ms)
     for allocation in allocations(connection, from_ms, to_ms, tenant):
         for segment in _segments(allocation, to_ms):
+            seen = seen_devices(connection, segment.allocation, segment.from_ms, segment.to_ms) if is_seen else ()
             for piece in slices_of(segment, stretches):
-                yield RatedLine(rate(piece), allocation, piece.end_word(allocation.ended_ms, allocation.end_reason))
+                word = piece.end_word(allocation.ended_ms, allocation.end_reason)
+                yield RatedLine(rate(piece), allocation, word, seen)
 
 
 def _segments(allocation: LedgerAllocation, to_ms: int) -> list[Segment]:
@@ -194,7 +205,7 @@ def _measured(connection: Connection, rated: RatedLine, context: LineContext) ->
     # What several tenants did on one GPU cannot be told apart by its counters.
     if not context.has_windows or piece.segment.is_share:
         return "", ""
-    sums = sum_windows(connection, piece.segment.devices, piece.from_ms, piece.to_ms)
+    sums = sum_windows(connection, rated.gpus, piece.from_ms, piece.to_ms)
     use = fixed(divide(sums.utilization_ppm_ms, sums.utilization_ms * 100), 2) if sums.utilization_ms else ""
     needed_ms = (piece.to_ms - piece.from_ms) * len(piece.segment.devices) * ENERGY_COVERAGE_PERCENT
     is_known = sums.energy_ms > 0 and sums.energy_ms * 100 >= needed_ms

@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 from sqlalchemy.engine import Connection
 
 from metering.core.quantity import GPU_HOURS_DECIMALS, UNIT_MS_PER_GPU_HOUR, divide
-from metering.core.usage import Slice, stretches_of
+from metering.core.usage import stretches_of
 from metering.core.who_pays import WHO_PAYS
 from metering.credit_lines import credit_of
 from metering.ledger import has_windows, idle_sums, price_books
@@ -100,7 +100,7 @@ def usage_by(connection: Connection, span: Span, by: GroupBy, account: AccountId
             group = groups[key, currency or ""] = UsageGroup(key, name, currency)
         _count(group, rated)
         if is_measured:
-            _measure(connection, group, rated.line.slice)
+            _measure(connection, group, rated)
     return [groups[place] for place in sorted(groups, key=lambda place: (_order(by, place[0]), place[1]))]
 
 
@@ -121,10 +121,11 @@ def _count(group: UsageGroup, rated: RatedLine) -> None:
     group.amount_micros += (rated.line.amount_micros or 0) - (0 if credit is None else credit.amount_micros)
 
 
-def _measure(connection: Connection, group: UsageGroup, piece: Slice) -> None:
+def _measure(connection: Connection, group: UsageGroup, rated: RatedLine) -> None:
+    piece = rated.line.slice
     # What several tenants did on one GPU cannot be told apart by its counters.
     if not piece.segment.is_share:
-        idle_ms, measured_ms = idle_sums(connection, piece.segment.devices, piece.from_ms, piece.to_ms)
+        idle_ms, measured_ms = idle_sums(connection, rated.gpus, piece.from_ms, piece.to_ms)
         group.idle_gpu_ms += idle_ms
         group.measured_gpu_ms += measured_ms
 

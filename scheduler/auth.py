@@ -16,7 +16,7 @@ import secrets
 from dataclasses import dataclass
 from enum import StrEnum
 
-from scheduler.core.model import ROOT_ACCOUNT, AccountId, UserName, tenant_of
+from scheduler.core.model import ROOT_ACCOUNT, AccountId, NodeName, UserName, tenant_of
 from scheduler.refusal import RefusalCode, Refused
 
 TOKEN_PREFIX = "tst_"  # noqa: S105  (a mark that secret scanners can look for, not a secret)
@@ -42,6 +42,9 @@ READS_LOGS = frozenset({Role.USER, Role.TENANT_ADMIN, Role.OPERATOR})
 RUNS_JOBS = frozenset({Role.USER, Role.TENANT_ADMIN, Role.OPERATOR})
 READS_MONEY = frozenset({Role.BILLING, Role.OPERATOR})
 OPERATES = frozenset({Role.OPERATOR})
+DELIVERS = frozenset({Role.AGENT})
+ANY_NODE = UserName("any-node")
+"""The user of an agent's token that speaks for every node: one Secret for the agents of a whole cluster."""
 ADMINISTERS = frozenset({Role.TENANT_ADMIN, Role.OPERATOR})
 GIVEN_BY_TENANTS = frozenset({Role.USER, Role.TENANT_ADMIN, Role.BILLING})
 """What a tenant's own admin may make others; the rest are the centre's."""
@@ -122,6 +125,22 @@ class Rights:
         if self.caller.account != ROOT_ACCOUNT:
             raise Refused(
                 RefusalCode.NOT_ALLOWED, f"this is the centre's to ask, and this token is for {self.caller.account}"
+            )
+
+    def require_node(self, node: NodeName) -> None:
+        """Raises Refused (`not_allowed`) unless the token is an agent's of the centre that speaks for the node.
+
+        A token speaks for the node that its user is called after; that of `any-node` for all.
+        """
+        self.require_centre()
+        if self.caller.user not in (node, ANY_NODE):
+            raise Refused(
+                RefusalCode.NOT_ALLOWED,
+                f"this token speaks for node {self.caller.user}, not for {node}",
+                tries=(
+                    f"turnstile agent --node {self.caller.user}",
+                    f"turnstile admin token create --role agent -u {node}",
+                ),
             )
 
     def require_unsuspended(self) -> None:

@@ -19,6 +19,7 @@ from scheduler.core.model import (
     AllocationId,
     Device,
     EndReason,
+    JobId,
     Node,
     NodeName,
 )
@@ -68,6 +69,14 @@ class StartOrder:
     allocation: Allocation
     spec: LaunchSpec
     array_index: int | None = None
+    array: JobId | None = None
+
+    @property
+    def reference(self) -> str:
+        """The job's number as people type it: `4711`, and `4711_3` for an element of an array."""
+        if self.array is None or self.array_index is None:
+            return str(self.allocation.job)
+        return f"{self.array}_{self.array_index}"
 
     @property
     def account(self) -> AccountId:

@@ -205,7 +205,7 @@ def _ours(order: StartOrder, rank: int, place: Place) -> dict[str, str]:
     devices = ",".join(grant.devices)
     values = {
         ALLOCATION_VARIABLE: allocation.id,
-        "TURNSTILE_JOB_ID": str(allocation.job),
+        "TURNSTILE_JOB_ID": order.reference,
         "TURNSTILE_JOB_NAME": order.spec.name,
         "TURNSTILE_TENANT": tenant,
         "TURNSTILE_PROJECT": allocation.account.removeprefix(tenant).lstrip("/"),

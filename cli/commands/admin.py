@@ -83,7 +83,7 @@ def node_history(
     node: Annotated[str, typer.Argument(metavar="NODE")],
     limit: Annotated[str, typer.Option("--limit", help="At most so many intervals.")] = "200",
 ) -> None:
-    """Tell what became of a node's GPUs, newest first.
+    """Tell what became of a node and its GPUs, newest first: occupancy, and what its agent reported.
 
     Examples:
       turnstile admin node history gpu-017
@@ -111,6 +111,8 @@ ADMIN = (
     Verb("apply", "cli.commands.apply", "apply", "ACCOUNTS", "Make the centre what a file declares"),
     Verb("token", "cli.commands.tokens", "TOKEN", "ACCOUNTS", "Tokens: create, list, revoke"),
     Verb("node", __name__, "NODE", "CENTRE", "Nodes: list, drain, resume, history"),
+    Verb("k8s", "cli.commands.kubernetes", "K8S", "CENTRE", "Kubernetes: check what a cluster lacks"),
+    Verb("agent", "cli.commands.agents", "AGENT", "CENTRE", "Agents of GPU nodes: list, forget"),
     Verb("pool", "cli.commands.centre", "POOL", "CENTRE", "Pools: list, set"),
     Verb("pause", "cli.commands.centre", "pause", "CENTRE", "Start no new jobs, in some pools or in all"),
     Verb("resume", "cli.commands.centre", "resume", "CENTRE", "Start jobs in paused pools again"),
@@ -166,10 +168,12 @@ def _node_history_view(answer: Json) -> View:
             Column("CAUSE", lambda each: text(each, "cause")),
             Column("JOB", lambda each: text(each, "job_id"), is_right=True),
             Column("TENANT", lambda each: text(each, "tenant")),
+            Column("EVENT", lambda each: text(each, "event")),
+            Column("DETAIL", lambda each: text(each, "detail")),
             Column("DEVICE", lambda each: text(each, "device"), is_wide=True),
         ),
         name=lambda each: text(each, "device"),
-        fields=("gpu", "device", "from", "to", "state", "cause", "gpus", "job_id", "tenant"),
+        fields=("gpu", "device", "from", "to", "state", "cause", "gpus", "job_id", "tenant", "event", "detail"),
         empty="nothing is recorded yet",
     )
 

@@ -26,6 +26,7 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from platformdirs import user_data_path
 
 from cli.daemon import migrate
+from cli.daemon.attendance import LOOK_SECONDS, Attendance, AttendedExecutor
 from cli.daemon.bootstrap import bootstrap
 from cli.daemon.gpus import Gpus, no_gpus, real_gpus, simulated_gpus
 from cli.daemon.notifier import notifier_of
@@ -95,6 +96,7 @@ class Daemon:
         self.url = settings.server.url or f"http://{settings.host}:{listener.getsockname()[1]}"
         self._parts: _Parts | None = None
         self._held_now: frozenset[str] = frozenset()
+        self._attendance = Attendance()
 
     def run(self, announce: Callable[["Daemon"], None]) -> None:
         """Runs until SIGTERM or SIGINT. Calls `announce` once it answers. Raises StartProblem, StoreError."""
@@ -138,11 +140,14 @@ class Daemon:
         clock = LedgerClock()
         gpus = self._gpus(clock)
         executor = self._executor(clock, gpus)
+        attended = AttendedExecutor(executor, self._attendance.watch)
         telemetry = Telemetry(version(DISTRIBUTION))
         holder = f"{platform.node()}:{self.data_dir}"
         lease = LeaderLease(database, holder, self.url, LEASE_TTL_MS)
-        controller = Controller(database, executor, clock, settings.policy, lease, telemetry)
-        telemetry.registry.register(GpuCollector(gpus.snapshots, lambda _: settings.node.pool))
+        controller = Controller(database, attended, clock, settings.policy, lease, telemetry)
+        telemetry.registry.register(
+            GpuCollector(gpus.snapshots, lambda _: settings.node.pool, self._attendance.watch.successes)
+        )
         ledger = LedgerWatch(database, blind_ms=max(BLIND_MS, int(settings.metering.window_seconds * 3000)))
         telemetry.registry.register(LedgerCollector(ledger))
         limits = ApiSettings(
@@ -152,8 +157,8 @@ class Daemon:
             is_metrics_open=settings.server.metrics_open,
             rules=submission_rules(settings),
         )
-        billing = (ledger_routes, period_routes(period_terms(settings)))
-        app = api(controller, PricesWithoutBudgets(), limits, telemetry, billing)
+        routes = (ledger_routes, period_routes(period_terms(settings)), self._attendance.routes)
+        app = api(controller, PricesWithoutBudgets(), limits, telemetry, routes)
         config = uvicorn.Config(
             app, log_config=None, access_log=False, lifespan="on", proxy_headers=False, timeout_graceful_shutdown=5
         )
@@ -196,6 +201,7 @@ class Daemon:
         periodic.add_job(_guarded(lambda: self._sample(gpus)), "interval", seconds=seconds)
         periodic.add_job(_guarded(self._keep_windows), "interval", seconds=self.settings.metering.window_seconds)
         periodic.add_job(_guarded(self._refresh), "interval", seconds=INVENTORY_SECONDS)
+        periodic.add_job(_guarded(lambda: self._attendance.look(controller)), "interval", seconds=LOOK_SECONDS)
         turns = Turns(controller, period_terms(self.settings).zone)
         periodic.add_job(_guarded(turns.announce_rates), "interval", seconds=RATES_SECONDS)
         periodic.add_job(_guarded(turns.end_overdue), "interval", seconds=DEADLINE_SECONDS)
@@ -227,13 +233,14 @@ class Daemon:
         """Stores what was measured since the last call, and looks at what is new in the ledger."""
         parts = self._parts
         assert parts is not None, "periodic work runs while the daemon does"
-        windows = parts.gpus.close_windows()
+        windows = self._attendance.own_windows(parts.gpus.close_windows())
         if not parts.controller.is_leading:
             parts.ledger.forget()
             return
         if windows:
             parts.controller.carry_out(StoreWindows(windows)).result(timeout=30.0)
-        parts.ledger.look(windows, parts.controller.clock.now_ms())
+        measured = (*windows, *self._attendance.agents_windows(parts.controller))
+        parts.ledger.look(measured, parts.controller.clock.now_ms())
 
 
 def _stop_at_signals(server: uvicorn.Server) -> None:

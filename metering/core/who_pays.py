@@ -75,6 +75,7 @@ END_WORDS: Mapping[EndReason | None, str] = {
     EndReason.WALLTIME: "timeout",
     EndReason.DEADLINE: "timeout",
     EndReason.CANCELLED: "cancelled",
+    EndReason.DEPENDENCY: "cancelled",
     EndReason.REQUEUED: "requeued",
     EndReason.PREEMPTED: "preempted",
     EndReason.NODE_LOST: "node_lost",

@@ -44,7 +44,7 @@ def plan(state: ClusterState, policy: Policy, now_ms: int, decision: int = 0) ->
     assert policy.debt_half_life_ms == state.usage.debts.half_life_ms, "debts are kept under the policy's half-life"
     state.release_due(now_ms)
     if not state.waiting.of_shape and not (state.guarantees and state.usage.promotable):
-        return Plan(decision, now_ms, wake_at_ms=state.next_due_ms())
+        return Plan(decision, now_ms, crowds=state.throttle.crowds(), wake_at_ms=state.next_due_ms())
     versions = state.capacity.versions()
     tick = _Tick(state, policy, now_ms)
     tick.keep_promises()
@@ -65,6 +65,7 @@ def plan(state: ClusterState, policy: Policy, now_ms: int, decision: int = 0) ->
         promotions=tuple(tick.bookings.promotions),
         verdicts=tick.verdicts,
         blocks=tick.blocks,
+        crowds=state.throttle.crowds(),
         by_user=frozenset(state.waiting.by_user),
         reservations=tick.reservations,
         is_partial=tick.is_full,

@@ -15,6 +15,11 @@ from scheduler.core.waiting import Group, group_of
 MOST_AHEAD = 5000
 """Jobs that are counted before the answer is "at least so many": more means nothing to a person, and costs the loop."""
 
+MOST_NAMED = 5
+"""Dependencies that a reason names."""
+_OUT_OF_LINE = frozenset({ReasonCode.DEPENDENCY, ReasonCode.BEGIN_TIME, ReasonCode.BACKOFF, ReasonCode.ARRAY_LIMIT})
+"""Reasons of jobs that do not stand in line yet: nobody is ahead of them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
@@ -42,7 +47,7 @@ def explain(state: ClusterState, plan: Plan, job_id: JobId) -> Explanation:
     """Returns why a live job waits, as of the plan. Raises KeyError for a job that is not live."""
     job = state.jobs[job_id]
     reasons = reasons_of(plan, job)
-    if job.state is not JobState.PENDING or reasons[0].code in {ReasonCode.BEGIN_TIME, ReasonCode.BACKOFF}:
+    if job.state is not JobState.PENDING or reasons[0].code in _OUT_OF_LINE:
         return Explanation(job_id, plan.decision, plan.now_ms, reasons)
     ahead_jobs, ahead_units, is_cut = _ahead(state, plan, job)
     found = plan.verdicts.get(job.shape)
@@ -66,9 +71,9 @@ def reasons_of(plan: Plan, job: Job) -> tuple[Reason, ...]:
         return (Reason(ReasonCode.HELD_ADMIN if job.hold is HoldKind.ADMIN else ReasonCode.HELD_USER),)
     if job.state is not JobState.PENDING:
         return ()
-    if job.begin_ms is not None and job.begin_ms > plan.now_ms:
-        code = ReasonCode.BACKOFF if job.is_backing_off else ReasonCode.BEGIN_TIME
-        return (Reason(code, until_ms=job.begin_ms),)
+    early = _not_in_line(plan, job)
+    if early is not None:
+        return (early,)
     block = plan.blocks.get(group_of(job, plan.by_user))
     if block is not None:
         return (block,)
@@ -77,6 +82,25 @@ def reasons_of(plan: Plan, job: Job) -> tuple[Reason, ...]:
         return found.reasons
     # Not reached yet: submitted after the plan was made, or behind the cap on starts of one tick.
     return (Reason(ReasonCode.ORDER),)
+
+
+def _not_in_line(plan: Plan, job: Job) -> Reason | None:
+    """Returns why a pending job does not stand in line yet; None for one that does."""
+    if job.waits_for:
+        return _dependency(job)
+    if job.begin_ms is not None and job.begin_ms > plan.now_ms:
+        code = ReasonCode.BACKOFF if job.is_backing_off else ReasonCode.BEGIN_TIME
+        return Reason(code, until_ms=job.begin_ms)
+    crowd = None if job.array is None else plan.crowds.get(job.array)
+    if crowd is not None and job.id not in crowd.in_line:
+        return Reason(ReasonCode.ARRAY_LIMIT, detail=f"at most {crowd.cap} of array {job.array} at once")
+    return None
+
+
+def _dependency(job: Job) -> Reason:
+    named = [str(each) for each in job.waits_for[:MOST_NAMED]]
+    more = len(job.waits_for) - len(named)
+    return Reason(ReasonCode.DEPENDENCY, detail=", ".join(named) + (f" and {more} more" if more else ""))
 
 
 def _ahead(state: ClusterState, plan: Plan, job: Job) -> tuple[int, int, bool]:

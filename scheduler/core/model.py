@@ -81,6 +81,23 @@ class EndReason(StrEnum):
     PREEMPTED = "preempted"
     CANCELLED = "cancelled"
     REQUEUED = "requeued"
+    DEPENDENCY = "dependency"
+    """It waited for something that can no longer happen; only a job that never ran again ends so."""
+
+
+class DependencyKind(StrEnum):
+    """What a job waits for, in Slurm's words (sbatch(1), --dependency)."""
+
+    AFTEROK = "afterok"
+    """All of them completed."""
+    AFTERANY = "afterany"
+    """All of them ended, however."""
+    AFTERNOTOK = "afternotok"
+    """All of them ended, and one at least did not complete."""
+    AFTER = "after"
+    """All of them have begun, or ended without."""
+    SINGLETON = "singleton"
+    """No earlier job of the same project, user and name lives."""
 
 
 class Phase(StrEnum):
@@ -243,6 +260,31 @@ class Shape:
 
 
 @dataclass(frozen=True, slots=True)
+class Dependency:
+    """One thing that must happen before a job may start.
+
+    Of an element `array` and `index` are as people write them and `job` is its own id; of a whole array `job` is the
+    array's id and `index` is None. A singleton names no job.
+    """
+
+    kind: DependencyKind
+    job: JobId | None = None
+    array: JobId | None = None
+    index: int | None = None
+
+    @property
+    def is_on_array(self) -> bool:
+        """True when it is on all elements of an array."""
+        return self.array is not None and self.index is None
+
+    def __str__(self) -> str:
+        """Returns it as it is written: `afterok:17`, `afterany:17_3`, `singleton`."""
+        if self.job is None:
+            return self.kind.value
+        return f"{self.kind}:{self.job}" if self.index is None else f"{self.kind}:{self.array}_{self.index}"
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """A job as the scheduler sees it. Finished jobs live in the store only."""
 
@@ -266,6 +308,12 @@ class Job:
     allocation: AllocationId | None = None
     array: JobId | None = None
     array_index: int | None = None
+    waits_for: tuple[Dependency, ...] = ()
+    """What has not happened yet of all that must before it may start."""
+    array_cap: int | None = None
+    """The most elements of its array that may hold GPUs at once; the same for all of them."""
+    retry_on: tuple[EndReason, ...] = ()
+    """The failures after which it starts again while it has retries left; empty for all of them."""
 
     def started_as(self, allocation: AllocationId, attempt: int) -> "Job":
         """Returns the job as it is from the decision to start it."""

@@ -12,9 +12,12 @@ _STATE_OF = {
     EndReason.WALLTIME: JobState.TIMEOUT,
     EndReason.DEADLINE: JobState.TIMEOUT,
 }
-_GOES_BACK = frozenset({EndReason.NODE_LOST, EndReason.GPU_ERROR, EndReason.PREEMPTED, EndReason.REQUEUED})
-"""The centre's doing or an explicit request: the job waits again, in its old place, at no cost to its retries."""
-_RETRIED = frozenset({EndReason.EXIT_NONZERO, EndReason.OOM, EndReason.LAUNCH_FAILED, EndReason.IMAGE_PULL})
+_LOST = frozenset({EndReason.NODE_LOST, EndReason.GPU_ERROR})
+"""The centre's fault, as far as is known: the job waits again, at no cost to its retries, up to `most_attempts`."""
+_SENT_BACK = frozenset({EndReason.PREEMPTED, EndReason.REQUEUED})
+"""The centre's doing or an explicit request: the job waits again in its old place, however often that happens."""
+RETRIED = frozenset({EndReason.EXIT_NONZERO, EndReason.OOM, EndReason.LAUNCH_FAILED, EndReason.IMAGE_PULL})
+"""Failures of the job's own, which its retries are for."""
 
 
 class Verdict(StrEnum):
@@ -31,8 +34,8 @@ def after_end(job: Job, reason: EndReason | None, at_ms: int, policy: Policy) ->
     """
     state = job.state
     changed: Job
-    if reason in _GOES_BACK and job.attempt < policy.most_attempts:
-        backs_off = reason in {EndReason.NODE_LOST, EndReason.GPU_ERROR}
+    if reason in _SENT_BACK or (reason in _LOST and job.attempt < policy.most_attempts):
+        backs_off = reason in _LOST
         changed = replace(
             job,
             state=JobState.PENDING,
@@ -40,7 +43,7 @@ def after_end(job: Job, reason: EndReason | None, at_ms: int, policy: Policy) ->
             begin_ms=at_ms + policy.backoff_ms(job.attempt) if backs_off else job.begin_ms,
             is_backing_off=backs_off,
         )
-    elif reason in _RETRIED and job.retries_left > 0 and job.attempt < policy.most_attempts:
+    elif _is_retried(job, reason) and job.attempt < policy.most_attempts:
         changed = replace(
             job,
             state=JobState.PENDING,
@@ -54,3 +57,7 @@ def after_end(job: Job, reason: EndReason | None, at_ms: int, policy: Policy) ->
         changed = job.ended_as(end)
     check_transition(job.id, state, changed.state)
     return changed, Verdict.WAITS_AGAIN if changed.state is JobState.PENDING else Verdict.ENDED
+
+
+def _is_retried(job: Job, reason: EndReason | None) -> bool:
+    return reason in RETRIED and job.retries_left > 0 and (not job.retry_on or reason in job.retry_on)

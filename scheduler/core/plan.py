@@ -7,6 +7,7 @@ from scheduler.core.model import AccountId, AllocationId, Booking, EndReason, Gp
 from scheduler.core.reasons import Reason
 from scheduler.core.state import Group
 from scheduler.core.stretch import Reservation
+from scheduler.core.throttle import Crowd
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,8 @@ class Plan:
     """For every shape that some pending job has and that did not fit."""
     blocks: Mapping[Group, Reason] = field(default_factory=dict)
     """For every group that a limit, a guarantee or a suspension keeps from starting, whatever is free."""
+    crowds: Mapping[JobId, Crowd] = field(default_factory=dict)
+    """For every array of which elements stand behind the line because of its cap."""
     by_user: Set[AccountId] = frozenset()
     """Accounts with a limit per user: what tells the group of a job."""
     reservations: tuple[Reservation, ...] = ()

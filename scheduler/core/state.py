@@ -54,6 +54,7 @@ from scheduler.core.stretch import (
     ReservationId,
     Stretch,
 )
+from scheduler.core.throttle import Throttle
 from scheduler.core.topology import Domains
 from scheduler.core.usage import Usage
 from scheduler.core.waiting import Group, QueueKey, Waiting, queue_key
@@ -98,6 +99,8 @@ class ClusterState:
         self.waiting = Waiting()
         self.timed: SortedList[tuple[int, JobId]] = SortedList()
         """(begin_ms, id) of pending jobs that are not yet let into their group."""
+        self.throttle = Throttle(self._enter_line, self._leave_line)
+        """Elements of arrays with a cap."""
         self.usage = Usage(half_life_ms)
         self.supply = Supply()
         self.guarantees: dict[GpuClass, dict[AccountId, int]] = {}
@@ -204,8 +207,7 @@ class ClusterState:
         released = 0
         while self.timed and self.timed[0][0] <= now_ms:
             _, job_id = self.timed.pop(0)
-            job = self.jobs[job_id]
-            self.waiting.add(job, self._queue_key(job))
+            self._queue(self.jobs[job_id])
             released += 1
         return released
 
@@ -266,20 +268,18 @@ class ClusterState:
         old = self.accounts.get(account.id) or Account(account.id)
         moved: list[Job] = []
         if bool(old.user_limit) != bool(account.user_limit):
-            moved = [
-                self.jobs[each] for name in self._waiting_within(account.id) for each in self.waiting.jobs_of(name)
-            ]
+            moved = [job for name in self._waiting_within(account.id) for job in self._queued_jobs(name)]
         elif old.limit_weight != account.limit_weight:
-            moved = [self.jobs[each] for each in self.waiting.jobs_of(account.id)]
+            moved = self._queued_jobs(account.id)
         for job in moved:
-            self.waiting.remove(job, self._queue_key(job))
+            self._unqueue(job)
         self.accounts[account.id] = account
         if account.user_limit:
             self.waiting.by_user.add(account.id)
         else:
             self.waiting.by_user.discard(account.id)
         for job in moved:
-            self.waiting.add(job, self._queue_key(job))
+            self._queue(job)
         self._file_guarantee(account.id, account.guarantee)
 
     def _waiting_within(self, account: AccountId) -> list[AccountId]:
@@ -482,23 +482,51 @@ class ClusterState:
             job = replace(job, shape=shape)
         self.jobs[job.id] = job
         self._count(job, +1)
-        if job.state is JobState.PENDING:
+        self.throttle.count(job, +1)
+        if job.state is JobState.PENDING and not job.waits_for:
             if job.begin_ms is not None:
                 self.timed.add((job.begin_ms, job.id))
             else:
-                self.waiting.add(job, self._queue_key(job))
+                self._queue(job)
 
     def _remove(self, job: Job) -> None:
-        del self.jobs[job.id]
         self._count(job, -1)
-        if job.state is not JobState.PENDING:
-            return
-        if job.id in self.reservations:
-            self._break_promise(job.id)
-        if job.begin_ms is not None and (job.begin_ms, job.id) in self.timed:
-            self.timed.remove((job.begin_ms, job.id))
-            return
+        self.throttle.count(job, -1)
+        if job.state is JobState.PENDING and not job.waits_for:
+            if job.begin_ms is not None and (job.begin_ms, job.id) in self.timed:
+                self.timed.remove((job.begin_ms, job.id))
+            else:
+                self._unqueue(job)
+        del self.jobs[job.id]
+
+    def _queue(self, job: Job) -> None:
+        """Lets a job that may start now stand in line, or behind it where its array is at its cap."""
+        if job.array_cap is None:
+            self.waiting.add(job, self._queue_key(job))
+        else:
+            self.throttle.add(job, self._queue_key(job))
+
+    def _unqueue(self, job: Job) -> None:
+        """Undoes `_queue`."""
+        if job.array_cap is None:
+            self._leave_line(job.id)
+        else:
+            self.throttle.remove(job, self._queue_key(job))
+
+    def _enter_line(self, job_id: JobId) -> None:
+        job = self.jobs[job_id]
+        self.waiting.add(job, self._queue_key(job))
+
+    def _leave_line(self, job_id: JobId) -> None:
+        job = self.jobs[job_id]
+        if job_id in self.reservations:
+            self._break_promise(job_id)
         self.waiting.remove(job, self._queue_key(job))
+
+    def _queued_jobs(self, account: AccountId) -> list[Job]:
+        """Returns the jobs of a project that may start now, in line or behind it."""
+        behind = [each for each in self.throttle.waiting() if self.jobs[each].account == account]
+        return [self.jobs[each] for each in dict.fromkeys([*self.waiting.jobs_of(account), *behind])]
 
     def _queue_key(self, job: Job) -> QueueKey:
         account = self.accounts.get(job.account)
@@ -556,7 +584,7 @@ class ClusterState:
         due = [entry for entry in again.timed if entry not in self.timed]
         for begin_ms, job_id in due:
             again.timed.remove((begin_ms, job_id))
-            again.waiting.add(self.jobs[job_id], self._queue_key(self.jobs[job_id]))
+            again._queue(again.jobs[job_id])
         for name, room in self.capacity.rooms.items():
             other = again.capacity.rooms[name]
             assert room.held_units == other.held_units, f"node {name} holds what no allocation has"
@@ -570,6 +598,7 @@ class ClusterState:
             (self.waiting.facts(), again.waiting.facts()),
             (self.future.facts(), again.future.facts()),
             (self.timed, again.timed),
+            (self.throttle.facts(), again.throttle.facts()),
             (self.usage.held_units, again.usage.held_units),
             (self.usage.spot_charge, again.usage.spot_charge),
             (self.usage.promotable, again.usage.promotable),

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from sqlalchemy.engine import Connection
 
 from scheduler.auth import Rights, is_within
-from scheduler.core.model import AccountId, JobId, PoolName, UserName
+from scheduler.core.model import AccountId, Dependency, JobId, PoolName, UserName, tenant_of
 from scheduler.refusal import Problem, RefusalCode, Refused
 from scheduler.store import queries
 from scheduler.store.lookups import JobOwner, owners
@@ -21,7 +21,7 @@ from scheduler.wire.requests import (
     parse_states,
     parse_time,
 )
-from scheduler.wire.spec import invalid
+from scheduler.wire.spec import invalid, parse_after
 from scheduler.wire.text import shown
 
 _MOST_NAMED = 5
@@ -127,6 +127,42 @@ def owned_jobs(connection: Connection, rights: Rights, refs: Sequence[str]) -> t
         raise no_job(_some(missing), rights)
     check_may_act(seen.values(), rights)
     return tuple(seen.values())
+
+
+def dependencies(
+    connection: Connection, rights: Rights, account: AccountId, texts: Sequence[str]
+) -> tuple[Dependency, ...]:
+    """Returns what a submission for an account waits for, each once. The texts are right as `parse_spec` has them.
+
+    An array's own id means all of its elements. Raises Refused: `not_found` for jobs that the caller may not see, and
+    for those of another tenant than the account's, whoever asks.
+    """
+    tenant = tenant_of(account)
+    parsed = [(text, parse_after(text)) for text in dict.fromkeys(texts)]
+    refs = [found[1] for _, found in parsed if found is not None and found[1] is not None]
+    meant = owners(connection, refs)
+    found_: list[Dependency] = []
+    missing: list[str] = []
+    for text, found in parsed:
+        assert found is not None, "parse_spec lets no other text pass"
+        kind, ref = found
+        if ref is None:
+            found_.append(Dependency(kind))
+            continue
+        mine = [
+            owner
+            for owner in meant.get(ref, ())
+            if rights.may_see_account(owner.account) and tenant_of(owner.account) == tenant
+        ]
+        if not mine:
+            missing.append(text.rpartition(":")[2])
+        elif ref[1] is None and mine[0].array_id == ref[0]:
+            found_.append(Dependency(kind, ref[0], ref[0]))
+        else:
+            found_.append(Dependency(kind, mine[0].id, mine[0].array_id, mine[0].array_index))
+    if missing:
+        raise no_job(_some(missing), rights)
+    return tuple(dict.fromkeys(found_))
 
 
 def check_may_act(jobs: Iterable[JobOwner], rights: Rights) -> None:

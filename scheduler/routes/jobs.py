@@ -8,13 +8,13 @@ from sqlalchemy.engine import Connection
 from scheduler.auth import READS_JOBS, RUNS_JOBS, Rights
 from scheduler.core.estimate import StartEstimate, estimate_start
 from scheduler.core.explain import Explanation, explain
-from scheduler.core.model import JobId, JobState
+from scheduler.core.model import Dependency, JobId, JobState
 from scheduler.core.plan import Plan
 from scheduler.core.policy import Policy
 from scheduler.core.state import ClusterState
 from scheduler.routes.bodies import body_of
 from scheduler.routes.door import Door, answer
-from scheduler.routes.finding import cursor_job, cursor_text, filter_of, found_job, is_newest_last
+from scheduler.routes.finding import cursor_job, cursor_text, dependencies, filter_of, found_job, is_newest_last
 from scheduler.routes.shown import Shown
 from scheduler.routes.submitting import Submit, checked_key, preview, submitted
 from scheduler.store import queries
@@ -23,7 +23,7 @@ from scheduler.wire.answers import allocation_answer, explanation_answer, gpu_co
 from scheduler.wire.problems import Json, envelope, page
 from scheduler.wire.requests import LIVE_STATES, JobListQuery
 from scheduler.wire.spec import JobSpec, parse_spec
-from scheduler.wire.submission import draft_of
+from scheduler.wire.submission import Centre, draft_of
 
 Ref = Annotated[str, Path(max_length=128, description="An id, `id_index`, or a name: the caller's newest so named.")]
 
@@ -43,7 +43,12 @@ def job_routes(door: Door, shown: Shown) -> APIRouter:
     ) -> Response:
         body = await request.body()
         key = checked_key(idempotency_key)
-        draft = draft_of(parse_spec(body), rights, door.controller.offers, door.settings.rules, door.now_ms)
+        spec = parse_spec(body)
+        after: tuple[Dependency, ...] = ()
+        if spec.after:
+            account = rights.submission_account(spec.project)
+            after = await door.read(lambda connection: dependencies(connection, rights, account, spec.after))
+        draft = draft_of(spec, rights, Centre(door.controller.offers, door.settings.rules, door.now_ms), after)
         if dry_run:
             return answer(await preview(door, shown, draft, rights))
         outcome = await door.carry_out(Submit.of(draft, key, body))

@@ -1,4 +1,4 @@
-"""Draining nodes, and what became of their GPUs."""
+"""Draining nodes, and what became of them and their GPUs."""
 
 from typing import Annotated
 
@@ -11,8 +11,9 @@ from scheduler.routes.bodies import body_of
 from scheduler.routes.door import Door, answer
 from scheduler.store.inventory import SetDrain
 from scheduler.store.lookups import node_history
+from scheduler.store.node_events import NodeEvent, node_events
 from scheduler.wire.answers import gpu_count
-from scheduler.wire.problems import envelope, page
+from scheduler.wire.problems import Json, envelope, page
 from scheduler.wire.requests import DrainBody, not_found, parse
 from scheduler.wire.text import is_printable, shown
 
@@ -36,7 +37,7 @@ def node_routes(door: Door) -> APIRouter:
     async def resume(name: NodeRef, rights: Annotated[Rights, Depends(changing)]) -> Response:
         return await _set(door, name, None, rights)
 
-    @router.get("/v1/admin/nodes/{name}/history", summary="What became of the node's GPUs, newest first")
+    @router.get("/v1/admin/nodes/{name}/history", summary="What became of the node and its GPUs, newest first")
     async def history(
         name: NodeRef,
         _: Annotated[Rights, Depends(operator)],
@@ -44,9 +45,10 @@ def node_routes(door: Door) -> APIRouter:
     ) -> Response:
         node = _name(name)
         devices, intervals = await door.read(lambda connection: node_history(connection, node, limit))
-        if not devices:
+        events = await door.read(lambda connection: node_events(connection, node, limit))
+        if not devices and not events:
             raise not_found(f"there is no node {shown(name)}")
-        items = [
+        items: list[Json] = [
             {
                 "gpu": devices.index(each.device),
                 "device": each.device,
@@ -57,12 +59,30 @@ def node_routes(door: Door) -> APIRouter:
                 "gpus": gpu_count(each.occupant.units),
                 "job_id": each.occupant.job,
                 "tenant": each.occupant.holder,
+                "event": None,
+                "detail": None,
             }
             for each in intervals
         ]
-        return answer(page("NodeHistory", door.now_ms, items))
+        items += [_event(each, devices) for each in events]
+        items.sort(key=lambda item: str(item["from"]), reverse=True)
+        return answer(page("NodeHistory", door.now_ms, items[:limit]))
 
     return router
+
+
+def _event(event: NodeEvent, devices: list[str]) -> Json:
+    """Returns an event as an interval of no length and no state."""
+    at = iso_utc(event.at_ms)
+    return {
+        "gpu": devices.index(event.device) if event.device in devices else None,
+        "device": event.device,
+        "from": at,
+        "to": at,
+        **dict.fromkeys(("state", "cause", "gpus", "job_id", "tenant")),
+        "event": event.kind,
+        "detail": event.detail,
+    }
 
 
 def _name(text: str) -> NodeName:

@@ -20,6 +20,7 @@ from scheduler.core.model import AllocationId, EndReason, HoldKind, Job, JobId, 
 from scheduler.refusal import RefusalCode, Refused
 from scheduler.store.codec import JOB_COLUMNS, Row, job_of
 from scheduler.store.database import chunks
+from scheduler.store.dependencies import settle_waiters
 from scheduler.store.gangs import stop
 from scheduler.store.quotas import Ask, check_high
 from scheduler.store.tables import JOB, JsonObject
@@ -130,6 +131,7 @@ class CancelJobs:
         # A gang that stops already (preempted, say) keeps its reason; the job's own says that it must not come back.
         _set(tx, active, reason=self.reason.value)
         stop(tx, [AllocationId(glances[id_].allocation_id) for id_ in active], self.reason, self.actor)
+        settle_waiters(tx, waiting)
         became = dict.fromkeys(waiting, (Did.CANCELLED, state))
         became.update(dict.fromkeys(active, (Did.STOPPING, JobState.STOPPING)))
         return _answer(self.ids, glances, became)

@@ -4,13 +4,15 @@ A plan was made from a state that may have moved on since. Each gang is checked 
 plan's order, and taken whole or not at all; what does not fit any more is reported and simply waits for the next tick.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
 from ulid import ULID
 
 from scheduler.core.events import AllocationMade
+from scheduler.core.lifecycle import ACTIVE
 from scheduler.core.model import (
     Allocation,
     AllocationId,
@@ -26,6 +28,7 @@ from scheduler.core.model import (
     NodeAvailability,
     NodeName,
     Phase,
+    Shape,
 )
 from scheduler.core.occupancy import Evidence, OccupancyState, Occupant, charged_units
 from scheduler.core.plan import Plan, Start
@@ -52,6 +55,7 @@ _UPDATE_JOB = Prepared(
     sa.update(JOB).where(JOB.c.id == sa.bindparam("at_id")),
     ("state", "gpu_class", "attempt", "allocation_id", "begin_ms", "is_backing_off", "at_id"),
 )
+_ACTIVE_STATES = sorted(state.value for state in ACTIVE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +115,7 @@ class _Starts:
                 job = job_of(row[:-1])
                 self._jobs[job.id] = job
                 self._launches[job.id] = row[-1]
+        self._active = _active_elements(tx, self._jobs.values())
         grants = [grant for start in starts for grant in start.grants]
         known = load_nodes(tx.connection, {grant.node for grant in grants})
         self._nodes: dict[NodeName, Node] = {name: node.effective for name, node in known.items()}
@@ -150,12 +155,10 @@ class _Starts:
     def _why_not_job(self, job: Job, start: Start) -> str | None:
         if job.state is not JobState.PENDING or job.id in self._taken:
             return "the job starts already" if job.id in self._taken else f"the job is {job.state}"
-        if job.begin_ms is not None and job.begin_ms > self._tx.now_ms:
-            return "the job's begin time is not come"
-        shape = job.shape
-        if start.gpu_class not in shape.gpu_classes or len(start.grants) != shape.nodes:
-            return "the job has another shape"
-        if any(grant.units * len(grant.devices) != shape.gpu_units for grant in start.grants):
+        early = self._why_too_early(job)
+        if early is not None:
+            return early
+        if not _has_shape(start, job.shape):
             return "the job has another shape"
         suspended = next((step for step in lineage(job.account) if self._tx.is_suspended(step)), None)
         if suspended is not None:
@@ -175,6 +178,15 @@ class _Starts:
                 is_host = each.account is not None and is_within(job.account, each.account)
                 if each.start_ms < end_ms and not is_host:
                     return f"node {grant.node} is kept by reservation {each.id}"
+        return None
+
+    def _why_too_early(self, job: Job) -> str | None:
+        if job.begin_ms is not None and job.begin_ms > self._tx.now_ms:
+            return "the job's begin time is not come"
+        if job.waits_for:
+            return f"the job waits for {job.waits_for[0]}"
+        if job.array is not None and job.array_cap is not None and self._active[job.array] >= job.array_cap:
+            return f"{job.array_cap} of array {job.array} hold GPUs already"
         return None
 
     def _why_not_devices(self, start: Start) -> str | None:
@@ -237,7 +249,9 @@ class _Starts:
             }
         )
         self._taken.add(job.id)
-        self.orders.append(StartOrder(allocation, launch_of(self._launches[job.id]), job.array_index))
+        if job.array is not None and job.array_cap is not None:
+            self._active[job.array] += 1
+        self.orders.append(StartOrder(allocation, launch_of(self._launches[job.id]), job.array_index, job.array))
         self._tx.emit(AllocationMade(now_ms, allocation))
         self._tx.note(job.id, "allocated", now_ms, allocation=allocation.id, booking=start.booking.value)
 
@@ -266,6 +280,26 @@ class _Starts:
                 self._lanes.move(self._lanes.of(device_id)[0], occupant, self._tx.now_ms, Evidence.CONTROLLER)
             else:
                 self._lanes.cut(device_id, occupant, self._tx.now_ms)
+
+
+def _has_shape(start: Start, shape: Shape) -> bool:
+    return (
+        start.gpu_class in shape.gpu_classes
+        and len(start.grants) == shape.nodes
+        and all(grant.units * len(grant.devices) == shape.gpu_units for grant in start.grants)
+    )
+
+
+def _active_elements(tx: Transaction, jobs: Iterable[Job]) -> Counter[JobId]:
+    """Returns how many elements hold GPUs of each array with a cap that one of the jobs is of."""
+    arrays = sorted({job.array for job in jobs if job.array is not None and job.array_cap is not None})
+    active: Counter[JobId] = Counter()
+    for part in chunks(arrays):
+        statement = sa.select(JOB.c.array_id, sa.func.count()).where(
+            JOB.c.array_id.in_(part), JOB.c.state.in_(_ACTIVE_STATES)
+        )
+        active.update({JobId(id_): n for id_, n in tx.connection.execute(statement.group_by(JOB.c.array_id))})
+    return active
 
 
 def _allocation_values(allocation: Allocation) -> JsonObject:

@@ -20,6 +20,8 @@ from scheduler.core.model import (
     AllocationId,
     Booking,
     BookingWanted,
+    Dependency,
+    DependencyKind,
     Device,
     DeviceHealth,
     DeviceId,
@@ -62,7 +64,7 @@ _OCCUPANT_NAMES = (
 _JOB_NAMES = (
     *("id", "account", "user", "shape", "time_limit_ms", "submitted_ms", "wanted", "priority", "begin_ms"),
     *("is_backing_off", "deadline_ms", "state", "hold", "attempt", "retries_left", "allocation_id", "array_id"),
-    "array_index",
+    *("array_index", "waits_for", "array_cap", "retry_on"),
 )
 _ALLOCATION_NAMES = (
     *("id", "job_id", "account", "user", "gpu_class", "booking", "grants", "decided_ms", "attempt", "time_limit_ms"),
@@ -133,6 +135,48 @@ def _topology_of(values: Sequence[Any] | None) -> tuple[str, bool] | None:
 def shape_of_text(text: str) -> Shape:
     """Returns the shape of a JSON text; the same text gives the same object, which keeps many waiting jobs small."""
     return shape_of(json.loads(text))
+
+
+def waits_for_text(waits_for: Sequence[Dependency]) -> str | None:
+    """Returns dependencies as one text, `afterok:21 afterany:20:20_3 singleton`; None for none.
+
+    An element stands with its own id before the number that people know it by, an array as `20_`.
+    """
+    return " ".join(_dependency_text(each) for each in waits_for) or None
+
+
+def _dependency_text(each: Dependency) -> str:
+    if each.job is None:
+        return each.kind.value
+    if each.array is None:
+        return f"{each.kind}:{each.job}"
+    return f"{each.kind}:{each.job}:{each.array}_{'' if each.index is None else each.index}"
+
+
+@lru_cache(maxsize=16_384)
+def waits_for_of(text: str) -> tuple[Dependency, ...]:
+    """Returns the dependencies that `waits_for_text` wrote; the same text gives the same object."""
+    return tuple(_dependency_of(*each.split(":")) for each in text.split(" "))
+
+
+def _dependency_of(kind: str, job: str | None = None, place: str | None = None) -> Dependency:
+    if job is None:
+        return Dependency(DependencyKind(kind))
+    if place is None:
+        return Dependency(DependencyKind(kind), JobId(int(job)))
+    array, _, index = place.partition("_")
+    return Dependency(DependencyKind(kind), JobId(int(job)), JobId(int(array)), int(index) if index else None)
+
+
+def retry_on_text(reasons: Sequence[EndReason]) -> str | None:
+    """Returns reasons as one text; None for none."""
+    return " ".join(reason.value for reason in reasons) or None
+
+
+@lru_cache(maxsize=1024)
+def retry_on_of(text: str) -> tuple[EndReason, ...]:
+    """Returns the reasons that `retry_on_text` wrote."""
+    return tuple(EndReason(word) for word in text.split(" "))
 
 
 def launch_json(spec: LaunchSpec) -> JsonObject:
@@ -232,7 +276,8 @@ def device_of(row: Row) -> Device:
 def job_of(row: Row) -> Job:
     """Returns the job of a row of JOB_COLUMNS. The row keeps the last allocation of a job that holds none now."""
     id_, account, user, shape, time_limit_ms, submitted_ms, wanted, priority, begin_ms, is_backing_off = row[:10]
-    deadline_ms, state, hold, attempt, retries_left, allocation_id, array_id, array_index = row[10:]
+    deadline_ms, state, hold, attempt, retries_left, allocation_id, array_id, array_index = row[10:18]
+    waits_for, array_cap, retry_on = row[18:]
     job_state = _JOB_STATES[state]
     return Job(
         JobId(id_),
@@ -253,6 +298,9 @@ def job_of(row: Row) -> Job:
         AllocationId(allocation_id) if job_state in ACTIVE else None,
         None if array_id is None else JobId(array_id),
         array_index,
+        () if waits_for is None else waits_for_of(waits_for),
+        array_cap,
+        () if retry_on is None else retry_on_of(retry_on),
     )
 
 

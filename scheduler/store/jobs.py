@@ -1,12 +1,14 @@
 """The command that takes jobs in: single ones and arrays, once for each idempotency key."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from scheduler.core.events import JobSubmitted
 from scheduler.core.model import (
     AccountId,
     BookingWanted,
+    Dependency,
+    EndReason,
     HoldKind,
     Job,
     JobId,
@@ -19,7 +21,8 @@ from scheduler.core.state import lineage
 from scheduler.executor import LaunchSpec
 from scheduler.notices import NoticeEvent, NoticeWhen
 from scheduler.refusal import RefusalCode, Refused
-from scheduler.store.codec import launch_json, shape_json
+from scheduler.store.codec import launch_json, retry_on_text, shape_json, waits_for_text
+from scheduler.store.dependencies import file_dependencies, still_to_wait_for
 from scheduler.store.prepared import json_text
 from scheduler.store.quotas import Ask, check_quotas
 from scheduler.store.tables import JsonObject
@@ -42,7 +45,11 @@ class JobDraft:
     deadline_ms: int | None = None
     is_held: bool = False
     retries: int = 0
+    retry_on: tuple[EndReason, ...] = ()
     array_indexes: tuple[int, ...] | None = None
+    array_cap: int | None = None
+    after: tuple[Dependency, ...] = ()
+    """On jobs that are there, and that the submitter may see."""
     labels: Mapping[str, str] = field(default_factory=dict)
     notify_events: tuple[NoticeEvent, ...] | None = None
     """What its user is to be told of; None: what the user wants to hear of all jobs."""
@@ -73,7 +80,7 @@ class SubmitJobs:
         """Returns the ids, consecutive and in order of drafts and array indexes.
 
         Refuses an unknown or suspended account, an empty array, what a limit of an account forbids for ever or at the
-        door, and a key that stood for another request.
+        door, a dependency that can never be met, and a key that stood for another request.
         """
         known = self._answered(tx)
         if known is not None:
@@ -87,9 +94,12 @@ class SubmitJobs:
         jobs: list[Job] = []
         rows: list[JsonObject] = []
         for draft in self.drafts:
-            made = _elements(draft, JobId(first + len(jobs)), tx.now_ms)
+            id_ = JobId(first + len(jobs))
+            waits_for = still_to_wait_for(tx, draft.after, (draft.account, draft.user, draft.name))
+            made = [replace(job, waits_for=waits_for) for job in _elements(draft, id_, tx.now_ms)]
             jobs += made
             rows += _rows(draft, made)
+            file_dependencies(tx, made, draft.name)
         tx.add_jobs(rows)
         for job in jobs:
             tx.emit(JobSubmitted(tx.now_ms, job))
@@ -142,6 +152,9 @@ def element(draft: JobDraft, first: JobId, offset: int, now_ms: int) -> Job:
         retries_left=draft.retries,
         array=None if index is None else first,
         array_index=index,
+        waits_for=draft.after,
+        array_cap=draft.array_cap,
+        retry_on=draft.retry_on,
     )
 
 
@@ -168,6 +181,9 @@ def _rows(draft: JobDraft, jobs: list[Job]) -> list[JsonObject]:
         "deadline_ms": draft.deadline_ms,
         "attempt": 0,
         "retries_left": draft.retries,
+        "array_cap": draft.array_cap,
+        "waits_for": waits_for_text(jobs[0].waits_for),
+        "retry_on": retry_on_text(draft.retry_on),
         "launch": json_text(launch_json(draft.launch)),
         "labels": json_text(dict(draft.labels)),
         "notify": _notify_text(draft),

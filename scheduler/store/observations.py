@@ -31,6 +31,7 @@ from scheduler.core.outcome import Verdict, after_end
 from scheduler.executor import Ended, Observation, Started
 from scheduler.store.codec import JOB_COLUMNS, job_of
 from scheduler.store.database import chunks
+from scheduler.store.dependencies import settle_waiters
 from scheduler.store.evidence import GANG_LOST, SILENT, keep, late_word
 from scheduler.store.gangs import devices_of, lanes_of, load_live
 from scheduler.store.nodes import KnownNode, load_nodes, resting
@@ -91,6 +92,7 @@ class RecordObservations:
         for observation in sorted(self.observations, key=_place):
             gangs.take(observation)
         gangs.write()
+        settle_waiters(tx, gangs.moved)
         known = _known(tx, [id_ for id_ in ids if not gangs.is_live(id_)])
         late = [each for each in self.observations if isinstance(each, Ended) and each.allocation in known]
         _take_late(tx, [each for each in late if each.at_ms != known[each.allocation]], self.evidence)
@@ -131,6 +133,8 @@ class _Gangs:
     def __init__(self, tx: Transaction, ids: list[AllocationId], ending: set[AllocationId], evidence: Evidence) -> None:
         self.started: list[AllocationId] = []
         self.ended: list[tuple[AllocationId, Job]] = []
+        self.moved: list[JobId] = []
+        """Jobs that began or ended."""
         self._tx = tx
         self._evidence = evidence
         self._at_first = load_live(tx, ids)
@@ -183,6 +187,7 @@ class _Gangs:
         gang = replace(gang, phase=phase, started_ms=at_ms)
         self._live[gang.id] = gang
         self.started.append(gang.id)
+        self.moved.append(gang.job)
         self._gang_rows[gang.id] = _gang_values(gang)
         self._start_rows.append({"at_id": gang.job, "at_ms": at_ms})
         self._tx.emit(AllocationStarted(at_ms, gang.id))
@@ -200,6 +205,7 @@ class _Gangs:
         job, verdict = after_end(self._jobs[gang.job], reason, end_ms, self._tx.policy)
         del self._live[gang.id]
         self.ended.append((gang.id, job))
+        self.moved.append(job.id)
         is_over = verdict is Verdict.ENDED
         self._gang_rows[gang.id] = _gang_values(gang) | {
             "ended_ms": end_ms,

@@ -13,7 +13,7 @@ from sqlalchemy.engine import Connection
 from scheduler.core.debt import HALF_LIFE_MS
 from scheduler.core.events import RatesChanged, ReservationMade
 from scheduler.core.lifecycle import ACTIVE, WAITING
-from scheduler.core.model import Account, Allocation, Device, Job, Node, PoolName
+from scheduler.core.model import Account, Allocation, Device, Job, JobId, Node, PoolName
 from scheduler.core.occupancy import Cursor, Interval
 from scheduler.core.state import ClusterState
 from scheduler.core.stretch import AdvanceReservation
@@ -113,12 +113,15 @@ def build_state(parts: StateParts, half_life_ms: int = HALF_LIFE_MS) -> ClusterS
 def live_orders(connection: Connection) -> list[StartOrder]:
     """Returns an order for each live allocation, for an executor that takes them up again."""
     statement = (
-        sa.select(*ALLOCATION_COLUMNS, JOB.c.launch, JOB.c.array_index)
+        sa.select(*ALLOCATION_COLUMNS, JOB.c.launch, JOB.c.array_index, JOB.c.array_id)
         .join(JOB, JOB.c.id == ALLOCATION.c.job_id)
         .where(ALLOCATION.c.ended_ms.is_(None))
         .order_by(ALLOCATION.c.id)
     )
-    return [StartOrder(allocation_of(row[:-2]), launch_of(row[-2]), row[-1]) for row in connection.execute(statement)]
+    return [
+        StartOrder(allocation_of(row[:-3]), launch_of(row[-3]), row[-2], None if row[-1] is None else JobId(row[-1]))
+        for row in connection.execute(statement)
+    ]
 
 
 def cursors(connection: Connection) -> Iterator[Cursor]:

@@ -4,7 +4,8 @@ Times are integer UTC milliseconds (`*_ms`). JSON columns hold core values as `c
 tables (`cli.daemon.migrations`), triggers included; a test holds that both say the same.
 
 What never changes: `occupancy` (triggers refuse update, delete, gaps and overlaps), `account_name`, `evidence` and
-`reclassification` (triggers refuse update and delete). What is history: `job_event`.
+`reclassification` (triggers refuse update and delete). What is history: `job_event`,
+`node_event`.
 Everything else is the present.
 """
 
@@ -183,6 +184,19 @@ class DeviceRow(SQLModel, table=True):
     removed_ms: int | None = _big(nullable=True)
 
 
+class NodeEventRow(SQLModel, table=True):
+    """What happened to a machine beside its GPUs' occupancy: its agent fell silent, a GPU reported an XID."""
+
+    __tablename__ = "node_event"
+    __table_args__ = (sa.Index("ix_node_event_node_at_ms", "node", "at_ms"), {"sqlite_autoincrement": True})
+    sequence: int | None = _column(BIG_KEY, primary_key=True)
+    node: str
+    at_ms: int = _big()
+    kind: str
+    device: str | None = None
+    detail: str
+
+
 class JobRow(SQLModel, table=True):
     """A job, for ever. `allocation_id` is its present allocation or, when it waits or has ended, its last."""
 
@@ -227,12 +241,38 @@ class JobRow(SQLModel, table=True):
     allocation_id: str | None = None
     array_id: int | None = _big(nullable=True)
     array_index: int | None = None
+    array_cap: int | None = None
+    waits_for: str | None = _column(sa.Text(), nullable=True)
+    """Dependencies not met yet, as `codec.waits_for_text` writes them; the rows of `job_dependency` say the same."""
+    retry_on: str | None = None
+    """End reasons with a space between them; null for all that are retried."""
     started_ms: int | None = _big(nullable=True)
     ended_ms: int | None = _big(nullable=True)
     launch: JsonObject = _json()
     labels: JsonObject = _json()
     notify: JsonObject | None = _column(sa.JSON(none_as_null=True), nullable=True)
     """The events that its user is to be told of, where they are other than by default."""
+
+
+class JobDependencyRow(SQLModel, table=True):
+    """What a waiting job still waits for, to be found by what it waits for. Gone once it is met, or the job is over."""
+
+    __tablename__ = "job_dependency"
+    __table_args__ = (
+        sa.Index("ix_job_dependency_on_job", "on_job"),
+        sa.Index("ix_job_dependency_on_array", "on_array"),
+        sa.Index("ix_job_dependency_account_user_name", "account", "user", "name"),
+    )
+    job_id: int = _column(BIG_KEY, primary_key=True, sa_column_kwargs={"autoincrement": False})
+    dependency: str = Field(primary_key=True)
+    kind: str
+    on_job: int | None = _big(nullable=True)
+    on_array: int | None = _big(nullable=True)
+    """All elements of this array."""
+    account: str | None = None
+    """Of a singleton: it waits for earlier jobs of this project, `user` and `name`."""
+    user: str | None = None
+    name: str | None = None
 
 
 class SubmissionKeyRow(SQLModel, table=True):
@@ -472,7 +512,9 @@ POOL = _table(PoolRow)
 NODE = _table(NodeRow)
 RESERVATION = _table(ReservationRow)
 DEVICE = _table(DeviceRow)
+NODE_EVENT = _table(NodeEventRow)
 JOB = _table(JobRow)
+JOB_DEPENDENCY = _table(JobDependencyRow)
 SUBMISSION_KEY = _table(SubmissionKeyRow)
 ALLOCATION = _table(AllocationRow)
 JOB_EVENT = _table(JobEventRow)

@@ -25,7 +25,8 @@ _INSERT_JOB = Prepared(
     (
         *("id", "account", "tenant", "user", "name", "state", "gpu_class", "nodes", "gpu_units", "shape", "wanted"),
         *("priority", "time_limit_ms", "submitted_ms", "begin_ms", "is_backing_off", "deadline_ms", "hold", "attempt"),
-        *("retries_left", "array_id", "array_index", "launch", "labels", "notify"),
+        *("retries_left", "array_id", "array_index", "array_cap", "waits_for", "retry_on"),
+        *("launch", "labels", "notify"),
     ),
 )
 _INSERT_JOB_EVENT = Prepared(sa.insert(JOB_EVENT), ("at_ms", "job_id", "kind", "detail"))

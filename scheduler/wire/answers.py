@@ -11,7 +11,7 @@ from scheduler.clock import iso_utc
 from scheduler.core.estimate import StartEstimate
 from scheduler.core.explain import Explanation
 from scheduler.core.lifecycle import WAITING
-from scheduler.core.model import GPU_UNITS, GpuClass, JobId, PoolName
+from scheduler.core.model import GPU_UNITS, GpuClass, JobId, PoolName, Shape
 from scheduler.core.reasons import SLURM_WORDS, Reason
 from scheduler.store.queries import AllocationRecord, HistoryLine, JobRecord
 from scheduler.wire.problems import Json
@@ -74,6 +74,7 @@ def job_answer(job: JobRecord, view: JobView, *, with_command: bool) -> Json:
         "gpus_total": gpu_count(shape.total_units),
         "gpu_model": job.gpu_class,
         "gpu_classes": list(shape.gpu_classes),
+        "topology": topology_text(shape),
         "pool": shape.pool or (pools[0] if len(pools) == 1 else None),
         "booking": job.booking.value if is_placed and job.booking is not None else core.wanted.value,
         "priority": PRIORITY_WORDS.get(core.priority, "normal"),
@@ -84,8 +85,11 @@ def job_answer(job: JobRecord, view: JobView, *, with_command: bool) -> Json:
         "begin_at": time_or_none(core.begin_ms),
         "deadline_at": time_or_none(core.deadline_ms),
         "exit_code": job.exit_code,
-        "attempt": core.attempt,
+        "attempt": max(1, core.attempt),
         "retries_left": core.retries_left,
+        "retry_on": [reason.value for reason in core.retry_on],
+        "waits_for": [str(each) for each in core.waits_for],
+        "array_cap": core.array_cap,
         "node_names": [grant.node for grant in job.grants] if is_placed else [],
         "elapsed_seconds": None if elapsed_ms is None else elapsed_ms // 1000,
         "position": view.positions.get(core.id),
@@ -96,6 +100,14 @@ def job_answer(job: JobRecord, view: JobView, *, with_command: bool) -> Json:
         "environment_names": sorted(job.launch.environment) if with_command else None,
         "labels": dict(job.labels),
     }
+
+
+def topology_text(shape: Shape) -> str | None:
+    """Returns the nearness that a gang asks for, as it is typed: `required:rack`."""
+    if shape.topology is None:
+        return None
+    label, is_required = shape.topology
+    return f"{'required' if is_required else 'preferred'}:{label}"
 
 
 def reason_answers(reasons: Sequence[Reason]) -> list[Json]:

@@ -4,13 +4,13 @@ Checked without any lock, against drained nodes too: what is impossible only for
 refusal has its numbers and the nearest request that would work.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from scheduler.core.model import GpuClass, NodeName, PoolName
 from scheduler.refusal import Problem, RefusalCode, Refused
-from scheduler.wire.spec import JobSpec, invalid
+from scheduler.wire.spec import JobSpec, invalid, parse_topology
 from scheduler.wire.text import did_you_mean
 
 MEMORY_LABEL = "gpu_memory_bytes"
@@ -69,6 +69,7 @@ def size_of(spec: JobSpec, offers: Sequence[Offer]) -> Ask:
     enough = {gpu_class for gpu_class, count in counts.items() if count >= nodes}
     if not enough:
         raise _too_many_nodes(spec, counts, nodes, gpus)
+    _check_topology(spec, fitting, nodes, enough)
     named = tuple(GpuClass(name) for name in dict.fromkeys(spec.gpu_classes))
     if named and spec.gpu_memory_bytes is None:
         return Ask(nodes, gpus, named)
@@ -236,6 +237,30 @@ def _too_many_nodes(spec: JobSpec, counts: Mapping[GpuClass, int], nodes: int, g
         tries=(f"-g {best}:{gpus} -N {most}",),
         field="nodes",
     )
+
+
+def _check_topology(spec: JobSpec, offers: Sequence[Offer], nodes: int, classes: Collection[GpuClass]) -> None:
+    """Refuses a gang that must be near each other where no group of nodes with one value of the label is so large."""
+    asked = None if spec.topology is None else parse_topology(spec.topology)
+    if asked is None:
+        return
+    label, is_required = asked
+    groups: dict[tuple[GpuClass, PoolName, str], int] = {}
+    for offer in offers:
+        value = offer.labels.get(label)
+        if value is not None and offer.gpu_class in classes:
+            key = (offer.gpu_class, offer.pool, value)
+            groups[key] = groups.get(key, 0) + _allowed(spec, offer)
+    if not groups:
+        hint = did_you_mean(label, sorted({name for offer in offers for name in offer.labels}))
+        raise invalid((Problem(f"no such node has a label {label!r}{hint}", "topology"),))
+    most = max(groups.values())
+    if is_required and nodes > most:
+        raise _never(
+            f"asks {nodes} nodes that share one {label}; at most {most} do",
+            tries=(f"--topology preferred:{label}", f"-N {most}"),
+            field="topology",
+        )
 
 
 def _class_words(spec: JobSpec) -> str:

@@ -8,7 +8,8 @@ from typing import Annotated
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
-from scheduler.core.model import BookingWanted
+from scheduler.core.model import BookingWanted, DependencyKind, EndReason, JobId
+from scheduler.core.outcome import RETRIED
 from scheduler.notices import NoticeEvent, NoticeWhen
 from scheduler.refusal import Problem, RefusalCode, Refused
 from scheduler.wire.text import (
@@ -20,6 +21,7 @@ from scheduler.wire.text import (
     Path,
     Words,
     problems_of,
+    shown,
 )
 
 MOST_NODES = 100_000
@@ -27,6 +29,14 @@ MOST_ARRAY_ELEMENTS = 100_000
 MOST_COMMAND_BYTES = 128 * 1024
 """Of argv and environment together: Linux' MAX_ARG_STRLEN, the limit of one argument, is the same."""
 _MOST_ARRAY_INDEX = 4_194_303  # Slurm's own upper bound of MaxArraySize (slurm.conf)
+_AFTER = re.compile(r"(?:([a-z]+):)?(\d{1,15})(?:_(\d{1,7}))?\Z", re.ASCII)
+_AFTER_WORDS = {
+    "ok": DependencyKind.AFTEROK,
+    "any": DependencyKind.AFTERANY,
+    "fail": DependencyKind.AFTERNOTOK,
+    "start": DependencyKind.AFTER,
+    **{kind.value: kind for kind in DependencyKind if kind is not DependencyKind.SINGLETON},
+}
 _ARRAY_PART = re.compile(r"(\d{1,7})(?:-(\d{1,7})(?::(\d{1,7}))?)?\Z")
 
 Count = Annotated[int, Field(ge=1, le=MOST_NODES)]
@@ -81,9 +91,14 @@ class JobSpec(BaseModel):
     deadline_at: AwareDatetime | None = None
     hold: bool = False
     retries: Annotated[int, Field(ge=0, le=100)] = 0
+    retry_on: tuple[Name, ...] = Field((), max_length=8, description="The failures that are retried; empty: all.")
     array: Annotated[str, Field(min_length=1, max_length=4096)] | None = Field(
-        None, description="As in 0-99 or 1,3,5-7."
+        None, description="As in 0-99, 1,3,5-7, or 0-99%8: eight at once at most."
     )
+    after: tuple[Annotated[str, Field(max_length=64)], ...] = Field(
+        (), max_length=256, description="afterok:17, afterany:17_3, afternotok:17, after:17, singleton."
+    )
+    topology: Name | None = Field(None, description="required:LABEL or preferred:LABEL: nodes that share its value.")
     grace_seconds: Annotated[int, Field(ge=0, le=3600)] | None = Field(None, description="Between SIGTERM and SIGKILL.")
     labels: dict[Name, Words] = Field(default_factory=dict, max_length=32)
     notify: tuple[NoticeEvent, ...] | None = Field(None, max_length=32, description="Default: what its user asked for.")
@@ -137,26 +152,68 @@ def _contradictions(spec: JobSpec) -> Iterator[Problem]:
         )
     if spec.only_nodes and set(spec.only_nodes) <= set(spec.exclude_nodes):
         yield Problem("every node of only_nodes is excluded", "exclude_nodes")
+    if spec.array and "%" in spec.array and not re.search(r"%[1-9]\d{0,6}\Z", spec.array, re.ASCII):
+        yield Problem("what stands behind '%' is how many run at once: 0-99%8", "array")
+    yield from _bad_words(spec)
     if spec.begin_at and spec.deadline_at and spec.deadline_at <= spec.begin_at:
         yield Problem("is not after begin_at", "deadline_at")
     if spec.notify_when is NoticeWhen.LAST and spec.array is None:
         yield Problem("last is of an array", "notify_when")
 
 
-def parse_array(text: str) -> tuple[int, ...]:
-    """Returns the indexes of an array in order, each once: `0-99`, `1,3,5-7`, `0-15:4`.
+def _bad_words(spec: JobSpec) -> Iterator[Problem]:
+    for text in spec.after:
+        if parse_after(text) is None:
+            yield Problem(
+                f"{shown(text)!r} is not afterok:17, afterany:17_3, afternotok:17, after:17, singleton", "after"
+            )
+    retried = sorted(reason.value for reason in RETRIED)
+    for word in spec.retry_on:
+        if word not in retried:
+            yield Problem(f"{shown(word)!r} is no failure that is retried: {', '.join(retried)}", "retry_on")
+    if spec.topology is not None and parse_topology(spec.topology) is None:
+        yield Problem("is written required:LABEL or preferred:LABEL", "topology")
 
-    Raises Refused: `invalid` for what is no such text or has more than MOST_ARRAY_ELEMENTS elements, `policy` for a cap
-    on elements running at once (`%8`), which this version does not enforce and so does not accept.
+
+def parse_after(text: str) -> tuple[DependencyKind, tuple[JobId, int | None] | None] | None:
+    """Returns what is waited for and the job, with its element, of `any:17_3`; a bare number means its success.
+
+    None for what is no such text. The words are ours (`ok any fail start`) or Slurm's; `singleton` names no job.
     """
-    body, percent, _ = text.partition("%")
-    if percent:
-        raise Refused(
-            RefusalCode.POLICY,
-            f"array {text!r}: a cap on elements that run at once is not enforced by this version, so it is refused",
-            tries=(f"--array {body}",) if body else (),
-            problems=(Problem("leave out the part from '%' on", "array"),),
-        )
+    if text == DependencyKind.SINGLETON:
+        return DependencyKind.SINGLETON, None
+    match = _AFTER.match(text)
+    kind = None if match is None else _AFTER_WORDS.get(match[1] or "ok")
+    if match is None or kind is None:
+        return None
+    return kind, (JobId(int(match[2])), None if match[3] is None else int(match[3]))
+
+
+def parse_topology(text: str) -> tuple[str, bool] | None:
+    """Returns (label, whether it is required) of `required:rack`; None for what is no such text."""
+    how, colon, label = text.partition(":")
+    if how not in {"required", "preferred"} or not colon or not label:
+        return None
+    return label, how == "required"
+
+
+def retried_reasons(spec: JobSpec) -> tuple[EndReason, ...]:
+    """Returns the failures that the job is started again after, in order and each once; empty for all."""
+    return tuple(sorted({EndReason(word) for word in spec.retry_on}))
+
+
+def parse_cap(text: str) -> int | None:
+    """Returns how many elements of an array may run at once, 8 of `0-99%8`; None where it does not say."""
+    _, percent, cap = text.partition("%")
+    return int(cap) if percent else None
+
+
+def parse_array(text: str) -> tuple[int, ...]:
+    """Returns the indexes of an array in order, each once: `0-99`, `1,3,5-7`, `0-15:4`, `0-99%8`.
+
+    Raises Refused (`invalid`) for what is no such text or has more than MOST_ARRAY_ELEMENTS elements.
+    """
+    body = text.partition("%")[0]
     ranges = [_array_range(part.strip()) for part in body.split(",")]
     if sum(len(part) for part in ranges) > MOST_ARRAY_ELEMENTS:
         raise invalid((Problem(f"has more than {MOST_ARRAY_ELEMENTS} elements; submit several arrays", "array"),))

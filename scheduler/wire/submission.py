@@ -6,12 +6,21 @@ from datetime import datetime
 from pathlib import PurePosixPath
 
 from scheduler.auth import Rights, Role
-from scheduler.core.model import GPU_UNITS, NodeName, PoolName, Shape
+from scheduler.core.model import GPU_UNITS, Dependency, NodeName, PoolName, Shape
 from scheduler.executor import LaunchSpec
 from scheduler.refusal import Problem, RefusalCode, Refused
 from scheduler.store.jobs import JobDraft
 from scheduler.wire.fitting import Offer, size_of
-from scheduler.wire.spec import PRIORITIES, JobSpec, PriorityWord, invalid, parse_array
+from scheduler.wire.spec import (
+    PRIORITIES,
+    JobSpec,
+    PriorityWord,
+    invalid,
+    parse_array,
+    parse_cap,
+    parse_topology,
+    retried_reasons,
+)
 from scheduler.wire.text import shown
 
 
@@ -36,8 +45,21 @@ class SubmissionRules:
     """Who may ask for `high`. Everyone by default: it orders within a project only, so a project harms nobody else."""
 
 
-def draft_of(spec: JobSpec, rights: Rights, offers: Sequence[Offer], rules: SubmissionRules, now_ms: int) -> JobDraft:
-    """Returns the job (or array) to store. Raises Refused; nothing is stored then. Cost: linear in `offers`."""
+@dataclass(frozen=True, slots=True)
+class Centre:
+    """What a submission is held against: the nodes there are, the rules, the time."""
+
+    offers: Sequence[Offer]
+    rules: SubmissionRules
+    now_ms: int
+
+
+def draft_of(spec: JobSpec, rights: Rights, centre: Centre, after: tuple[Dependency, ...] = ()) -> JobDraft:
+    """Returns the job (or array) to store. Raises Refused; nothing is stored then. Cost: linear in the offers.
+
+    `after` are the jobs that `spec.after` names, found for the caller.
+    """
+    offers, rules, now_ms = centre.offers, centre.rules, centre.now_ms
     account = rights.submission_account(spec.project)
     _check_rules(spec, rights, rules, now_ms)
     indexes = parse_array(spec.array) if spec.array is not None else None
@@ -59,6 +81,7 @@ def draft_of(spec: JobSpec, rights: Rights, offers: Sequence[Offer], rules: Subm
             only_nodes=tuple(NodeName(node) for node in sorted(set(spec.only_nodes))),
             exclude_nodes=tuple(NodeName(node) for node in sorted(set(spec.exclude_nodes))),
             constraints=tuple(sorted(spec.constraints.items())),
+            topology=None if spec.topology is None else parse_topology(spec.topology),
         ),
         time_limit_ms=spec.time_limit_seconds * 1000,
         launch=LaunchSpec(
@@ -78,7 +101,10 @@ def draft_of(spec: JobSpec, rights: Rights, offers: Sequence[Offer], rules: Subm
         deadline_ms=_utc_ms(spec.deadline_at),
         is_held=spec.hold,
         retries=spec.retries,
+        retry_on=retried_reasons(spec),
         array_indexes=indexes,
+        array_cap=None if spec.array is None else parse_cap(spec.array),
+        after=after,
         labels=dict(spec.labels),
         notify_events=spec.notify,
         notify_when=spec.notify_when,

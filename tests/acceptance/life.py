@@ -53,7 +53,7 @@ def read_book(book: Path) -> list[Line]:
     lines = []
     for text in book.read_text(encoding="ascii").splitlines() if book.exists() else ():
         word, job, attempt, rank, devices, at_ms = text.split(" ")
-        lines.append(Line(word, int(job), int(attempt), int(rank), tuple(devices.split(",")), int(at_ms)))
+        lines.append(Line(word, _id_of(job), int(attempt), int(rank), tuple(devices.split(",")), int(at_ms)))
     return lines
 
 
@@ -155,3 +155,9 @@ def assert_export_adds_up(folder: Path, gpu_ms: int) -> None:
     assert dict(parts) == whole
     assert usage_gpu_ms == gpu_ms
     assert billed_unit_ms == gpu_ms * GPU_UNITS
+
+
+def _id_of(reference: str) -> int:
+    """The id of a job's number; the elements of our arrays count from 0, and their ids are consecutive."""
+    array, _, index = reference.partition("_")
+    return int(array) + int(index or 0)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from fastapi import FastAPI
 from ulid import ULID
 
+from cli.daemon.attendance import Attendance
 from metering.closing import PeriodTerms
 from metering.focus import FocusTerms
 from metering.period_routes import period_routes
@@ -165,4 +166,5 @@ def two_tenants(database: Database) -> Centre:
 def app_of(centre: Centre, **settings: Any) -> FastAPI:
     """The app as the daemon puts it together."""
     limits = ApiSettings(version="1.2.3", **settings)
-    return api(centre, PricesWithoutBudgets(), limits, Telemetry("1.2.3"), (ledger_routes, period_routes(PERIODS)))
+    routes = (ledger_routes, period_routes(PERIODS), Attendance().routes)
+    return api(centre, PricesWithoutBudgets(), limits, Telemetry("1.2.3"), routes)

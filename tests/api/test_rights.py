@@ -17,6 +17,7 @@ EVERYBODY: set[Role | None] = {None, U, T, B, O, A}
 TOKENS: set[Role | None] = {U, T, B, O, A}
 JOBS = {"ids": ["{job}"]}
 BOOK: dict[str, Any] = {}
+HEARTBEAT = {"instance": "one", "version": "1", "collector": "nvml", "driver_version": None, "now_ms": 0}
 
 WHO_MAY: dict[tuple[str, str], tuple[set[Role | None], Any]] = {
     ("GET", "/healthz"): (EVERYBODY, None),
@@ -56,6 +57,10 @@ WHO_MAY: dict[tuple[str, str], tuple[set[Role | None], Any]] = {
     ("POST", "/v1/admin/nodes/{name}/drain"): ({O}, {"reason": "fan"}),
     ("POST", "/v1/admin/nodes/{name}/resume"): ({O}, None),
     ("GET", "/v1/admin/nodes/{name}/history"): ({O}, None),
+    ("GET", "/v1/admin/agents"): ({O}, None),
+    ("DELETE", "/v1/admin/agents/{node}"): ({O}, None),
+    ("POST", "/v1/agents/{node}/heartbeat"): ({A}, HEARTBEAT),
+    ("POST", "/v1/agents/{node}/evidence"): ({A}, {}),
     ("GET", "/v1/admin/defrag"): ({O}, None),
     ("GET", "/v1/notify"): ({U, T}, None),
     ("PUT", "/v1/notify"): ({U, T}, {"email": "ana@acme.example"}),
@@ -109,7 +114,7 @@ def test_every_route_answers_its_roles_and_no_other(people: People, role: Role |
         job = owner.submit()
         asker = people.stranger() if role is None else people.with_role(role, account, "ana")
         where = (
-            path.format_map({"ref": job, "path:path": "acme/new", "token_id": "none", "name": "h1"})
+            path.format_map({"ref": job, "path:path": "acme/new", "token_id": "none", "name": "h1", "node": "ana"})
             if "{path:" not in path
             else path.replace("{path:path}", "acme/new")
         )

@@ -59,6 +59,42 @@ def test_a_dry_run_says_what_would_happen_and_stores_nothing(people: People) -> 
     assert user.get("/v1/jobs", params={"state": "all"}).json()["items"] == []
 
 
+def test_a_job_waits_for_those_that_it_names_and_says_for_which(people: People) -> None:
+    user = people.user()
+    [first] = user.post("/v1/jobs", json=job_spec()).json()["items"]
+    [array] = user.post("/v1/jobs", json=job_spec(array="0-2%1")).json()["items"]
+    after = [f"{first['id']}", f"any:{array['array_id']}", f"fail:{array['array_id']}_2", "singleton"]
+    [waiter] = user.post("/v1/jobs", json=job_spec(name="late", after=after)).json()["items"]
+    wanted = [
+        f"afterok:{first['id']}",
+        f"afterany:{array['array_id']}",
+        f"afternotok:{array['array_id']}_2",
+    ]
+    shown = user.get(f"/v1/jobs/{waiter['id']}").json()
+    assert shown["waits_for"] == wanted
+    assert (array["array_cap"], shown["array_cap"]) == (1, None)
+    user.post("/v1/jobs/cancel", json={"ids": [str(first["id"])]})
+    ended = user.get(f"/v1/jobs/{waiter['id']}").json()
+    assert (ended["state"], ended["reason"]) == ("cancelled", "dependency")
+    refused = user.post("/v1/jobs", json=job_spec(after=[f"ok:{first['id']}"])).json()
+    assert refused["code"] == "never_fits"
+    assert refused["try"] == [f"--after any:{first['id']}"]
+
+
+def test_nobody_waits_for_another_tenants_job_not_even_by_an_operators_hand(people: People) -> None:
+    """The refusal is the same as for a job that is not there."""
+    [theirs] = people.user("zoe", "zeta/lab").post("/v1/jobs", json=job_spec(project="zeta/lab")).json()["items"]
+    answer = people.user().post("/v1/jobs", json=job_spec(after=[str(theirs["id"])]))
+    assert (answer.status_code, answer.json()["detail"]) == (404, f"no job {theirs['id']} in tenant acme")
+    operator = people.operator().post("/v1/jobs", json=job_spec(project="acme/vision", after=[str(theirs["id"])]))
+    assert (operator.status_code, operator.json()["detail"]) == (404, f"no job {theirs['id']}")
+
+
+def test_a_job_says_after_which_failures_it_starts_again(people: People) -> None:
+    [job] = people.user().post("/v1/jobs", json=job_spec(retries=2, retry_on=["oom", "oom"])).json()["items"]
+    assert (job["retries_left"], job["retry_on"], job["attempt"]) == (2, ["oom"], 1)
+
+
 REFUSALS: list[tuple[dict[str, Any], str, str]] = [
     ({"gpus_per_node": 16, "gpu_classes": ["H100"]}, "never_fits", "no node has 16 H100 (largest: 8)"),
     ({"gpus_per_node": 8, "nodes": 3, "gpu_classes": ["H100"]}, "never_fits", "there are 2 such nodes"),
@@ -84,7 +120,15 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
     ({"gpus_per_node": 0.5}, "invalid", "whole number"),
     ({"gpus_per_node": None}, "invalid", "gpus_per_node or total_gpus"),
     ({"total_gpus": 7, "nodes": 2, "gpus_per_node": None}, "invalid", "evenly"),
-    ({"array": "0-99%8"}, "policy", "not enforced"),
+    ({"array": "0-99%"}, "invalid", "how many run at once"),
+    ({"array": "0-99%0"}, "invalid", "how many run at once"),
+    ({"after": ["17"]}, "not_found", "no job 17 in tenant acme"),
+    ({"after": ["any:17_3", "18"]}, "not_found", "no job 17_3, 18 in tenant acme"),
+    ({"after": ["maybe:17"]}, "invalid", "is not afterok:17"),
+    ({"after": ["afterok:x"]}, "invalid", "is not afterok:17"),
+    ({"retry_on": ["walltime"]}, "invalid", "no failure that is retried"),
+    ({"topology": "near:rack"}, "invalid", "required:LABEL"),
+    ({"topology": "required:rak"}, "invalid", "no such node has a label 'rak'"),
     ({"image": "registry.acme.example/train:1"}, "policy", "no images"),
     ({"array": "9-1"}, "invalid", "goes up"),
     ({"array": "x"}, "invalid", "0-99"),

@@ -310,6 +310,25 @@ PRICES = page(
     "PriceBookList",
     [{"version": "2026-11", "effective_ms": 1793491200000, "currency": "USD", "sha256": "ab" * 32}],
 )
+AGENTS = page(
+    "AgentList",
+    [
+        {
+            "node": "gpu-017",
+            "version": "1.0",
+            "collector": "nvml",
+            "driver_version": "570.86.15",
+            "first_heard_at": "2026-11-01T00:00:00.000Z",
+            "last_heard_at": "2026-11-23T12:31:00.000Z",
+            "is_silent": False,
+            "silent_after_seconds": 60,
+            "clock_skew_seconds": 0.012,
+            "gpus": 8,
+            "gpus_ill": 1,
+            "problems": ["GPU 3: XID 79"],
+        }
+    ],
+)
 NODE_HISTORY = page(
     "NodeHistory",
     [
@@ -443,6 +462,7 @@ def centre(peer: Peer) -> None:
     for verb in ("drain", "resume"):
         peer.answers("POST", f"/v1/admin/nodes/gpu-017/{verb}", envelope("NodeDrain", name="gpu-017", reason=None))
     peer.answers("GET", "/v1/admin/nodes/gpu-017/history", NODE_HISTORY)
+    peer.answers("GET", "/v1/admin/agents", AGENTS)
     peer.answers("GET", "/v1/pools", page("PoolList", POOLS))
     for verb in ("pause", "resume"):
         peer.answers("POST", f"/v1/admin/{verb}", page("PoolList", POOLS, changed=["a100"]))

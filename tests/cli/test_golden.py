@@ -66,6 +66,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], tuple[str, str]]] = {
     "admin-node-drain": (("admin", "node", "drain", "gpu-017", "-r", "fan"), ("POST", "/v1/admin/nodes/gpu-017/drain")),
     "admin-node-resume": (("admin", "node", "resume", "gpu-017"), ("POST", "/v1/admin/nodes/gpu-017/resume")),
     "admin-node-history": (("admin", "node", "history", "gpu-017"), ("GET", "/v1/admin/nodes/gpu-017/history")),
+    "admin-agent-list": (("admin", "agent", "list"), ("GET", "/v1/admin/agents")),
     "admin-pool-list": (("admin", "pool", "list"), ("GET", "/v1/pools")),
     "admin-pool-set": (
         ("admin", "pool", "set", "h100-ib", "--node", "gpu-001", "--node", "gpu-002"),
@@ -131,7 +132,8 @@ def test_in_a_pipe_each_command_prints_what_is_written_down(
         peer.answers(*asked, REFUSED)
     if is_json:
         at = 1 + sum(
-            word in {"admin", "tenant", "project", "token", "price", "node", "pool", "ledger"} for word in arguments[:2]
+            word in {"admin", "tenant", "project", "token", "price", "node", "pool", "agent", "ledger"}
+            for word in arguments[:2]
         )
         arguments = (*arguments[:at], "-o", "json", *(word for word in arguments[at:] if word not in {"-o", "wide"}))
     done = home.turnstile(*arguments)

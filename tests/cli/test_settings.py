@@ -14,7 +14,7 @@ from scheduler.core.policy import Backfill
 from scheduler.planner import FrozenLabels, Offer
 from scheduler.refusal import Refused
 from scheduler.wire.spec import JobSpec, parse_spec
-from scheduler.wire.submission import draft_of
+from scheduler.wire.submission import Centre, draft_of
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "configuration.md"
 
@@ -68,7 +68,7 @@ def test_what_the_settings_say_about_jobs_is_what_submissions_get() -> None:
     spec = JobSpec.model_validate({"command": ("true",), "gpus_per_node": 1, "time_limit_seconds": 60})
     offer = Offer(GpuClass("H100"), PoolName("main"), 8, 96_000, 1 << 40, 1, FrozenLabels(), frozenset({NodeName("a")}))
     rights = Rights(Caller("t", Role.USER, AccountId("acme/nlp"), UserName("mei"), None))
-    launch = draft_of(spec, rights, [offer], rules, 0).launch
+    launch = draft_of(spec, rights, Centre([offer], rules, 0)).launch
     assert (launch.run_as, launch.log_limit_bytes) == (rules.run_as, 4096)
     with pytest.raises(Refused, match="run_as: unknown key"):
         parse_spec(b'{"command": ["true"], "gpus_per_node": 1, "time_limit_seconds": 60, "run_as": "root"}')

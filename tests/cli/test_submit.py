@@ -57,7 +57,25 @@ def test_every_flag_becomes_the_field_that_the_api_names(
             "team=x",
         ),
         *("--begin", "2026-11-24T08:00Z", "--deadline", "2026-12-01T00:00+08:00", "--priority", "high", "--hold"),
-        *("-a", "0-99%8", "--retries", "2", "--grace", "2m", "--", "python", "train.py", "--lr", "2e-5"),
+        *(
+            "-a",
+            "0-99%8",
+            "--retries",
+            "2",
+            "--retry-on",
+            "oom",
+            "--topology",
+            "required:rack",
+            "--after",
+            "17,any:18_3",
+            "--grace",
+            "2m",
+            "--",
+            "python",
+            "train.py",
+            "--lr",
+            "2e-5",
+        ),
     )
     assert spec == {
         "command": ["python", "train.py", "--lr", "2e-5"],
@@ -85,6 +103,9 @@ def test_every_flag_becomes_the_field_that_the_api_names(
         "hold": True,
         "array": "0-99%8",
         "retries": 2,
+        "retry_on": ["oom"],
+        "topology": "required:rack",
+        "after": ["afterok:17", "afterany:18_3"],
         "grace_seconds": 120,
     }
 

@@ -219,3 +219,30 @@ def test_any_text_is_read_or_refused_and_nothing_crashes(text: str) -> None:
     for reader in _READERS:
         with contextlib.suppress(UsageProblem):
             assert reader(text) is not None
+
+
+@pytest.mark.parametrize(
+    ("typed", "means"),
+    [
+        ("17", ("afterok", "17")),
+        ("any:17_3", ("afterany", "17_3")),
+        ("fail:@~1", ("afternotok", "@~1")),
+        ("start:train", ("after", "train")),
+        ("afternotok:17", ("afternotok", "17")),
+        ("singleton", ("singleton", "")),
+    ],
+)
+def test_what_is_waited_for_is_read_in_our_words_and_in_slurms(typed: str, means: tuple[str, str]) -> None:
+    assert values.after(typed) == means
+
+
+@pytest.mark.parametrize("typed", ["", "anny:17", "any:"])
+def test_what_names_no_dependency_is_refused(typed: str) -> None:
+    with pytest.raises(UsageProblem):
+        values.after(typed)
+
+
+@pytest.mark.parametrize("typed", ["rack", "required", "near:rack", "required:"])
+def test_nearness_without_how_or_label_is_refused(typed: str) -> None:
+    with pytest.raises(UsageProblem, match="required:LABEL"):
+        values.topology(typed)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from scheduler.core.model import GPU_UNITS, EndReason
+from scheduler.core.model import GPU_UNITS, EndReason, JobId
 from scheduler.executor import ExecutorError, StartRefused
 from scheduler.local import LocalExecutor
 from scheduler.spawn import LocalSettings
@@ -93,13 +93,13 @@ def test_a_kill_from_elsewhere_is_not_taken_for_ours(local: LocalRig) -> None:
 
 
 def test_the_environment_has_what_the_documentation_promises(local: LocalRig) -> None:
-    job = order("env", "-0", array_index=3, environment={"GREETING": "你好\nworld"})
+    job = replace(order("env", "-0", array_index=3, environment={"GREETING": "你好\nworld"}), array=JobId(4711))
     ended = local.run(job)
     seen = environment_of(local, job)
     assert ended.started_ms is not None
     allocation = job.allocation
     expected = {
-        "TURNSTILE_JOB_ID": str(allocation.job),
+        "TURNSTILE_JOB_ID": "4711_3",
         "TURNSTILE_JOB_NAME": "train",
         "TURNSTILE_TENANT": "acme",
         "TURNSTILE_PROJECT": "nlp",

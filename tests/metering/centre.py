@@ -82,6 +82,17 @@ class Centre:
         self._writer.run(SyncInventory(tuple(self._nodes), Evidence.NODE))
         return tuple(device.id for device in devices)
 
+    def slots(self, name: str, count: int) -> None:
+        """A node whose devices are slots, as where the platform chooses the GPUs."""
+        devices = tuple(Device(DeviceId(f"{name}/gpu/{place}"), NodeName(name), H100) for place in range(count))
+        self._nodes.append(NodeInventory(Node(NodeName(name), H100, PoolName("main"), NODE_CPU, NODE_MEMORY), devices))
+        self._writer.run(SyncInventory(tuple(self._nodes), Evidence.NODE))
+
+    def run_command(self, command: Command[T]) -> T:
+        """Commits a command of metering's own."""
+        value, _ = self._writer.run(command)
+        return value
+
     def lose_node(self, name: str) -> None:
         self._nodes = [inventory for inventory in self._nodes if inventory.node.name != name]
         self._writer.run(SyncInventory(tuple(self._nodes), Evidence.HEARTBEAT))
