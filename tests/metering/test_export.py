@@ -113,6 +113,7 @@ def test_a_line_says_what_was_held_and_what_it_costs(centre: Centre, tmp_path: P
         "gpu_util_avg_pct": "",
         "energy_kwh": "",
         "evidence": "node",
+        "incident_id": "",
     }
     assert list(line) == list(USAGE_COLUMNS)
     assert (tax["line_type"], tax["amount"], tax["tax_rate"]) == ("tax", "1.080000", "0.06")
