@@ -133,7 +133,7 @@ def test_the_columns_are_the_contract() -> None:
         "line_id period period_status tenant_id tenant_name project_id project_name user_id job_id job_name segment_no"
         " end_reason gpu_model gpu_share gpu_count priority_class start_local end_local start_utc duration_ms gpu_ms"
         " gpu_hours sku price_book unit_price list_amount discount_amount amount currency tax_rate line_type"
-        " corrects_line_id package_id gpu_util_avg_pct energy_kwh evidence"
+        " corrects_line_id package_id gpu_util_avg_pct energy_kwh evidence incident_id"
     )
     assert list(USAGE_COLUMNS) == contract.split()
 
