@@ -147,7 +147,11 @@ def book() -> PriceBook:
 def _write_centre(connection: sqlite3.Connection, nodes: int) -> None:
     for tenant in range(TENANTS):
         for name in (f"tenant-{tenant:02d}", *(f"tenant-{tenant:02d}/project-{each}" for each in range(PROJECTS))):
-            connection.execute("INSERT INTO account VALUES (?, ?, 1, '{}', '{}', 0, 0)", (name, name.title()))
+            connection.execute(
+                'INSERT INTO account (id, display_name, weight, guarantee, "limit", is_suspended, created_ms, terms,'
+                " changed_ms) VALUES (?, ?, 1, '{}', '{}', 0, 0, '{}', 0)",
+                (name, name.title()),
+            )
     for node in range(nodes):
         connection.execute(
             "INSERT INTO node (name, gpu_class, pool, cpu_millicores, memory_bytes, labels, availability, seen_ms)"

@@ -25,8 +25,12 @@ from scheduler.core.events import (
     AllocationMade,
     AllocationPromoted,
     AllocationStarted,
+    AllocationStopping,
+    ClaimEnded,
+    ClaimMade,
     JobSubmitted,
     NodeChanged,
+    PreemptionWeighed,
     ReservationsPlanned,
 )
 from scheduler.core.model import (
@@ -38,6 +42,7 @@ from scheduler.core.model import (
     BookingWanted,
     Device,
     DeviceId,
+    EndReason,
     GpuClass,
     Job,
     JobId,
@@ -86,6 +91,7 @@ class Centre:
         self._random = random.Random(size.seed)
         self._next_job = 1
         self._live: list[AllocationId] = []
+        self._leaving: list[AllocationId] = []
         self.event_seconds = 0.0
         self._shapes = [
             Shape((CLASS,), nodes, gpus * GPU_UNITS, constraints=(("rack", "any"),) if index >= len(SIZES) else ())
@@ -133,10 +139,19 @@ class Centre:
         freed, ended = 0, 0
         wanted = self.size.nodes * GPUS_PER_NODE * self.size.turnover * GPU_UNITS
         began = time.perf_counter()
+        for allocation_id in self._leaving:
+            leaving = self.state.allocations.get(allocation_id)
+            if leaving is not None:
+                again, _ = after_end(self.state.jobs[leaving.job], EndReason.PREEMPTED, self.now_ms, self.policy)
+                self.state.apply(AllocationEnded(self.now_ms, allocation_id, EndReason.PREEMPTED, again))
+        self._leaving.clear()
         while freed < wanted and self._live:
             place = self._random.randrange(len(self._live))
             self._live[place], self._live[-1] = self._live[-1], self._live[place]
-            allocation = self.state.allocations[self._live.pop()]
+            picked = self.state.allocations.get(self._live.pop())
+            if picked is None:
+                continue  # it made room for another
+            allocation = picked
             after, _ = after_end(self.state.jobs[allocation.job], None, self.now_ms, self.policy)
             self.state.apply(AllocationEnded(self.now_ms, allocation.id, None, after))
             freed += allocation.total_units
@@ -145,7 +160,15 @@ class Centre:
         self.event_seconds = time.perf_counter() - began
 
     def apply(self, made: Plan) -> None:
-        """Takes in the plan's promises, promotions and starts."""
+        """Takes in all that the plan decided; what it stops ends before the next tick."""
+        self.state.apply(PreemptionWeighed(self.now_ms, made.weighed))
+        for lapse in made.lapses:
+            self.state.apply(ClaimEnded(self.now_ms, lapse.job))
+        for stop in made.stops:
+            self.state.apply(AllocationStopping(self.now_ms, stop.allocation, stop.reason))
+            self._leaving.append(stop.allocation)
+        for claim in made.claims:
+            self.state.apply(ClaimMade(self.now_ms, claim))
         self.state.apply(ReservationsPlanned(self.now_ms, made.reservations, not made.is_partial))
         for promotion in made.promotions:
             segment = self.state.allocations[promotion.allocation].segment + 1
@@ -176,7 +199,7 @@ class Centre:
             made = plan(self.state, self.policy, self.now_ms)
             self.apply(made)
             count += len(made.starts)
-            if not made.starts:
+            if made.is_idle or not made.starts:
                 return count
 
 
@@ -192,7 +215,7 @@ def measure(centre: Centre, ticks: int) -> None:
     plans: list[float] = []
     cpu: list[float] = []
     events: list[float] = []
-    starts = promotions = 0
+    starts = promotions = stops = 0
     for _ in range(ticks):
         centre.turn_over()
         began, began_cpu = time.perf_counter(), time.process_time()
@@ -202,12 +225,15 @@ def measure(centre: Centre, ticks: int) -> None:
         centre.apply(made)
         events.append(centre.event_seconds)
         starts += len(made.starts)
+        stops += len(made.stops)
         promotions += len(made.promotions)
     waiting = sum(len(line) for _, line in centre.state.pending_groups())
     groups = sum(1 for _ in centre.state.pending_groups())
     memory_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"{waiting:>9} pending in {groups} groups")
-    print(f"          a tick: {starts / ticks:.1f} starts, {promotions / ticks:.1f} promotions")
+    print(
+        f"          a tick: {starts / ticks:.1f} starts, {promotions / ticks:.1f} promotions, {stops / ticks:.1f} stops"
+    )
     print(f"          plan    {milliseconds(plans)}")
     print(f"          CPU     {milliseconds(cpu)}")
     print(f"          events  {milliseconds(events)}   memory {memory_mib:.0f} MiB")

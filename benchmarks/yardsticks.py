@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from benchmarks import traces
@@ -21,13 +22,15 @@ from scheduler.core.capacity import Capacity
 from scheduler.core.fragmentation import Fragments, Mix
 from scheduler.core.model import GPU_UNITS, Device, DeviceId, GpuClass, Grant, Node, NodeName, PoolName, Shape
 from scheduler.core.placement import place_by
-from scheduler.core.policy import Backfill, Policy, QueueOrder
+from scheduler.core.policy import Backfill, Policy, Preemption, QueueOrder
 from scheduler.executor import NodeInventory
 from scheduler.replay import Replay
 from scheduler.scenario import TraceJob, read_cluster, read_jobs
 
 HOUR_MS = 3_600_000
-PROMPT = Policy(order=QueueOrder.LEAST_SERVICE, promised_jobs=1, promise_after_ms=36 * HOUR_MS)
+STILL = partial(Policy, preemption=Preemption.OFF)
+"""The references stop nothing that runs."""
+PROMPT = STILL(order=QueueOrder.LEAST_SERVICE, promised_jobs=1, promise_after_ms=36 * HOUR_MS)
 """Least GPU time first by limits, one promise, and nodes emptied for what waited a day and a half."""
 LIGHT = replace(PROMPT, promise_after_ms=3 * HOUR_MS)
 """The same where little waits: then a wait of three hours is too long."""
@@ -88,7 +91,7 @@ def philly(folder: Path) -> None:
         inventory, jobs = load("philly", folder / "philly-2017-10.csv.gz", nodes)
         for name, policy in (
             ("ours, least service", PROMPT if nodes == 160 else LIGHT),
-            ("ours, default policy", Policy()),
+            ("ours, default policy", STILL()),
         ):
             mean, p99, most, slowdown, worst = _figures(play(inventory, jobs, policy))
             print(f"  {name:<28} {mean:9,.0f} / {p99:7,.0f} / {most:7,.0f} {slowdown:8.2f} {worst:9.1f}")
@@ -119,7 +122,7 @@ def lublin(folder: Path) -> None:
     print("  [RLScheduler] plain FCFS 7273.77; with backfilling FCFS 235.82, SJF 73.31, learned 58.64")
     print("  [textbook] least service + EASY 34.8")
     inventory, jobs = load("lublin", folder / "lublin-256.swf.gz")
-    easy = Policy(promised_jobs=1, promise_after_ms=None)
+    easy = STILL(promised_jobs=1, promise_after_ms=None)
     for name, policy in (
         ("fifo, none", replace(easy, order=QueueOrder.FIFO, backfill=Backfill.NONE)),
         ("fifo, easy as theirs", replace(easy, order=QueueOrder.FIFO, backfill=Backfill.EASY_BEFORE)),
@@ -143,12 +146,12 @@ def hpc2n(folder: Path) -> None:
     print("             shortest limit + EASY 2,316 / 12.2, with perfect knowledge 2,221 / 8.4")
     inventory, jobs = load("hpc2n", folder / "HPC2N-2002-first3k.swf.gz")
     for name, policy in (
-        ("fifo, no backfill", Policy(order=QueueOrder.FIFO, backfill=Backfill.NONE)),
-        ("fifo + easy", Policy(order=QueueOrder.FIFO, promised_jobs=1, promise_after_ms=None)),
-        ("sjf + easy", Policy(order=QueueOrder.SJF, promised_jobs=1, promise_after_ms=None)),
+        ("fifo, no backfill", STILL(order=QueueOrder.FIFO, backfill=Backfill.NONE)),
+        ("fifo + easy", STILL(order=QueueOrder.FIFO, promised_jobs=1, promise_after_ms=None)),
+        ("sjf + easy", STILL(order=QueueOrder.SJF, promised_jobs=1, promise_after_ms=None)),
         ("least service, as Philly", PROMPT),
         ("least service, 2 anew", replace(PROMPT, promised_jobs=2, keeps_first_promises=False)),
-        ("default policy", Policy()),
+        ("default policy", STILL()),
     ):
         mean, _, _, slowdown, _ = _figures(play(inventory, jobs, policy))
         print(f"  ours, {name:<26} {mean:9,.1f} / {slowdown:6.2f}")
@@ -159,7 +162,7 @@ def shockwave(folder: Path) -> None:
     print("Shockwave-120, 32 GPUs: makespan / mean completion in seconds")
     print("  [paper, 120 s rounds] Shockwave 24,197 / 9,958, Themis 31,929 / 11,302, Gavel 33,208 / 11,274")
     inventory, jobs = load("shockwave", folder / "shockwave-120.csv.gz")
-    for name, policy in (("default policy", Policy()), ("least service", PROMPT)):
+    for name, policy in (("default policy", STILL()), ("least service", PROMPT)):
         report = play(inventory, jobs, policy).report()
         completions = report["completion_seconds"]
         assert isinstance(completions, dict)

@@ -58,9 +58,7 @@ def _of_file(
 ) -> tuple[JobFlags, dict[str, object]]:
     from cli.jobfile import load
 
-    file = load(name, is_lenient=flags.lenient)
-    for note in file.notes:
-        session.screen.note(note)
+    file = load(name)
     if not words:
         return layered(flags, file.flags), file.work
     typed = scripts.typed_command(words, session.typed)

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from datetime import timedelta
+from decimal import ROUND_DOWN, Decimal, InvalidOperation
 
 from cli import answers, phrases, values
 from cli.answers import BrokenAnswer, Json
@@ -60,6 +61,37 @@ def check(limit: str, most: Most | None, count: int = 1) -> None:
         )
 
 
+def part(limit: str, count: int) -> dict[str, object]:
+    """Returns what one of `count` submissions may cost of `--max-cost`, as the server takes it."""
+    amount, currency = values.money(limit, "--max-cost")
+    each = (amount / count).quantize(Decimal("0.000001"), rounding=ROUND_DOWN)
+    return {"amount": f"{each:f}", "currency": currency}
+
+
+def budget_lines(answer: Json, most: Most | None, *, is_dry_run: bool) -> list[str]:
+    """Returns what an echo says of the budget: what it keeps when all is spent, or why it is too little."""
+    found = answers.sub(answer, "budget")
+    if found is None:
+        return []
+    if is_dry_run and found.get("fits") is False:
+        return [f"  budget   no: {answers.text(found, 'message')}"]
+    left, account = answers.sub(found, "left"), answers.text(found, "account")
+    digits = None if left is None else answers.text(left, "amount")
+    if left is None or digits is None or account is None:
+        return []
+    keeps = Decimal(digits) - (most.amount if most is not None else 0)
+    noun = "project" if "/" in account else "tenant"
+    ends = answers.text(found, "period_ends_at")
+    for_month = ""
+    if ends is not None and answers.text(found, "period") == "month":
+        # The month is the one before the instant at which the next one begins.
+        last = phrases.local(ends, answers.text(found, "zone")) - timedelta(seconds=1)
+        for_month = f" for {last:%B}"
+    soft = "" if found.get("is_hard") else " (soft)"
+    shown = phrases.money({"amount": f"{keeps:f}", "currency": answers.text(left, "currency")})
+    return [f"  budget   {noun} {account} keeps {shown}{for_month}{soft}"]
+
+
 def quoted(answer: Json, count: int = 1) -> dict[str, object]:
     """Returns what `quote` says of a dry run's answer: size, hours, price, and the server's estimate of the start.
 
@@ -71,6 +103,7 @@ def quoted(answer: Json, count: int = 1) -> dict[str, object]:
     hours = None if limit is None or total is None else Decimal(total) * jobs * limit / 3600
     one = most_of(answer)
     most = None if one is None else one.times(count)
+    budget = answers.sub(answer, "budget")
     return {
         "gpus_total": job.get("gpus_total"),
         "gpu_model": job.get("gpu_model"),
@@ -82,6 +115,8 @@ def quoted(answer: Json, count: int = 1) -> dict[str, object]:
         "price_per_gpu_hour": _rate(most, hours),
         "start_estimate": job.get("start_estimate"),
         "reasons": job.get("reasons") or [],
+        "fits_budget": None if budget is None else budget.get("fits"),
+        "budget_problem": None if budget is None else budget.get("message"),
     }
 
 

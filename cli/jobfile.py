@@ -29,11 +29,9 @@ class JobFile:
 
     flags: JobFlags
     work: dict[str, object]
-    notes: tuple[str, ...] = ()
-    """What was left out, because the caller is lenient about it."""
 
 
-def load(name: str, *, is_lenient: bool = False) -> JobFile:
+def load(name: str) -> JobFile:
     """Returns what a file asks for. Raises Refusal if it cannot be opened, FileProblems with all that is wrong."""
     path = Path(name).expanduser()
     try:
@@ -47,7 +45,7 @@ def load(name: str, *, is_lenient: bool = False) -> JobFile:
         content = read(data, is_json=path.suffix.lower() == ".json")
     except BrokenFile as broken:
         raise FileProblems(name, (broken.problem,)) from None
-    return _Reading(name, is_lenient=is_lenient).of(content)
+    return _Reading(name).of(content)
 
 
 class _Wrong(Exception):
@@ -61,11 +59,9 @@ class _Wrong(Exception):
 class _Reading:
     """Reads one file's keys and keeps what is wrong with them."""
 
-    def __init__(self, name: str, *, is_lenient: bool) -> None:
+    def __init__(self, name: str) -> None:
         self._name = name
-        self._is_lenient = is_lenient
         self._wrong: list[tuple[int, str]] = []
-        self._notes: list[str] = []
 
     def of(self, content: Mapped) -> JobFile:
         lines: dict[str, int] = {}
@@ -76,8 +72,6 @@ class _Reading:
                 self._unknown(word)
             elif word.text in lines:
                 self._wrong.append((word.line, f"{word.text}: is there twice, first in line {lines[word.text]}"))
-            elif key.refusal is not None:
-                self._refuse(key, word)
             else:
                 self._take(key, value, found)
             lines.setdefault(word.text, word.line)
@@ -89,18 +83,12 @@ class _Reading:
             raise FileProblems(self._name, problems)
         work = {name: found.pop(name) for name in ("command", "script") if name in found}
         flags = {_KEYS[name].flag: value for name, value in found.items()}
-        return JobFile(JobFlags(**flags), work, tuple(self._notes))  # type: ignore[arg-type]  # shapes are the fields'
+        return JobFile(JobFlags(**flags), work)  # type: ignore[arg-type]  # shapes are the fields'
 
     def _unknown(self, word: Scalar) -> None:
         near = closest(word.text.replace("_", "-"), _KEYS)
         hint = f", did you mean '{near[0]}'?" if near else "; 'turnstile schema job' lists the keys"
         self._wrong.append((word.line, f"{_short(word.text)}: unknown key{hint}"))
-
-    def _refuse(self, key: Key, word: Scalar) -> None:
-        if self._is_lenient:
-            self._notes.append(f"{self._name} line {word.line}: {key.name} {key.refusal} and is left out")
-        else:
-            self._wrong.append((word.line, f"{key.name}: {key.refusal}; leave it out, or say --lenient"))
 
     def _take(self, key: Key, value: Value, found: dict[str, object]) -> None:
         try:

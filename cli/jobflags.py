@@ -28,6 +28,7 @@ FLAGS_OF_FIELDS = {
     "grace_seconds": "--grace",
     "image": "-i",
     "labels": "-l",
+    "max_cost": "--max-cost",
     "memory_bytes_per_node": "-m",
     "name": "-n",
     "nodes": "-N",
@@ -40,9 +41,12 @@ FLAGS_OF_FIELDS = {
     "project": "-A",
     "retries": "--retries",
     "retry_on": "--retry-on",
+    "secrets": "--secret",
+    "shm_bytes": "--shm",
     "time_limit_seconds": "-t",
     "topology": "--topology",
     "total_gpus": "--total-gpus",
+    "volumes": "--volume",
     "workdir": "-w",
 }
 """The flag that stands for each field of JobSpec."""
@@ -79,6 +83,10 @@ class JobFlags:
         typer.Option("--topology", metavar="HOW:LABEL", help="required:rack, preferred:rack: nodes near each other."),
     ] = None
     image: Annotated[str | None, typer.Option("-i", "--image", metavar="REF", help="Container image.")] = None
+    volume: Annotated[
+        list[str] | None, typer.Option("--volume", metavar="NAME", help="Mount what the centre offers; repeatable.")
+    ] = None
+    shm: Annotated[str | None, typer.Option("--shm", metavar="SIZE", help="Size of the container's /dev/shm.")] = None
     name: Annotated[str | None, typer.Option("-n", "--name", "-J", metavar="TEXT", help="Name of the job.")] = None
     project: Annotated[str | None, typer.Option("-A", "--project", metavar="NAME", help="Who it is for.")] = None
     workdir: Annotated[
@@ -89,6 +97,9 @@ class JobFlags:
     ] = None
     env_file: Annotated[
         str | None, typer.Option("--env-file", metavar="F", help="A file of K=V lines, no quoting.")
+    ] = None
+    secrets: Annotated[
+        list[str] | None, typer.Option("--secret", metavar="NAME", help="A secret, as a variable; repeatable.")
     ] = None
     output: Annotated[
         str | None, typer.Option("--output", metavar="PATTERN", help="A file for its output, besides the kept log.")
@@ -135,7 +146,7 @@ class JobFlags:
     lenient: Annotated[bool, typer.Option("--lenient", help="Leave out what is not supported.")] = False
 
 
-_ADDED_UP = ("env", "label", "constraint", "sweep")
+_ADDED_UP = ("env", "secrets", "label", "constraint", "sweep")
 """Flags whose values are added to those below them, a later one of the same key winning; others replace them."""
 _INSTEAD = {"gpus": ("total_gpus",), "total_gpus": ("gpus",), "spot": ("booking",), "booking": ("spot",)}
 """Flags that say the same thing in other ways: typing one takes the others' words back."""
@@ -166,10 +177,13 @@ def spec_of(
     spec |= {
         "name": flags.name,
         "image": flags.image,
+        "volumes": list(_several(flags.volume)),
+        "shm_bytes": None if flags.shm is None else values.size(flags.shm, "--shm"),
         "workdir": _workdir(flags),
         "output": flags.output,
         "env": _environment(flags, environment),
         "labels": _pairs(flags.label, "-l"),
+        "secrets": list(dict.fromkeys(name for each in flags.secrets or () for name in each.split(","))),
         "priority": _chosen(flags.priority, "--priority", ("low", "normal", "high")),
         "booking": _booking(flags),
         "begin_at": None if flags.begin is None else moments.write(moments.ahead(flags.begin, "--begin", now)),

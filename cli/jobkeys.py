@@ -39,8 +39,6 @@ class Key:
     check: Check | None = None
     schema: Schema = field(default_factory=dict)
     """What narrows the shape's own schema."""
-    refusal: str | None = None
-    """Why this version does not take it: accepting and ignoring it would be worse."""
 
     @property
     def flag(self) -> str:
@@ -71,7 +69,6 @@ def _variable(text: str, name: str) -> object:
 
 
 _NUMBER: Schema = {"type": ["integer", "number", "string"]}
-_NOT_YET = "is not offered by this version"
 _BOOKING, _PRIORITY = _words("auto", "guaranteed", "spot"), _words("low", "normal", "high")
 _WHEN = _words("each", "last")
 _ONE, _NONE = _count(1), _count(0)
@@ -101,10 +98,12 @@ KEYS = (
     Key("booking", Shape.TEXT, "How its GPUs are held.", "auto", *_BOOKING),
     Key("spot", Shape.TRUTH, "Short for booking: spot.", False),
     Key("image", Shape.TEXT, "Container image.", "registry.acme.example/train:2026.11"),
+    Key("volume", Shape.WORDS, "What the centre offers to mount, by name.", ["datasets"]),
+    Key("shm", Shape.TEXT, "Size of the container's /dev/shm.", "64G", values.size),
     Key("workdir", Shape.TEXT, "Where it runs; where it is submitted unless image is given.", "/data/nlp"),
     Key("env", Shape.PAIRS, "Environment; a name without a value passes yours on.", {"WANDB_MODE": "off"}, _variable),
     Key("env-file", Shape.TEXT, "A file of K=V lines, no quoting.", "train.env"),
-    Key("secrets", Shape.WORDS, "Secrets, by name.", ["HF_TOKEN"], refusal=_NOT_YET),
+    Key("secrets", Shape.WORDS, "Secrets, by name.", ["HF_TOKEN"]),
     Key("output", Shape.TEXT, "A file for its output, besides the kept log.", "out-%j.log"),
     Key("label", Shape.PAIRS, "Labels.", {"team": "vision"}, _pair),
     Key(
@@ -175,5 +174,4 @@ def schema() -> dict[str, object]:
 
 
 def _property(key: Key) -> dict[str, object]:
-    about = key.about if key.refusal is None else f"{key.about} It {key.refusal}: such a file is refused."
-    return {"description": about, **_OF_SHAPE[key.shape], **key.schema, "examples": [key.example]}
+    return {"description": key.about, **_OF_SHAPE[key.shape], **key.schema, "examples": [key.example]}

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from cli import moments
 from cli.answers import Json, number, text, whole
@@ -78,6 +79,21 @@ def clock(moment: str | None, now: datetime, *, has_seconds: bool = False) -> st
     days = abs((local.date() - today.date()).days)
     day = "" if days == 0 else "%a " if days < 7 else "%Y-%m-%d "
     return local.strftime(f"{day}%H:%M:%S" if has_seconds else f"{day}%H:%M")
+
+
+def day(moment: str, zone: str | None) -> str:
+    """Returns the day of an instant in a zone, as in `1 December 2026`; in UTC where the zone is not known here."""
+    found = local(moment, zone)
+    return f"{found.day} {found:%B %Y}"
+
+
+def local(moment: str, zone: str | None) -> datetime:
+    """Returns an instant in a zone; in UTC where this machine does not know the zone."""
+    try:
+        where = ZoneInfo(zone or "UTC")
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        return moments.parse(moment).astimezone(UTC)
+    return moments.parse(moment).astimezone(where)
 
 
 def since(moment: str | None, now: datetime) -> int | None:

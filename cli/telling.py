@@ -183,5 +183,10 @@ def quoted(quote: Json, now: datetime) -> list[str]:
     expected = phrases.clock(text(start, "p50"), now) if start is not None else None
     parts = [f"at most {cost} ({product})" if cost is not None else f"{product}; no price is known for these GPUs"]
     parts += [f"starts ~{expected}"] if expected is not None else []
-    # A dry run is refused as the submission would be, so an answer means that quota and budget let it in.
-    return ["   ".join([*parts, "could be submitted: yes"])]
+    # A dry run is refused as the submission would be, but for money, which it answers for.
+    fits = quote.get("fits_budget")
+    parts += [f"could be submitted: {'no' if fits is False else 'yes'}"]
+    if fits is not None:
+        parts += [f"fits budget: {'yes' if fits else 'no'}"]
+    problem = text(quote, "budget_problem")
+    return ["   ".join(parts), *([problem] if problem is not None else [])]

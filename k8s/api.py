@@ -127,6 +127,11 @@ class Api:
         with closing(self._send("GET", path, query=query, is_stream=True)) as answer:
             return bytes(answer.read(most_bytes, decode_content=True))
 
+    def stream(self, path: str, query: Query, silence_seconds: float) -> Iterator[bytes]:
+        """Opens a long answer, once, and returns it piece by piece. Raises KubernetesProblem, also while it is read."""
+        answer = self._once("GET", path, None, query, read_seconds=silence_seconds, is_stream=True)
+        return _pieces(path, answer)
+
     def watch(self, path: str, query: Query, silence_seconds: float) -> Iterator[Json]:
         """Opens a watch, once, and returns its events as they come, until the server ends it.
 
@@ -238,7 +243,8 @@ class Api:
         is_watch = "watch" in query
         refusal = rejection(method, path, answer.status, answer.data, is_watch=is_watch)
         if answer.status == 429 or answer.status >= 500:
-            raise _Busy(refusal, _retry_after(answer)) if not is_watch else refusal
+            # What is sent once is not to be waited for here.
+            raise refusal if read_seconds is not None else _Busy(refusal, _retry_after(answer))
         raise refusal
 
     def _credentials(self) -> dict[str, str]:
@@ -248,6 +254,14 @@ class Api:
         except ConfigException as problem:
             raise NotConfigured(f"the cluster's credentials cannot be renewed: {problem}") from problem
         return {each["key"]: each["value"] for each in settings.values() if each.get("in") == "header"}
+
+
+def _pieces(path: str, answer: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
+    with closing(answer):
+        try:
+            yield from answer.stream(1 << 16, decode_content=True)
+        except (HTTPError, OSError) as problem:
+            raise Unreachable(f"{path} was cut: {_in_words(problem)}") from problem
 
 
 def _events(path: str, answer: urllib3.BaseHTTPResponse) -> Iterator[Json]:

@@ -65,7 +65,8 @@ class Chores:
         """Lets go of Jobs whose end is recorded; their pods stay for their logs, their Service does not."""
         for name in job_names:
             self._put(f"release {namespace}/{name}", partial(self._unpin, namespace, name))
-        self._put(f"service {namespace}/{service}", partial(self._delete_service, namespace, service))
+        if service:
+            self._put(f"service {namespace}/{service}", partial(self._delete_service, namespace, service))
 
     def end(self, namespace: str, job_names: Sequence[str], service: str, pods: Sequence[Pod]) -> None:
         """Removes Jobs, their pods and their Service, whatever they do."""

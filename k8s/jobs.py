@@ -18,6 +18,7 @@ from k8s.api import Api, Json
 from k8s.chores import Chores
 from k8s.cluster import Cluster, OurJob
 from k8s.launching import Launcher
+from k8s.logkeeper import LogKeeper
 from k8s.nodes import Machine, inventory
 from k8s.options import Options
 from k8s.pods import Pod, ms_of
@@ -61,6 +62,7 @@ class KubernetesExecutor:
         api: Api,
         clock: Clock,
         options: Options,
+        keeper: LogKeeper,
         cluster: Cluster | None = None,
         adjust: Callable[[StartOrder, Json], Json] | None = None,
     ) -> None:
@@ -72,6 +74,7 @@ class KubernetesExecutor:
         self._cluster.on_change(self._bell.set)
         self._launcher = Launcher(api, options, adjust)
         self._chores = Chores(api)
+        self._keeper = keeper
         self._runs: dict[AllocationId, Run] = {}
         self._postponed: dict[AllocationId, StartOrder] = {}
         """Taken up by `recover` when the server did not answer: started as soon as it does."""
@@ -161,10 +164,12 @@ class KubernetesExecutor:
         self._postponed.pop(allocation, None)
         if run is None:
             return
-        gang = names.gang_name(run.order.allocation)
+        gang = names.gang_name(run.order.allocation) if run.size > 1 else ""
         if run.end is None or run.stop is not None:
             self._chores.end(run.namespace, self._job_names(run), gang, self._pods_of(allocation))
         else:
+            for place in run.ranks.values():
+                self._keeper.keep(allocation, place.pod, run.order.spec.log_limit_bytes)
             keep_ms = round(self._options.times.finished_seconds * 1000)
             self._kept_until_ms[allocation] = self._clock.now_ms() + keep_ms
             self._chores.release(run.namespace, self._job_names(run), gang)
@@ -234,11 +239,14 @@ class KubernetesExecutor:
         self._bell.set()
 
     def logs(self, allocation: AllocationId, node_rank: int, offset: int, limit_bytes: int) -> LogChunk:
-        """Returns a piece of a rank's output, read from its kubelet through the API server.
+        """Returns a piece of a rank's output: as kept, or else read from its kubelet through the API server.
 
         Raises KeyError for a rank without a pod, which is also what a pod that was removed is. The API counts from the
         beginning only, so the cost grows with `offset`.
         """
+        kept = self._keeper.kept(allocation, node_rank, offset, limit_bytes)
+        if kept is not None:
+            return kept
         pod = self._places.get((allocation, node_rank))
         run = self._runs.get(allocation)
         if pod is None:
@@ -256,9 +264,14 @@ class KubernetesExecutor:
             return LogChunk(b"", offset, is_complete=is_over)  # its container has not started
         return LogChunk(data, offset + len(data), is_over and len(data) < limit_bytes)
 
+    def forget_logs(self, before_ms: int) -> int:
+        """Removes the kept logs of jobs that ended before; returns of how many allocations. Raises OSError."""
+        return self._keeper.forget(before_ms)
+
     def close(self) -> None:
         """Ends the watches. Jobs keep running."""
         self._cluster.stop()
+        self._keeper.close()
         self._api.close()
 
     # ---- inside ---------------------------------------------------------------------------------------------------
@@ -325,6 +338,10 @@ class KubernetesExecutor:
         """Deletes the Jobs, so that no pod is made any more, and then the pods, with the grace. Raises."""
         assert run.stop is not None, "it is to be stopped"
         if not run.are_jobs_deleted:
+            for place in run.ranks.values():
+                if place.pod.started_ms is not None and place.gone_ms is None and place.lost_ms is None:
+                    limit_bytes = run.order.spec.log_limit_bytes
+                    self._keeper.follow(run.order.allocation.id, place.pod, limit_bytes, run.stop.grace_seconds)
             for name in self._job_names(run):
                 self._chores.delete_job(run.namespace, name)
             run.are_jobs_deleted = True

@@ -8,7 +8,8 @@ gives the same bytes as long as no late fact about it came in: nothing in the fi
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -18,20 +19,25 @@ from sqlalchemy.engine import Connection
 
 from metering.capacity import capacity_of
 from metering.core.civil import civil_days, day_start_ms, local_time, utc_text
+from metering.core.fees import Fee, UsedKey
 from metering.core.period import PeriodStatus, period_at
+from metering.core.pricebook import PriceBook
 from metering.core.quantity import AMOUNT_DECIMALS, divide, fixed, minor_unit
-from metering.core.rating import MICROS, Invoice, Totals
-from metering.core.tariff import PriceBook
-from metering.core.usage import Stretch, stretches_of
+from metering.core.rating import MICROS, Invoice, Line, LineType, Totals
+from metering.core.stretches import Stretch
+from metering.core.volume import Package
 from metering.core.who_pays import WHO_PAYS, WhoPays
 from metering.correction_rows import correction_cells
 from metering.credit_lines import credit_cells, credit_of
 from metering.csv_files import CsvFile, WrittenFile, harmless
+from metering.fee_lines import fees_of, note_reserved
 from metering.focus import FocusRows, FocusTerms
 from metering.focus_check import FocusChecker, FocusReport
-from metering.ledger import has_windows, price_books
+from metering.ledger import has_windows
 from metering.manifest import MANIFEST, Manifest, tool_version, tzdata_version
-from metering.usage_lines import USAGE_COLUMNS, LineContext, invoice_rows, rated_lines, usage_row
+from metering.packages import package_sha256
+from metering.timelines import Timelines, load_prices, timelines
+from metering.usage_lines import USAGE_COLUMNS, LineContext, RatedLine, UsageRows, rated_lines
 from scheduler.core.model import AccountId, tenant_of
 from scheduler.refusal import RefusalCode, Refused
 from scheduler.store.account_names import load_account_names
@@ -69,6 +75,8 @@ class _Request:
 @dataclass(slots=True)
 class _Sums:
     usage_lines: int = 0
+    """Lines of usage, least charges and surcharges."""
+    fee_lines: int = 0
     unpriced_lines: int = 0
     correction_lines: int = 0
     credit_lines: int = 0
@@ -77,6 +85,16 @@ class _Sums:
     charged_unit_ms: int = 0
     capacity_unit_ms: int = 0
     billed_unit_ms: int = 0
+
+    def add(self, line: Line) -> None:
+        """Counts a line of usage; a surcharge holds nothing that its usage does not."""
+        piece = line.slice
+        self.usage_lines += 1
+        self.unpriced_lines += line.amount_micros is None
+        if line.type is not LineType.ENERGY:
+            self.gpu_ms += piece.gpu_ms
+            self.held_unit_ms += piece.held.unit_ms
+            self.charged_unit_ms += piece.charged.unit_ms
 
 
 def export_usage(  # noqa: PLR0913 - a request in words: what, where, which time, whose
@@ -157,8 +175,9 @@ def period_of(from_ms: int, to_ms: int, zone: ZoneInfo) -> str:
 
 
 def _write(connection: Connection, folder: Path, request: _Request) -> Manifest:
-    stored = price_books(connection)
-    stretches = stretches_of(request.from_ms, request.to_ms, request.zone, [row.book for row in stored])
+    prices = load_prices(connection)
+    span = (request.from_ms, request.to_ms)
+    lines_of = timelines(connection, span, request.zone, prices, request.tenant)
     context = LineContext(
         request.zone,
         load_account_names(connection, request.to_ms),
@@ -166,7 +185,7 @@ def _write(connection: Connection, folder: Path, request: _Request) -> Manifest:
     )
     period = period_of(request.from_ms, request.to_ms, request.zone)
     sums = _Sums()
-    lines, invoices = _write_lines(connection, folder, (request, context, stretches, period), sums)
+    lines, invoices = _write_lines(connection, folder, (request, context, lines_of, period), sums)
     if request.tenant is not None and request.tenant not in context.names and not sums.usage_lines:
         raise Refused(RefusalCode.NOT_FOUND, f"there is no tenant {request.tenant!r}, and none has any use on record")
     files = [*lines, _write_totals(folder, invoices, context, period)]
@@ -184,7 +203,8 @@ def _write(connection: Connection, folder: Path, request: _Request) -> Manifest:
         revision=request.revision,
         files=tuple(sorted(files, key=lambda file: file.name)),
         sums=_sums_document(sums, invoices, is_whole=request.tenant is None),
-        price_books=_books_in_range([row.book for row in stored], stretches),
+        price_books=_books_in_range(prices.books, lines_of.plain_days),
+        packages=_packages_in_range(prices.packages, request),
         who_pays=request.who_pays.version,
         first_sequence=first,
         last_sequence=last,
@@ -200,52 +220,85 @@ def _write(connection: Connection, folder: Path, request: _Request) -> Manifest:
 def _write_lines(
     connection: Connection,
     folder: Path,
-    terms: tuple[_Request, LineContext, Sequence[Stretch], str],
+    terms: tuple[_Request, LineContext, Timelines, str],
     sums: _Sums,
 ) -> tuple[list[WrittenFile], list[Invoice]]:
     """Writes the native and the FOCUS file side by side, from the same lines."""
-    request, context, stretches, period = terms
-    totals = Totals()
+    request, context, lines_of, period = terms
     focus = FocusRows(request.focus, request.zone)
     names = [name(period, request.tenant, request.revision) for name in (usage_file_name, focus_file_name)]
     native_file = CsvFile(folder / names[0], USAGE_COLUMNS)
     focus_file = CsvFile(folder / names[1], focus.columns, has_bom=False)
     checker = FocusChecker(focus.columns)
     put = _Put((native_file, focus_file), checker, focus.columns, request.status, period)
-    books = {stored.book.version: stored.book for stored in price_books(connection)}
     with native_file, focus_file:
-        for rated in rated_lines(connection, stretches, request.tenant):
-            cells = usage_row(connection, rated, context)
-            put.native(cells)
-            put.charge(focus.usage(rated, cells), cells)
-            credit = credit_of(rated, request.who_pays)
-            if credit is not None and rated.line.book is not None:
-                cells = credit_cells(credit, cells, request.zone)
-                put.native(cells)
-                put.charge(focus.of_credit(cells), cells)
-                totals.count(tenant_of(rated.line.slice.segment.holder), rated.line.book, -credit.amount_micros)
-                sums.credit_lines += 1
-            totals.add(rated.line)
-            piece = rated.line.slice
-            sums.usage_lines += 1
-            sums.unpriced_lines += rated.line.amount_micros is None
-            sums.gpu_ms += piece.gpu_ms
-            sums.held_unit_ms += piece.held.unit_ms
-            sums.charged_unit_ms += piece.charged.unit_ms
+        charges = _Charges(put, UsageRows(connection, context), focus, request, sums)
+        reserved_use: dict[UsedKey, int] = defaultdict(int)
+        for rated in rated_lines(connection, lines_of, request.tenant):
+            charges.usage(rated)
+            note_reserved(reserved_use, rated.line)
+        for fee in fees_of(lines_of, reserved_use, request.tenant):
+            charges.fee(fee)
+        books = {book.version: book for book in lines_of.prices.books}
         for amount_micros, cells in correction_cells(connection, request.from_ms, request.to_ms, request.tenant):
-            put.native(cells)
-            put.charge(focus.of_correction(cells, period_at(request.to_ms - 1, request.zone)), cells)
-            if cells[CURRENCY_PLACE]:
-                totals.count(AccountId(cells[TENANT_PLACE]), books[cells[BOOK_PLACE]], amount_micros)
-            sums.correction_lines += 1
-        invoices = totals.invoices()
-        range_ms = (request.from_ms, request.to_ms)
+            charges.correction(cells, amount_micros, books)
+        invoices = charges.totals.invoices()
         for invoice in invoices:
-            for cells in invoice_rows(invoice, context, range_ms, period):
-                put.native(cells)
-                put.charge(focus.of_invoice(invoice, cells, range_ms), cells)
+            charges.invoice(invoice, period)
     _refuse_broken(checker.finish(), invoices)
     return [native_file.finished, focus_file.finished], invoices
+
+
+class _Charges:
+    """Writes each charge to both files, and counts it."""
+
+    def __init__(self, put: "_Put", native: UsageRows, focus: FocusRows, request: _Request, sums: _Sums) -> None:
+        self.totals = Totals()
+        self._put = put
+        self._native = native
+        self._focus = focus
+        self._request = request
+        self._sums = sums
+
+    def usage(self, rated: RatedLine) -> None:
+        """Writes a line of usage, and beside it what is given back of it."""
+        cells = self._native.usage(rated)
+        self._put.native(cells)
+        self._put.charge(self._focus.usage(rated, cells), cells)
+        self.totals.add(rated.line)
+        self._sums.add(rated.line)
+        credit = credit_of(rated, self._request.who_pays)
+        if credit is None or rated.line.book is None:
+            return
+        cells = credit_cells(credit, cells, self._request.zone)
+        self._put.native(cells)
+        self._put.charge(self._focus.of_credit(cells), cells)
+        self.totals.count(tenant_of(rated.line.slice.segment.holder), rated.line.book, -credit.amount_micros)
+        self._sums.credit_lines += 1
+
+    def fee(self, fee: Fee) -> None:
+        """Writes a package, a monthly fee, or what of them was unused."""
+        cells = self._native.fee(fee)
+        self._put.native(cells)
+        self._put.charge(self._focus.of_fee(fee, cells), cells)
+        self.totals.count(tenant_of(fee.account), fee.book, fee.amount_micros)
+        self._sums.fee_lines += 1
+
+    def correction(self, cells: list[str], amount_micros: int, books: Mapping[str, PriceBook]) -> None:
+        """Writes a correction of a closed period that is charged in this range."""
+        charged_in = period_at(self._request.to_ms - 1, self._request.zone)
+        self._put.native(cells)
+        self._put.charge(self._focus.of_correction(cells, charged_in), cells)
+        if cells[CURRENCY_PLACE]:
+            self.totals.count(AccountId(cells[TENANT_PLACE]), books[cells[BOOK_PLACE]], amount_micros)
+        self._sums.correction_lines += 1
+
+    def invoice(self, invoice: Invoice, period: str) -> None:
+        """Writes an invoice's tax and rounding."""
+        range_ms = (self._request.from_ms, self._request.to_ms)
+        for cells in self._native.invoice(invoice, range_ms, period):
+            self._put.native(cells)
+            self._put.charge(self._focus.of_invoice(invoice, cells, range_ms), cells)
 
 
 class _Put:
@@ -361,6 +414,7 @@ def _sums_document(sums: _Sums, invoices: Sequence[Invoice], *, is_whole: bool) 
         payable[invoice.currency] = payable.get(invoice.currency, 0) + invoice.payable_micros
     document: dict[str, object] = {
         "usage_lines": sums.usage_lines,
+        "fee_lines": sums.fee_lines,
         "unpriced_lines": sums.unpriced_lines,
         "correction_lines": sums.correction_lines,
         "credit_lines": sums.credit_lines,
@@ -377,6 +431,17 @@ def _sums_document(sums: _Sums, invoices: Sequence[Invoice], *, is_whole: bool) 
 def _books_in_range(books: Sequence[PriceBook], stretches: Sequence[Stretch]) -> dict[str, str]:
     used = {stretch.book.version for stretch in stretches if stretch.book is not None}
     return {book.version: book.sha256 for book in books if book.version in used}
+
+
+def _packages_in_range(packages: Sequence[Package], request: _Request) -> dict[str, str]:
+    """Returns the hashes of the packages that may pay for something in the range, or whose purchase or end it has."""
+    return {
+        package.id: package_sha256(package)
+        for package in packages
+        if package.from_ms < request.to_ms
+        and package.to_ms >= request.from_ms
+        and (request.tenant is None or package.tenant == tenant_of(request.tenant))
+    }
 
 
 def _write_text(path: Path, text: str) -> None:

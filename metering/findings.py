@@ -19,7 +19,9 @@ class Check(StrEnum):
     GANG = "gang"  # devices of a segment share its billed interval
     RECLASSIFICATION = "reclassification"  # what is laid over the partition fits it, and follows from the evidence
     SEAL = "seal"  # a closed period is as it was sealed, and charged with its corrections as it is known now
+    JOURNAL = "journal"  # postings add up to zero, balances are their fold, charges follow from occupancy
     PRICE_BOOK = "price_book"  # a book is what its hash says
+    PACKAGE = "package"  # a package is what its hash says
     FILE = "file"  # an export's files are those of its manifest
     ARITHMETIC = "arithmetic"  # lines, totals and capacity add up
     FOCUS = "focus"  # the FOCUS file keeps the rules of its specification

@@ -26,7 +26,9 @@ from metering.focus_rules import REPEATING_RULES, VARYING, VARYING_RULES, Cells,
 MOST_BREAKS = 1_000
 """Breaks that are kept; beyond them they are only counted."""
 _MOST_KNOWN = 4_096
-"""Cells of a column, and combinations of a row, that are remembered as sound; forgotten together when full."""
+"""Cells of a column that are remembered as sound; forgotten together when full."""
+_MOST_COMBINATIONS = 65_536
+"""Combinations of a row's repeating cells that are remembered as sound, at a hash each: a large centre's month."""
 _CELL = 200  # characters of a cell that a break shows
 _BUCKETS = 64
 _ONE_PARENT = (
@@ -95,6 +97,7 @@ class FocusChecker:
             self._cost = itemgetter(*(place[name] for name in ("BillingAccountId", "BillingCurrency", "BilledCost")))
             # Varying cells never repeat enough to be worth remembering.
             self._remembers = [column.name not in VARYING for column in self._columns]
+            self._varying = [at for at, remembered in enumerate(self._remembers) if not remembered]
 
     def row(self, cells: Sequence[str]) -> None:
         """Checks the next row, in the order of the header."""
@@ -104,14 +107,13 @@ class FocusChecker:
             report.add("file.cells", self._where, f"a row has {len(self._header)} cells", f"{len(cells)} cells")
             return
         wanted = self._cells(cells)
-        for at, cell in enumerate(wanted):
-            known = self._known[at]
-            if cell not in known:
-                self._check_cell(at, cell, known)
+        for at in self._varying:
+            self._check_cell(at, wanted[at], self._known[at])
         values: Cells = dict(zip(self._names, wanted, strict=True))
         key = hash(self._repeating(cells))
-        if key not in self._combinations and self._check_repeating(values):
-            if len(self._combinations) >= _MOST_KNOWN:
+        # What repeats is proved once a combination: each cell by itself, and what they say together.
+        if key not in self._combinations and self._check_repeating(wanted, values):
+            if len(self._combinations) >= _MOST_COMBINATIONS:
                 self._combinations.clear()
             self._combinations.add(key)
         for rule in VARYING_RULES:
@@ -161,8 +163,11 @@ class FocusChecker:
                 known.clear()
             known.add(cell)
 
-    def _check_repeating(self, values: Cells) -> bool:
+    def _check_repeating(self, wanted: Sequence[str], values: Cells) -> bool:
         before = self.report.failures
+        for at, cell in enumerate(wanted):
+            if self._remembers[at] and cell not in self._known[at]:
+                self._check_cell(at, cell, self._known[at])
         for rule in REPEATING_RULES:
             if not rule.holds(values):
                 self.report.add(rule.id, self._where, rule.says, values.get(rule.id.partition(".")[0], ""))

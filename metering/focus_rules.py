@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Context, Decimal
 
+from metering.core.quantity import CURRENCIES
 from metering.focus_columns import SUBCATEGORIES, FocusColumn, Kind
 
 Cells = Mapping[str, str]
@@ -30,17 +31,6 @@ _NOUN = r"[A-Z][A-Za-z0-9]*( [A-Z][A-Za-z0-9]*)*"
 _TIME_UNITS = "Years|Months|Days|Hours|Minutes|Seconds"
 _UNIT = re.compile(rf"({_NOUN}-)?({_TIME_UNITS})|(?!.* ({_TIME_UNITS})$){_NOUN}s|[KMGTPE]i?[Bb](-({_TIME_UNITS}))?")
 """`<singular>-<plural time>`, a plural noun, or an amount of data (FOCUS 1.2, attribute UnitFormat)."""
-_ISO_4217 = """
-AED AFN ALL AMD AOA ARS AUD AWG AZN BAM BBD BDT BHD BIF BMD BND BOB BOV BRL BSD BTN BWP BYN BZD CAD CDF CHE
-CHF CHW CLF CLP CNY COP COU CRC CUP CVE CZK DJF DKK DOP DZD EGP ERN ETB EUR FJD FKP GBP GEL GHS GIP GMD GNF
-GTQ GYD HKD HNL HTG HUF IDR ILS INR IQD IRR ISK JMD JOD JPY KES KGS KHR KMF KPW KRW KWD KYD KZT LAK LBP LKR
-LRD LSL LYD MAD MDL MGA MKD MMK MNT MOP MRU MUR MVR MWK MXN MXV MYR MZN NAD NGN NIO NOK NPR NZD OMR PAB PEN
-PGK PHP PKR PLN PYG QAR RON RSD RUB RWF SAR SBD SCR SDG SEK SGD SHP SLE SOS SRD SSP STN SVC SYP SZL THB TJS
-TMT TND TOP TRY TTD TWD TZS UAH UGX USD USN UYI UYU UYW UZS VED VES VND VUV WST XAF XAG XAU XBA XBB XBC XBD
-XCD XCG XDR XOF XPD XPF XPT XSU XTS XUA XXX YER ZAR ZMW ZWG
-"""
-_CURRENCIES = frozenset(_ISO_4217.split())
-"""ISO 4217, list one of 2025."""
 _PLACEHOLDERS = frozenset(("null", "none", "n/a", "na", "nan", "not applicable", "unknown", "undefined"))
 _WORDS_OF_PEOPLE = frozenset(
     ("BillingAccountId", "BillingAccountName", "SubAccountId", "SubAccountName", "ResourceName", "ChargeDescription")
@@ -127,7 +117,7 @@ _OF_KIND: dict[Kind, Callable[[str], bool]] = {
     Kind.DECIMAL: lambda text: _DECIMAL.fullmatch(text) is not None,
     Kind.DATETIME: _is_time,
     Kind.JSON: lambda text: _flat(text) is not None,
-    Kind.CURRENCY: lambda text: text in _CURRENCIES,
+    Kind.CURRENCY: lambda text: text in CURRENCIES,
     Kind.UNIT: lambda text: _UNIT.fullmatch(text) is not None,
 }
 

@@ -42,7 +42,7 @@ def post(connection: Connection, entry: JournalEntry) -> bool:
         ]:
             return False
         raise Refused(RefusalCode.CONFLICT, f"the journal has another entry under the key {entry.key!r}")
-    entry_id = int(connection.execute(_LAST_ID).scalar_one()) + 1
+    entry_id = next_entry_id(connection)
     rows = [
         {"entry_id": entry_id, "place": place, **_leg_values(leg, entry.at_ms)} for place, leg in enumerate(entry.legs)
     ]
@@ -65,6 +65,11 @@ def post(connection: Connection, entry: JournalEntry) -> bool:
         _add_to_balance(connection, (leg.ledger.value, leg.account, entry.currency), leg.micros)
     _count_use(connection, entry)
     return True
+
+
+def next_entry_id(connection: Connection) -> int:
+    """Returns the id of the next entry: a number to make a key of, as writers are serial."""
+    return int(connection.execute(_LAST_ID).scalar_one()) + 1
 
 
 def _leg_values(leg: Leg, at_ms: int) -> dict[str, Any]:
@@ -214,6 +219,8 @@ class LineCharge:
     account: AccountId
     currency: str
     micros: int
+    for_ms: int
+    """When the line's use began."""
 
 
 def charged_lines(
@@ -229,18 +236,19 @@ def charged_lines(
                 POSTING.c.account,
                 POSTING_ENTRY.c.currency,
                 sa.func.sum(POSTING.c.micros).label("micros"),
+                sa.func.min(POSTING.c.for_ms).label("for_ms"),
             )
             .join(POSTING_ENTRY, POSTING_ENTRY.c.id == POSTING.c.entry_id)
             .where(
                 POSTING_ENTRY.c.allocation_id.in_(part),
-                POSTING_ENTRY.c.kind == "charge",
+                POSTING_ENTRY.c.kind.in_(("charge", "correction")),
                 POSTING.c.ledger == Ledger.REVENUE.value,
             )
             .group_by(POSTING_ENTRY.c.allocation_id, POSTING.c.line_id, POSTING.c.account, POSTING_ENTRY.c.currency)
         )
         for row in connection.execute(query):
             if row.micros:
-                line = LineCharge(row.line_id, AccountId(row.account), row.currency, -int(row.micros))
+                line = LineCharge(row.line_id, AccountId(row.account), row.currency, -int(row.micros), row.for_ms)
                 found.setdefault(AllocationId(row.allocation_id), {})[row.line_id, row.currency] = line
     return found
 
@@ -258,16 +266,15 @@ def legs_of(
     return [(Ledger(row.ledger), AccountId(row.account), row.currency, row.micros) for row in connection.execute(query)]
 
 
-def charged_to_job(connection: Connection, job: int, currency: str) -> int:
-    """Returns what was charged for a job over all its starts."""
+def spent_on_job(connection: Connection, job: int, currency: str) -> int:
+    """Returns what was charged for a job over all its starts, and what is set aside for it."""
     query = (
         sa.select(sa.func.sum(POSTING.c.micros))
         .join(POSTING_ENTRY, POSTING_ENTRY.c.id == POSTING.c.entry_id)
         .where(
             POSTING_ENTRY.c.job_id == job,
-            POSTING_ENTRY.c.kind == "charge",
             POSTING_ENTRY.c.currency == currency,
-            POSTING.c.ledger == Ledger.REVENUE.value,
+            POSTING.c.ledger.in_((Ledger.REVENUE.value, Ledger.HOLD.value)),
         )
     )
     return -int(connection.execute(query).scalar() or 0)

@@ -16,11 +16,12 @@ from sqlalchemy.engine import Connection, Row
 from metering.core.civil import utc_text
 from metering.core.tariff import PriceBook, body_of, price_book_of
 from metering.core.who_pays import WHO_PAYS, Payer
-from metering.tables import GPU_WINDOW, PRICE_BOOK
+from metering.tables import CHARGE_DUE, GPU_WINDOW, PRICE_BOOK
 from scheduler.core.model import DeviceId
 from scheduler.refusal import RefusalCode, Refused
 from scheduler.store.database import chunks
 from scheduler.store.ledger_rows import held_terms
+from scheduler.store.tables import ALLOCATION
 
 MOST_WINDOW_MS = 3_600_000
 """The longest window that is taken in, an hour: bounds how far back a look-up by time must reach."""
@@ -35,6 +36,7 @@ class StoredBook:
     book: PriceBook
     sha256: str
     published_ms: int
+    retroactive_reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +67,11 @@ class WindowSums:
     """GPU-milliseconds whose energy is known."""
 
 
-def publish(connection: Connection, book: PriceBook, now_ms: int) -> StoredBook:
+def publish(connection: Connection, book: PriceBook, now_ms: int, retroactive_reason: str | None = None) -> StoredBook:
     """Stores a new price book; the same book again changes nothing.
 
     Raises Refused: conflict for a version or an effective time that is taken, policy for an effective time in the past
-    when use since then already had a price.
+    when use since then already had a price and no reason is given to change it, and for another zone than before.
     """
     stored = price_books(connection)
     for other in stored:
@@ -87,8 +89,11 @@ def publish(connection: Connection, book: PriceBook, now_ms: int) -> StoredBook:
                 f"price book {other.book.version} is effective from {utc_text(book.effective_ms)} too",
                 tries=("choose another effective time",),
             )
-    _refuse_repricing(connection, [other.book for other in stored], book, now_ms)
-    row = StoredBook(book, book.sha256, now_ms)
+    _refuse_other_zone([other.book for other in stored], book)
+    if retroactive_reason is None:
+        _refuse_repricing(connection, [other.book for other in stored], book, now_ms)
+    reason = retroactive_reason if book.effective_ms < now_ms else None
+    row = StoredBook(book, book.sha256, now_ms, reason)
     connection.execute(
         PRICE_BOOK.insert().values(
             version=book.version,
@@ -97,9 +102,41 @@ def publish(connection: Connection, book: PriceBook, now_ms: int) -> StoredBook:
             body=body_of(book),
             sha256=row.sha256,
             published_ms=now_ms,
+            retroactive_reason=reason,
         )
     )
+    _charge_by(connection, book, now_ms)
     return row
+
+
+def _charge_by(connection: Connection, book: PriceBook, now_ms: int) -> None:
+    """Has gangs looked at when a book's prices come into force, and what ran before under no price charged by it."""
+    late = sa.and_(CHARGE_DUE.c.is_held, CHARGE_DUE.c.due_ms > book.effective_ms)
+    connection.execute(CHARGE_DUE.update().where(late).values(due_ms=book.effective_ms))
+    if book.effective_ms >= now_ms:
+        return
+    lived = sa.or_(ALLOCATION.c.ended_ms.is_(None), ALLOCATION.c.ended_ms > book.effective_ms)
+    values = {"due_ms": 0, "is_held": False, "gpu_eq_units": 0, "grace_ms": 0, "is_warned": False}
+    query = sa.select(ALLOCATION.c.id, *(sa.literal(value=value) for value in values.values()))
+    missing = query.where(lived, ALLOCATION.c.id.not_in(sa.select(CHARGE_DUE.c.allocation_id)))
+    connection.execute(CHARGE_DUE.insert().from_select(["allocation_id", *values], missing))
+
+
+def next_book_ms(connection: Connection, now_ms: int) -> int | None:
+    """Returns when other prices come into force; None when none are published for later."""
+    query = sa.select(sa.func.min(PRICE_BOOK.c.effective_ms)).where(PRICE_BOOK.c.effective_ms > now_ms)
+    return connection.execute(query).scalar()
+
+
+def _refuse_other_zone(books: list[PriceBook], book: PriceBook) -> None:
+    """Raises Refused for a second zone: a month of volume and of fees has one beginning."""
+    zones = {other.zone for other in books if other.zone is not None}
+    if book.zone is not None and zones - {book.zone}:
+        raise Refused(
+            RefusalCode.POLICY,
+            f"price book {book.version} counts days and months in {book.zone}, earlier ones in {zones.pop()}; the"
+            " centre's zone does not change",
+        )
 
 
 def _refuse_repricing(connection: Connection, books: list[PriceBook], book: PriceBook, now_ms: int) -> None:
@@ -118,14 +155,14 @@ def _refuse_repricing(connection: Connection, books: list[PriceBook], book: Pric
                     RefusalCode.POLICY,
                     f"{gpu_class} {booking} was used after {utc_text(book.effective_ms)} and has its price from book"
                     f" {other.version}; a book may not change it",
-                    tries=(f"make it effective at {utc_text(now_ms)} or later",),
+                    tries=(f"make it effective at {utc_text(now_ms)} or later", "--retroactive --reason TEXT"),
                 )
 
 
 def price_books(connection: Connection) -> list[StoredBook]:
     """Returns every published book, by effective time. Raises Refused when a stored body is no price book."""
     rows = connection.execute(sa.select(PRICE_BOOK).order_by(PRICE_BOOK.c.effective_ms))
-    return [StoredBook(price_book_of(row.body), row.sha256, row.published_ms) for row in rows]
+    return [StoredBook(price_book_of(row.body), row.sha256, row.published_ms, row.retroactive_reason) for row in rows]
 
 
 def price_book_rows(connection: Connection) -> list[Row[Any]]:

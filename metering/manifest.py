@@ -12,7 +12,7 @@ from typing import Any
 from metering.csv_files import WrittenFile
 
 MANIFEST = "manifest.json"
-FORMAT = 2
+FORMAT = 3
 """Version of the files' layout. A reader refuses one that it does not know."""
 
 
@@ -32,6 +32,8 @@ class Manifest:
     sums: Mapping[str, Any]
     price_books: Mapping[str, str]
     """Version to SHA-256, of every book that was in force in the range."""
+    packages: Mapping[str, str]
+    """Id to SHA-256, of every package that may have paid for something in the range."""
     who_pays: str
     first_sequence: int | None
     last_sequence: int | None
@@ -64,6 +66,7 @@ class Manifest:
             "files": {file.name: {"rows": file.rows, "sha256": file.sha256} for file in self.files},
             "sums": dict(self.sums),
             "price_books": dict(self.price_books),
+            "packages": dict(self.packages),
             "who_pays": self.who_pays,
             "ledger": {
                 "first_sequence": self.first_sequence,
@@ -102,6 +105,7 @@ class Manifest:
             ),
             sums=dict(document["sums"]),
             price_books=dict(document["price_books"]),
+            packages=dict(document["packages"]),
             who_pays=str(document["who_pays"]),
             first_sequence=ledger["first_sequence"],
             last_sequence=ledger["last_sequence"],

@@ -16,11 +16,14 @@ SECONDS_PER_HOUR = 3600
 def rates_of(book: PriceBook | None) -> Mapping[RateKey, int]:
     """Returns micro-credits per GPU-second for each price per GPU-hour, to the nearest; a credit is a unit of money.
 
+    Of a price by bands or tiers it is the dearest: fairness knows no hour of the day.
+
     What a book leaves out, or all when there is no book, is left out: it counts one credit a GPU-second.
     """
     if book is None:
         return {}
-    return {key: round(Fraction(price) * CREDIT / SECONDS_PER_HOUR) for key, price in sorted(book.prices.items())}
+    dearest = ((key, book.price(*key)) for key in sorted(book.prices))
+    return {key: round(Fraction(price) * CREDIT / SECONDS_PER_HOUR) for key, price in dearest if price is not None}
 
 
 @dataclass(frozen=True, slots=True)

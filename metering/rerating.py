@@ -16,6 +16,7 @@ from metering.findings import Check, Report
 from metering.focus import FocusTerms
 from metering.ledger import price_book_rows
 from metering.manifest import MANIFEST, Manifest
+from metering.packages import stored_hashes
 from metering.sealed import closed_period, folder_of
 from scheduler.core.model import AccountId
 from scheduler.refusal import Refused
@@ -33,6 +34,9 @@ def compare_with_ledger(folder: Path, manifest: Manifest, connection: Connection
     hashes = {row.version: row.sha256 for row in price_book_rows(connection)}
     for version, sha256 in manifest.price_books.items():
         report.expect(Check.RERATING, f"{MANIFEST} price book {version}", hashes.get(version), sha256)
+    sold = stored_hashes(connection)
+    for package, sha256 in manifest.packages.items():
+        report.expect(Check.RERATING, f"{MANIFEST} package {package}", sold.get(package), sha256)
     try:
         zone = ZoneInfo(manifest.zone)
     except (ZoneInfoNotFoundError, ValueError) as error:
@@ -65,7 +69,16 @@ def compare_with_ledger(folder: Path, manifest: Manifest, connection: Connection
                 report.wrong(Check.RERATING, file.name, "the file", "none")
             else:
                 _compare(folder / file.name, again_in / file.name, report)
-    for name in ("sums", "price_books", "first_sequence", "last_sequence", "chain_head", "period", "who_pays"):
+    for name in (
+        "sums",
+        "price_books",
+        "packages",
+        "first_sequence",
+        "last_sequence",
+        "chain_head",
+        "period",
+        "who_pays",
+    ):
         report.expect(Check.RERATING, f"{MANIFEST} {name}", getattr(again, name), getattr(manifest, name))
 
 

@@ -3,40 +3,34 @@
 An export is made in a directory that is gone before the first byte leaves: a client that hangs up leaves nothing.
 """
 
-import json
 import shutil
 import tarfile
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import IO, Annotated
 from zoneinfo import ZoneInfo
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Response
 from fastapi.responses import StreamingResponse
 from sqlalchemy.engine import Connection
 
-from metering.core.tariff import PriceBook, body_of, price_book_of
 from metering.evidence_routes import evidence_routes
-from metering.focus import FocusTerms
+from metering.focus import UNNAMED_ISSUER, FocusTerms
 from metering.focus_columns import VERSIONS
-from metering.ledger import StoredBook, price_books, publish
 from metering.periods import known_period
-from metering.rates import AnnounceRates
+from metering.price_routes import price_routes
 from metering.sealed import export_known
 from metering.spans import instant_of, zone_of
 from metering.usage_routes import usage_routes
 from metering.verify import Report, verify
-from scheduler.auth import OPERATES, READS_MONEY, Rights
-from scheduler.clock import iso_utc
+from scheduler.auth import READS_MONEY, Rights
 from scheduler.core.model import AccountId
 from scheduler.refusal import Problem
 from scheduler.routes.door import Door, answer
 from scheduler.routes.limits import Slots
-from scheduler.store.transaction import Transaction
-from scheduler.wire.problems import Json, envelope, page
+from scheduler.wire.problems import Json, envelope
 from scheduler.wire.spec import invalid
 
 MOST_LEDGER_READS = 2
@@ -44,38 +38,30 @@ MOST_LEDGER_READS = 2
 _CHUNK_BYTES = 256 << 10
 
 
-@dataclass(frozen=True, slots=True)
-class PublishPrices:
-    """Publishes a price book; the scheduler learns its prices at once when it is in force already."""
+def _terms_by(plain: FocusTerms) -> Callable[..., FocusTerms | None]:
+    """Returns the dependency that reads what a FOCUS file is asked to be; None where nothing is asked."""
 
-    book: PriceBook
+    def terms(
+        focus: Annotated[str | None, Query(max_length=8, description="The version of FOCUS: 1.2 or 1.3.")] = None,
+        issuer: Annotated[str | None, Query(max_length=256, description="The centre's name on invoices.")] = None,
+    ) -> FocusTerms | None:
+        if focus is None and issuer is None:
+            return None
+        try:
+            return FocusTerms(focus or plain.version, plain.issuer if issuer is None else issuer)
+        except ValueError as error:
+            field = "focus" if focus is not None and focus not in VERSIONS else "issuer"
+            raise invalid((Problem(str(error), field),)) from None
 
-    def execute(self, tx: Transaction) -> StoredBook:
-        """Returns the book as stored. Raises Refused as `ledger.publish` does."""
-        stored = publish(tx.connection, self.book, tx.now_ms)
-        AnnounceRates().execute(tx)
-        return stored
-
-
-def _terms(
-    focus: Annotated[str | None, Query(max_length=8, description="The version of FOCUS: 1.2 or 1.3.")] = None,
-    issuer: Annotated[str | None, Query(max_length=256, description="The centre's name on invoices.")] = None,
-) -> FocusTerms | None:
-    if focus is None and issuer is None:
-        return None
-    plain = FocusTerms()
-    try:
-        return FocusTerms(focus or plain.version, issuer or plain.issuer)
-    except ValueError as error:
-        field = "focus" if focus is not None and focus not in VERSIONS else "issuer"
-        raise invalid((Problem(str(error), field),)) from None
+    return terms
 
 
-def ledger_routes(door: Door) -> APIRouter:
-    """Returns the routes of the ledger and of prices."""
+def ledger_routes(door: Door, issuer_known: str = UNNAMED_ISSUER) -> APIRouter:
+    """Returns the routes of the ledger and of prices. Invoices are of `issuer_known` where nobody asks for another."""
     router = APIRouter(tags=["money"])
     reader = door.allow(READS_MONEY)
-    publisher = door.allow_change(OPERATES)
+    plain = FocusTerms(issuer=issuer_known)
+    focus_terms = _terms_by(plain)
     slots = Slots(MOST_LEDGER_READS, MOST_LEDGER_READS, "readings of the ledger")
 
     @router.get("/v1/admin/ledger/verify", summary="Prove the ledger, or say where it does not hold")
@@ -97,7 +83,7 @@ def ledger_routes(door: Door) -> APIRouter:
     )
     async def export_ledger(
         rights: Annotated[Rights, Depends(reader)],
-        terms: Annotated[FocusTerms | None, Depends(_terms)],
+        focus: Annotated[FocusTerms | None, Depends(focus_terms)],
         from_: Annotated[str, Query(alias="from", max_length=64, description="A day in `zone`, or an RFC 3339 time.")],
         to: Annotated[str, Query(max_length=64, description="Exclusive; as `from`.")],
         zone: Annotated[str, Query(max_length=64, description="An IANA time zone.")] = "UTC",
@@ -105,30 +91,17 @@ def ledger_routes(door: Door) -> APIRouter:
     ) -> Response:
         whose = rights.ledger_tenant(tenant)
         where = zone_of(zone)
-        wanted = _Wanted(instant_of(from_, where, "from"), instant_of(to, where, "to"), where, whose, terms)
+        wanted = _Wanted(instant_of(from_, where, "from"), instant_of(to, where, "to"), where, whose, focus, plain)
         slots.check("")
         with slots.counted(""):
             file = await door.aside(_exported, door, wanted)
         headers = {"Content-Disposition": 'attachment; filename="turnstile-export.tar"', "Cache-Control": "no-store"}
         return StreamingResponse(_chunks(door, file), media_type="application/x-tar", headers=headers)
 
-    @router.get("/v1/admin/prices", summary="Price books, by effective time")
-    async def prices(_: Annotated[Rights, Depends(reader)]) -> Response:
-        found = await door.read(price_books)
-        return answer(page("PriceBookList", door.now_ms, [_book(each) for each in found]))
-
-    @router.post("/v1/admin/prices", status_code=201, summary="Publish a price book", openapi_extra=_ANY_OBJECT)
-    async def publish_prices(request: Request, _: Annotated[Rights, Depends(publisher)]) -> Response:
-        book = price_book_of(_document(await request.body()))
-        stored = await door.carry_out(PublishPrices(book))
-        return answer(envelope("PriceBook", door.now_ms, **_book(stored)), 201)
-
+    router.include_router(price_routes(door))
     router.include_router(usage_routes(door))
     router.include_router(evidence_routes(door))
     return router
-
-
-_ANY_OBJECT = {"requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,21 +111,7 @@ class _Wanted:
     zone: ZoneInfo
     tenant: AccountId | None
     focus: FocusTerms | None
-
-
-def _document(body: bytes) -> dict[str, Any]:
-    """Returns a JSON object whose decimals are exact. Raises Refused (`invalid`)."""
-    try:
-        document = json.loads(body, parse_float=Decimal)
-    except (ValueError, RecursionError):
-        raise invalid((Problem("the body is not JSON"),)) from None
-    if not isinstance(document, dict):
-        raise invalid((Problem("a price book is an object"),))
-    return document
-
-
-def _book(stored: StoredBook) -> Json:
-    return {**body_of(stored.book), "sha256": stored.sha256, "published_at": iso_utc(stored.published_ms)}
+    unasked: FocusTerms
 
 
 def _verified(door: Door, period: str | None) -> Report:
@@ -200,7 +159,16 @@ def _exported(door: Door, wanted: _Wanted) -> IO[bytes]:
 
 def _export(connection: Connection, folder: Path, wanted: _Wanted, now_ms: int) -> None:
     span = (wanted.from_ms, wanted.to_ms)
-    export_known(connection, folder, span, wanted.zone, wanted.tenant, known_until_ms=now_ms, focus=wanted.focus)
+    export_known(
+        connection,
+        folder,
+        span,
+        wanted.zone,
+        wanted.tenant,
+        known_until_ms=now_ms,
+        focus=wanted.focus,
+        unasked=wanted.unasked,
+    )
 
 
 async def _chunks(door: Door, file: IO[bytes]) -> AsyncIterator[bytes]:

@@ -134,16 +134,17 @@ def export_known(  # noqa: PLR0913 - a request in words, as `export_usage` has i
     *,
     known_until_ms: int | None = None,
     focus: FocusTerms | None = None,
+    unasked: FocusTerms = FocusTerms(),  # noqa: B008 - a frozen value
 ) -> None:
     """Writes the export of a range: of a closed period the sealed files, byte by byte, else what is known now.
 
-    `focus` None is the sealed one's, or the default. Raises what `export_usage` raises, and Refused for a closed
-    period whose files were not written as asked.
+    `focus` None is the sealed one's, or where nothing is sealed `unasked`. Raises what `export_usage` raises, and
+    Refused for a closed period whose files were not written as asked.
     """
     closed = closed_period(connection, span, zone.key)
     if closed is None or closed.seal is None:
         known_ms = latest_known_ms(connection) if known_until_ms is None else known_until_ms
-        export_usage(connection, out_dir, *span, zone, tenant, known_until_ms=known_ms, focus=focus or FocusTerms())
+        export_usage(connection, out_dir, *span, zone, tenant, known_until_ms=known_ms, focus=focus or unasked)
         return
     folder, name = folder_of(tenant), closed.period.name
     if f"{folder}/{MANIFEST}" not in closed.seal.files:

@@ -1,9 +1,9 @@
-"""Metering's tables beside the scheduler's: price books, and what GPUs were seen to do.
+"""Metering's tables beside the scheduler's: price books and packages, and what GPUs were seen to do.
 
-`price_book` is append-only (triggers refuse update and delete), because lines name the version that they were rated
-by. `gpu_window` is evidence and statistics: it never makes money, and a window that comes twice is stored once. `agent`
-is what the agents of GPU nodes last said, `agent_batch` which of their batches were taken in, and `device_witness`
-which GPUs were seen in an allocation's hands where the platform chooses them.
+`price_book` and `package` are append-only (triggers refuse update and delete), because lines name the version and the
+package that they were rated by. `gpu_window` is evidence and statistics: it never makes money, and a window that comes
+twice is stored once. `agent` is what the agents of GPU nodes last said, `agent_batch` which of their batches were taken
+in, and `device_witness` which GPUs were seen in an allocation's hands where the platform chooses them.
 
 `posting` and `posting_entry` are the journal of double entry, append-only too: an entry's legs are written first and
 the entry last, when a trigger checks that they add up to zero; after it no leg can join them. `balance` and
@@ -33,6 +33,34 @@ class PriceBookRow(SQLModel, table=True):
     body: dict[str, Any] = Field(sa_type=sa.JSON(), nullable=False)
     sha256: str
     published_ms: int = _big()
+    retroactive_reason: str | None = None
+    """Why it prices what was used before it was published; null for a book that does not."""
+
+
+class PriceDraftRow(SQLModel, table=True):
+    """A price book that is not published yet: it may be changed and withdrawn, and nothing is rated by it."""
+
+    __tablename__ = "price_draft"
+    version: str = Field(primary_key=True)
+    body: dict[str, Any] = Field(sa_type=sa.JSON(), nullable=False)
+    sha256: str
+    saved_ms: int = _big()
+
+
+class PackageRow(SQLModel, table=True):
+    """GPU-hours that a tenant bought. `sha256` is the hash of all that is sold, so that a changed row is found."""
+
+    __tablename__ = "package"
+    id: str = Field(primary_key=True)
+    tenant: str
+    gpu_class: str
+    gpu_hours: int = _big()
+    price: str
+    currency: str
+    from_ms: int = _big()
+    to_ms: int = _big()
+    sold_ms: int = _big()
+    sha256: str
 
 
 class GpuWindowRow(SQLModel, table=True):
@@ -96,7 +124,10 @@ class PostingEntryRow(SQLModel, table=True):
     """A journal entry; its id is higher than all before."""
 
     __tablename__ = "posting_entry"
-    __table_args__ = (sa.Index("ix_posting_entry_allocation_id", "allocation_id"),)
+    __table_args__ = (
+        sa.Index("ix_posting_entry_allocation_id", "allocation_id"),
+        sa.Index("ix_posting_entry_job_id", "job_id"),
+    )
     id: int = Field(sa_type=BIG_KEY, primary_key=True, sa_column_kwargs={"autoincrement": False})
     key: str = Field(unique=True)
     kind: str
@@ -141,7 +172,11 @@ class BudgetTermRow(SQLModel, table=True):
     """The terms of an account's budget from an instant on; the last row of an account counts."""
 
     __tablename__ = "budget_term"
-    __table_args__ = (sa.Index("ix_budget_term_account", "account"), {"sqlite_autoincrement": True})
+    __table_args__ = (
+        sa.Index("ix_budget_term_account", "account"),
+        sa.Index("ix_budget_term_topup_key", "account", "topup_key", unique=True),
+        {"sqlite_autoincrement": True},
+    )
     sequence: int | None = Field(sa_type=BIG_KEY, primary_key=True, nullable=False)
     account: str
     at_ms: int = _big()
@@ -157,6 +192,10 @@ class BudgetTermRow(SQLModel, table=True):
     to_ms: int | None = _big(nullable=True)
     extra_micros: int = _big()
     extra_from_ms: int | None = _big(nullable=True)
+    topup_key: str | None = None
+    topup_micros: int | None = _big(nullable=True)
+    """What this row added, under its key once."""
+    reason: str | None = None
 
 
 class BudgetUseRow(SQLModel, table=True):
@@ -270,6 +309,8 @@ def _table(model: type[SQLModel]) -> sa.Table:
 
 
 PRICE_BOOK = _table(PriceBookRow)
+PRICE_DRAFT = _table(PriceDraftRow)
+PACKAGE = _table(PackageRow)
 GPU_WINDOW = _table(GpuWindowRow)
 AGENT = _table(AgentRow)
 AGENT_BATCH = _table(AgentBatchRow)

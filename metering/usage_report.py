@@ -13,10 +13,11 @@ from zoneinfo import ZoneInfo
 from sqlalchemy.engine import Connection
 
 from metering.core.quantity import GPU_HOURS_DECIMALS, UNIT_MS_PER_GPU_HOUR, divide
-from metering.core.usage import stretches_of
+from metering.core.rating import LineType
 from metering.core.who_pays import WHO_PAYS
 from metering.credit_lines import credit_of
-from metering.ledger import has_windows, idle_sums, price_books
+from metering.ledger import has_windows, idle_sums
+from metering.timelines import load_prices, timelines
 from metering.usage_lines import RatedLine, rated_lines
 from scheduler.auth import is_within
 from scheduler.core.model import ROOT_ACCOUNT, AccountId, EndReason
@@ -80,12 +81,11 @@ def usage_by(connection: Connection, span: Span, by: GroupBy, account: AccountId
     Running jobs count to the end of the span, which the caller's clock has reached. Raises Refused (`too_large`) beyond
     MOST_GROUPS groups, StoreCorrupt when the ledger contradicts itself.
     """
-    books = [row.book for row in price_books(connection)]
-    stretches = stretches_of(span.from_ms, span.to_ms, span.zone, books)
+    lines_of = timelines(connection, (span.from_ms, span.to_ms), span.zone, load_prices(connection), account or None)
     names = present_names(connection) if by is GroupBy.PROJECT else {}
     is_measured = has_windows(connection, span.from_ms, span.to_ms)
     groups: dict[tuple[str, str], UsageGroup] = {}
-    for rated in rated_lines(connection, stretches, account or None):
+    for rated in rated_lines(connection, lines_of, account or None):
         assert is_within(rated.line.slice.segment.holder, account), "the listing keeps to the account's subtree"
         key, name = _KEYS[by](rated, names)
         currency = rated.line.book.currency if rated.line.book else None
@@ -99,7 +99,7 @@ def usage_by(connection: Connection, span: Span, by: GroupBy, account: AccountId
                 )
             group = groups[key, currency or ""] = UsageGroup(key, name, currency)
         _count(group, rated)
-        if is_measured:
+        if is_measured and rated.line.type is LineType.USAGE:
             _measure(connection, group, rated)
     return [groups[place] for place in sorted(groups, key=lambda place: (_order(by, place[0]), place[1]))]
 
@@ -113,12 +113,14 @@ def totals_of(groups: list[UsageGroup]) -> list[UsageGroup]:
 
 
 def _count(group: UsageGroup, rated: RatedLine) -> None:
-    nano = divide(rated.line.slice.charged.unit_ms * 10**GPU_HOURS_DECIMALS, UNIT_MS_PER_GPU_HOUR)
     group.lines += 1
-    group.gpu_hours_nano += nano
-    group.preempted_hours_nano += nano if rated.end_word == EndReason.PREEMPTED.value else 0
     credit = credit_of(rated, WHO_PAYS)
     group.amount_micros += (rated.line.amount_micros or 0) - (0 if credit is None else credit.amount_micros)
+    if rated.line.type is LineType.ENERGY:  # the same hours again, at another price
+        return
+    nano = divide(rated.line.slice.charged.unit_ms * 10**GPU_HOURS_DECIMALS, UNIT_MS_PER_GPU_HOUR)
+    group.gpu_hours_nano += nano
+    group.preempted_hours_nano += nano if rated.end_word == EndReason.PREEMPTED.value else 0
 
 
 def _measure(connection: Connection, group: UsageGroup, rated: RatedLine) -> None:

@@ -7,6 +7,7 @@ included, is found by the chain head in the manifest of an earlier export.
 """
 
 from dataclasses import dataclass
+from decimal import InvalidOperation
 from heapq import heappop, heappush, merge
 from typing import Any
 
@@ -15,10 +16,12 @@ from sqlalchemy.engine import Connection
 from metering.core.tariff import price_book_of
 from metering.findings import Check, Finding, Report
 from metering.ledger import price_book_rows
+from metering.packages import package_sha256, packages_of, stored_hashes
 from metering.tracks import Tracks
 from metering.verify_chained import verify_chained, verify_covers, verify_settled
 from metering.verify_files import verify_export
 from metering.verify_holders import verify_allocations, verify_cursors, verify_known_segments
+from metering.verify_journal import verify_journal
 from metering.verify_periods import verify_periods
 from scheduler.core.occupancy import GENESIS_HASH, Cursor, Interval, OccupancyState, fields_hash, interval_hash
 from scheduler.refusal import Refused
@@ -41,7 +44,7 @@ MOST_SHAPES = 4_096
 _STATE, _PHASE, _BOOKING, _EVIDENCE, _PREVIOUS, _HASH = 6, 9, 14, 16, 19, 20
 _HOLDER = (10, 11, 12, 13)
 """Places in a row of `codec.INTERVAL_COLUMNS`."""
-_UNREADABLE = (ValueError, LookupError, AssertionError, TypeError)
+_UNREADABLE = (ValueError, LookupError, AssertionError, TypeError, InvalidOperation)
 """What reading a row raises that says an unknown word, half a holder, or a text where a number belongs."""
 
 
@@ -55,6 +58,7 @@ def verify(connection: Connection, known_until_ms: int | None = None, *, period:
     tracks = Tracks()
     is_readable = _verify_chain(connection, report, tracks) and _verify_readable(connection, report)
     _verify_price_books(connection, report)
+    _verify_packages(connection, report)
     verify_chained(connection, report)
     if not is_readable:
         # Rows that say no known word cannot be laid beside others; the findings so far name them.
@@ -64,6 +68,7 @@ def verify(connection: Connection, known_until_ms: int | None = None, *, period:
     verify_cursors(connection, report)
     fits = verify_covers(connection, report)
     verify_allocations(connection, report, until_ms)
+    verify_journal(connection, report)
     if fits:
         verify_known_segments(connection, report, until_ms)
         verify_settled(connection, report)
@@ -133,6 +138,16 @@ def _verify_price_books(connection: Connection, report: Report) -> None:
         report.expect(Check.PRICE_BOOK, f"{where} sha256", book.sha256, row.sha256)
         stored = (row.version, row.effective_ms, row.currency)
         report.expect(Check.PRICE_BOOK, f"{where} columns", (book.version, book.effective_ms, book.currency), stored)
+
+
+def _verify_packages(connection: Connection, report: Report) -> None:
+    hashes = stored_hashes(connection)
+    try:
+        for package in packages_of(connection):
+            report.count("packages")
+            report.expect(Check.PACKAGE, f"{package.id} sha256", package_sha256(package), hashes[package.id])
+    except _UNREADABLE as error:
+        report.wrong(Check.PACKAGE, "packages", "rows that can be read", repr(error))
 
 
 def _verify_devices(connection: Connection, report: Report, until_ms: int, tracks: Tracks) -> None:

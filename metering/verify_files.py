@@ -12,6 +12,7 @@ from pathlib import Path
 from sqlalchemy.engine import Connection
 
 from metering.core.quantity import AMOUNT_DECIMALS, GPU_HOURS_DECIMALS, Money
+from metering.core.rating import LineType
 from metering.csv_files import BOM
 from metering.export import (
     CAPACITY_COLUMNS,
@@ -28,8 +29,10 @@ from metering.usage_lines import USAGE_COLUMNS
 from scheduler.clock import parse_utc_ms
 
 _MICROS = 10**AMOUNT_DECIMALS
-_SUBTOTAL = frozenset({"usage", "credit", "correction"})
-"""Line types that an invoice's subtotal adds up."""
+_USAGE = frozenset({LineType.USAGE, LineType.MINIMUM, LineType.ENERGY})
+_OF_INVOICE = (LineType.TAX, LineType.ROUNDING)
+_GIVEN = frozenset({LineType.CREDIT, LineType.CORRECTION})
+_FEES = frozenset(LineType) - _USAGE - _GIVEN - frozenset(_OF_INVOICE)
 InvoiceKey = tuple[str, str]  # tenant and currency
 
 
@@ -133,32 +136,36 @@ class _Reader:
 
 def _verify_usage(reader: _Reader, name: str, manifest: Manifest, report: Report) -> dict[InvoiceKey, _Invoice]:
     invoices: dict[InvoiceKey, _Invoice] = defaultdict(_Invoice)
-    gpu_ms = lines = unpriced = corrections = credits_ = 0
+    gpu_ms = lines = fees = unpriced = corrections = credits_ = 0
     for where, row in reader.rows(name, USAGE_COLUMNS):
         try:
             kind = row["line_type"]
-            if kind == "usage":
+            if kind in _USAGE:
                 lines += 1
                 gpu_ms += int(row["gpu_ms"])
                 _verify_usage_row(where, row, report)
-            elif kind == "credit":
+            elif kind in _FEES:
+                fees += 1
+                _verify_amounts(where, row, report)
+            elif kind == LineType.CREDIT:
                 credits_ += 1
                 _verify_credit(where, row, report)
-            elif kind == "correction":
+            elif kind == LineType.CORRECTION:
                 corrections += 1
                 report.expect(Check.FILE, f"{where} corrects_line_id", True, bool(row["corrects_line_id"]))
-            elif kind not in {"tax", "rounding"}:
-                report.wrong(Check.FILE, f"{where} line_type", "usage, credit, correction, tax or rounding", kind)
+            elif kind not in _OF_INVOICE:
+                report.wrong(Check.FILE, f"{where} line_type", ", ".join(LineType), kind)
             report.expect(Check.FILE, f"{where} period_status", manifest.period_status, row["period_status"])
             if not row["amount"]:
-                unpriced += kind == "usage"
+                unpriced += kind in _USAGE
                 continue
             invoice = invoices[row["tenant_id"], row["currency"]]
             invoice.micros[kind] += _micros(row["amount"])
-            invoice.lines += kind in _SUBTOTAL
+            invoice.lines += kind not in _OF_INVOICE
         except (ValueError, InvalidOperation) as error:
             report.wrong(Check.FILE, where, "numbers and times that can be read", str(error))
     report.expect(Check.ARITHMETIC, f"{name} usage lines", manifest.sums.get("usage_lines"), lines)
+    report.expect(Check.ARITHMETIC, f"{name} fee lines", manifest.sums.get("fee_lines"), fees)
     report.expect(Check.ARITHMETIC, f"{name} unpriced lines", manifest.sums.get("unpriced_lines"), unpriced)
     report.expect(Check.ARITHMETIC, f"{name} corrections", manifest.sums.get("correction_lines", 0), corrections)
     report.expect(Check.ARITHMETIC, f"{name} credits", manifest.sums.get("credit_lines", 0), credits_)
@@ -178,16 +185,31 @@ def _verify_usage_row(where: str, row: Mapping[str, str], report: Report) -> Non
     if not row["amount"]:
         report.expect(Check.ARITHMETIC, f"{where} unit_price", "", row["unit_price"])
         return
+    _verify_amounts(where, row, report)
+    _verify_product(where, row, ("list_amount", "list_price"), report)
+    if row["package_id"]:
+        report.expect(Check.ARITHMETIC, f"{where} amount", 0, _micros(row["amount"]))
+    else:
+        _verify_product(where, row, ("amount", "unit_price"), report)
+
+
+def _verify_amounts(where: str, row: Mapping[str, str], report: Report) -> None:
     amount = _micros(row["amount"])
     less = _micros(row["list_amount"]) - _micros(row["discount_amount"])
     report.expect(Check.ARITHMETIC, f"{where} amount", f"{less} (list less discount)", f"{amount} (list less discount)")
-    # gpu_hours is shown in nine decimals; the amount comes from the exact hours, so it may differ by half of one each.
-    price, hours = Fraction(_decimal(row["unit_price"])), Fraction(_decimal(row["gpu_hours"]))
-    slack = price / (2 * 10**GPU_HOURS_DECIMALS) + Fraction(1, 2 * _MICROS)
-    if abs(Fraction(amount, _MICROS) - price * hours) > slack:
-        report.wrong(
-            Check.ARITHMETIC, f"{where} amount", f"about {Money(price * hours, row['currency']).text()}", row["amount"]
-        )
+
+
+def _verify_product(where: str, row: Mapping[str, str], columns: tuple[str, str], report: Report) -> None:
+    """Holds an amount against its price and hours.
+
+    gpu_hours is shown in nine decimals; the amount comes from the exact hours, so it may differ by half of one each.
+    """
+    amount, price = columns
+    unit_price, hours = Fraction(_decimal(row[price])), Fraction(_decimal(row["gpu_hours"]))
+    slack = unit_price / (2 * 10**GPU_HOURS_DECIMALS) + Fraction(1, 2 * _MICROS)
+    if abs(Fraction(_micros(row[amount]), _MICROS) - unit_price * hours) > slack:
+        about = Money(unit_price * hours, row["currency"]).text()
+        report.wrong(Check.ARITHMETIC, f"{where} {amount}", f"about {about}", row[amount])
 
 
 def _verify_totals(
@@ -205,9 +227,10 @@ def _verify_totals(
         except (ValueError, InvalidOperation) as error:
             report.wrong(Check.FILE, where, "numbers that can be read", str(error))
             continue
-        for column, kinds in (("subtotal", _SUBTOTAL), ("tax", {"tax"}), ("rounding", {"rounding"})):
-            expected = sum(invoice.micros.get(kind, 0) for kind in kinds)
-            report.expect(Check.ARITHMETIC, f"{where} {column}", expected, amounts[column])
+        told = {kind.value: invoice.micros.get(kind, 0) for kind in _OF_INVOICE}
+        told["subtotal"] = sum(invoice.micros.values()) - sum(told.values())
+        for column, micros in told.items():
+            report.expect(Check.ARITHMETIC, f"{where} {column}", micros, amounts[column])
         report.expect(Check.ARITHMETIC, f"{where} payable", sum(invoice.micros.values()), amounts["payable"])
         report.expect(
             Check.ARITHMETIC, f"{where} counts", (invoice.lines, minor_units(amounts["payable"], key[1])), found

@@ -41,6 +41,7 @@ READS_JOBS = frozenset({Role.USER, Role.TENANT_ADMIN, Role.BILLING, Role.OPERATO
 READS_LOGS = frozenset({Role.USER, Role.TENANT_ADMIN, Role.OPERATOR})
 RUNS_JOBS = frozenset({Role.USER, Role.TENANT_ADMIN, Role.OPERATOR})
 READS_MONEY = frozenset({Role.BILLING, Role.OPERATOR})
+SETS_BUDGETS = frozenset({Role.TENANT_ADMIN, Role.BILLING, Role.OPERATOR})
 OPERATES = frozenset({Role.OPERATOR})
 DELIVERS = frozenset({Role.AGENT})
 ANY_NODE = UserName("any-node")
@@ -235,6 +236,19 @@ class Rights:
         if own != tenant_of(own):
             raise Refused(RefusalCode.NOT_ALLOWED, f"the ledger is kept per tenant, and this token is for {own}")
         return own
+
+    def require_budget(self, account: AccountId, *, is_money: bool) -> None:
+        """Raises Refused (`not_allowed`) unless the caller may change the budget of an account that it sees.
+
+        The centre's operators and billing may change all. A tenant's admin may divide the tenant's budget among what
+        stands below its own account; `is_money`, an overdraft or money paid ahead, is the centre's to give.
+        """
+        caller = self.caller
+        if caller.account == ROOT_ACCOUNT and caller.role in {Role.BILLING, Role.OPERATOR}:
+            return
+        if caller.role is not Role.TENANT_ADMIN or account == caller.account or is_money:
+            what = "an overdraft and money paid ahead" if is_money else f"the budget of {account}"
+            raise Refused(RefusalCode.NOT_ALLOWED, f"{what} is the centre's to set; ask its billing or operator")
 
     def submission_account(self, project: str | None) -> AccountId:
         """Returns the account that a submission is for, from what the caller typed.

@@ -70,6 +70,8 @@ class StartOrder:
     spec: LaunchSpec
     array_index: int | None = None
     array: JobId | None = None
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """The values of those of `spec.secrets` that the scheduler itself keeps, looked up for this start."""
 
     @property
     def reference(self) -> str:
@@ -108,7 +110,15 @@ class Ended:
     detail: str | None = None
 
 
-Observation = Started | Ended
+@dataclass(frozen=True, slots=True)
+class Checkpointed:
+    """The job says that its work until `at_ms` is saved; told again whenever it says so anew."""
+
+    allocation: AllocationId
+    at_ms: int
+
+
+Observation = Started | Checkpointed | Ended
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ from scheduler.core.model import (
     NodeAvailability,
     NodeName,
     PoolName,
+    lineage,
     tenant_of,
 )
 from scheduler.core.plan import Plan
@@ -64,7 +65,7 @@ class Photograph:
     allocations: tuple[Allocation, ...]
     lines: tuple[Line, ...]
     timed: tuple[Job, ...]
-    """Pending jobs that wait for a time."""
+    """Pending jobs that are in no line: they wait for a time, or for others to make room for them."""
     jobs_by: Mapping[tuple[AccountId, JobState], int]
     pending_units: Mapping[tuple[AccountId, GpuClass], int]
     held_units: Mapping[tuple[AccountId, GpuClass, Booking], int]
@@ -72,6 +73,8 @@ class Photograph:
     """Of tenants, per class."""
     closed_pools: frozenset[PoolName]
     reserved_nodes: frozenset[NodeName] = frozenset()
+    claimed: frozenset[DeviceId] = frozenset()
+    """Devices kept for jobs that others are stopped for."""
     """Those that an admin keeps free at this instant."""
 
 
@@ -83,16 +86,31 @@ def photograph(state: ClusterState, plan: Plan) -> Photograph:
         tuple((room.node, room.devices, frozenset(room.held_units)) for room in state.capacity.rooms.values()),
         tuple(state.allocations.values()),
         tuple(Line(group, len(line), _oldest_ms(line)) for group, line in state.pending_groups()),
-        tuple(state.jobs[job] for _, job in state.timed),
+        (*(state.jobs[job] for _, job in state.timed), *_claiming(state)),
         dict(state.jobs_by),
         dict(state.pending_units),
-        dict(state.held_units),
+        _held_units(state),
         tuple(each for each in Shares(state, plan.now_ms).standings() if "/" not in each.account),
         frozenset(state.closed_pools),
         frozenset(
             name for each in state.advance.values() if each.start_ms <= plan.now_ms < each.end_ms for name in each.nodes
         ),
+        state.claims.kept_devices(),
     )
+
+
+def _claiming(state: ClusterState) -> list[Job]:
+    found = [state.jobs[job] for job in state.claims.by_job if job in state.jobs]
+    return [job for job in found if job.state is JobState.PENDING]
+
+
+def _held_units(state: ClusterState) -> dict[tuple[AccountId, GpuClass, Booking], int]:
+    """Returns what allocations hold; what is only claimed is nobody's yet."""
+    held = Counter(state.held_units)
+    for claim in state.claims.by_job.values():
+        for account in lineage(claim.account):
+            held[account, claim.gpu_class, claim.booking] -= claim.total_units
+    return +held
 
 
 def _oldest_ms(line: SortedList[tuple[int, int, int]]) -> int:
@@ -138,7 +156,15 @@ def _capacity(photo: Photograph) -> Iterator[Metric]:
     for node, devices, held in photo.nodes:
         by_availability[node.pool, node.availability] += 1
         is_kept = node.name in photo.reserved_nodes
-        states = [gpu_state(node, device, is_held=device.id in held, is_reserved=is_kept) for device in devices]
+        states = [
+            gpu_state(
+                node,
+                device,
+                is_held=device.id in held - photo.claimed,
+                is_reserved=is_kept or device.id in photo.claimed,
+            )
+            for device in devices
+        ]
         for state in states:
             by_state[node.gpu_class, node.pool, state] += 1
         free.setdefault((node.pool, node.gpu_class), []).append(states.count("free"))
@@ -246,8 +272,34 @@ def _tenants(photo: Photograph) -> Iterator[Metric]:
                 guarantee.add_metric((terms.id, model), count)
             for model, count in sorted(terms.limit.items()):
                 quota.add_metric((terms.id, model), count)
-    yield from (allocated, guarantee, quota)
+    yield from (allocated, guarantee, quota, _shortfall(photo))
     yield from _fairness(photo)
+
+
+def _shortfall(photo: Photograph) -> Metric:
+    """Returns by how much guarantees are cut for new starts, of each model that somebody has bought."""
+    found = GaugeMetricFamily(
+        "turnstile_guarantee_shortfall_gpus",
+        "GPUs that were guaranteed and are not there, by model: guarantees are cut pro rata for new starts.",
+        labels=("model",),
+    )
+    for model, (bought, in_force) in sorted(guarantees_cut(photo).items()):
+        found.add_metric((model,), (bought - in_force) / GPU_UNITS)
+    return found
+
+
+def guarantees_cut(photo: Photograph) -> dict[GpuClass, tuple[int, int]]:
+    """Returns the capacity units of each model that tenants have bought, and those of them that are in force."""
+    sums: dict[GpuClass, tuple[int, int]] = {}
+    for terms in photo.accounts:
+        if terms.parent == ROOT_ACCOUNT:
+            for model, count in terms.guarantee.items():
+                sums[model] = (sums.get(model, (0, 0))[0] + count * GPU_UNITS, 0)
+    for each in photo.standings:
+        if each.gpu_class in sums:
+            bought, in_force = sums[each.gpu_class]
+            sums[each.gpu_class] = (bought, in_force + each.guarantee)
+    return sums
 
 
 def _fairness(photo: Photograph) -> Iterator[Metric]:

@@ -67,6 +67,11 @@ def check(order: StartOrder) -> None:
     for position, argument in enumerate(spec.argv):
         if not _is_passable(argument):
             raise StartRefused(f"argument {position} contains a NUL byte or text that is not Unicode")
+    for name in spec.secrets:
+        if name not in order.secrets:
+            raise StartRefused(f"the secret {name} was removed after the job was submitted")
+        if not _is_passable(order.secrets[name]):
+            raise StartRefused(f"the secret {name} contains a NUL byte or text that is not Unicode")
     for name, value in {**spec.environment, "TURNSTILE_JOB_NAME": spec.name}.items():
         if not name or "=" in name or not _is_passable(name + value):
             text = "has an empty name, an equals sign in its name, a NUL byte, or text that is not Unicode"
@@ -116,7 +121,8 @@ def order_for(order: StartOrder, rank: int, place: Place, inherited: Mapping[str
     allocation, spec, grant = order.allocation, order.spec, order.allocation.grants[rank]
     user = user_for(spec.run_as)
     environment = {**inherited, **_identity(user)}
-    environment |= {name: value for name, value in spec.environment.items() if not is_protected(name)}
+    given = {**spec.environment, **order.secrets}
+    environment |= {name: value for name, value in given.items() if not is_protected(name)}
     rendezvous = _rendezvous(order, rank, place)
     environment = {**rendezvous, **environment, **_ours(order, rank, place)}
     workdir = spec.workdir or environment.get("HOME") or "/"

@@ -19,6 +19,7 @@ from scheduler import cgroups, launch, rundir
 from scheduler.clock import Clock
 from scheduler.core.model import AllocationId, EndReason
 from scheduler.executor import (
+    Checkpointed,
     Ended,
     ExecutorError,
     LogChunk,
@@ -49,6 +50,8 @@ class _Run:
     ranks: int
     decided_ms: int
     is_start_told: bool = False
+    checkpointed_ms: int = 0
+    """When the job last said that its work is saved, as reported; 0 for never."""
     is_orphan: bool = False
     devices: frozenset[str] = frozenset()
     port: int | None = None
@@ -241,12 +244,20 @@ class LocalExecutor:
             os.close(self._bell)
             self._bell = -1
 
-    def _look(self, run: _Run) -> list[Started]:
-        """Brings one run up to date; returns its start when that is new."""
-        started = None if run.ended is not None else self._read(run)
+    def _look(self, run: _Run) -> list[Observation]:
+        """Brings one run up to date; returns its start and its last checkpoint when they are new."""
+        seen: list[Observation] = []
+        if run.ended is None:
+            started = self._read(run)
+            seen += [] if started is None else [started]
+        if run.is_start_told and not run.is_orphan:
+            saved_ms = self.checkpointed_ms(run.allocation)
+            if saved_ms is not None and saved_ms > run.checkpointed_ms:
+                run.checkpointed_ms = saved_ms
+                seen.append(Checkpointed(run.allocation, saved_ms))
         if run.ended is not None and run.is_orphan:
             self._forget(run)
-        return [] if started is None else [started]
+        return seen
 
     def _read(self, run: _Run) -> Started | None:
         """Reads where each rank is; sets `run.ended` once all of them are over."""

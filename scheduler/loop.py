@@ -16,6 +16,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TypeVar
 
+from scheduler.admission import Admission, FreeOfCharge
 from scheduler.clock import LedgerClock
 from scheduler.core.events import AllocationStopping, Event
 from scheduler.core.model import AllocationId
@@ -67,6 +68,8 @@ class Controller:
         self.executor = executor
         self.clock = clock
         self.policy = policy
+        self.admission: Admission = FreeOfCharge()
+        """Prices and budgets: whoever puts the daemon together sets it before the start."""
         self._lease = lease
         self._observer = observer
         self._term: _Term | None = None
@@ -212,7 +215,10 @@ class Controller:
             half_life_ms = self.policy.debt_half_life_ms
             state = build_state(load_state_parts(connection, half_life_ms), half_life_ms)
             live = live_orders(connection)
-        desk = Desk(Writer(self.database, self.clock, self.policy, epoch), self._deliver, self._must_end.set)
+            for event in self.admission.headroom(connection, self.clock.now_ms()):
+                state.apply(event)
+        writer = Writer(self.database, self.clock, self.policy, epoch, self.admission)
+        desk = Desk(writer, self._deliver, self._must_end.set)
         runner = Runner(self.executor, self.clock, desk, live)
         planner = Planner(state, self.policy, self.clock, desk, runner.launch, self._observer)
         term = _Term(desk, planner, runner)

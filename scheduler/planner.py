@@ -16,21 +16,26 @@ from typing import Any, TypeVar
 from scheduler.clock import Clock
 from scheduler.core.cycle import plan
 from scheduler.core.events import (
+    AllocationCheckpointed,
     AllocationEnded,
     AllocationMade,
     AllocationStarted,
     AllocationStopping,
+    ClaimMade,
     Event,
+    HoldPriced,
     JobEnded,
     NodeChanged,
     NodeRemoved,
+    PreemptionWeighed,
     ReservationsPlanned,
 )
 from scheduler.core.lifecycle import ENDS
-from scheduler.core.model import GPU_UNITS, Allocation, GpuClass, NodeName, PoolName, tenant_of
+from scheduler.core.model import GPU_UNITS, Allocation, Booking, GpuClass, NodeName, PoolName, tenant_of
 from scheduler.core.plan import Plan
 from scheduler.core.policy import Policy
 from scheduler.core.state import ClusterState
+from scheduler.core.stretch import Claim
 from scheduler.desk import Desk
 from scheduler.executor import StartOrder
 from scheduler.observer import Observer
@@ -41,6 +46,10 @@ from scheduler.store.database import StoreError
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
+_TELLS_NOTHING_NEW = (
+    AllocationMade | AllocationStarted | AllocationStopping | AllocationCheckpointed | ClaimMade | HoldPriced
+)
+"""Events that can let nothing start that the last plan left waiting."""
 IDLE_SECONDS = 5.0
 """A tick at least this often, so that a stalled planner shows in its metrics."""
 
@@ -179,7 +188,9 @@ class Planner:
             elif isinstance(event, AllocationEnded) and event.job.state in ENDS:
                 self._observer.job_finished(tenant_of(event.job.account), event.job.state)
             nodes_changed |= isinstance(event, NodeChanged | NodeRemoved)
-            needs_tick |= not isinstance(event, AllocationMade | AllocationStarted | AllocationStopping)
+            if isinstance(event, ClaimMade):
+                self._report_claim(event.claim)
+            needs_tick |= not isinstance(event, _TELLS_NOTHING_NEW)
         if nodes_changed:
             self.offers = offers_of(self._state)
         return needs_tick
@@ -190,6 +201,13 @@ class Planner:
         gpus = -(-allocation.total_units // GPU_UNITS)
         waited_seconds = (allocation.decided_ms - job.submitted_ms) / 1000
         self._observer.job_started(pool, tenant_of(allocation.account), gpus, waited_seconds)
+
+    def _report_claim(self, claim: Claim) -> None:
+        for victim in claim.victims:
+            gang = self._state.allocations.get(victim)
+            if gang is not None:
+                reason = preemption_word(claim, gang)
+                self._observer.jobs_preempted(tenant_of(gang.account), tenant_of(claim.account), reason)
 
     def _answer(self, question: _Question) -> None:
         try:
@@ -206,7 +224,8 @@ class Planner:
             self._plan = made
             self._state.apply(ReservationsPlanned(made.now_ms, made.reservations, not made.is_partial))
             self.last_tick_ms = made.now_ms
-            if not made.starts and not made.stops and not made.promotions:
+            self._state.apply(PreemptionWeighed(made.now_ms, made.weighed))
+            if made.is_idle:
                 return
             if not self._bring(made):
                 return
@@ -274,3 +293,12 @@ def offers_of(state: ClusterState) -> tuple[Offer, ...]:
     return tuple(
         sorted(found, key=lambda offer: (offer.gpu_class, offer.pool, offer.gpus, sorted(offer.labels.items())))
     )
+
+
+def preemption_word(claim: Claim, victim: Allocation) -> str:
+    """Returns why a gang was stopped for a claim, as a metric label: `guarantee`, `priority`, `spot`, `fair_share`."""
+    if claim.booking is Booking.GUARANTEED:
+        return "guarantee"
+    if victim.booking is Booking.SPOT:
+        return "spot"
+    return "priority" if victim.account == claim.account else "fair_share"

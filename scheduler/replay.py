@@ -17,8 +17,11 @@ from scheduler.core.events import (
     AllocationEnded,
     AllocationMade,
     AllocationPromoted,
+    ClaimEnded,
+    ClaimMade,
     JobSubmitted,
     NodeChanged,
+    PreemptionWeighed,
     ReservationsPlanned,
 )
 from scheduler.core.model import (
@@ -190,11 +193,16 @@ class Replay:
             for promotion in made.promotions:
                 segment = self._state.allocations[promotion.allocation].segment + 1
                 self._state.apply(AllocationPromoted(now_ms, promotion.allocation, promotion.booking, segment))
+            self._state.apply(PreemptionWeighed(now_ms, made.weighed))
+            for lapse in made.lapses:
+                self._state.apply(ClaimEnded(now_ms, lapse.job))
+            for claim in made.claims:
+                self._state.apply(ClaimMade(now_ms, claim))
             for stop in made.stops:
                 self._end(stop.allocation, stop.reason)
             for start in made.starts:
                 self._start(start)
-            if not made.is_partial and not made.stops:
+            if not made.is_partial and not made.stops and not made.lapses:
                 return
 
     def _start(self, start: Start) -> None:

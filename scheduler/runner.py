@@ -23,7 +23,6 @@ from scheduler.executor import (
     ExecutorError,
     NodeInventory,
     Observation,
-    Started,
     StartOrder,
     StartRefused,
 )
@@ -233,7 +232,7 @@ class Runner:
             return
         self._unrecorded.clear()
         for observation in observed:
-            if isinstance(observation, Started):
+            if not isinstance(observation, Ended):
                 continue
             self._look_for_gone(self._live.pop(observation.allocation, None))
             self._actions.put(_Over(observation.allocation))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from scheduler.clock import Clock
 from scheduler.core.model import AllocationId, DeviceHealth, DeviceId, EndReason, NodeName
 from scheduler.executor import (
+    Checkpointed,
     Ended,
     ExecutorError,
     LogChunk,
@@ -67,6 +68,7 @@ class SimulatedExecutor:
         self._due: list[tuple[int, AllocationId]] = []
         self._ended: dict[AllocationId, Ended] = {}
         self._remembered: dict[AllocationId, int] = {}
+        self._saved: list[Checkpointed] = []
         self._lost_nodes: set[NodeName] = set()
         self._failed_devices: set[DeviceId] = set()
         self._is_silent = False
@@ -124,7 +126,9 @@ class SimulatedExecutor:
         self._check_outage()
         if self._is_silent:
             return []
-        return [*self._fall_due(self._clock.now_ms()), *self._ended.values()]
+        due = list(self._fall_due(self._clock.now_ms()))
+        saved, self._saved = self._saved, []
+        return [*due, *saved, *self._ended.values()]
 
     def acknowledge(self, allocation: AllocationId) -> None:
         """Forgets the allocation, running or not."""
@@ -191,6 +195,12 @@ class SimulatedExecutor:
                 return at_ms
             heapq.heappop(self._due)
         return None
+
+    def checkpoint(self, allocation: AllocationId) -> None:
+        """Has a running allocation's job say that its work is saved up to now."""
+        run = self._runs.get(allocation)
+        if run is not None and not run.is_over and run.starts_ms <= self._clock.now_ms():
+            self._saved.append(Checkpointed(allocation, self._clock.now_ms()))
 
     def lose_node(self, name: NodeName) -> None:
         """Takes a node away with all that runs on it."""

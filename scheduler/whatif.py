@@ -12,7 +12,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from scheduler.core.policy import Backfill, Placement, Policy, QueueOrder
+from scheduler.core.policy import Backfill, Placement, Policy, Preemption, QueueOrder
 from scheduler.knobs import choice, policy_from
 from scheduler.plot import draw
 from scheduler.refusal import RefusalCode, Refused
@@ -70,21 +70,18 @@ def simulate(question: Question) -> dict[str, object]:
 
 def with_options(policy: Policy, question: Question) -> Policy:
     """Returns the policy with what the flags override. Raises Refused for a choice that does not exist."""
-    if question.preemption not in {None, "off"}:
-        raise Refused(
-            RefusalCode.INVALID,
-            f"--preemption {question.preemption}: this version preempts nothing; the choice is off",
-            ("--preemption off",),
-        )
     changes: dict[str, Any] = {"seed": question.seed}
     chosen: tuple[tuple[str, str | None, type[Enum]], ...] = (
         ("order", question.order, QueueOrder),
         ("backfill", question.backfill, Backfill),
         ("placement", question.placement, Placement),
+        ("preemption", question.preemption, Preemption),
     )
     for name, value, choices in chosen:
         if value is not None:
             changes[name] = choice(f"--{name}", value, choices)
+    if question.order not in {None, QueueOrder.FAIR.value} and question.preemption is None and question.policy is None:
+        changes["preemption"] = Preemption.OFF  # nor do they stop what runs
     if question.order in {"fifo", "sjf"} and question.backfill == "easy" and question.policy is None:
         # The literature's orders mean the literature's backfill, or its figures could not be met again.
         changes["backfill"] = Backfill.EASY_BEFORE

@@ -12,6 +12,7 @@ from scheduler.core import events
 from scheduler.core.cycle import plan
 from scheduler.core.explain import explain
 from scheduler.core.model import (
+    GPU_UNITS,
     Account,
     Allocation,
     AllocationId,
@@ -22,6 +23,7 @@ from scheduler.core.model import (
     JobId,
     JobState,
     NodeAvailability,
+    Phase,
     PoolName,
 )
 from scheduler.core.outcome import after_end
@@ -83,6 +85,13 @@ class Centre:
         for promotion in made.promotions:
             segment = self.state.allocations[promotion.allocation].segment + 1
             self.apply(events.AllocationPromoted(self.now_ms, promotion.allocation, promotion.booking, segment))
+        for lapse in made.lapses:
+            self.apply(events.ClaimEnded(self.now_ms, lapse.job))
+        for stop in made.stops:
+            self.apply(events.AllocationStopping(self.now_ms, stop.allocation, stop.reason))
+        for claim in made.claims:
+            self.apply(events.ClaimMade(self.now_ms, claim))
+        self.apply(events.PreemptionWeighed(self.now_ms, made.weighed))
         self.apply(events.ReservationsPlanned(self.now_ms, made.reservations, not made.is_partial))
         for start in made.starts:
             job = self.state.jobs[start.job]
@@ -112,13 +121,24 @@ class Centre:
             self.ended[job_id] = after.state
         return after.state
 
+    def settle(self) -> Plan:
+        """Lets what was asked to end do so, and plans again, until nothing is left to happen at this instant."""
+        while True:
+            made = self.tick()
+            leaving = [each for each in self.state.allocations.values() if each.phase is Phase.STOPPING]
+            for allocation in leaving:
+                self.end(allocation.job, allocation.stop_reason)
+            if made.is_idle and not leaving:
+                return made
+
     def cancel(self, job_id: JobId) -> None:
         job = self.state.jobs[job_id]
         if job.allocation is None:
             self.apply(events.JobEnded(self.now_ms, job_id, JobState.CANCELLED, EndReason.CANCELLED))
             self.ended[job_id] = JobState.CANCELLED
         else:
-            self.apply(events.AllocationStopping(self.now_ms, job.allocation, EndReason.CANCELLED))
+            if job.state is not JobState.STOPPING:
+                self.apply(events.AllocationStopping(self.now_ms, job.allocation, EndReason.CANCELLED))
             self.end(job_id, EndReason.CANCELLED)
 
     def hold(self, job_id: JobId, kind: HoldKind = HoldKind.USER) -> None:
@@ -155,6 +175,7 @@ class Centre:
         for device, units in held.items():
             found = state.capacity.find(device)
             assert found is None or units <= found.units, f"{device} holds {units}"
+        self._check_claims()
         for account in state.accounts.values():
             for gpu_class, limit in account.limit.items():
                 total = sum(
@@ -170,3 +191,12 @@ class Centre:
                 for user in {each.user for each in inside}:
                     its = sum(a.total_units for a in inside if a.user == user and a.gpu_class == gpu_class)
                     assert its <= most * 12_600, f"{user} holds more than a user of {account.id} may"
+
+    def _check_claims(self) -> None:
+        """What is claimed belongs to its victims or to nobody (I3)."""
+        for claim in self.state.claims.by_job.values():
+            whole = {device for grant in claim.grants if grant.units == GPU_UNITS for device in grant.devices}
+            for allocation in self.state.allocations.values():
+                if allocation.id not in claim.victims:
+                    got = {device for grant in allocation.grants for device in grant.devices}
+                    assert not whole & got, f"job {allocation.job} got what is claimed for job {claim.job}"

@@ -1,14 +1,19 @@
-"""Acting on jobs: `cancel`, `hold`, `release`, `requeue`. Each is one request and, on the server, one transaction."""
+"""Acting on jobs: `cancel`, `hold`, `release`, `requeue`, `checkpoint`.
 
+Each is one request and, on the server, one transaction.
+"""
+
+import os
 from collections import Counter
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cli import answers, phrases
+from cli import answers, moments, phrases, values
 from cli.answers import Json
 from cli.client import step
-from cli.errors import ExitCode, UsageProblem
+from cli.errors import ExitCode, Refusal, UsageProblem
 from cli.layout import Column, View
 from cli.session import Session, job_in
 
@@ -16,6 +21,8 @@ MANY = 10
 """Above so many jobs a person is asked, on a terminal."""
 MOST_IDS = 50_000
 """The most jobs that one request may name."""
+CHECKPOINT_VARIABLE = "TURNSTILE_CHECKPOINT_FILE"
+"""Where a job finds the file that it touches when its work is saved."""
 _DONE = {
     "cancelled": "cancelled {}",
     "stopping": "{} is being stopped",
@@ -23,6 +30,8 @@ _DONE = {
     "held": "held {}",
     "released": "released {}",
     "requeued": "requeued {}",
+    "checkpointed": "noted that the work of {} is saved up to now",
+    "changed": "changed {}",
     "unchanged": "{} is unchanged ({})",
 }
 
@@ -116,6 +125,67 @@ def requeue(
     return _act(session, "requeue", job, _filter(session, state, user, project, name, pool), is_sure=yes)
 
 
+def checkpoint(ctx: typer.Context, job: Jobs = None) -> int | None:
+    """Say that a job's work is saved up to now. Inside a job it needs neither a name nor a token.
+
+    Of the jobs that may be stopped for others, those go first that lose least of their work since they said so.
+
+    Examples:
+      turnstile checkpoint
+      turnstile checkpoint 10431
+    """
+    session: Session = ctx.obj
+    file = os.environ.get(CHECKPOINT_VARIABLE)
+    if job:
+        return _act(session, "checkpoint", job, {}, is_sure=True)
+    if file is None:
+        problem = f"name a job; outside of jobs there is no ${CHECKPOINT_VARIABLE}"
+        raise UsageProblem(problem, "turnstile checkpoint 10431")
+    try:
+        Path(file).touch()
+    except OSError as error:
+        raise Refusal(f"{file} cannot be touched: {error.strerror}") from None
+    session.screen.say("noted that the work of this job is saved up to now")
+    return None
+
+
+def update(
+    ctx: typer.Context,
+    job: Jobs = None,
+    time: Annotated[str | None, typer.Option("-t", "--time", metavar="DUR", help="Another time limit: 4h.")] = None,
+    priority: Annotated[str | None, typer.Option("--priority", metavar="WORD", help="low, normal or high.")] = None,
+    booking: Annotated[str | None, typer.Option("--booking", metavar="HOW", help="auto, guaranteed or spot.")] = None,
+    begin: Annotated[
+        str | None, typer.Option("--begin", metavar="TIME", help="Not before: now+2h, 20:00; now for at once.")
+    ] = None,
+    deadline: Annotated[str | None, typer.Option("--deadline", metavar="TIME", help="Of no use after this.")] = None,
+) -> int | None:
+    """Give waiting jobs other terms; what is not named stays as it is.
+
+    Examples:
+      turnstile update 10482 -t 4h
+      turnstile update @ --priority low --begin 20:00
+    """
+    session: Session = ctx.obj
+    now = moments.current()
+    is_at_once = begin is not None and begin.strip().lower() == "now"
+    terms: dict[str, object] = {
+        "time_limit_seconds": None if time is None else values.duration(time, "-t"),
+        "priority": None if priority is None else values.choice(priority, "--priority", ("low", "normal", "high")),
+        "booking": None if booking is None else values.choice(booking, "--booking", ("auto", "guaranteed", "spot")),
+        "begin_at": None if begin is None or is_at_once else moments.write(moments.ahead(begin, "--begin", now)),
+        "begins_at_once": True if is_at_once else None,
+        "deadline_at": None if deadline is None else moments.write(moments.ahead(deadline, "--deadline", now)),
+    }
+    asked = {key: value for key, value in terms.items() if value is not None}
+    if not asked:
+        raise UsageProblem("say what is to change", "turnstile update 10482 -t 4h")
+    numbers = session.numbers(job or [], _from_stdin(session) if "-" in (job or ()) else None)
+    answer = session.client.post("/v1/jobs/update", {"ids": numbers, **asked})
+    _tell(session, answer)
+    return ExitCode.WRONG_STATE if any(_is_refused("update", each) for each in answers.items(answer)) else None
+
+
 def _filter(
     session: Session,
     state: list[str] | None,
@@ -165,7 +235,11 @@ def _act(session: Session, verb: str, jobs: list[str] | None, asked: dict[str, o
 def _is_refused(verb: str, done: Json) -> bool:
     """Tells whether the job's state did not allow what was asked; a job that is as it should be is no such case."""
     did, state = answers.text(done, "did"), answers.text(done, "state")
-    return did == "already_ended" or (did == "unchanged" and verb == "hold" and state != "held")
+    if did == "unchanged" and verb == "update":
+        return state not in {"pending", "held"}
+    if did == "unchanged":
+        return verb == "checkpoint" or (verb == "hold" and state != "held")
+    return did == "already_ended"
 
 
 def _words(value: object) -> str:

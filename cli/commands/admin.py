@@ -1,47 +1,19 @@
-"""`admin`: the table of its nouns, and those that are small: prices, nodes, pools."""
+"""`admin`: the table of its nouns, and those that are small: nodes."""
 
-import tomllib
-from collections.abc import Mapping
-from datetime import UTC, date, datetime, time
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cli import answers, moments, phrases
+from cli import phrases
 from cli.answers import Json, number, text
 from cli.client import step
 from cli.commands.cluster import NODES
-from cli.errors import Refusal, UsageProblem
+from cli.errors import UsageProblem
 from cli.layout import Column, View
 from cli.render import listed
 from cli.session import Session
 from cli.values import count
 from cli.verbs import Verb
-
-_LARGEST_BOOK_BYTES = 4 * 1024 * 1024
-
-
-def price_list(ctx: typer.Context) -> None:
-    """List the price books, and from when each is in force.
-
-    Examples:
-      turnstile admin price list
-    """
-    session: Session = ctx.obj
-    session.screen.listing(session.client.listing("/v1/admin/prices"), _BOOKS)
-
-
-def price_import(ctx: typer.Context, file: Annotated[str, typer.Argument(metavar="FILE.toml")]) -> None:
-    """Add a price book. It is in force from the time that it names; books that are in force stay as they are.
-
-    Examples:
-      turnstile admin price import prices-2026-12.toml
-    """
-    session: Session = ctx.obj
-    book = _read_book(Path(file).expanduser(), file)
-    answer = session.client.post("/v1/admin/prices", book)
-    session.screen.document(answer, _BOOKS, [f"price book {text(answer, 'version') or file} is kept"])
 
 
 def node_list(ctx: typer.Context) -> None:
@@ -93,10 +65,6 @@ def node_history(
     session.screen.listing(answer, _node_history_view(answer))
 
 
-PRICE = (
-    Verb("list", __name__, "price_list", "PRICES", "List the price books"),
-    Verb("import", __name__, "price_import", "PRICES", "Add a price book"),
-)
 NODE = (
     Verb("list", __name__, "node_list", "NODES", "List nodes, and who drained them"),
     Verb("drain", __name__, "node_drain", "NODES", "Let nothing new start on nodes"),
@@ -117,8 +85,10 @@ ADMIN = (
     Verb("pause", "cli.commands.centre", "pause", "CENTRE", "Start no new jobs, in some pools or in all"),
     Verb("resume", "cli.commands.centre", "resume", "CENTRE", "Start jobs in paused pools again"),
     Verb("reserve", "cli.commands.centre", "RESERVE", "CENTRE", "Reservations: create, list, cancel"),
+    Verb("budget", "cli.commands.budgets", "BUDGET", "MONEY", "Budgets: set, list, topup, end"),
     Verb("defrag", "cli.commands.centre", "defrag", "CENTRE", "Tell which jobs to move so that blocked ones start"),
-    Verb("price", __name__, "PRICE", "MONEY", "Price books: list, import"),
+    Verb("price", "cli.commands.prices", "PRICE", "MONEY", "Price books: import, diff, publish, list, show"),
+    Verb("package", "cli.commands.prices", "PACKAGE", "MONEY", "Packages of GPU-hours: sell, list"),
     Verb("ledger", "cli.commands.ledger", "LEDGER", "MONEY", "The ledger: verify, export"),
     Verb("dashboards", "cli.commands.dashboards", "DASHBOARDS", "CENTRE", "Grafana boards, alert rules: export"),
     Verb("simulate", "cli.commands.simulate", "simulate", "CENTRE", "Run the scheduler on a trace or a state"),
@@ -133,28 +103,6 @@ def _each_node(session: Session, nodes: list[str], verb: str, body: Json, words:
         session.screen.say(words.format(name))
     if session.screen.style.is_machine:
         session.screen.listing(listed("NodeList", done), NODES)
-
-
-def _read_book(path: Path, typed: str) -> dict[str, object]:
-    try:
-        if path.stat().st_size > _LARGEST_BOOK_BYTES:
-            raise Refusal(f"{typed} is too large for a price book")
-        # Prices keep the digits that were written: they never pass through a float.
-        document = tomllib.loads(path.read_text(encoding="utf-8"), parse_float=str)
-    except OSError as problem:
-        raise Refusal(f"{typed} cannot be read: {problem.strerror}") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as problem:
-        raise Refusal(f"{typed} is not TOML: {problem}") from None
-    return {key: _as_json(value) for key, value in document.items()}
-
-
-def _as_json(value: object) -> object:
-    """A TOML value as JSON: times become RFC 3339 texts."""
-    if isinstance(value, Mapping):
-        return {str(key): _as_json(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_as_json(each) for each in value]
-    return value.isoformat() if isinstance(value, datetime | date | time) else value
 
 
 def _node_history_view(answer: Json) -> View:
@@ -176,21 +124,3 @@ def _node_history_view(answer: Json) -> View:
         fields=("gpu", "device", "from", "to", "state", "cause", "gpus", "job_id", "tenant", "event", "detail"),
         empty="nothing is recorded yet",
     )
-
-
-def _effective(book: Json) -> str | None:
-    at_ms = answers.whole(book, "effective_ms")
-    return None if at_ms is None else moments.write(datetime.fromtimestamp(at_ms / 1000, UTC))
-
-
-_BOOKS = View(
-    columns=(
-        Column("VERSION", lambda each: text(each, "version")),
-        Column("IN FORCE FROM", _effective),
-        Column("CURRENCY", lambda each: text(each, "currency")),
-        Column("SHA-256", lambda each: text(each, "sha256"), is_wide=True),
-    ),
-    name=lambda each: text(each, "version"),
-    fields=("version", "effective_ms", "currency", "sha256"),
-    empty="no price book: jobs cost nothing until one is imported",
-)

@@ -122,6 +122,17 @@ class _Stage:
         )
         return out.strip()
 
+    def until(self, who: str, job: str, state: str) -> None:
+        """Waits until a job is in a state. Raises DemoFailed when it takes too long."""
+        import json
+
+        until = time.monotonic() + READY_SECONDS
+        while time.monotonic() < until:
+            if json.loads(self.type(who, "show", job, "-o", "json", is_shown=False))["state"] == state:
+                return
+            time.sleep(0.1)
+        raise DemoFailed(f"job {job} is not {state} after {READY_SECONDS} s")
+
     def expect(self, is_so: bool, otherwise: str) -> None:
         if not is_so:
             raise DemoFailed(f"not as it should be: {otherwise}")
@@ -216,6 +227,7 @@ def _play(stage: _Stage) -> None:
     _watch(stage, jobs)
     _crash(stage)
     _finish(stage, jobs)
+    _preempt(stage, gpu_class, nodes, per_node)
     _bill(stage)
 
 
@@ -246,7 +258,7 @@ def _set_up(stage: _Stage, gpu_class: str) -> None:
         f'[prices."{gpu_class}"]\nguaranteed = "18.00"\nburst = "24.00"\nspot = "9.00"\n',
         encoding="utf-8",
     )
-    stage.type("operator", "admin", "price", "import", str(prices))
+    stage.type("operator", "admin", "price", "import", str(prices), "--publish")
     stage.type("operator", "gpus")
 
 
@@ -299,6 +311,30 @@ def _finish(stage: _Stage, jobs: dict[str, str]) -> None:
     stage.type("ana", "wait", jobs["runaway"], "--timeout", "60s", status=124)
     stage.type("operator", "history")
     stage.type("mei", "report", jobs["pretrain"])
+
+
+def _preempt(stage: _Stage, gpu_class: str, nodes: int, per_node: int) -> None:
+    stage.chapter("What was bought is had at once: a job beyond any guarantee makes room, and goes on later")
+    tenant = TENANTS[0][0]
+    stage.type("operator", "admin", "tenant", "set", tenant, "--guarantee", f"{gpu_class}={nodes * per_node}")
+    gang = ("-g", f"{gpu_class}:{per_node}", "-N", str(nodes))
+    saves = (
+        'echo "attempt $TURNSTILE_ATTEMPT"; [ "$TURNSTILE_ATTEMPT" = 1 ] || exit 0; '
+        "trap 'echo saving my work; sleep 3; touch \"$TURNSTILE_CHECKPOINT_FILE\"; exit 1' TERM; sleep 60 & wait"
+    )
+    sweep = stage.type("jon", "submit", "-n", "sweep", *gang, "-t", "1h", "--", "/bin/sh", "-c", saves)
+    stage.until("jon", sweep, "running")
+    urgent = stage.type(
+        "mei", "submit", "-n", "urgent", *gang, "-t", "10m", "--", "/bin/sh", "-c", "sleep 2; echo done"
+    )
+    stage.type("mei", "wait", urgent, "--timeout", "60s")
+    stage.remark(
+        "jon's processes were told to end, saved their work, and wait again in their old place; then they go on:"
+    )
+    stage.type("jon", "wait", sweep, "--timeout", "60s")
+    stage.type("jon", "logs", sweep)
+    stage.type("jon", "show", sweep)
+    stage.type("operator", "history")
 
 
 def _bill(stage: _Stage) -> None:

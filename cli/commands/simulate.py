@@ -26,7 +26,9 @@ def simulate(
     placement: Annotated[
         str | None, typer.Option("--placement", metavar="WORD", help="best-fit, fgd or random.")
     ] = None,
-    preemption: Annotated[str | None, typer.Option("--preemption", metavar="WORD", help="off.")] = None,
+    preemption: Annotated[
+        str | None, typer.Option("--preemption", metavar="WORD", help="off, guarantee or fair.")
+    ] = None,
     restart_cost: Annotated[
         str, typer.Option("--restart-cost", metavar="SECONDS", help="Lost when a job starts again.")
     ] = "0",
@@ -120,6 +122,7 @@ _VIEW = View(
     name=lambda item: str(item.get("makespan_seconds")),
     fields=(
         *("jobs", "completed_jobs", "unplaced_jobs", "makespan_seconds", "wait_seconds.mean", "wait_seconds.p99"),
+        *("preemptions", "gpu_seconds_lost"),
         *("wait_seconds.max", "bounded_slowdown.mean", "utilization_ratio", "fragmentation_ratio", "fairness_error"),
     ),
 )

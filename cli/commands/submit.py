@@ -150,7 +150,8 @@ def _send(session: Session, job: Asked) -> list[Json]:
         answer = _post(session, job.specs[0], is_dry_run=True)
         costs.check(flags.max_cost, costs.most_of(answer), len(job.specs))
     answers_: list[Json] = []
-    for spec in job.specs:
+    capped = {} if flags.max_cost is None else {"max_cost": costs.part(flags.max_cost, len(job.specs))}
+    for spec in ({**each, **capped} for each in job.specs):
         try:
             answers_.append(_post(session, spec, is_dry_run=flags.dry_run))
         except ApiError as problem:
@@ -257,6 +258,7 @@ def _told(answer: Json, reference: str | None) -> list[str]:
         lines.append(f"  start    ~{expected}")
     if most is not None:
         lines.append(f"  cost     at most {most}" + (f" ({size} × {one})" if size is not None else ""))
+    lines += costs.budget_lines(answer, most, is_dry_run=reference is None)
     if state == "held":
         lines.append("  held     until it is released")
     if reference is not None:

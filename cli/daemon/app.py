@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -29,13 +30,17 @@ from cli.daemon import migrate
 from cli.daemon.attendance import LOOK_SECONDS, Attendance, AttendedExecutor
 from cli.daemon.bootstrap import bootstrap
 from cli.daemon.gpus import Gpus, no_gpus, real_gpus, simulated_gpus
+from cli.daemon.guarantees import GuaranteeWatch
+from cli.daemon.money import KEEP_SECONDS, WHOLE_SECONDS, BudgetKeeper, centre_zone
 from cli.daemon.notifier import notifier_of
 from cli.daemon.periods import PERIODS_SECONDS, period_terms
 from cli.daemon.settings import Settings, SettingsProblem
 from cli.daemon.turns import Turns
+from metering.admission import BudgetAdmission
+from metering.budget_routes import budget_routes
+from metering.budget_watch import BudgetCollector
 from metering.ledger_watch import BLIND_MS, LedgerCollector, LedgerWatch
 from metering.period_routes import period_routes
-from metering.pricing import PricesWithoutBudgets
 from metering.routes import ledger_routes
 from metering.samples import StoreWindows
 from metering.telemetry import GpuCollector
@@ -145,6 +150,8 @@ class Daemon:
         holder = f"{platform.node()}:{self.data_dir}"
         lease = LeaderLease(database, holder, self.url, LEASE_TTL_MS)
         controller = Controller(database, attended, clock, settings.policy, lease, telemetry)
+        admission = BudgetAdmission(centre_zone(settings.metering.zone))
+        controller.admission = admission
         telemetry.registry.register(
             GpuCollector(gpus.snapshots, lambda _: settings.node.pool, self._attendance.watch.successes)
         )
@@ -157,12 +164,22 @@ class Daemon:
             is_metrics_open=settings.server.metrics_open,
             rules=submission_rules(settings),
         )
-        routes = (ledger_routes, period_routes(period_terms(settings)), self._attendance.routes)
-        app = api(controller, PricesWithoutBudgets(), limits, telemetry, routes)
+        money = partial(ledger_routes, issuer_known=self.settings.metering.issuer)
+        routes = (
+            money,
+            budget_routes(admission.zone),
+            period_routes(period_terms(settings)),
+            self._attendance.routes,
+        )
+        app = api(controller, admission, limits, telemetry, routes)
         config = uvicorn.Config(
             app, log_config=None, access_log=False, lifespan="on", proxy_headers=False, timeout_graceful_shutdown=5
         )
         periodic = self._periodic(gpus, executor, controller)
+        keeper = BudgetKeeper(controller, admission)
+        telemetry.registry.register(BudgetCollector(keeper.watch))
+        periodic.add_job(_guarded(keeper.keep), "interval", seconds=KEEP_SECONDS)
+        periodic.add_job(_guarded(keeper.keep_all), "interval", seconds=WHOLE_SECONDS)
         return _Parts(database, gpus, controller, telemetry, ledger, periodic, uvicorn.Server(config))
 
     def _gpus(self, clock: LedgerClock) -> Gpus:
@@ -184,7 +201,7 @@ class Daemon:
             from cli.daemon.cluster import kubernetes_executor
 
             try:
-                return kubernetes_executor(self.settings, clock)
+                return kubernetes_executor(self.settings, self.data_dir, clock)
             except ExecutorError as problem:
                 raise StartProblem(str(problem)) from problem
         return LocalExecutor(self.data_dir / "jobs", clock, gpus.inventory)
@@ -201,6 +218,8 @@ class Daemon:
         periodic.add_job(_guarded(lambda: self._sample(gpus)), "interval", seconds=seconds)
         periodic.add_job(_guarded(self._keep_windows), "interval", seconds=self.settings.metering.window_seconds)
         periodic.add_job(_guarded(self._refresh), "interval", seconds=INVENTORY_SECONDS)
+        guarantees = GuaranteeWatch()
+        periodic.add_job(_guarded(lambda: guarantees.look(controller)), "interval", seconds=INVENTORY_SECONDS)
         periodic.add_job(_guarded(lambda: self._attendance.look(controller)), "interval", seconds=LOOK_SECONDS)
         turns = Turns(controller, period_terms(self.settings).zone)
         periodic.add_job(_guarded(turns.announce_rates), "interval", seconds=RATES_SECONDS)
@@ -210,13 +229,15 @@ class Daemon:
         notifier = notifier_of(self.settings.notify, controller)
         periodic.add_job(_guarded(notifier.look), "interval", seconds=NOTICE_SECONDS)
         periodic.add_job(_guarded(notifier.forget), "interval", hours=6)
+        keep_ms = self.settings.executor.log_retention_days * DAY_MS
         if self.settings.executor.kind == "kubernetes":
-            from cli.daemon.cluster import NEWS_SECONDS, refresh_when_changed
+            from cli.daemon.cluster import NEWS_SECONDS, forget_logs, refresh_when_changed
 
             look = _guarded(lambda: refresh_when_changed(executor, controller))
             periodic.add_job(look, "interval", seconds=NEWS_SECONDS)
+            tidy = _guarded(lambda: forget_logs(executor, controller.clock.now_ms() - keep_ms))
+            periodic.add_job(tidy, "interval", hours=6)
         if isinstance(executor, LocalExecutor):
-            keep_ms = self.settings.executor.log_retention_days * DAY_MS
             periodic.add_job(
                 _guarded(lambda: executor.forget_logs(controller.clock.now_ms() - keep_ms)), "interval", hours=6
             )
@@ -277,8 +298,10 @@ def submission_rules(settings: Settings) -> SubmissionRules:
         longest_time_limit_seconds=settings.server.longest_time_limit_seconds,
         run_as=settings.executor.run_as,
         log_limit_bytes=settings.executor.log_limit_bytes,
+        volumes=frozenset(settings.kubernetes.volumes) if settings.executor.kind == "kubernetes" else frozenset(),
         runs_images=settings.executor.kind == "kubernetes",
         needs_image=settings.executor.kind == "kubernetes",
+        keeps_secrets=settings.executor.kind != "kubernetes",
     )
 
 

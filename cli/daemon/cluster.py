@@ -2,11 +2,13 @@
 
 import logging
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from cli.daemon.settings import KubernetesSettings, Settings, SettingsProblem
 from k8s import rights
 from k8s.api import Access, Api, RequestLimits
 from k8s.jobs import KubernetesExecutor
+from k8s.logkeeper import LogKeeper
 from k8s.options import NamespaceOptions, NodeOptions, Options, PodOptions, TimeOptions
 from k8s.problems import KubernetesProblem, Unreachable
 from metering.gpu_classes import gpu_class_of
@@ -23,6 +25,12 @@ NEWS_SECONDS = 1
 """Between two looks for nodes that changed: many change at once when a rack goes, and one reading tells of all."""
 
 
+def forget_logs(executor: Executor, before_ms: int) -> None:
+    """Removes the logs of jobs that ended before."""
+    assert isinstance(executor, KubernetesExecutor), "asked only where a cluster runs the jobs"
+    executor.forget_logs(before_ms)
+
+
 def refresh_when_changed(executor: Executor, controller: Controller) -> None:
     """Has the inventory read again when the cluster's watches saw it change."""
     assert isinstance(executor, KubernetesExecutor), "asked only where a cluster runs the jobs"
@@ -30,7 +38,7 @@ def refresh_when_changed(executor: Executor, controller: Controller) -> None:
         controller.refresh_inventory()
 
 
-def kubernetes_executor(settings: Settings, clock: Clock) -> KubernetesExecutor:
+def kubernetes_executor(settings: Settings, data_dir: Path, clock: Clock) -> KubernetesExecutor:
     """Returns the executor of a cluster. Raises SettingsProblem, KubernetesProblem with what a person must change.
 
     A cluster that does not answer now is no reason not to start: the daemon leads as soon as it does.
@@ -50,7 +58,7 @@ def kubernetes_executor(settings: Settings, clock: Clock) -> KubernetesExecutor:
             raise KubernetesProblem(
                 f"Kubernetes grants {len(denied)} needed rights not: {words}; bind a role with them"
             )
-    return KubernetesExecutor(api, clock, options)
+    return KubernetesExecutor(api, clock, options, LogKeeper(api, data_dir / "pod-logs"))
 
 
 def options_of(given: KubernetesSettings, pool: str) -> Options:

@@ -165,7 +165,7 @@ class Metering:
     closing_hours: float = _key(
         72.0, "how long late facts are waited for after a billing period's end: outlasts a weekend's outage of a node"
     )
-    issuer: str = _key("GPU centre", "the centre's name on invoices, as the FOCUS files of closed periods have it")
+    issuer: str = _key("GPU centre", "the centre's name on invoices and in FOCUS files, where none is asked for")
 
 
 @dataclass(frozen=True, slots=True)
@@ -379,7 +379,7 @@ def _metering_problems(metering: Metering) -> Iterator[str]:
     if not 0 <= metering.closing_hours <= MOST_CLOSING_HOURS:
         yield f"metering.closing_hours: {metering.closing_hours:g} is not from 0 to {MOST_CLOSING_HOURS} hours"
     if not metering.issuer.strip() or not metering.issuer.isprintable():
-        yield "metering.issuer: must be a name that can be read"
+        yield 'metering.issuer: needs a name that can be read, such as "Park GPU Centre"'
     if metering.zone is not None:
         try:
             ZoneInfo(metering.zone)

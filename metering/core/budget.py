@@ -131,17 +131,12 @@ def month_at(at_ms: int, zone: tzinfo) -> Period:
 
 @dataclass(frozen=True, slots=True)
 class Cover:
-    """How long what is set aside for a gang lasts, and how long the gang may still need it."""
+    """How long what is set aside for a gang lasts."""
 
     cover_ms: int
-    needed_ms: int
-    """To its limit, with its grace."""
+    is_enough: bool
+    """It lasts to the gang's limit and through its grace."""
     grace_ms: int
-
-    @property
-    def is_enough(self) -> bool:
-        """True when it lasts to the gang's end, whatever happens."""
-        return self.cover_ms >= self.needed_ms
 
     @property
     def must_stop(self) -> bool:
@@ -153,10 +148,30 @@ class Cover:
         """Returns when to look again."""
         if self.is_enough:
             return CAPTURE_MS
-        return min(CAPTURE_MS, max(LEAST_LOOK_MS, self.cover_ms - max(EXTEND_BELOW_MS, self.grace_ms)))
+        spare_ms = self.cover_ms - max(EXTEND_BELOW_MS, self.grace_ms + 2 * STOP_MARGIN_MS)
+        return min(CAPTURE_MS, max(LEAST_LOOK_MS, spare_ms))
 
 
-def cover_of(held_micros: int, hour_micros: int, needed_ms: int, grace_ms: int) -> Cover:
-    """Returns the cover of what is set aside at a price per hour; a gang that costs nothing is covered for ever."""
-    cover_ms = needed_ms if hour_micros <= 0 else max(0, held_micros) * HOLD_AHEAD_MS // hour_micros
-    return Cover(cover_ms, needed_ms, grace_ms)
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a gang should have set aside: `micros`, at `hour_micros` an hour."""
+
+    micros: int
+    hour_micros: int
+    is_all: bool
+    """It would last to the gang's end."""
+    cent_micros: int
+    """The least amount that prices are rounded up to: a hold that lacks less lacks nothing."""
+
+    def covered_by(self, held_micros: int, grace_ms: int) -> Cover:
+        """Returns how long a hold lasts; one for a gang without a price lasts for ever."""
+        if self.hour_micros <= 0:
+            return Cover(CAPTURE_MS, is_enough=True, grace_ms=grace_ms)
+        cover_ms = max(0, held_micros) * HOLD_AHEAD_MS // self.hour_micros
+        is_enough = self.is_all and held_micros + self.cent_micros > self.micros
+        return Cover(cover_ms, is_enough, grace_ms)
+
+
+def ahead_ms(remaining_ms: int, grace_ms: int) -> int:
+    """Returns for how long money is set aside: an hour or what is left of the limit, and the grace after it."""
+    return min(HOLD_AHEAD_MS, max(0, remaining_ms)) + grace_ms

@@ -6,9 +6,12 @@ or counted twice. The zone is a `tzinfo` that is passed in; where its rules come
 
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
+from functools import lru_cache
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MS = timedelta(milliseconds=1)
+_MINUTE = timedelta(minutes=1)
+_MINUTE_MS = 60_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +30,29 @@ def local_time(at_ms: int, zone: tzinfo) -> datetime:
 
 def local_text(at_ms: int, zone: tzinfo) -> str:
     """Returns the instant as `2026-11-02T09:00:00.000+08:00`."""
-    return local_time(at_ms, zone).isoformat(timespec="milliseconds")
+    minute, rest_ms = divmod(at_ms, _MINUTE_MS)
+    before, after = _minute_text(minute, zone)
+    if not before:  # an offset of seconds, as zones had them long ago
+        return local_time(at_ms, zone).isoformat(timespec="milliseconds")
+    return f"{before}{rest_ms // 1000:02d}.{rest_ms % 1000:03d}{after}"
+
+
+@lru_cache(maxsize=65_536)  # the minutes of a month: lines of an export come by allocation, not by time
+def _minute_text(minute: int, zone: tzinfo) -> tuple[str, str]:
+    """Returns what stands before and after a minute's seconds; nothing where local seconds are not UTC's."""
+    local = local_time(minute * _MINUTE_MS, zone)
+    text = local.isoformat(timespec="seconds")
+    offset = local.utcoffset()
+    following = local_time((minute + 1) * _MINUTE_MS - 1, zone).utcoffset()
+    if offset is None or offset % _MINUTE or offset != following:
+        return "", ""
+    return text[:17], text[19:]
 
 
 def utc_text(at_ms: int) -> str:
     """Returns the instant as `2026-11-02T01:00:00.000Z`."""
-    return (_EPOCH + timedelta(milliseconds=at_ms)).strftime("%Y-%m-%dT%H:%M:%S") + f".{at_ms % 1000:03d}Z"
+    minute, rest_ms = divmod(at_ms, _MINUTE_MS)
+    return f"{_minute_text(minute, UTC)[0]}{rest_ms // 1000:02d}.{rest_ms % 1000:03d}Z"
 
 
 def day_start_ms(day: date, zone: tzinfo) -> int:
@@ -68,6 +88,16 @@ def civil_days(from_ms: int, to_ms: int, zone: tzinfo) -> tuple[Day, ...]:
             days.append(Day(day, first_ms, last_ms))
         day, start_ms = following, end_ms
     return tuple(days)
+
+
+def month_edges(from_ms: int, to_ms: int, zone: tzinfo) -> list[int]:
+    """Returns the first instants of the civil months that `[from_ms, to_ms)` touches, and of the one after them."""
+    day = local_time(from_ms, zone).date().replace(day=1)
+    edges = [day_start_ms(day, zone)]
+    while edges[-1] < to_ms or len(edges) < 2:
+        day = (day + timedelta(days=31)).replace(day=1)
+        edges.append(day_start_ms(day, zone))
+    return edges
 
 
 def _utc_ms(day: date, zone: tzinfo, fold: int) -> int:

@@ -2,8 +2,8 @@
 
 A `Holding` is one lane of one device held by an allocation for a while: an occupancy interval in state `allocated`, or
 the open one, cut. A `Segment` is a stretch of an allocation with one booking and one size; its devices share the
-billed interval, which begins when the gang runs. A `Slice` is the part of a segment inside one `Stretch`: a civil day
-under one price book. Slices of a segment share their edges, so what they hold adds up to the segment, exactly.
+billed interval, which begins when the gang runs. A `Slice` is the part of a segment inside one `Stretch` of time, in
+which prices are the same. Slices of a segment share their edges, so what they hold adds up to the segment, exactly.
 
 Nothing here depends on the order in which holdings are given.
 
@@ -14,15 +14,15 @@ Nothing here depends on the order in which holdings are given.
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import date, tzinfo
 from itertools import pairwise
 
-from metering.core.civil import civil_days
 from metering.core.quantity import GpuMs, gpu_ms_between
-from metering.core.tariff import PriceBook, book_in_force
+from metering.core.stretches import Stretch, stretches_of
 from metering.core.who_pays import END_WORDS, PERIOD_SPLIT, SEGMENT_SPLIT, WHO_PAYS, Payer, WhoPays
 from scheduler.core.model import AccountId, AllocationId, Booking, DeviceId, EndReason, GpuClass, JobId, Phase
 from scheduler.core.occupancy import Cursor, Evidence, Interval, OccupancyState
+
+__all__ = ["Stretch", "stretches_of"]
 
 
 class UnevenSegment(ValueError):
@@ -205,34 +205,17 @@ def _name(row: Holding) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
-    """A part of a civil day under one price book (none before the first)."""
-
-    day: date
-    book: PriceBook | None
-    from_ms: int
-    to_ms: int
-
-
-def stretches_of(from_ms: int, to_ms: int, zone: tzinfo, books: Sequence[PriceBook]) -> tuple[Stretch, ...]:
-    """Returns `[from_ms, to_ms)` cut at the zone's midnights and at the books' effective times, in order."""
-    edges = sorted({book.effective_ms for book in books})
-    stretches: list[Stretch] = []
-    for day in civil_days(from_ms, to_ms, zone):
-        cuts = [day.from_ms, *(edge for edge in edges if day.from_ms < edge < day.to_ms), day.to_ms]
-        for first_ms, last_ms in pairwise(cuts):
-            stretches.append(Stretch(day.date, book_in_force(books, first_ms), first_ms, last_ms))
-    return tuple(stretches)
-
-
-@dataclass(frozen=True, slots=True)
 class Slice:
-    """What a segment held during one stretch: the content of one usage line."""
+    """What a segment held during one stretch: the content of one usage line.
+
+    With `topped_ms` it is what an allocation is charged for beyond what it held, at its end: it holds nothing itself.
+    """
 
     segment: Segment
     stretch: Stretch
     from_ms: int
     to_ms: int
+    topped_ms: int = 0
 
     @property
     def held(self) -> GpuMs:
@@ -242,7 +225,7 @@ class Slice:
     @property
     def charged(self) -> GpuMs:
         """GPU time that is priced, exact; at least what is held."""
-        return GpuMs.held(self.segment.charged_units, self.from_ms, self.to_ms)
+        return GpuMs(self.segment.charged_units * (self.to_ms - self.from_ms + self.topped_ms))
 
     @property
     def gpu_ms(self) -> int:
@@ -252,8 +235,10 @@ class Slice:
     @property
     def line_id(self) -> str:
         """The line's name, the same in every export for ever."""
-        book = self.stretch.book.version if self.stretch.book else "unpriced"
-        return f"{self.segment.allocation}/{self.segment.number}/{self.stretch.day.isoformat()}/{book}"
+        stretch = self.stretch
+        book = stretch.book.version if stretch.book else "unpriced"
+        kind = "/minimum" if self.topped_ms else ""
+        return f"{self.segment.allocation}/{self.segment.number}/{stretch.day.isoformat()}/{book}{stretch.mark}{kind}"
 
     def end_word(self, ended_ms: int | None, end_reason: EndReason | None) -> str:
         """Returns why the slice ends, given when and why its allocation ended (None while it has not)."""
@@ -281,3 +266,23 @@ def slices_of(segment: Segment, stretches: Sequence[Stretch]) -> list[Slice]:
             slices.append(Slice(segment, stretch, first_ms, last_ms))
         index += 1
     return slices
+
+
+def topping_of(segments: Sequence[Segment], stretches: Sequence[Stretch]) -> Slice | None:
+    """Returns what an allocation that is over is charged for beyond what it held; None where that is nothing.
+
+    By the minimum and increment of the book in force when it ended, at the terms of its last segment then; and only by
+    stretches that have its end, so that it stands once however time is cut. `segments` are all of the allocation's.
+    """
+    if not segments or not stretches:
+        return None
+    last = max(segments, key=lambda segment: segment.to_ms)
+    at = bisect_right(stretches, last.to_ms - 1, key=lambda stretch: stretch.from_ms) - 1
+    if at < 0 or last.to_ms > stretches[at].to_ms:
+        return None
+    book = stretches[at].book
+    if book is None:
+        return None
+    ran_ms = sum(segment.to_ms - segment.from_ms for segment in segments)
+    wanted_ms = book.most_time_ms(ran_ms)
+    return Slice(last, stretches[at], last.to_ms, last.to_ms, wanted_ms - ran_ms) if wanted_ms > ran_ms else None

@@ -43,6 +43,7 @@ class Bookings:
         self._keeps_for: dict[tuple[AccountId, GpuClass], Group] = {}
         self._bought: dict[GpuClass, dict[AccountId, int]] = {}
         self._charges: dict[tuple[Shape, GpuClass, Booking], int] = {}
+        self._spent: Counter[AccountId] = Counter()
         self._gangs: Counter[AccountId] = Counter()
         self._user_units: Counter[tuple[AccountId, GpuClass, UserName]] = Counter()
         self.promotions: list[Promotion] = []
@@ -55,12 +56,11 @@ class Bookings:
 
     def take(self, group: Group, gpu_class: GpuClass, booking: Booking) -> None:
         """Counts a gang of the group that starts in this tick."""
-        units = group.shape.total_units
-        for account in lineage(group.account):
-            self._taken[account, gpu_class, booking] += units
-            self._gangs[account] += 1
-            if group.user is not None:
-                self._user_units[account, gpu_class, group.user] += units
+        self._count(group, gpu_class, booking, +1)
+        if self._state.headroom.is_limited(group.account):
+            need = self._state.headroom.need(group, gpu_class, booking)
+            for account in lineage(group.account):
+                self._spent[account] += need
         self._charge(group, gpu_class, booking)
 
     def promise(self, group: Group) -> None:
@@ -78,6 +78,29 @@ class Bookings:
         charge = self.charge_of(group.shape, gpu_class, booking)
         for account in lineage(group.account):
             charges[account] += charge
+
+    def choose_anew(self, group: Group, gpu_class: GpuClass, booking: Booking) -> Booking | Reason:
+        """Returns how a gang that is held as claimed under `booking` would be held now, or what forbids it."""
+        self._count(group, gpu_class, booking, -1)
+        chosen = self.choose(group, gpu_class, is_in_turn=False)
+        self._count(group, gpu_class, booking, +1)
+        return chosen
+
+    def _count(self, group: Group, gpu_class: GpuClass, booking: Booking, sign: int) -> None:
+        units = sign * group.shape.total_units
+        for account in lineage(group.account):
+            self._taken[account, gpu_class, booking] += units
+            self._gangs[account] += sign
+            if group.user is not None:
+                self._user_units[account, gpu_class, group.user] += units
+
+    def weigh(self, group: Group, gpu_class: GpuClass, booking: Booking) -> None:
+        """Lets a job with a claim weigh in the order as if it ran: it is counted as held already."""
+        self._charge(group, gpu_class, booking)
+
+    def taken_beside_spot(self, account: AccountId, gpu_class: GpuClass) -> int:
+        """Returns the capacity units, spot apart, that this tick has added to what the account holds."""
+        return sum(self._taken[account, gpu_class, booking] for booking in (Booking.GUARANTEED, Booking.BURST))
 
     def promote(self, allocation_id: AllocationId) -> None:
         """Counts a burst gang as guaranteed from now on."""
@@ -102,6 +125,7 @@ class Bookings:
             if (
                 min((bought for _, bought in levels), default=0) < units
                 or self._over_limit(group, gpu_class) is not None
+                or self._over_budget(group, gpu_class, Booking.GUARANTEED) is not None
                 or not self._state.supply.could_hold(group.shape, gpu_class, self._state.closed_pools)
             ):
                 continue
@@ -145,6 +169,13 @@ class Bookings:
         With `is_in_turn`, in the turn of what fits a guarantee, to go beyond it is forbidden.
         """
         units = group.shape.total_units
+        booking = self._booking(group, gpu_class, units, is_in_turn=is_in_turn)
+        if isinstance(booking, Reason):
+            return booking
+        return self._over_budget(group, gpu_class, booking) or booking
+
+    def _booking(self, group: Group, gpu_class: GpuClass, units: int, *, is_in_turn: bool) -> Booking | Reason:
+        """Returns what limits and guarantees say."""
         over = self._over_limit(group, gpu_class)
         if over is not None:
             return over
@@ -169,11 +200,14 @@ class Bookings:
                 found.update(dict.fromkeys(groups, suspended))
                 continue
             limits = self._limits(account)
-            if not limits and account not in self._state.waiting.heads[BookingWanted.GUARANTEED]:
+            has_budget = self._state.headroom.is_limited(account)
+            heads = self._state.waiting.heads[BookingWanted.GUARANTEED]
+            if not limits and not has_budget and account not in heads:
                 continue
             rooms: dict[tuple[UserName | None, GpuClass], int | None] = {}
             for group in groups:
-                if group.wanted is not BookingWanted.GUARANTEED and self._is_within(group, limits, rooms):
+                is_strict = group.wanted is BookingWanted.GUARANTEED
+                if not has_budget and not is_strict and self._is_within(group, limits, rooms):
                     continue
                 forbidden = self._forbidden(group)
                 if forbidden is not None:
@@ -267,6 +301,18 @@ class Bookings:
                 if units > left:
                     whose = f"{group.user} in {each.id}"
                     return Reason(ReasonCode.QUOTA_USER, need=need, free=max(0, left) // GPU_UNITS, detail=whose)
+        return None
+
+    def _over_budget(self, group: Group, gpu_class: GpuClass, booking: Booking) -> Reason | None:
+        """Returns which account has too little money left for the hold of a job of the group."""
+        headroom = self._state.headroom
+        if not headroom.is_limited(group.account):
+            return None
+        need = headroom.need(group, gpu_class, booking)
+        for name in lineage(group.account) if need > 0 else ():
+            left = headroom.left.get(name)
+            if left is not None and left - self._spent[name] < need:
+                return Reason(ReasonCode.BUDGET, detail=name)
         return None
 
     def _units_left(self, limiting: Account, gpu_class: GpuClass, user: UserName | None) -> Iterator[int]:

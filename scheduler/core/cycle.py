@@ -1,9 +1,10 @@
 """One tick: `plan(state, policy, now)` decides what starts, and records why the rest does not.
 
-First the jobs that are promised a start: each starts if its time has come, or is promised an earlier one where
-something became free. Then the planner walks the order, and for each job asks in this way: is its account suspended;
-does a limit stand in the way; which booking does it get; where does it fit; can those nodes be spared until its time
-limit. The first that fit nowhere are promised a start, and what comes behind them fills the holes.
+First the jobs for which others were stopped: each starts when those are gone. Then the jobs that are promised a start:
+each starts if its time has come, or is promised an earlier one where something became free. Then the planner walks the
+order, and for each job asks in this way: is its account suspended; does a limit stand in the way; which booking does it
+get; where does it fit; can those nodes be spared until its time limit; whose place may it take. The first that fit
+nowhere are promised a start, and what comes behind them fills the holes.
 
 What it grants it takes from the capacity and the shadow schedule at once, so that the next job sees it, and gives all
 of it back before it returns: the state after is the state before, and the plan is the only outcome. A shape that did
@@ -13,11 +14,24 @@ The cost follows the starts, the promises and the groups that could start, not t
 """
 
 from collections import Counter
+from collections.abc import Iterable
 from enum import Enum, auto
 
 from scheduler.core.booking import Bookings
+from scheduler.core.claiming import preempting, why_lost
 from scheduler.core.future import NEVER_MS, Asker
-from scheduler.core.model import AccountId, Booking, BookingWanted, GpuClass, Grant, Job, JobId, Shape
+from scheduler.core.model import (
+    AccountId,
+    Allocation,
+    Booking,
+    BookingWanted,
+    EndReason,
+    GpuClass,
+    Grant,
+    Job,
+    JobId,
+    Shape,
+)
 from scheduler.core.order import FairLine
 from scheduler.core.placement import (
     Chooser,
@@ -31,22 +45,24 @@ from scheduler.core.placement import (
     verdict,
 )
 from scheduler.core.plainorder import Line, PlainLine
-from scheduler.core.plan import Plan, ShapeVerdict, Start
+from scheduler.core.plan import Lapse, Plan, ShapeVerdict, Start, Stop
 from scheduler.core.policy import Backfill, Placement, Policy, QueueOrder
+from scheduler.core.preemption import Preemption
 from scheduler.core.reasons import Reason, ReasonCode
 from scheduler.core.reservation import Options, Promises, rank_of
 from scheduler.core.state import ClusterState, Group
-from scheduler.core.stretch import Reservation
+from scheduler.core.stretch import Claim, Reservation
 
 
 def plan(state: ClusterState, policy: Policy, now_ms: int, decision: int = 0) -> Plan:
     """Returns what to do now. The state is as before, but for jobs whose begin time came and memos of what failed."""
     assert policy.debt_half_life_ms == state.usage.debts.half_life_ms, "debts are kept under the policy's half-life"
     state.release_due(now_ms)
-    if not state.waiting.of_shape and not (state.guarantees and state.usage.promotable):
+    if not state.waiting.of_shape and not state.claims.by_job and not (state.guarantees and state.usage.promotable):
         return Plan(decision, now_ms, crowds=state.throttle.crowds(), wake_at_ms=state.next_due_ms())
     versions = state.capacity.versions()
     tick = _Tick(state, policy, now_ms)
+    tick.keep_claims()
     tick.keep_promises()
     tick.promise_old_jobs()
     line = tick.line()
@@ -62,6 +78,11 @@ def plan(state: ClusterState, policy: Policy, now_ms: int, decision: int = 0) ->
         decision=decision,
         now_ms=now_ms,
         starts=tuple(tick.starts),
+        stops=tuple(tick.stops),
+        claims=tuple(tick.claims),
+        lapses=tuple(tick.lapses),
+        weighed=tick.preemption.weighed,
+        preempting=tick.preempting,
         promotions=tuple(tick.bookings.promotions),
         verdicts=tick.verdicts,
         blocks=tick.blocks,
@@ -101,6 +122,16 @@ class _Tick:
         self._is_switched = False
         self._hopes: dict[tuple[Shape, int], _Hope] = {}
         self._promises = Promises(state, policy, now_ms)
+        self.preemption = Preemption(state, policy, self.bookings, now_ms)
+        self._taken: list[tuple[str, Grant]] = []
+        """What this tick took of the capacity, by the name under which the shadow schedule has it."""
+        self._claimed: list[tuple[JobId, list[tuple[Allocation, Grant, int]]]] = []
+        """The claims of this tick, with when their victims would have ended."""
+        self.claims: list[Claim] = []
+        self.stops: list[Stop] = []
+        self.lapses: list[Lapse] = []
+        self.preempting: dict[JobId, Reason] = {}
+        self._waited_with_claim = frozenset(state.claims.by_job)
         self.starts: list[Start] = []
         self.verdicts: dict[Shape, ShapeVerdict] = {}
         self.blocks: dict[Group, Reason] = {}
@@ -115,6 +146,24 @@ class _Tick:
         """Returns every promise as it stands now, in order of start."""
         return tuple(self._promises.in_order())
 
+    def keep_claims(self) -> None:
+        """Starts the jobs whose victims are gone, on what was kept for them; gives up claims that came to nothing."""
+        for claim in list(self._state.claims.by_job.values()):
+            job = self._state.jobs.get(claim.job)
+            self._started.add(claim.job)
+            group = None if job is None else self._state.group_of(job)
+            why = why_lost(self._state, self.bookings, claim, self._now_ms)
+            if why is not None or group is None:
+                self.lapses.append(Lapse(claim.job, why or "the job is gone"))
+            elif any(victim in self._state.allocations for victim in claim.victims):
+                self.bookings.weigh(group, claim.gpu_class, claim.booking)
+                self.preempting[claim.job] = preempting(claim, self._state.allocations)
+            elif self.is_full:
+                self.preempting[claim.job] = preempting(claim, self._state.allocations)
+            else:
+                self.bookings.weigh(group, claim.gpu_class, claim.booking)
+                self.starts.append(Start(claim.job, claim.gpu_class, claim.booking, claim.grants))
+
     def keep_promises(self) -> None:
         """Starts the jobs whose promised time has come, and moves promises to earlier times that became possible."""
         for reservation in self._promises.in_order():
@@ -128,11 +177,13 @@ class _Tick:
                 continue
             group = self._state.group_of(job)
             is_settled = self._promises.is_settled(reservation, job.shape)
-            if is_settled and self._is_hopeless(group) and not self.bookings.is_known(job.account):
+            is_stuck = is_settled and self._is_hopeless(group) and not self.bookings.is_known(job.account)
+            if is_stuck and not self._may_preempt(group):
                 continue
             self._promises.lift(reservation)
             options = self._options(group)
-            if not self._try_start(job.id, group, options, is_promised=True):
+            is_off = self._try_start(job.id, group, options, is_promised=True)
+            if not is_off and not self._try_claim(job, group, options, is_promised=True):
                 self._promises.seek_again(reservation, job, options, is_settled=is_settled)
 
     def promise_old_jobs(self) -> None:
@@ -170,7 +221,9 @@ class _Tick:
         return PlainLine(lines, order)
 
     def is_hopeless(self, group: Group) -> bool:
-        """Tells whether memory alone says that no job of the group can start now or be promised a start."""
+        """Tells whether memory alone says that no job of the group can start now, be promised a start or take one."""
+        if self._may_preempt(group):
+            return False
         hope = self._hope(group.shape, group.time_limit_ms)
         if hope is _Hope.BY_GUARANTEE:
             return not self.bookings.may_be_guaranteed(group) and not self._promises.is_host(group.account)
@@ -204,6 +257,8 @@ class _Tick:
         options = self._options(group)
         if self._try_start(job_id, group, options):
             return True
+        if options and self._try_claim(self._state.jobs[job_id], group, options):
+            return True
         if options and self._is_strict and self._is_only_waiting(group.shape):
             self._classes_closed.update(group.shape.gpu_classes)
         if options and self._promises.make_if_slot(self._state.jobs[job_id], options):
@@ -216,7 +271,8 @@ class _Tick:
     def explain(self) -> None:
         """Records why the shapes that wait do not fit, and what forbids a start to groups, whatever was looked at."""
         state = self._state
-        started = Counter(state.jobs[start.job].shape for start in self.starts)
+        off = [start.job for start in self.starts] + [claim.job for claim in self.claims]
+        started = Counter(state.jobs[job].shape for job in off if job not in self._waited_with_claim)
         for shape, groups in sorted(
             state.waiting.of_shape.items(), key=lambda entry: state.waiting.number_of(entry[0])
         ):
@@ -232,20 +288,24 @@ class _Tick:
     def undo(self) -> None:
         """Gives back all that was taken and booked: what was decided stays in the plan only."""
         self._promises.restore()
-        for start in reversed(self.starts):
-            for grant in start.grants:
-                self._state.future.drop(_owner(start.job), grant)
-                self._state.capacity.give_back(grant)
+        state = self._state
+        for job_id, ends in reversed(self._claimed):
+            state.claims.forget(job_id, ends)
+        for owner, grant in reversed(self._taken):
+            state.future.drop(owner, grant)
+            state.capacity.give_back(grant)
 
     def wake_at_ms(self) -> int | None:
         """Returns when time alone would change what this tick decided: a begin time, an admin's reservation."""
         moments = [self._state.next_due_ms(), self._promises.next_advance_ms()]
+        moments += [claim.until_ms for claim in self._state.claims.by_job.values()]
+        moments += [claim.until_ms for claim in self.claims]
         return min((moment for moment in moments if moment is not None), default=None)
 
     def _start_or_promise(self, job: Job) -> bool:
         group = self._state.group_of(job)
         options = self._options(group)
-        if self._try_start(job.id, group, options):
+        if self._try_start(job.id, group, options) or self._try_claim(job, group, options):
             return True
         return self._promises.make(job, options) is not None
 
@@ -283,20 +343,52 @@ class _Tick:
         return False
 
     def _start(self, start: Start, group: Group) -> None:
-        state = self._state
-        for grant in start.grants:
-            state.capacity.take(grant)
-            state.future.add(_owner(start.job), grant, self._now_ms + group.time_limit_ms)
+        self._take(f"start of {start.job}", start.grants, group)
         self.bookings.take(group, start.gpu_class, start.booking)
         self._classes_taken.add(start.gpu_class)
         self._started.add(start.job)
         self.starts.append(start)
         if start.booking is Booking.GUARANTEED:
-            self._move_disturbed(start)
+            self._move_disturbed(start.grants)
 
-    def _move_disturbed(self, start: Start) -> None:
+    def _take(self, owner: str, grants: Iterable[Grant], group: Group) -> None:
+        for grant in grants:
+            self._state.capacity.take(grant)
+            self._state.future.add(owner, grant, self._now_ms + group.time_limit_ms)
+            self._taken.append((owner, grant))
+
+    def _may_preempt(self, group: Group) -> bool:
+        is_guarantee = self.bookings.is_guarantee_turn or group.wanted is BookingWanted.GUARANTEED
+        return self.preemption.has_hope(group, is_guarantee=is_guarantee)
+
+    def _try_claim(self, job: Job, group: Group, options: Options, *, is_promised: bool = False) -> bool:
+        """Stops others for the job where that makes it fit, and keeps for it what they leave."""
+        for gpu_class, booking in options:
+            asker = Asker(rank_of(job.account, booking), is_promised)
+            limit_ms = self._policy.default_grace_ms + group.time_limit_ms
+            spares = self._promises.spares(group.shape, limit_ms, asker)
+            claim = self.preemption.seek(job, group, (gpu_class, booking), spares)
+            if claim is not None:
+                self._claim(claim, group)
+                return True
+        return False
+
+    def _claim(self, claim: Claim, group: Group) -> None:
+        state = self._state
+        live = [state.allocations[victim] for victim in claim.victims]
+        self._claimed.append((claim.job, state.claims.add(claim, live)))
+        self.bookings.take(group, claim.gpu_class, claim.booking)
+        self._started.add(claim.job)
+        self.claims.append(claim)
+        self.stops += [Stop(victim, EndReason.PREEMPTED, claim.job) for victim in claim.victims]
+        self.preempting[claim.job] = preempting(claim, state.allocations)
+        self._classes_taken.add(claim.gpu_class)
+        if claim.booking is Booking.GUARANTEED:
+            self._move_disturbed(claim.grants)
+
+    def _move_disturbed(self, grants: tuple[Grant, ...]) -> None:
         """A start within a guarantee may take what was promised to others: they are promised what is left."""
-        for reservation in self._promises.disturbed_by(start.grants):
+        for reservation in self._promises.disturbed_by(grants):
             job = self._state.jobs[reservation.job]
             self._promises.lift(reservation)
             self._promises.make(job, self._options(self._state.group_of(job), is_in_turn=False))
@@ -367,7 +459,7 @@ class _Tick:
         state, key = self._state, (group.shape, gpu_class)
         self._hopes.clear()
         self._crowded_out[key] = min(group.time_limit_ms, self._crowded_out.get(key, NEVER_MS))
-        if not self.starts and not self._promises.has_changed:
+        if not self.starts and not self.claims and not self._promises.has_changed:
             versions = (state.capacity.version(gpu_class), state.promises_version)
             state.crowded_out[key] = (*versions, min(group.time_limit_ms, self._bound_ms(*key)))
 
@@ -385,8 +477,3 @@ class _Tick:
         if known is not None and known[:2] == (state.capacity.version(gpu_class), state.promises_version):
             bound_ms = min(bound_ms, known[2])
         return bound_ms
-
-
-def _owner(job_id: JobId) -> str:
-    """Returns the name under which a start of this tick holds its grants in the shadow schedule."""
-    return f"start of {job_id}"

@@ -4,6 +4,7 @@ Events of the centre: AccountChanged, AccountRemoved, RatesChanged, NodeChanged,
 Events of a waiting job: JobSubmitted, JobChanged, JobHeld, JobReleased, JobEnded.
 Events of an allocation, in this order: AllocationMade, AllocationStarted, AllocationStopping, AllocationEnded;
 AllocationPromoted between the first and the last but one.
+Events of money: HeadroomChanged, HoldPriced.
 Events of what is booked ahead: ReservationMade, ReservationRemoved (an admin's), ReservationsPlanned (waiting jobs').
 """
 
@@ -27,7 +28,7 @@ from scheduler.core.model import (
     NodeName,
     PoolName,
 )
-from scheduler.core.stretch import AdvanceReservation, Reservation, ReservationId
+from scheduler.core.stretch import AdvanceReservation, Claim, Reservation, ReservationId
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +171,38 @@ class AllocationEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class AllocationCheckpointed:
+    """The gang's job says that its work until `at_ms` is saved."""
+
+    at_ms: int
+    allocation: AllocationId
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimMade:
+    """Devices are kept for a pending job from now on; those who hold them were asked to end."""
+
+    at_ms: int
+    claim: Claim
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimEnded:
+    """What was kept for a job is free again; a claim that its job starts from ends with the start."""
+
+    at_ms: int
+    job: JobId
+
+
+@dataclass(frozen=True, slots=True)
+class PreemptionWeighed:
+    """A plan considered in these classes who may take whose place; nothing durable, for it bounds the cost only."""
+
+    at_ms: int
+    gpu_classes: tuple[GpuClass, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ReservationMade:
     """An admin keeps nodes free for a time, or changed what was kept under the same id."""
 
@@ -199,6 +232,26 @@ class ReservationsPlanned:
     """False when the tick ended before it had gone through all promises."""
 
 
+@dataclass(frozen=True, slots=True)
+class HeadroomChanged:
+    """So much may still be set aside below an account with a hard budget, in 10**-6; None: it has none any more."""
+
+    at_ms: int
+    account: AccountId
+    left_micros: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class HoldPriced:
+    """What is set aside for a start of this job, or would have been, in 10**-6. A fact of the prices of now."""
+
+    at_ms: int
+    job: JobId
+    gpu_class: GpuClass
+    booking: Booking
+    micros: int
+
+
 Event = (
     AccountChanged
     | AccountRemoved
@@ -216,7 +269,13 @@ Event = (
     | AllocationPromoted
     | AllocationStopping
     | AllocationEnded
+    | AllocationCheckpointed
+    | ClaimMade
+    | ClaimEnded
+    | PreemptionWeighed
     | ReservationMade
     | ReservationRemoved
     | ReservationsPlanned
+    | HeadroomChanged
+    | HoldPriced
 )

@@ -14,6 +14,8 @@ from scheduler.core.waiting import Group, group_of
 
 MOST_AHEAD = 5000
 """Jobs that are counted before the answer is "at least so many": more means nothing to a person, and costs the loop."""
+_OUT_OF_LINE = frozenset({ReasonCode.BEGIN_TIME, ReasonCode.BACKOFF, ReasonCode.PREEMPTING})
+"""Reasons for which a job waits beside the order: nobody is ahead of it."""
 
 MOST_NAMED = 5
 """Dependencies that a reason names."""
@@ -74,7 +76,7 @@ def reasons_of(plan: Plan, job: Job) -> tuple[Reason, ...]:
     early = _not_in_line(plan, job)
     if early is not None:
         return (early,)
-    block = plan.blocks.get(group_of(job, plan.by_user))
+    block = plan.preempting.get(job.id) or plan.blocks.get(group_of(job, plan.by_user))
     if block is not None:
         return (block,)
     found = plan.verdicts.get(job.shape)

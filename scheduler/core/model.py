@@ -375,6 +375,8 @@ class Allocation:
     segment: int = 1
     stop_reason: EndReason | None = None
     """Why it is being stopped, once it is."""
+    checkpointed_ms: int | None = None
+    """Until when its job last said that its work is saved."""
     charged_units: int | None = None
     """What the gang is charged for (`occupancy.charged_units`, over its nodes), as the ledger has it. None: what its
     grants are worth on the nodes as they are known."""

@@ -48,7 +48,7 @@ def place(
         best = rooms if len(rooms) == shape.nodes else None
     if best is None:
         return None
-    return tuple(_grant(room, shape, [room.devices[position].id for position in room.free[:gpus]]) for room in best)
+    return tuple(grant_on(room, shape, [room.devices[position].id for position in room.free[:gpus]]) for room in best)
 
 
 def place_near(
@@ -71,7 +71,7 @@ def place_near(
                 rooms = list(islice(_fitting(domains.rooms(key, label, domain, gpus), shape, spares), shape.nodes))
                 if len(rooms) == shape.nodes:
                     return tuple(
-                        _grant(room, shape, [room.devices[position].id for position in room.free[:gpus]])
+                        grant_on(room, shape, [room.devices[position].id for position in room.free[:gpus]])
                         for room in rooms
                     )
     return None
@@ -108,7 +108,7 @@ def place_by(
     for name, position in best[1]:
         room = capacity.rooms[name]
         taken = room.free[: shape.gpus_per_node] if position < 0 else [position]
-        grants.append(_grant(room, shape, [room.devices[each].id for each in taken]))
+        grants.append(grant_on(room, shape, [room.devices[each].id for each in taken]))
     return tuple(grants)
 
 
@@ -251,19 +251,20 @@ def is_named(room: NodeRoom, shape: Shape) -> bool:
     )
 
 
-def _needs(room: NodeRoom, shape: Shape) -> tuple[int, int]:
+def needs_of(room: NodeRoom, shape: Shape) -> tuple[int, int]:
+    """Returns the CPU and the memory that a part of the gang takes on a node."""
     cpu = room.cpu_share(shape.gpu_units) if shape.cpu_millicores is None else shape.cpu_millicores
     memory = room.memory_share(shape.gpu_units) if shape.memory_bytes is None else shape.memory_bytes
     return cpu, memory
 
 
 def _has_cpu_and_memory(room: NodeRoom, shape: Shape) -> bool:
-    cpu, memory = _needs(room, shape)
+    cpu, memory = needs_of(room, shape)
     return cpu <= room.cpu_free_millicores and memory <= room.memory_free_bytes
 
 
 def _could_hold(room: NodeRoom, shape: Shape) -> bool:
-    cpu, memory = _needs(room, shape)
+    cpu, memory = needs_of(room, shape)
     usable = sum(1 for device in room.devices if is_schedulable(room.node, device))
     return usable >= shape.gpus_per_node and cpu <= room.node.cpu_millicores and memory <= room.node.memory_bytes
 
@@ -279,8 +280,9 @@ def _fits_now(room: NodeRoom, shape: Shape) -> bool:
     )
 
 
-def _grant(room: NodeRoom, shape: Shape, devices: list[DeviceId]) -> Grant:
-    cpu, memory = _needs(room, shape)
+def grant_on(room: NodeRoom, shape: Shape, devices: list[DeviceId]) -> Grant:
+    """Returns what a part of the gang holds on a node with these devices."""
+    cpu, memory = needs_of(room, shape)
     units = shape.gpu_units // len(devices)
     return Grant(room.node.name, tuple(devices), units, cpu, memory)
 
@@ -320,7 +322,7 @@ def _place_share(
     if candidates:
         _, found, position = min(candidates)
         room = capacity.rooms[found]
-        return _grant(room, shape, [room.devices[position].id])
+        return grant_on(room, shape, [room.devices[position].id])
     streams = (_fitting(capacity.nodes_by_free((gpu_class, pool), 1), shape, spares) for pool in pools)
     whole = next((room for room in merge(*streams, key=_by_free) if room.node.name not in used), None)
-    return None if whole is None else _grant(whole, shape, [whole.devices[whole.free[0]].id])
+    return None if whole is None else grant_on(whole, shape, [whole.devices[whole.free[0]].id])

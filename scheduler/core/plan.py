@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from scheduler.core.model import AccountId, AllocationId, Booking, EndReason, GpuClass, Grant, JobId, Shape
 from scheduler.core.reasons import Reason
 from scheduler.core.state import Group
-from scheduler.core.stretch import Reservation
+from scheduler.core.stretch import Claim, Reservation
 from scheduler.core.throttle import Crowd
 
 
@@ -27,6 +27,14 @@ class Stop:
     allocation: AllocationId
     reason: EndReason
     preemptor: JobId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Lapse:
+    """Give this job's claim up, for this reason: a short sentence for its owner."""
+
+    job: JobId
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +67,13 @@ class Plan:
     now_ms: int
     starts: tuple[Start, ...] = ()
     stops: tuple[Stop, ...] = ()
+    """What is to be stopped; the victims of a claim only together with it."""
+    claims: tuple[Claim, ...] = ()
+    lapses: tuple[Lapse, ...] = ()
+    weighed: tuple[GpuClass, ...] = ()
+    """Classes in which it was considered who may take whose place."""
+    preempting: Mapping[JobId, Reason] = field(default_factory=dict)
+    """For every job with a claim, new ones included: others are being stopped for it."""
     promotions: tuple[Promotion, ...] = ()
     verdicts: Mapping[Shape, ShapeVerdict] = field(default_factory=dict)
     """For every shape that some pending job has and that did not fit."""
@@ -73,3 +88,8 @@ class Plan:
     over."""
     is_partial: bool = False
     wake_at_ms: int | None = None
+
+    @property
+    def is_idle(self) -> bool:
+        """True when there is nothing to commit."""
+        return not (self.starts or self.stops or self.claims or self.lapses or self.promotions)

@@ -36,6 +36,14 @@ class Placement(StrEnum):
     RANDOM = "random"
 
 
+class Preemption(StrEnum):
+    """Who may take whose place: nobody; a guarantee what is beyond others'; or also whoever has less than its share."""
+
+    OFF = "off"
+    GUARANTEE = "guarantee"
+    FAIR = "fair"
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
     """The knobs that the core reads. Immutable: a change of policy is a new value, seen by the next tick."""
@@ -97,6 +105,37 @@ class Policy:
 
     most_promises: int = 1000
     """The most promised starts in a class under `conservative` backfill, where every waiting job has one."""
+
+    preemption: Preemption = Preemption.FAIR
+    """`guarantee`: a job that fits its guarantee may take burst and spot. `fair`: besides, a burst job may take spot,
+    and burst of accounts over their target while its own stays within; and within a project the higher priority the
+    lower. On by default: what was bought is worth nothing if it is had only when others finish."""
+
+    min_run_ms: int = 600_000
+    """How long a gang runs at least before it is stopped for another that has no guarantee. Ten minutes, the epoch of
+    the effective weights: shorter, and gangs would start and stop within one and the same division."""
+
+    guarantee_overrides_min_run: bool = True
+    """Whether a guarantee may take what runs for less long; the ledger then credits what was used in vain."""
+
+    weigh_every_ms: int = 10_000
+    """Between two looks at who, without a guarantee, may take whose place in a class. The targets of 400 accounts cost
+    10 ms: once in ten seconds that is nothing, and nobody who waits for minutes notices."""
+
+    most_evictions: int = 20
+    """Gangs of a class stopped within `eviction_window_ms`, guarantees apart, from which on no more are: what the alert
+    on storms takes for one. The last gang admitted may exceed it, so that a large one is not shut out."""
+
+    eviction_window_ms: int = 600_000
+    """See `most_evictions`; at most a day. Ten minutes, as `min_run_ms`."""
+
+    preemption_attempts: int = 4
+    """First blocked jobs of the order, in a tick, for which it is sought whom to stop. Each may cost a look at all that
+    runs in its class; those behind them have their turn in a later tick."""
+
+    claim_timeout_ms: int = 600_000
+    """After which freed GPUs are given to others if their job could not start. Ten minutes is longer than any customary
+    grace: whatever has not ended by then has lost its node."""
 
     def backoff_ms(self, attempts: int) -> int:
         """Returns the wait after the given number of starts, in milliseconds."""

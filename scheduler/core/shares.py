@@ -14,9 +14,20 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 
-from scheduler.core.booking import guarantees_in_force
+from scheduler.core.booking import Bookings, guarantees_in_force
 from scheduler.core.fairshare import effective_weights, pro_rata, water_fill
-from scheduler.core.model import GPU_UNITS, ROOT_ACCOUNT, Account, AccountId, Booking, GpuClass, lineage, tenant_of
+from scheduler.core.model import (
+    GPU_UNITS,
+    ROOT_ACCOUNT,
+    Account,
+    AccountId,
+    Booking,
+    BookingWanted,
+    GpuClass,
+    lineage,
+    tenant_of,
+)
+from scheduler.core.reasons import Reason, ReasonCode
 from scheduler.core.state import ClusterState
 
 
@@ -102,6 +113,16 @@ class Shares:
     def is_over(self, account: AccountId, gpu_class: GpuClass) -> bool:
         """Tells whether the account is over target: the one definition, for whoever asks."""
         return self.held(account, gpu_class) > self.target(account, gpu_class)
+
+    def effective_weight(self, account: AccountId) -> int | None:
+        """Returns the weight that the account divides with now, in steps of 1 / WEIGHT_STEPS; None for one at rest."""
+        path = lineage(account)
+        siblings = self._active_below().get(path[1] if len(path) > 1 else ROOT_ACCOUNT, [])
+        if account not in siblings:
+            return None
+        debts = self._state.usage.debts
+        plain = {each: self._weight(each) for each in siblings}
+        return effective_weights(plain, {each: debts.epoch_credits(each, self._now_ms) for each in siblings})[account]
 
     def standings(self) -> Iterator[Standing]:
         """Yields where every known account stands in every class it has terms, demand or use in; by account, class."""
@@ -279,7 +300,25 @@ class _Planter:
         wanted = demand.of(account, gpu_class)
         auto = wanted.auto - sum(demand.of(name, gpu_class).auto for name in names)
         strict = wanted.guaranteed - sum(demand.of(name, gpu_class).guaranteed for name in names)
+        if state.headroom.is_limited(account):
+            auto -= self._unpayable(account, is_guaranteed_only=False)
+            strict -= self._unpayable(account, is_guaranteed_only=True)
         return _Need(account, owed=max(0, owed), firm=held + auto, strict=min(strict, room))
+
+    def _unpayable(self, account: AccountId, *, is_guaranteed_only: bool) -> int:
+        """Returns the units of pending jobs that demand counts in the class and no budget lets start."""
+        state, bookings = self.state, Bookings(self.state)
+        wanted = BookingWanted.GUARANTEED if is_guaranteed_only else BookingWanted.AUTO
+        total = 0
+        for group, row in state.waiting.groups.get(account, {}).items():
+            if group.wanted is not wanted:
+                continue
+            if state.supply.feasible_class(group.shape, state.closed_pools) != self.gpu_class:
+                continue
+            found = [bookings.choose(group, each, is_in_turn=False) for each in group.shape.gpu_classes]
+            if all(isinstance(each, Reason) and each.code is ReasonCode.BUDGET for each in found):
+                total += len(row.line) * group.shape.total_units
+        return total
 
     def _held(self, account: AccountId) -> int:
         return self.state.held_by(account, self.gpu_class, Booking.GUARANTEED, Booking.BURST)

@@ -16,10 +16,12 @@ from sortedcontainers import SortedList
 
 from scheduler.core import events
 from scheduler.core.capacity import Capacity
+from scheduler.core.claims import Claims
 from scheduler.core.debt import HALF_LIFE_MS
 from scheduler.core.demand import Demand, Supply
 from scheduler.core.fragmentation import Fragments, Mix
 from scheduler.core.future import Future
+from scheduler.core.headroom import Headroom
 from scheduler.core.lifecycle import ACTIVE, ENDS, WAITING, check_transition
 from scheduler.core.model import (
     GPU_UNITS,
@@ -49,6 +51,7 @@ from scheduler.core.stretch import (
     ALL_OF_NODE,
     FIXED,
     AdvanceReservation,
+    Claim,
     Rank,
     Reservation,
     ReservationId,
@@ -103,6 +106,8 @@ class ClusterState:
         """Elements of arrays with a cap."""
         self.usage = Usage(half_life_ms)
         self.supply = Supply()
+        self.headroom = Headroom()
+        """What money lets start. No part of `facts`: a state that is built anew is told by events, as this one was."""
         self.guarantees: dict[GpuClass, dict[AccountId, int]] = {}
         """Capacity units that each tenant has bought of a class."""
         self.jobs_by: Counter[tuple[AccountId, JobState]] = Counter()
@@ -114,6 +119,13 @@ class ClusterState:
         self.failed: dict[tuple[Shape, GpuClass], int] = {}
         """The capacity version at which a shape last did not fit in a class; it cannot fit until that rises."""
         self.future = Future(self.capacity)
+        self.claims = Claims(self.capacity, self.future)
+        self.evictable: dict[GpuClass, dict[AllocationId, Allocation]] = {}
+        """Gangs that others may take the place of: burst and spot, not asked to end yet."""
+        self.leaving_units: Counter[tuple[AccountId, GpuClass]] = Counter()
+        """Capacity units, spot apart, of gangs that were asked to end; an account's include those below it."""
+        self.weighed_ms: dict[GpuClass, int] = {}
+        """When preemption between accounts was last considered in a class."""
         self.mix = Mix()
         """The sizes of recent jobs."""
         self._fragments: Fragments | None = None
@@ -125,8 +137,7 @@ class ClusterState:
         """What gangs of each class used of their time limits lately: a mean that fades by 1/32 a gang."""
         self.promises_version = 0
         """Rises whenever something that was booked ahead is no more, or is elsewhere."""
-        self.promised_version = -1
-        self.promised_serial = -1
+        self.promised_version = self.promised_serial = -1
         """The promises' version and the future's serial when the promises were last sought."""
         self.crowded_out: dict[tuple[Shape, GpuClass], tuple[int, int, int]] = {}
         """(capacity version, promises version, time limit): jobs of the shape with that limit or more fitted what was
@@ -150,9 +161,15 @@ class ClusterState:
             events.AllocationPromoted: self._allocation_promoted,
             events.AllocationStopping: self._allocation_stopping,
             events.AllocationEnded: self._allocation_ended,
+            events.AllocationCheckpointed: self._allocation_checkpointed,
+            events.ClaimMade: self._claim_made,
+            events.ClaimEnded: self._claim_ended,
+            events.PreemptionWeighed: self._preemption_weighed,
             events.ReservationMade: self._reservation_made,
             events.ReservationRemoved: self._reservation_removed,
             events.ReservationsPlanned: self._reservations_planned,
+            events.HeadroomChanged: self._headroom_changed,
+            events.HoldPriced: self._hold_priced,
         }
 
     def apply(self, event: events.Event) -> None:
@@ -170,12 +187,24 @@ class ClusterState:
         charged = self._charged_units(allocation)
         began_ms = allocation.decided_ms if allocation.started_ms is None else allocation.started_ms
         for grant in allocation.grants:
+            self.claims.lift(grant.node)
             self.capacity.take(grant)
             self.future.add(allocation.id, grant, began_ms + allocation.time_limit_ms)
+            self.claims.settle(grant.node)
         self.usage.take(allocation, charged, lineage(allocation.account))
         job = self.jobs[allocation.job]
         if _is_promotable(allocation, job):
             self.usage.file_promotable(allocation, job.submitted_ms)
+        self._file_standing(allocation)
+
+    def restore_claim(self, claim: Claim) -> None:
+        """Takes up a claim as the store holds it; its job, nodes and victims are there already."""
+        job = self.jobs.get(claim.job)
+        if job is not None and job.state is JobState.PENDING and not job.waits_for:
+            self._part(job)
+        live = [self.allocations[victim] for victim in claim.victims if victim in self.allocations]
+        self.claims.add(claim, live)
+        self.usage.hold_claim(claim, lineage(claim.account), +1)
 
     def restore_burst_use(
         self, account: AccountId, gpu_class: GpuClass, charged_units: int, span_ms: tuple[int, int]
@@ -199,7 +228,9 @@ class ClusterState:
 
     def put_node(self, node: Node, devices: tuple[Device, ...]) -> None:
         """Adds a node, or replaces what is known of it."""
+        self.claims.lift(node.name)
         self.capacity.set_node(node, devices)
+        self.claims.settle(node.name)
         self.supply.put(self.capacity.rooms[node.name])
 
     def release_due(self, now_ms: int) -> int:
@@ -304,11 +335,21 @@ class ClusterState:
     def _rates_changed(self, event: events.RatesChanged) -> None:
         live = ((allocation, lineage(allocation.account)) for allocation in self.allocations.values())
         self.usage.change_rates(event.at_ms, event.rates, live)
+        self.headroom.forget_needs()
+
+    def _headroom_changed(self, event: events.HeadroomChanged) -> None:
+        self.headroom.change(event.account, event.left_micros)
+
+    def _hold_priced(self, event: events.HoldPriced) -> None:
+        job = self.jobs.get(event.job)
+        if job is not None:
+            self.headroom.learn(self.group_of(job), event.gpu_class, event.booking, event.micros)
 
     def _node_changed(self, event: events.NodeChanged) -> None:
         self.put_node(event.node, event.devices)
 
     def _node_removed(self, event: events.NodeRemoved) -> None:
+        self.claims.lift(event.node)
         self.capacity.remove_node(event.node)
         self.supply.drop(event.node)
 
@@ -362,6 +403,8 @@ class ClusterState:
         job = self.jobs[allocation.job]
         check_transition(job.id, job.state, JobState.STARTING)
         self._remove(job)
+        if job.id in self.claims.by_job:
+            self._drop_claim(job.id)
         self._add(job.started_as(allocation.id, allocation.attempt))
         self.restore_allocation(allocation)
 
@@ -371,7 +414,7 @@ class ClusterState:
             self._move(replace(allocation, phase=Phase.RUNNING, started_ms=event.at_ms), JobState.RUNNING)
         else:
             # It was asked to end before its start was seen: it keeps stopping, and began when it began.
-            self.allocations[allocation.id] = replace(allocation, started_ms=event.at_ms)
+            self._replace(replace(allocation, started_ms=event.at_ms))
         if event.at_ms != allocation.decided_ms:
             for grant in allocation.grants:
                 self.future.drop(allocation.id, grant)
@@ -382,7 +425,10 @@ class ClusterState:
         new = replace(old, booking=event.booking, segment=event.segment)
         self.usage.rebook(old, new, event.at_ms, lineage(old.account))
         self.usage.drop_promotable(old, self.jobs[old.job].submitted_ms)
-        self.allocations[event.allocation] = new
+        self._replace(new)
+
+    def _allocation_checkpointed(self, event: events.AllocationCheckpointed) -> None:
+        self._replace(replace(self.allocations[event.allocation], checkpointed_ms=event.at_ms))
 
     def _allocation_stopping(self, event: events.AllocationStopping) -> None:
         allocation = self.allocations[event.allocation]
@@ -391,9 +437,12 @@ class ClusterState:
 
     def _allocation_ended(self, event: events.AllocationEnded) -> None:
         allocation = self.allocations.pop(event.allocation)
+        self._unfile_standing(allocation)
         for grant in allocation.grants:
+            self.claims.lift(grant.node)
             self.capacity.give_back(grant)
             self.future.drop(allocation.id, grant)
+            self.claims.settle(grant.node)
         old = self.jobs[allocation.job]
         self.usage.drop_promotable(allocation, old.submitted_ms)
         self.usage.release(allocation, event.at_ms, lineage(allocation.account))
@@ -413,9 +462,59 @@ class ClusterState:
     def _move(self, allocation: Allocation, state: JobState) -> None:
         job = self.jobs[allocation.job]
         check_transition(job.id, job.state, state)
-        self.allocations[allocation.id] = allocation
+        self._replace(allocation)
         self._remove(job)
         self._add(replace(job, state=state))
+
+    def _replace(self, allocation: Allocation) -> None:
+        self._unfile_standing(self.allocations[allocation.id])
+        self.allocations[allocation.id] = allocation
+        self._file_standing(allocation)
+
+    def _file_standing(self, allocation: Allocation) -> None:
+        """Files a gang among those that others may take the place of, or among those that leave."""
+        gpu_class, is_guaranteed = allocation.gpu_class, allocation.booking is Booking.GUARANTEED
+        if allocation.phase is not Phase.STOPPING:
+            if not is_guaranteed:
+                self.evictable.setdefault(gpu_class, {})[allocation.id] = allocation
+        elif allocation.booking is not Booking.SPOT:
+            for account in lineage(allocation.account):
+                _add_to(self.leaving_units, (account, gpu_class), allocation.total_units)
+
+    def _unfile_standing(self, allocation: Allocation) -> None:
+        gpu_class = allocation.gpu_class
+        gangs = self.evictable.get(gpu_class, {})
+        if gangs.pop(allocation.id, None) is not None:
+            if not gangs:
+                del self.evictable[gpu_class]
+        elif allocation.phase is Phase.STOPPING and allocation.booking is not Booking.SPOT:
+            for account in lineage(allocation.account):
+                _add_to(self.leaving_units, (account, gpu_class), -allocation.total_units)
+
+    # ---- claims ---------------------------------------------------------------------------------------------------
+
+    def _claim_made(self, event: events.ClaimMade) -> None:
+        job = self.jobs[event.claim.job]
+        assert job.state is JobState.PENDING, f"job {job.id} is {job.state} and needs no claim"
+        assert job.id not in self.claims.by_job, f"job {job.id} claims twice"
+        if job.id in self.reservations:
+            self._break_promise(job.id)
+        self.restore_claim(event.claim)
+        self.claims.remember(event.claim)
+        self.promises_version += 1
+
+    def _claim_ended(self, event: events.ClaimEnded) -> None:
+        self._drop_claim(event.job)
+        job = self.jobs.get(event.job)
+        if job is not None and job.state is JobState.PENDING and not job.waits_for:
+            self._join(job)
+
+    def _drop_claim(self, job_id: JobId) -> None:
+        claim = self.claims.drop(job_id)
+        self.usage.hold_claim(claim, lineage(claim.account), -1)
+
+    def _preemption_weighed(self, event: events.PreemptionWeighed) -> None:
+        self.weighed_ms.update(dict.fromkeys(event.gpu_classes, event.at_ms))
 
     def _charged_units(self, allocation: Allocation) -> int:
         if allocation.charged_units is not None:
@@ -483,21 +582,29 @@ class ClusterState:
         self.jobs[job.id] = job
         self._count(job, +1)
         self.throttle.count(job, +1)
-        if job.state is JobState.PENDING and not job.waits_for:
-            if job.begin_ms is not None:
-                self.timed.add((job.begin_ms, job.id))
-            else:
-                self._queue(job)
+        if job.state is JobState.PENDING and not job.waits_for and job.id not in self.claims.by_job:
+            self._join(job)
 
     def _remove(self, job: Job) -> None:
         self._count(job, -1)
         self.throttle.count(job, -1)
-        if job.state is JobState.PENDING and not job.waits_for:
-            if job.begin_ms is not None and (job.begin_ms, job.id) in self.timed:
-                self.timed.remove((job.begin_ms, job.id))
-            else:
-                self._unqueue(job)
+        if job.state is JobState.PENDING and not job.waits_for and job.id not in self.claims.by_job:
+            self._part(job)
         del self.jobs[job.id]
+
+    def _join(self, job: Job) -> None:
+        """Lets a job that nothing but time keeps from standing in line wait for that, or queue."""
+        if job.begin_ms is not None:
+            self.timed.add((job.begin_ms, job.id))
+        else:
+            self._queue(job)
+
+    def _part(self, job: Job) -> None:
+        """Undoes `_join`."""
+        if job.begin_ms is not None and (job.begin_ms, job.id) in self.timed:
+            self.timed.remove((job.begin_ms, job.id))
+        else:
+            self._unqueue(job)
 
     def _queue(self, job: Job) -> None:
         """Lets a job that may start now stand in line, or behind it where its array is at its cap."""
@@ -550,6 +657,7 @@ class ClusterState:
             "accounts": dict(self.accounts),
             "jobs": dict(self.jobs),
             "allocations": dict(self.allocations),
+            "claims": dict(self.claims.by_job),
             "closed_pools": dict(self.closed_pools),
             "advance": dict(self.advance),
             "nodes": {name: (room.node, room.devices) for name, room in rooms.items()},
@@ -585,6 +693,8 @@ class ClusterState:
         for begin_ms, job_id in due:
             again.timed.remove((begin_ms, job_id))
             again._queue(again.jobs[job_id])
+        for claim in self.claims.by_job.values():
+            again.restore_claim(claim)
         for name, room in self.capacity.rooms.items():
             other = again.capacity.rooms[name]
             assert room.held_units == other.held_units, f"node {name} holds what no allocation has"
@@ -602,6 +712,8 @@ class ClusterState:
             (self.usage.held_units, again.usage.held_units),
             (self.usage.spot_charge, again.usage.spot_charge),
             (self.usage.promotable, again.usage.promotable),
+            (self.evictable, again.evictable),
+            (self.leaving_units, again.leaving_units),
             (self.usage.gangs, again.usage.gangs),
             (self.usage.user_units, again.usage.user_units),
             (self.jobs_by, again.jobs_by),

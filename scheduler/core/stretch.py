@@ -7,7 +7,7 @@ time, for maintenance or for one account's jobs.
 from dataclasses import dataclass
 from typing import NamedTuple, NewType
 
-from scheduler.core.model import AccountId, GpuClass, JobId, NodeName
+from scheduler.core.model import AccountId, AllocationId, Booking, GpuClass, Grant, JobId, NodeName, UserName
 
 ReservationId = NewType("ReservationId", str)  # an admin's name for it
 
@@ -80,6 +80,33 @@ class AdvanceReservation:
     nodes: tuple[NodeName, ...]  # sorted
     account: AccountId | None = None
     reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Devices that are kept for one pending job, and the allocations that are being stopped to free them."""
+
+    job: JobId
+    account: AccountId
+    user: UserName
+    gpu_class: GpuClass
+    booking: Booking
+    grants: tuple[Grant, ...]
+    victims: tuple[AllocationId, ...]
+    guarded: int
+    """How many of the victims were taken by a rule that the rate limit binds."""
+    made_ms: int
+    free_ms: int
+    """When the victims are taken to be gone: after the customary grace."""
+    end_ms: int
+    """When the job would reach its time limit, were they gone then."""
+    until_ms: int
+    """When the claim is given up if its job could not start by then."""
+
+    @property
+    def total_units(self) -> int:
+        """Capacity units of the whole gang."""
+        return sum(grant.units * len(grant.devices) for grant in self.grants)
 
 
 def is_within(account: AccountId, above: AccountId) -> bool:

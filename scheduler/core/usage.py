@@ -11,6 +11,7 @@ from sortedcontainers import SortedList
 
 from scheduler.core.debt import Debts, RateBook, RateKey
 from scheduler.core.model import AccountId, Allocation, AllocationId, Booking, GpuClass, JobId, UserName, tenant_of
+from scheduler.core.stretch import Claim
 from scheduler.core.tally import add_nested
 
 GangKey = tuple[
@@ -99,6 +100,11 @@ class Usage:
             if not gangs:
                 del self.promotable[tenant_of(allocation.account)]
 
+    def hold_claim(self, claim: Claim, path: Sequence[AccountId], sign: int) -> None:
+        """Counts a claim as the gang that it is kept for, or no more. It costs nothing until that starts."""
+        self._hold(claim, path, sign)
+        self._count(claim, path, sign)
+
     def facts(self) -> dict[str, object]:
         """Returns what the ledger must give back: debts and the rates in force."""
         return {"debts": dict(self.debts.values), "rates": self.rates.in_force()}
@@ -133,18 +139,18 @@ class Usage:
             if not self.spot_charge[account]:
                 del self.spot_charge[account]
 
-    def _count(self, allocation: Allocation, path: Sequence[AccountId], sign: int) -> None:
-        units = sign * allocation.total_units
+    def _count(self, held: Allocation | Claim, path: Sequence[AccountId], sign: int) -> None:
+        units = sign * held.total_units
         for account in path:
             self.gangs[account] += sign
             if not self.gangs[account]:
                 del self.gangs[account]
-            add_nested(self.user_units, (account, allocation.gpu_class), allocation.user, units)
+            add_nested(self.user_units, (account, held.gpu_class), held.user, units)
 
-    def _hold(self, allocation: Allocation, path: Sequence[AccountId], sign: int) -> None:
-        units = sign * allocation.total_units
+    def _hold(self, held: Allocation | Claim, path: Sequence[AccountId], sign: int) -> None:
+        units = sign * held.total_units
         for account in path:
-            key = (account, allocation.gpu_class, allocation.booking)
+            key = (account, held.gpu_class, held.booking)
             self.held_units[key] += units
             if not self.held_units[key]:
                 del self.held_units[key]

@@ -1,4 +1,4 @@
-"""Cancel, hold, release and requeue: many jobs, one request, one transaction."""
+"""Cancel, hold, release, requeue and checkpoint: many jobs, one request, one transaction."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -18,7 +18,9 @@ from scheduler.store.lookups import JobOwner, owners_by_id
 from scheduler.store.write import Command
 from scheduler.wire.answers import job_answer_id
 from scheduler.wire.problems import Json, page
-from scheduler.wire.requests import JobAction, JobFilterBody, parse
+from scheduler.wire.requests import JobAction, JobFilterBody, JobUpdate, parse
+from scheduler.wire.spec import PRIORITIES
+from scheduler.wire.submission import check_deadline, check_priority, check_time_limit, utc_ms
 
 MOST_MATCHED = 200_000
 """Jobs that one action may change: four times the promised 50,000, so that a transaction stays under half a minute."""
@@ -39,6 +41,7 @@ def action_routes(door: Door) -> APIRouter:
         ("hold", "Keep jobs from starting", _hold),
         ("release", "Let held jobs wait for their turn again", _release),
         ("requeue", "Stop running jobs and let them wait again", _requeue),
+        ("checkpoint", "Note that the work of running jobs is saved up to now", _checkpoint),
     ]
     for verb, summary, make in made:
         router.add_api_route(
@@ -49,7 +52,32 @@ def action_routes(door: Door) -> APIRouter:
             summary=summary,
             openapi_extra=body_of(JobAction),
         )
+
+    @router.post("/v1/jobs/update", summary="Give waiting jobs other terms", openapi_extra=body_of(JobUpdate))
+    async def update(request: Request, rights: Annotated[Rights, Depends(runner)]) -> Response:
+        asked = parse(JobUpdate, await request.body())
+        if asked.time_limit_seconds is not None:
+            check_time_limit(asked.time_limit_seconds, door.settings.rules)
+        check_priority(asked.priority, rights, door.settings.rules)
+        check_deadline(asked.deadline_at, door.now_ms)
+        jobs = await door.read(lambda connection: owned_jobs(connection, rights, asked.ids))
+        outcome = await door.carry_out(_update(tuple(job.id for job in jobs), asked, rights))
+        return await door.aside(_answered, jobs, outcome, door.now_ms)
+
     return router
+
+
+def _update(ids: tuple[JobId, ...], asked: JobUpdate, rights: Rights) -> actions.UpdateJobs:
+    return actions.UpdateJobs(
+        ids,
+        rights.caller.user,
+        time_limit_ms=None if asked.time_limit_seconds is None else asked.time_limit_seconds * 1000,
+        priority=None if asked.priority is None else PRIORITIES[asked.priority],
+        begin_ms=utc_ms(asked.begin_at),
+        clears_begin=asked.begins_at_once,
+        deadline_ms=utc_ms(asked.deadline_at),
+        wanted=asked.booking,
+    )
 
 
 def _endpoint(
@@ -79,6 +107,10 @@ def _release(ids: tuple[JobId, ...], rights: Rights) -> Command[Outcome]:
 
 def _requeue(ids: tuple[JobId, ...], rights: Rights) -> Command[Outcome]:
     return actions.RequeueJobs(ids, rights.caller.user)
+
+
+def _checkpoint(ids: tuple[JobId, ...], _: Rights) -> Command[Outcome]:
+    return actions.CheckpointJobs(ids)
 
 
 def _hold_kind(rights: Rights) -> HoldKind:

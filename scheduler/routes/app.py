@@ -23,6 +23,7 @@ from scheduler.routes.pools import pool_routes
 from scheduler.routes.public import public_routes
 from scheduler.routes.quota import quota_routes
 from scheduler.routes.reservations import reservation_routes
+from scheduler.routes.secrets import secret_routes
 from scheduler.routes.shown import Shown
 from scheduler.routes.tokens import token_routes
 from scheduler.routes.users import user_routes
@@ -79,6 +80,7 @@ def api(
         pool_routes(door),
         reservation_routes(door),
         notice_routes(door),
+        secret_routes(door),
         *(make(door) for make in more),
     ]
     for router in routers:

@@ -1,5 +1,6 @@
 """Submitting, listing and looking at jobs."""
 
+from dataclasses import replace
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
@@ -12,6 +13,7 @@ from scheduler.core.model import Dependency, JobId, JobState
 from scheduler.core.plan import Plan
 from scheduler.core.policy import Policy
 from scheduler.core.state import ClusterState
+from scheduler.refusal import Problem, RefusalCode, Refused
 from scheduler.routes.bodies import body_of
 from scheduler.routes.door import Door, answer
 from scheduler.routes.finding import cursor_job, cursor_text, dependencies, filter_of, found_job, is_newest_last
@@ -19,6 +21,7 @@ from scheduler.routes.shown import Shown
 from scheduler.routes.submitting import Submit, checked_key, preview, submitted
 from scheduler.store import queries
 from scheduler.store.lookups import held_units
+from scheduler.store.secrets import unknown_secrets
 from scheduler.wire.answers import allocation_answer, explanation_answer, gpu_count, history_answer
 from scheduler.wire.problems import Json, envelope, page
 from scheduler.wire.requests import LIVE_STATES, JobListQuery
@@ -44,11 +47,9 @@ def job_routes(door: Door, shown: Shown) -> APIRouter:
         body = await request.body()
         key = checked_key(idempotency_key)
         spec = parse_spec(body)
-        after: tuple[Dependency, ...] = ()
-        if spec.after:
-            account = rights.submission_account(spec.project)
-            after = await door.read(lambda connection: dependencies(connection, rights, account, spec.after))
-        draft = draft_of(spec, rights, Centre(door.controller.offers, door.settings.rules, door.now_ms), after)
+        after = await _looked_up(door, rights, spec)
+        asked = draft_of(spec, rights, Centre(door.controller.offers, door.settings.rules, door.now_ms), after)
+        draft = replace(asked, costs=shown.knowing.submission(asked).questions)
         if dry_run:
             return answer(await preview(door, shown, draft, rights))
         outcome = await door.carry_out(Submit.of(draft, key, body))
@@ -131,3 +132,18 @@ def _explained(
     if job not in state.jobs:
         return None
     return explain(state, plan, job), estimate_start(state, policy, plan.now_ms, job)
+
+
+async def _looked_up(door: Door, rights: Rights, spec: JobSpec) -> tuple[Dependency, ...]:
+    """Returns what the job waits for. Raises Refused for other jobs or secrets that are not there for its account."""
+    has_secrets = bool(spec.secrets) and door.settings.rules.keeps_secrets
+    if not spec.after and not has_secrets:
+        return ()
+    account = rights.submission_account(spec.project)
+    if has_secrets:
+        missing = await door.read(lambda connection: unknown_secrets(connection, account, spec.secrets))
+        if missing:
+            problems = tuple(Problem(f"there is no secret {name} for {account}", "secrets") for name in missing)
+            tries = (f"turnstile secret set {missing[0]} < FILE",)
+            raise Refused(RefusalCode.INVALID, problems[0].message, tries, problems)
+    return await door.read(lambda connection: dependencies(connection, rights, account, spec.after))

@@ -11,7 +11,8 @@ from decimal import Decimal
 
 from sqlalchemy.engine import Connection
 
-from scheduler.admission import Admission, CostQuestion, Quote
+from scheduler.admission import Admission, BudgetLeft, CostQuestion, Quote, Submission
+from scheduler.clock import iso_utc
 from scheduler.core.explain import reasons_of
 from scheduler.core.model import (
     GPU_UNITS,
@@ -72,6 +73,7 @@ class Knowing:
         self._plan: Plan | None = None
         self._plan_at_ms = -_PLAN_LIFE_MS
         self._fetching: asyncio.Task[None] | None = None
+        self._budgets: dict[AccountId, tuple[BudgetLeft | None, int]] = {}
         self._costs: dict[CostQuestion, tuple[Quote | None, int]] = {}
         self._pools: tuple[Sequence[Offer], Mapping[GpuClass, Sequence[PoolName]]] = ((), {})
 
@@ -157,6 +159,45 @@ class Knowing:
             for gpu_class in job.shape.gpu_classes
         ]
 
+    def submission(self, draft: JobDraft) -> Submission:
+        """Returns what admission is asked about a draft."""
+        return Submission(tuple(self._questions(Priced.of(draft))), draft.count, draft.max_cost)
+
+    async def budget(self, draft: JobDraft) -> Json | None:
+        """Returns the budget nearest to a draft's account, what it keeps after the draft, and whether that is enough.
+
+        A preview's answer: a submission is checked again in its own transaction.
+        """
+        now_ms, asked = self._door.now_ms, self.submission(draft)
+
+        def look(connection: Connection) -> tuple[BudgetLeft | None, Refused | None]:
+            left = self._admission.budget_left(connection, draft.account, now_ms)
+            try:
+                self._admission.admit(connection, asked, now_ms)
+            except Refused as refused:
+                return left, refused
+            return left, None
+
+        left, refused = await self._door.read(look)
+        if left is None and refused is None:
+            return None
+        answer = _budget_answer(left)
+        fits: Json = {"fits": True, "message": None, "try": []}
+        if refused is not None:
+            fits = {"fits": False, "message": refused.message, "try": list(refused.tries)}
+        return {**(answer or {}), **fits}
+
+    async def budget_of(self, account: AccountId) -> Json | None:
+        """Returns the budget nearest to an account as it stood a moment ago; None where there is none."""
+        now_ms = self._door.now_ms
+        found = self._budgets.get(account)
+        if found is None or now_ms - found[1] >= _COST_LIFE_MS:
+            left = await self._door.read(lambda connection: self._admission.budget_left(connection, account, now_ms))
+            if len(self._budgets) >= _MOST_COSTS:
+                self._budgets.clear()
+            found = self._budgets[account] = (left, now_ms)
+        return _budget_answer(found[0])
+
     def _charged(self, shape: Shape, gpu_class: GpuClass) -> int:
         """Returns the units that the gang is charged for, on the smallest nodes that hold it: the most it can be."""
         charged = shape.gpu_units
@@ -167,3 +208,16 @@ class Knowing:
                 if cpu[0] <= cpu[1] and memory[0] <= memory[1]:
                     charged = max(charged, charged_units(shape.gpu_units, cpu, memory, offer.gpus * GPU_UNITS))
         return charged * shape.nodes
+
+
+def _budget_answer(left: BudgetLeft | None) -> Json | None:
+    if left is None:
+        return None
+    return {
+        "account": left.account,
+        "period": left.kind,
+        "is_hard": left.is_hard,
+        "left": {"amount": left.left.amount, "currency": left.left.currency},
+        "period_ends_at": None if left.ends_ms is None else iso_utc(left.ends_ms),
+        "zone": left.zone,
+    }

@@ -5,8 +5,8 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query, Response
 
 from scheduler.auth import READS_JOBS, Rights
-from scheduler.core.debt import CREDIT
-from scheduler.core.model import AccountId
+from scheduler.core.fairshare import WEIGHT_STEPS
+from scheduler.core.model import Account, AccountId, Booking
 from scheduler.core.plan import Plan
 from scheduler.core.shares import Shares, Standing
 from scheduler.core.state import ClusterState
@@ -27,18 +27,43 @@ def quota_routes(door: Door) -> APIRouter:
     ) -> Response:
         now_ms = door.now_ms
 
-        def ask(state: ClusterState, _: Plan) -> tuple[Standing, ...]:
-            return tuple(Shares(state, now_ms).standings())
+        def ask(state: ClusterState, _: Plan) -> list[Json]:
+            shares = Shares(state, now_ms)
+            seen = (
+                each
+                for each in shares.standings()
+                if rights.may_see_account(each.account) and (account is None or _is_below(each.account, account))
+            )
+            return [{**_item(each), **_use(state, shares, each)} for each in seen]
 
-        standings = await door.ask(ask)
-        items = [
-            _item(each)
-            for each in standings
-            if rights.may_see_account(each.account) and (account is None or _is_below(each.account, account))
-        ]
+        items = await door.ask(ask)
         return answer(page("QuotaList", now_ms, items))
 
     return router
+
+
+def _use(state: ClusterState, shares: Shares, standing: Standing) -> Json:
+    """Returns how what the account holds is booked, what it weighs, and its jobs beside their limits."""
+    name, gpu_class = standing.account, standing.gpu_class
+    terms = state.accounts.get(name) or Account(name)
+    steps = shares.effective_weight(name)
+    return {
+        "guarantee_bought": terms.guarantee.get(gpu_class, 0),
+        "held_guaranteed": gpu_count(state.held_by(name, gpu_class, Booking.GUARANTEED)),
+        "held_burst": gpu_count(state.held_by(name, gpu_class, Booking.BURST)),
+        "weight": terms.weight,
+        "effective_weight": None if steps is None else _decimal(steps * 10**6 // WEIGHT_STEPS),
+        "user_limit": terms.user_limit.get(gpu_class),
+        "running_jobs": state.usage.gangs[name],
+        "running_limit": terms.running_limit,
+        "waiting_jobs": state.waiting_jobs[name],
+        "pending_limit": terms.pending_limit,
+    }
+
+
+def _decimal(millionths: int) -> str:
+    whole, rest = divmod(millionths, 10**6)
+    return f"{whole}.{rest:06d}"
 
 
 def _is_below(account: AccountId, top: str) -> bool:
@@ -46,7 +71,6 @@ def _is_below(account: AccountId, top: str) -> bool:
 
 
 def _item(standing: Standing) -> Json:
-    whole, rest = divmod(standing.debt_microcredits, CREDIT)
     return {
         "account": standing.account,
         "gpu_model": standing.gpu_class,
@@ -57,5 +81,5 @@ def _item(standing: Standing) -> Json:
         "demand": gpu_count(standing.demand),
         "target": gpu_count(standing.target),
         "is_over_target": standing.is_over_target,
-        "debt_credits": f"{whole}.{rest:06d}",
+        "debt_credits": _decimal(standing.debt_microcredits),
     }

@@ -72,6 +72,7 @@ async def submitted(door: Door, shown: Shown, draft: JobDraft, outcome: Submitte
         items,
         array_size=None if draft.array_indexes is None else len(outcome.ids),
         is_new=outcome.is_new,
+        budget=await shown.knowing.budget_of(draft.account),
     )
 
 
@@ -82,7 +83,7 @@ async def preview(door: Door, shown: Shown, draft: JobDraft, rights: Rights) -> 
     items = await shown.jobs([_record(draft, JobId(0), now_ms)], rights)
     item = {**items[0], "id": None, "array_id": None, "reasons": []}
     size = None if draft.array_indexes is None else len(draft.array_indexes)
-    return page("JobList", now_ms, [item], array_size=size, is_new=False)
+    return page("JobList", now_ms, [item], array_size=size, is_new=False, budget=await shown.knowing.budget(draft))
 
 
 def _record(draft: JobDraft, first: JobId, at_ms: int) -> JobRecord:

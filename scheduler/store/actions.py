@@ -14,16 +14,16 @@ from enum import StrEnum
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from scheduler.core.events import JobChanged, JobEnded, JobHeld, JobReleased
+from scheduler.core.events import AllocationCheckpointed, JobChanged, JobEnded, JobHeld, JobReleased
 from scheduler.core.lifecycle import ACTIVE, ENDS
-from scheduler.core.model import AllocationId, EndReason, HoldKind, Job, JobId, JobState
+from scheduler.core.model import AllocationId, BookingWanted, EndReason, HoldKind, Job, JobId, JobState
 from scheduler.refusal import RefusalCode, Refused
 from scheduler.store.codec import JOB_COLUMNS, Row, job_of
 from scheduler.store.database import chunks
 from scheduler.store.dependencies import settle_waiters
 from scheduler.store.gangs import stop
 from scheduler.store.quotas import Ask, check_high
-from scheduler.store.tables import JOB, JsonObject
+from scheduler.store.tables import ALLOCATION, JOB, JsonObject
 from scheduler.store.transaction import Transaction
 
 _GLANCE = (JOB.c.id, JOB.c.state, JOB.c.hold, JOB.c.allocation_id)
@@ -42,6 +42,7 @@ class Did(StrEnum):
     HELD = "held"
     RELEASED = "released"
     REQUEUED = "requeued"
+    CHECKPOINTED = "checkpointed"
     CHANGED = "changed"
     UNCHANGED = "unchanged"
     UNKNOWN = "unknown"
@@ -178,6 +179,25 @@ class RequeueJobs:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckpointJobs:
+    """Notes that the work of running jobs is saved up to now; so that they lose least if they are stopped."""
+
+    ids: tuple[JobId, ...]
+
+    def execute(self, tx: Transaction) -> tuple[JobAction, ...]:
+        """Returns what became of each id, in order. Jobs that do not run are left alone."""
+        glances = _glance(tx, self.ids)
+        running = [id_ for id_, row in glances.items() if row.state == JobState.RUNNING]
+        gangs = [AllocationId(glances[id_].allocation_id) for id_ in running]
+        for part in chunks(gangs):
+            statement = sa.update(ALLOCATION).where(ALLOCATION.c.id.in_(part))
+            tx.connection.execute(statement.values(checkpointed_ms=tx.now_ms))
+        for gang in gangs:
+            tx.emit(AllocationCheckpointed(tx.now_ms, gang))
+        return _answer(self.ids, glances, dict.fromkeys(running, (Did.CHECKPOINTED, JobState.RUNNING)))
+
+
+@dataclass(frozen=True, slots=True)
 class UpdateJobs:
     """Gives waiting jobs other terms; None leaves a term as it is, `clears_begin` drops the begin time."""
 
@@ -187,9 +207,14 @@ class UpdateJobs:
     priority: int | None = None
     begin_ms: int | None = None
     clears_begin: bool = False
+    deadline_ms: int | None = None
+    wanted: BookingWanted | None = None
 
     def execute(self, tx: Transaction) -> tuple[JobAction, ...]:
-        """Returns what became of each id, in order. Jobs that run are left alone."""
+        """Returns what became of each id, in order. Jobs that run are left alone.
+
+        Refuses all when one would begin at its deadline or later.
+        """
         glances = _glance(tx, self.ids)
         waiting = [id_ for id_, row in glances.items() if row.state in {JobState.PENDING, JobState.HELD}]
         became: dict[JobId, tuple[Did, JobState]] = {}
@@ -210,6 +235,8 @@ class UpdateJobs:
                     "priority": new.priority,
                     "begin_ms": new.begin_ms,
                     "is_backing_off": new.is_backing_off,
+                    "deadline_ms": new.deadline_ms,
+                    "wanted": new.wanted.value,
                 }
             )
             tx.emit(JobChanged(tx.now_ms, new))
@@ -223,13 +250,26 @@ class UpdateJobs:
             job = replace(job, time_limit_ms=self.time_limit_ms)
         if self.priority is not None:
             job = replace(job, priority=self.priority)
+        if self.deadline_ms is not None:
+            job = replace(job, deadline_ms=self.deadline_ms)
+        if self.wanted is not None:
+            job = replace(job, wanted=self.wanted)
         if self.begin_ms is not None or self.clears_begin:
             # A person's word ends a back-off too.
             job = replace(job, begin_ms=self.begin_ms, is_backing_off=False)
+        has_times = job.begin_ms is not None and job.deadline_ms is not None and not job.is_backing_off
+        if has_times and (job.deadline_ms or 0) <= (job.begin_ms or 0):
+            raise Refused(RefusalCode.INVALID, f"job {job.id} would begin at its deadline or later")
         return job
 
-    def _terms(self) -> dict[str, int | None]:
-        return {"time_limit_ms": self.time_limit_ms, "priority": self.priority, "begin_ms": self.begin_ms}
+    def _terms(self) -> dict[str, int | str | None]:
+        return {
+            "time_limit_ms": self.time_limit_ms,
+            "priority": self.priority,
+            "begin_ms": self.begin_ms,
+            "deadline_ms": self.deadline_ms,
+            "wanted": self.wanted,
+        }
 
 
 def _glance(tx: Transaction, ids: Sequence[JobId]) -> dict[JobId, Row]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from ulid import ULID
 
+from scheduler.admission import CostQuestion, HoldAsk
 from scheduler.core.events import AllocationMade
 from scheduler.core.lifecycle import ACTIVE
 from scheduler.core.model import (
@@ -35,6 +36,7 @@ from scheduler.core.plan import Plan, Start
 from scheduler.core.state import lineage
 from scheduler.core.stretch import AdvanceReservation, is_within
 from scheduler.executor import StartOrder
+from scheduler.store import claims
 from scheduler.store.codec import JOB_COLUMNS, grants_json, job_of, launch_of
 from scheduler.store.database import chunks
 from scheduler.store.gangs import stop
@@ -43,6 +45,7 @@ from scheduler.store.partition import Lanes
 from scheduler.store.prepared import Prepared, json_text
 from scheduler.store.promotions import promote
 from scheduler.store.reservations import live_reservations
+from scheduler.store.secrets import resolve
 from scheduler.store.tables import ALLOCATION, JOB, POOL, JsonObject
 from scheduler.store.transaction import Transaction
 
@@ -60,7 +63,7 @@ _ACTIVE_STATES = sorted(state.value for state in ACTIVE)
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """What became of a plan: gangs to start, starts that no longer hold with why, gangs to stop."""
+    """What became of a plan: gangs to start, starts and claims that no longer hold with why, gangs to stop."""
 
     started: tuple[StartOrder, ...]
     rejected: tuple[tuple[JobId, str], ...]
@@ -70,21 +73,26 @@ class Applied:
 
 @dataclass(frozen=True, slots=True)
 class ApplyPlan:
-    """Carries out a plan's starts and stops, as far as they still hold."""
+    """Carries out what a plan decided, as far as it still holds."""
 
     plan: Plan
 
     def execute(self, tx: Transaction) -> Applied:
         """Returns what is to be started and stopped, and what was rejected with the reason as a short sentence."""
-        stopped: list[Allocation] = []
+        claims.lapse(tx, self.plan.lapses)
+        made = claims.make(tx, self.plan.claims)
+        victims = {victim for claim in self.plan.claims for victim in claim.victims}
+        stopped = list(made.stopped)
         for order in self.plan.stops:
-            stopped += stop(tx, [order.allocation], order.reason, None)
+            if order.allocation not in victims:
+                stopped += stop(tx, [order.allocation], order.reason, None)
         promoted = promote(tx, self.plan.promotions)
         attempt = _Starts(tx, self.plan.starts, self.plan.now_ms)
         for start in self.plan.starts:
             attempt.take(start)
         attempt.write()
-        return Applied(tuple(attempt.orders), tuple(attempt.rejected), tuple(stopped), promoted)
+        rejected = (*made.rejected, *attempt.rejected)
+        return Applied(tuple(attempt.orders), rejected, tuple(stopped), promoted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +139,11 @@ class _Starts:
                 self._reservations.setdefault(name, []).append(each)
         self._lanes: Lanes = tx.lanes()
         self._lanes.load(device for grant in grants for device in grant.devices)
+        self._claims = {claim.job for claim in claims.live_claims(tx.connection)} if starts else set()
+        self._started_claims: list[JobId] = []
         self._allocation_rows: list[JsonObject] = []
         self._job_rows: list[JsonObject] = []
+        self._holds = tx.admission.holds(tx.connection, tx.now_ms)
 
     def take(self, start: Start) -> None:
         """Takes one gang whole, or notes why not."""
@@ -144,13 +155,34 @@ class _Starts:
         if why is not None:
             self.rejected.append((start.job, why))
             return
-        self._make(job, start)
+        allocation = self._allocation(job, start)
+        why = self._why_not_money(allocation)
+        if why is not None:
+            self.rejected.append((start.job, why))
+            return
+        self._make(job, allocation)
 
     def write(self) -> None:
         """Writes all gangs that were taken."""
         _INSERT_ALLOCATION.many(self._tx.connection, self._allocation_rows)
         _UPDATE_JOB.many(self._tx.connection, self._job_rows)
+        claims.end(self._tx, self._started_claims, claims.STARTED)
         self._lanes.flush()
+        for event in self._holds.events():
+            self._tx.emit(event)
+
+    def _why_not_money(self, allocation: Allocation) -> str | None:
+        """Sets aside what the start costs at first; returns who has not so much."""
+        charged = sum(self._charged(grant) for grant in allocation.grants)
+        question = CostQuestion(
+            allocation.account, allocation.gpu_class, allocation.booking, charged, allocation.time_limit_ms
+        )
+        grace_ms = int(1000 * launch_of(self._launches[allocation.job]).grace_seconds)
+        over = self._holds.take(HoldAsk(allocation.id, allocation.job, question, grace_ms))
+        if over is None:
+            return None
+        needed, left = over.needed, over.left
+        return f"{over.account} has {left.amount} {left.currency} left, and {needed.amount} are to be set aside"
 
     def _why_not_job(self, job: Job, start: Start) -> str | None:
         if job.state is not JobState.PENDING or job.id in self._taken:
@@ -216,13 +248,16 @@ class _Starts:
         # Whether it may be taken out of a reservation was asked before.
         if rest.state not in {OccupancyState.IDLE, OccupancyState.RESERVED_UNUSED} or rest.units < grant.units:
             return f"device {device_id} is taken"
+        # A claim's job starts on what its claim names, which nobody else could have claimed meanwhile.
+        if rest.cause == claims.CAUSE and start.job not in self._claims:
+            return f"device {device_id} is kept for another job"
         if grant.units < device.units and len(grant.devices) != 1:
             return "a share is of one device"
         return None
 
-    def _make(self, job: Job, start: Start) -> None:
+    def _allocation(self, job: Job, start: Start) -> Allocation:
         now_ms = self._tx.now_ms
-        allocation = Allocation(
+        return Allocation(
             id=AllocationId(str(ULID.from_timestamp(now_ms))),
             job=job.id,
             account=job.account,
@@ -234,14 +269,17 @@ class _Starts:
             attempt=job.attempt + 1,
             time_limit_ms=job.time_limit_ms,
         )
-        for grant in start.grants:
+
+    def _make(self, job: Job, allocation: Allocation) -> None:
+        now_ms = self._tx.now_ms
+        for grant in allocation.grants:
             self._hold(allocation, grant)
         self._allocation_rows.append(_allocation_values(allocation))
         self._job_rows.append(
             {
                 "at_id": job.id,
                 "state": JobState.STARTING.value,
-                "gpu_class": start.gpu_class,
+                "gpu_class": allocation.gpu_class,
                 "attempt": allocation.attempt,
                 "allocation_id": allocation.id,
                 "begin_ms": None,
@@ -249,20 +287,27 @@ class _Starts:
             }
         )
         self._taken.add(job.id)
+        if job.id in self._claims:
+            self._started_claims.append(job.id)
         if job.array is not None and job.array_cap is not None:
             self._active[job.array] += 1
-        self.orders.append(StartOrder(allocation, launch_of(self._launches[job.id]), job.array_index, job.array))
+        launch = launch_of(self._launches[job.id])
+        secrets = resolve(self._tx.connection, job.account, launch.secrets)
+        self.orders.append(StartOrder(allocation, launch, job.array_index, job.array, secrets))
         self._tx.emit(AllocationMade(now_ms, allocation))
-        self._tx.note(job.id, "allocated", now_ms, allocation=allocation.id, booking=start.booking.value)
+        self._tx.note(job.id, "allocated", now_ms, allocation=allocation.id, booking=allocation.booking.value)
 
-    def _hold(self, allocation: Allocation, grant: Grant) -> None:
+    def _charged(self, grant: Grant) -> int:
         node = self._nodes[grant.node]
-        charged = charged_units(
+        return charged_units(
             grant.units * len(grant.devices),
             (grant.cpu_millicores, node.cpu_millicores),
             (grant.memory_bytes, node.memory_bytes),
             self._whole_units[grant.node],
         )
+
+    def _hold(self, allocation: Allocation, grant: Grant) -> None:
+        charged = self._charged(grant)
         each, over = divmod(charged, len(grant.devices))
         for position, device_id in enumerate(grant.devices):
             occupant = Occupant(

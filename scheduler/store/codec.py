@@ -68,7 +68,7 @@ _JOB_NAMES = (
 )
 _ALLOCATION_NAMES = (
     *("id", "job_id", "account", "user", "gpu_class", "booking", "grants", "decided_ms", "attempt", "time_limit_ms"),
-    *("phase", "started_ms", "segment", "stop_reason"),
+    *("phase", "started_ms", "segment", "stop_reason", "checkpointed_ms"),
 )
 _INTERVAL_NAMES = ("sequence", "device", "lane", "gpu_class", "from_ms", "to_ms", *_OCCUPANT_NAMES)
 JOB_COLUMNS = tuple(sa.cast(JOB.c.shape, sa.Text) if name == "shape" else JOB.c[name] for name in _JOB_NAMES)
@@ -307,7 +307,7 @@ def job_of(row: Row) -> Job:
 def allocation_of(row: Row) -> Allocation:
     """Returns the allocation of a row of ALLOCATION_COLUMNS."""
     id_, job_id, account, user, gpu_class, booking, grants, decided_ms, attempt, time_limit_ms = row[:10]
-    phase, started_ms, segment, stop_reason = row[10:]
+    phase, started_ms, segment, stop_reason, checkpointed_ms = row[10:]
     return Allocation(
         AllocationId(id_),
         JobId(job_id),
@@ -323,6 +323,7 @@ def allocation_of(row: Row) -> Allocation:
         started_ms,
         segment,
         None if stop_reason is None else EndReason(stop_reason),
+        checkpointed_ms,
     )
 
 

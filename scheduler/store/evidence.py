@@ -185,7 +185,10 @@ def settle(tx: Transaction, ids: Sequence[AllocationId]) -> tuple[AllocationId, 
     """Appends what makes the partition say the end that the evidence gives; returns whose end moved."""
     missing = {id_: missing_rows(tx.connection, id_, tx.now_ms) for id_ in ids}
     append(tx.connection, RECLASSIFICATION, [row for rows in missing.values() for row in rows])
-    return tuple(id_ for id_, rows in missing.items() if rows)
+    moved = tuple(id_ for id_, rows in missing.items() if rows)
+    if moved:
+        tx.admission.release(tx.connection, moved, tx.now_ms)
+    return moved
 
 
 def missing_rows(connection: Connection, id_: AllocationId, now_ms: int = 0) -> list[JsonObject]:

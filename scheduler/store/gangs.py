@@ -6,7 +6,17 @@ from dataclasses import replace
 import sqlalchemy as sa
 
 from scheduler.core.events import AllocationStopping
-from scheduler.core.model import Allocation, AllocationId, DeviceId, EndReason, JobState, Phase
+from scheduler.core.model import (
+    AccountId,
+    Allocation,
+    AllocationId,
+    DeviceId,
+    EndReason,
+    JobId,
+    JobState,
+    Phase,
+    tenant_of,
+)
 from scheduler.core.occupancy import Cursor, Evidence
 from scheduler.store.codec import ALLOCATION_COLUMNS, allocation_of
 from scheduler.store.database import chunks
@@ -45,8 +55,17 @@ def lanes_of(lanes: Lanes, allocation: Allocation) -> list[Cursor]:
     return held
 
 
-def stop(tx: Transaction, ids: Sequence[AllocationId], reason: EndReason, actor: str | None) -> tuple[Allocation, ...]:
-    """Marks live gangs that start or run as stopping; returns those, as they are then. Others are left as they are."""
+def stop(
+    tx: Transaction,
+    ids: Sequence[AllocationId],
+    reason: EndReason,
+    actor: str | None,
+    by: tuple[JobId, AccountId] | None = None,
+) -> tuple[Allocation, ...]:
+    """Marks live gangs that start or run as stopping; returns those, as they are then. Others are left as they are.
+
+    `by` is the job that they make room for: its id is told to owners within the same tenant, and to nobody else.
+    """
     live = load_live(tx, list(dict.fromkeys(ids)))
     stopping = [
         replace(live[id_], phase=Phase.STOPPING, stop_reason=reason)
@@ -68,7 +87,8 @@ def stop(tx: Transaction, ids: Sequence[AllocationId], reason: EndReason, actor:
             }
         )
         tx.emit(AllocationStopping(tx.now_ms, allocation.id, reason))
-        tx.note(allocation.job, "stopping", tx.now_ms, reason=reason, actor=actor, allocation=allocation.id)
+        known = by[0] if by is not None and tenant_of(by[1]) == tenant_of(allocation.account) else None
+        tx.note(allocation.job, "stopping", tx.now_ms, reason=reason, actor=actor, allocation=allocation.id, by=known)
     if rows:
         tx.connection.execute(_UPDATE_STOPPING, rows)
     for part in chunks([allocation.job for allocation in stopping]):

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from scheduler.admission import CostQuestion, Money, Submission
 from scheduler.core.events import JobSubmitted
 from scheduler.core.model import (
     AccountId,
@@ -51,6 +52,10 @@ class JobDraft:
     after: tuple[Dependency, ...] = ()
     """On jobs that are there, and that the submitter may see."""
     labels: Mapping[str, str] = field(default_factory=dict)
+    costs: tuple[CostQuestion, ...] = ()
+    """What each of its jobs may cost, a question for each class that it may get; empty where nothing has a price."""
+    max_cost: Money | None = None
+    """The most that all its jobs together may cost, over all their starts."""
     notify_events: tuple[NoticeEvent, ...] | None = None
     """What its user is to be told of; None: what the user wants to hear of all jobs."""
     notify_when: NoticeWhen = NoticeWhen.EACH
@@ -90,6 +95,8 @@ class SubmitJobs:
         if any(draft.count == 0 for draft in self.drafts):
             raise Refused(RefusalCode.INVALID, "an array needs at least one index, as in 0-9")
         check_quotas(tx, [draft.ask for draft in self.drafts])
+        asked = [Submission(draft.costs, draft.count, draft.max_cost) for draft in self.drafts]
+        warnings = [tx.admission.admit(tx.reading, each, tx.now_ms) if each.questions else () for each in asked]
         first = tx.reserve_job_ids(sum(draft.count for draft in self.drafts))
         jobs: list[Job] = []
         rows: list[JsonObject] = []
@@ -99,11 +106,16 @@ class SubmitJobs:
             made = [replace(job, waits_for=waits_for) for job in _elements(draft, id_, tx.now_ms)]
             jobs += made
             rows += _rows(draft, made)
+            if draft.max_cost is not None:
+                submission = Submission(draft.costs, draft.count, draft.max_cost)
+                tx.admission.cap(tx.connection, [job.id for job in made], submission, tx.now_ms)
             file_dependencies(tx, made, draft.name)
         tx.add_jobs(rows)
         for job in jobs:
             tx.emit(JobSubmitted(tx.now_ms, job))
             tx.note(job.id, "submitted", tx.now_ms, hold=job.hold)
+        for warning in dict.fromkeys(text for found in warnings for text in found):
+            tx.note(first, "budget", tx.now_ms, warning=warning)
         ids = tuple(job.id for job in jobs)
         if self.key is not None:
             tx.add_submission(self.tenant, self.user, self.key, self.request_sha256 or "", ids)

@@ -274,6 +274,11 @@ _ELEMENT = JOB.c.array_id.cast(sa.Text) + "_" + JOB.c.array_index.cast(sa.Text)
 """What an element of an array is called; NULL for any other job."""
 
 
+_ALLOCATIONS = sa.select(
+    ALLOCATION, JOB.c.name.label("job_name"), JOB.c.labels.label("job_labels"), _ELEMENT.label("element")
+).select_from(ALLOCATION.outerjoin(JOB, JOB.c.id == ALLOCATION.c.job_id))
+
+
 def allocations(
     connection: Connection, from_ms: int, to_ms: int, tenant: AccountId | None = None, *, as_written: bool = False
 ) -> Iterator[LedgerAllocation]:
@@ -288,6 +293,16 @@ def allocations(
         if len(page) < PAGE_ALLOCATIONS:
             return
         last = page[-1].id
+
+
+def allocations_by_id(connection: Connection, ids: Sequence[AllocationId]) -> list[LedgerAllocation]:
+    """Returns allocations by id, each with all its rows as known now; ids that mean none are left out."""
+    found: list[LedgerAllocation] = []
+    for start in range(0, len(ids), PAGE_ALLOCATIONS):
+        part = ids[start : start + PAGE_ALLOCATIONS]
+        page = connection.execute(_ALLOCATIONS.where(ALLOCATION.c.id.in_(part)).order_by(ALLOCATION.c.id)).all()
+        found += _with_rows(connection, page, as_written=False)
+    return found
 
 
 def tenants_between(connection: Connection, from_ms: int, to_ms: int) -> set[AccountId]:
@@ -308,16 +323,7 @@ def _lived(from_ms: int, to_ms: int) -> tuple[sa.ColumnElement[bool], ...]:
 def _allocation_page(
     connection: Connection, span: tuple[int, int], tenant: AccountId | None, after: str
 ) -> Sequence[Row[Any]]:
-    query = (
-        sa.select(
-            ALLOCATION,
-            JOB.c.name.label("job_name"),
-            JOB.c.labels.label("job_labels"),
-            _ELEMENT.label("element"),
-        )
-        .select_from(ALLOCATION.outerjoin(JOB, JOB.c.id == ALLOCATION.c.job_id))
-        .where(ALLOCATION.c.id > after, *_lived(*span))
-    )
+    query = _ALLOCATIONS.where(ALLOCATION.c.id > after, *_lived(*span))
     if tenant is not None:
         inside = sa.func.substr(ALLOCATION.c.account, 1, len(tenant) + 1) == f"{tenant}/"
         query = query.where(sa.or_(ALLOCATION.c.account == tenant, inside))
@@ -357,7 +363,7 @@ def _with_rows(connection: Connection, page: Sequence[Row[Any]], *, as_written: 
             end_reason=end_reason,
             rows=tuple(closed[row.id]),
             cursors=tuple(held[row.id]),
-            checkpointed_ms=getattr(row, "checkpointed_ms", None),  # a schema without it knows of no checkpoint
+            checkpointed_ms=row.checkpointed_ms,
         )
 
 

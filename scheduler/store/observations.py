@@ -1,4 +1,4 @@
-"""The command that takes in what the executor saw: gangs that started and gangs that ended.
+"""The command that takes in what the executor saw: gangs that started, saved their work, and ended.
 
 Observations may come twice, late, and in any order; within one command they are put in order first. Times are the
 node's, clamped to what the ledger knows: not before the interval that is open, not after now. All devices of a gang
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
 
-from scheduler.core.events import AllocationEnded, AllocationStarted
+from scheduler.core.events import AllocationCheckpointed, AllocationEnded, AllocationStarted
 from scheduler.core.model import (
     Allocation,
     AllocationId,
@@ -28,7 +28,8 @@ from scheduler.core.model import (
 )
 from scheduler.core.occupancy import Cursor, Evidence, OccupancyState, Occupant
 from scheduler.core.outcome import Verdict, after_end
-from scheduler.executor import Ended, Observation, Started
+from scheduler.executor import Checkpointed, Ended, Observation, Started
+from scheduler.store.claims import live_claims, reserve
 from scheduler.store.codec import JOB_COLUMNS, job_of
 from scheduler.store.database import chunks
 from scheduler.store.dependencies import settle_waiters
@@ -43,6 +44,9 @@ from scheduler.store.transaction import Transaction
 _UPDATE_GANG = Prepared(
     sa.update(ALLOCATION).where(ALLOCATION.c.id == sa.bindparam("at_id")),
     ("phase", "started_ms", "ended_ms", "end_reason", "exit_code", "detail", "at_id"),
+)
+_UPDATE_CHECKPOINT = Prepared(
+    sa.update(ALLOCATION).where(ALLOCATION.c.id == sa.bindparam("at_id")), ("checkpointed_ms", "at_id")
 )
 _IS_JOB = JOB.c.id == sa.bindparam("at_id")
 _STARTING: sa.ColumnElement[str] = sa.literal_column(f"'{JobState.STARTING.value}'")
@@ -104,8 +108,10 @@ class RecordObservations:
         )
 
 
-def _place(observation: Observation) -> tuple[bool, int, AllocationId]:
-    return (isinstance(observation, Ended), observation.at_ms, observation.allocation)
+def _place(observation: Observation) -> tuple[int, int, AllocationId]:
+    # A file's time may lie some milliseconds before the start that it follows: kernels date files by a coarser clock.
+    kind = (Started, Checkpointed, Ended).index(type(observation))
+    return kind, observation.at_ms, observation.allocation
 
 
 def _known(tx: Transaction, ids: list[AllocationId]) -> dict[str, int]:
@@ -148,6 +154,9 @@ class _Gangs:
             device.id: (known, device) for known in nodes.values() for device in known.devices
         }
         self._gang_rows: dict[AllocationId, JsonObject] = {}
+        self._checkpoint_rows: dict[AllocationId, JsonObject] = {}
+        self._freed: dict[DeviceId, int] = {}
+        """Devices that ends have freed, with when."""
         self._start_rows: list[JsonObject] = []
         self._end_rows: list[JsonObject] = []
 
@@ -162,6 +171,8 @@ class _Gangs:
             return
         if isinstance(observation, Started):
             self._start(gang, observation.at_ms, self._tx.now_ms)
+        elif isinstance(observation, Checkpointed):
+            self._checkpoint(gang, observation.at_ms)
         else:
             self._end(gang, observation)
 
@@ -169,9 +180,23 @@ class _Gangs:
         """Writes all that moved."""
         connection = self._tx.connection
         _UPDATE_GANG.many(connection, list(self._gang_rows.values()))
+        _UPDATE_CHECKPOINT.many(connection, list(self._checkpoint_rows.values()))
         _UPDATE_STARTED_JOB.many(connection, self._start_rows)
         _UPDATE_ENDED_JOB.many(connection, self._end_rows)
+        self._keep_for_claims()
         self._lanes.flush()
+        if self.ended:
+            self._tx.admission.release(connection, [allocation for allocation, _ in self.ended], self._tx.now_ms)
+
+    def _keep_for_claims(self) -> None:
+        """Keeps what was freed for the jobs that it was freed for."""
+        if not self._freed:
+            return
+        sizes = {id_: device.units for id_, (_, device) in self._places.items()}
+        for claim in live_claims(self._tx.connection):
+            for at_ms in sorted(set(self._freed.values())):
+                freed = {device for device, freed_ms in self._freed.items() if freed_ms == at_ms}
+                reserve(self._lanes, [claim], freed, at_ms, sizes)
 
     def _start(self, gang: Allocation, observed_ms: int, latest_ms: int) -> Allocation:
         if gang.started_ms is not None:
@@ -194,6 +219,17 @@ class _Gangs:
         self._tx.note(gang.job, "started", at_ms, allocation=gang.id, attempt=gang.attempt)
         return gang
 
+    def _checkpoint(self, gang: Allocation, observed_ms: int) -> None:
+        """Notes until when the work is saved; a job that has not started by our books saved nothing of ours."""
+        if gang.started_ms is None:
+            return
+        at_ms = min(max(observed_ms, gang.started_ms), self._tx.now_ms)
+        if gang.checkpointed_ms is not None and at_ms <= gang.checkpointed_ms:
+            return
+        self._live[gang.id] = replace(gang, checkpointed_ms=at_ms)
+        self._checkpoint_rows[gang.id] = {"at_id": gang.id, "checkpointed_ms": at_ms}
+        self._tx.emit(AllocationCheckpointed(at_ms, gang.id))
+
     def _end(self, gang: Allocation, seen: Ended) -> None:
         end_ms = min(max(seen.at_ms, _latest(lanes_of(self._lanes, gang))), self._tx.now_ms)
         if seen.started_ms is not None:
@@ -201,6 +237,7 @@ class _Gangs:
         blind = self._blind(gang, seen, end_ms)
         for cursor in lanes_of(self._lanes, gang):
             self._release(cursor, end_ms, blind.get(cursor.device))
+            self._freed[cursor.device] = end_ms
         reason = _end_reason(seen.reason, gang.stop_reason, self._marks.get(gang.job))
         job, verdict = after_end(self._jobs[gang.job], reason, end_ms, self._tx.policy)
         del self._live[gang.id]

@@ -10,14 +10,16 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from scheduler.core.claims import REMEMBERED_MS, Eviction
 from scheduler.core.debt import HALF_LIFE_MS
 from scheduler.core.events import RatesChanged, ReservationMade
 from scheduler.core.lifecycle import ACTIVE, WAITING
 from scheduler.core.model import Account, Allocation, Device, Job, JobId, Node, PoolName
 from scheduler.core.occupancy import Cursor, Interval
 from scheduler.core.state import ClusterState
-from scheduler.core.stretch import AdvanceReservation
+from scheduler.core.stretch import AdvanceReservation, Claim
 from scheduler.executor import StartOrder
+from scheduler.store.claims import live_claims, recent_evictions
 from scheduler.store.codec import (
     ACCOUNT_COLUMNS,
     ALLOCATION_COLUMNS,
@@ -34,6 +36,7 @@ from scheduler.store.codec import (
 from scheduler.store.nodes import load_nodes
 from scheduler.store.rates import FORGOTTEN_HALF_LIVES, BurstUse, ended_burst_use, rate_history
 from scheduler.store.reservations import live_reservations
+from scheduler.store.secrets import resolve
 from scheduler.store.tables import (
     ACCOUNT,
     ALLOCATION,
@@ -63,6 +66,8 @@ class StateParts:
     rates: tuple[RatesChanged, ...] = ()
     burst_use: tuple[BurstUse, ...] = ()
     reservations: tuple[AdvanceReservation, ...] = ()
+    claims: tuple[Claim, ...] = ()
+    evictions: tuple[Eviction, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +91,8 @@ def load_state_parts(connection: Connection, half_life_ms: int = HALF_LIFE_MS) -
         rates=rate_history(connection),
         burst_use=ended_burst_use(connection, latest_known_ms(connection) - FORGOTTEN_HALF_LIVES * half_life_ms),
         reservations=live_reservations(connection),
+        claims=live_claims(connection),
+        evictions=recent_evictions(connection, latest_known_ms(connection) - REMEMBERED_MS),
     )
 
 
@@ -103,6 +110,9 @@ def build_state(parts: StateParts, half_life_ms: int = HALF_LIFE_MS) -> ClusterS
         state.restore(job)
     for allocation in parts.allocations:
         state.restore_allocation(allocation)
+    for claim in parts.claims:
+        state.restore_claim(claim)
+    state.claims.recent += parts.evictions
     for made in parts.reservations:
         state.apply(ReservationMade(made.start_ms, made))
     for use in parts.burst_use:
@@ -118,10 +128,13 @@ def live_orders(connection: Connection) -> list[StartOrder]:
         .where(ALLOCATION.c.ended_ms.is_(None))
         .order_by(ALLOCATION.c.id)
     )
-    return [
-        StartOrder(allocation_of(row[:-3]), launch_of(row[-3]), row[-2], None if row[-1] is None else JobId(row[-1]))
-        for row in connection.execute(statement)
-    ]
+    orders = []
+    for row in connection.execute(statement).all():
+        allocation, launch = allocation_of(row[:-3]), launch_of(row[-3])
+        array = None if row[-1] is None else JobId(row[-1])
+        secrets = resolve(connection, allocation.account, launch.secrets)
+        orders.append(StartOrder(allocation, launch, row[-2], array, secrets))
+    return orders
 
 
 def cursors(connection: Connection) -> Iterator[Cursor]:

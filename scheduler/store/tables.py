@@ -305,6 +305,7 @@ class AllocationRow(SQLModel, table=True):
     attempt: int
     decided_ms: int = _big()
     started_ms: int | None = _big(nullable=True)
+    checkpointed_ms: int | None = _big(nullable=True)
     stopping_ms: int | None = _big(nullable=True)
     stop_reason: str | None = None
     ended_ms: int | None = _big(nullable=True)
@@ -323,6 +324,17 @@ class JobEventRow(SQLModel, table=True):
     job_id: int = _big()
     kind: str
     detail: JsonObject = _json()
+
+
+class SecretRow(SQLModel, table=True):
+    """A value that an account's jobs may be given by name."""
+
+    __tablename__ = "secret"
+    account: str = Field(primary_key=True)
+    name: str = Field(primary_key=True)
+    value: str
+    updated_ms: int = _big()
+    updated_by: str
 
 
 class NoticeTargetRow(SQLModel, table=True):
@@ -498,6 +510,28 @@ class RateChangeRow(SQLModel, table=True):
     rates: JsonObject = _json()
 
 
+class ClaimRow(SQLModel, table=True):
+    """Devices kept for a job that others were stopped for. Live while `ended_ms` is null; then with its outcome."""
+
+    __tablename__ = "claim"
+    __table_args__ = (sa.Index("ix_claim_ended_ms", "ended_ms"),)
+    sequence: int | None = _column(BIG_KEY, primary_key=True)
+    job_id: int = _big()
+    account: str
+    user: str
+    gpu_class: str
+    booking: str
+    grants: list[JsonObject] = _json()
+    victims: list[str] = _json()
+    guarded: int
+    made_ms: int = _big()
+    free_ms: int = _big()
+    end_ms: int = _big()
+    until_ms: int = _big()
+    ended_ms: int | None = _big(nullable=True)
+    outcome: str | None = None
+
+
 def _table(model: type[SQLModel]) -> sa.Table:
     return model.metadata.tables[str(model.__tablename__)]
 
@@ -518,12 +552,14 @@ JOB_DEPENDENCY = _table(JobDependencyRow)
 SUBMISSION_KEY = _table(SubmissionKeyRow)
 ALLOCATION = _table(AllocationRow)
 JOB_EVENT = _table(JobEventRow)
+SECRET = _table(SecretRow)
 NOTICE_TARGET = _table(NoticeTargetRow)
 NOTICE_CURSOR = _table(NoticeCursorRow)
 DELIVERY = _table(DeliveryRow)
 DEVICE_CURSOR = _table(DeviceCursorRow)
 OCCUPANCY = _table(OccupancyRow)
 RATE_CHANGE = _table(RateChangeRow)
+CLAIM = _table(ClaimRow)
 CHAIN_HEAD = _table(ChainHeadRow)
 EVIDENCE = _table(EvidenceRow)
 RECLASSIFICATION = _table(ReclassificationRow)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from scheduler.admission import Admission, FreeOfCharge
 from scheduler.core.events import Event
 from scheduler.core.model import Account, AccountId, JobId, UserName
 from scheduler.core.policy import Policy
@@ -68,9 +69,10 @@ class _Mark:
 class Transaction:
     """One transaction. `now_ms` is one instant for all of it, never before the ledger's last."""
 
-    def __init__(self, connection: Connection, now_ms: int, policy: Policy) -> None:
+    def __init__(self, connection: Connection, now_ms: int, policy: Policy, admission: Admission | None = None) -> None:
         self.now_ms = now_ms
         self.policy = policy
+        self.admission: Admission = FreeOfCharge() if admission is None else admission
         self.events: list[Event] = []
         self._connection = connection
         self._history: list[JsonObject] = []
@@ -95,6 +97,11 @@ class Transaction:
             self._has_savepoint = True
             self._jobs, self._keys = jobs, dict(keys)
         self._write_added()
+        return self._connection
+
+    @property
+    def reading(self) -> Connection:
+        """The connection for queries about what no command of this transaction adds late: spares the savepoint."""
         return self._connection
 
     def after_ledger(self) -> Connection:

@@ -13,6 +13,7 @@ from typing import Generic, Protocol, TypeVar
 
 from sqlalchemy.engine import Connection
 
+from scheduler.admission import Admission
 from scheduler.clock import Clock
 from scheduler.core.events import Event
 from scheduler.core.policy import Policy
@@ -50,13 +51,24 @@ class Batch:
 
 
 class Writer:
-    """Commits commands. One thread at a time; `epoch` None writes without a lease (offline tools only)."""
+    """Commits commands. One thread at a time; `epoch` None writes without a lease (offline tools only).
 
-    def __init__(self, database: Database, clock: Clock, policy: Policy, epoch: int | None) -> None:
+    Without an `admission` nothing costs anything.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        clock: Clock,
+        policy: Policy,
+        epoch: int | None,
+        admission: Admission | None = None,
+    ) -> None:
         self._database = database
         self._clock = clock
         self._policy = policy
         self._epoch = epoch
+        self._admission = admission
         self._floor_ms: int | None = None
 
     def commit(self, commands: Sequence[Command[object]]) -> Batch:
@@ -64,7 +76,7 @@ class Writer:
         with self._database.write() as connection:
             if self._epoch is not None:
                 LeaderLease.check(connection, self._epoch)
-            tx = Transaction(connection, self._now_ms(connection), self._policy)
+            tx = Transaction(connection, self._now_ms(connection), self._policy, self._admission)
             outcomes = [_run(tx, command) for command in commands]
             tx.flush()
         self._floor_ms = tx.now_ms

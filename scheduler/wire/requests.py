@@ -3,14 +3,14 @@
 import re
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from scheduler.auth import Role
 from scheduler.clock import parse_utc_ms
-from scheduler.core.model import JobId, JobState
+from scheduler.core.model import BookingWanted, JobId, JobState
 from scheduler.notices import NoticeEvent
 from scheduler.refusal import Problem, RefusalCode, Refused
-from scheduler.wire.spec import invalid
+from scheduler.wire.spec import PriorityWord, invalid
 from scheduler.wire.text import MOST_INTEGER, AccountPath, Name, Words, problems_of
 
 MOST_IDS = 50_000
@@ -56,6 +56,29 @@ class JobAction(Strict):
     def _one_of_them(self) -> "JobAction":
         if (self.ids is None) == (self.filter is None):
             raise ValueError("give ids or a filter, one of them")
+        return self
+
+
+class JobUpdate(BaseModel):
+    """Other terms for jobs that wait; what is left out stays as it is."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    ids: tuple[Annotated[str, Field(max_length=24)], ...] = Field(min_length=1, max_length=MOST_IDS)
+    time_limit_seconds: Annotated[int, Field(ge=1, le=MOST_INTEGER)] | None = None
+    priority: PriorityWord | None = None
+    booking: BookingWanted | None = None
+    begin_at: AwareDatetime | None = None
+    begins_at_once: bool = Field(False, description="Drop the begin time, and a pause after a failure.")
+    deadline_at: AwareDatetime | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> "JobUpdate":
+        terms = (self.time_limit_seconds, self.priority, self.booking, self.begin_at, self.deadline_at)
+        if all(term is None for term in terms) and not self.begins_at_once:
+            raise ValueError("say what is to change")
+        if self.begin_at is not None and self.begins_at_once:
+            raise ValueError("begin_at and begins_at_once contradict each other")
         return self
 
 
@@ -137,6 +160,16 @@ class ReservationBody(Strict):
         if self.pool is not None and self.nodes is not None:
             raise ValueError("pool goes with gpu_model and count; nodes are named already")
         return self
+
+
+class SecretBody(Strict):
+    """A secret's value."""
+
+    value: Annotated[str, Field(min_length=1, max_length=65_536, pattern="^[^\\x00]*$")]
+
+    def __repr__(self) -> str:
+        """The value is nobody's to read."""
+        return "SecretBody()"
 
 
 class NotifyBody(BaseModel):

@@ -19,6 +19,7 @@ from scheduler.wire.text import (
     EnvironmentName,
     Name,
     Path,
+    SecretName,
     Words,
     problems_of,
     shown,
@@ -58,6 +59,15 @@ PRIORITIES = {PriorityWord.LOW: -1, PriorityWord.NORMAL: 0, PriorityWord.HIGH: 1
 PRIORITY_WORDS = {number: word.value for word, number in PRIORITIES.items()}
 
 
+class MoneySpec(BaseModel):
+    """An amount: decimal digits, and the currency, by default that of the prices."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    amount: Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,11})(\.[0-9]{1,6})?$")]
+    currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")] | None = None
+
+
 class JobSpec(BaseModel):
     """One job, or an array of them. Durations in seconds, sizes in bytes, GPUs and CPUs per node unless named total."""
 
@@ -68,8 +78,11 @@ class JobSpec(BaseModel):
     command: tuple[Argument, ...] | None = Field(None, min_length=1, max_length=4096, description="argv, no shell.")
     script: Argument | None = Field(None, min_length=1, description="Run by /bin/sh -c; instead of `command`.")
     env: dict[EnvironmentName, Argument] = Field(default_factory=dict, max_length=1024)
+    secrets: tuple[SecretName, ...] = Field((), max_length=64, description="Given as variables of these names.")
     workdir: Path | None = None
     image: Path | None = None
+    volumes: tuple[Name, ...] = Field((), max_length=32, description="What the centre offers to mount, by name.")
+    shm_bytes: Size | None = Field(None, description="Size of the container's /dev/shm.")
     output: Path | None = Field(None, description="A file for the output besides the kept log.")
     nodes: Count | None = Field(None, description="Default 1, or what `total_gpus` needs.")
     gpus_per_node: Count | None = None
@@ -101,6 +114,7 @@ class JobSpec(BaseModel):
     topology: Name | None = Field(None, description="required:LABEL or preferred:LABEL: nodes that share its value.")
     grace_seconds: Annotated[int, Field(ge=0, le=3600)] | None = Field(None, description="Between SIGTERM and SIGKILL.")
     labels: dict[Name, Words] = Field(default_factory=dict, max_length=32)
+    max_cost: MoneySpec | None = Field(None, description="The most that it may cost, all starts and elements together.")
     notify: tuple[NoticeEvent, ...] | None = Field(None, max_length=32, description="Default: what its user asked for.")
     notify_when: NoticeWhen = Field(NoticeWhen.EACH, description="Of an array: for each element, or when all ended.")
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import PurePosixPath
 
+from scheduler.admission import Money
 from scheduler.auth import Rights, Role
 from scheduler.core.model import GPU_UNITS, Dependency, NodeName, PoolName, Shape
 from scheduler.executor import LaunchSpec
@@ -35,12 +36,16 @@ class SubmissionRules:
     """As `policy.default_grace_ms`: Kubernetes' and Slurm's customary half minute."""
     runs_images: bool = False
     """Whether the executor starts containers: a job that names an image must not run without it, as another program."""
+    volumes: frozenset[str] = frozenset()
+    """Names of what containers may mount."""
     needs_image: bool = False
     """Whether the executor runs nothing but containers: a job without an image could not start."""
     run_as: str | None = None
     """The system user that jobs run as, None for the daemon's own: the centre's choice, never the submitter's."""
     log_limit_bytes: int = 64 * 1024 * 1024
     """Most that is kept of a job's output."""
+    keeps_secrets: bool = True
+    """Whether secrets are kept here; where not, the executor knows them by name (Kubernetes)."""
     high_priority_roles: frozenset[Role] = frozenset({Role.USER, Role.TENANT_ADMIN, Role.OPERATOR})
     """Who may ask for `high`. Everyone by default: it orders within a project only, so a project harms nobody else."""
 
@@ -91,14 +96,17 @@ def draft_of(spec: JobSpec, rights: Rights, centre: Centre, after: tuple[Depende
             workdir=spec.workdir,
             image=spec.image,
             output=spec.output,
+            secrets=tuple(sorted(set(spec.secrets))),
+            volumes=tuple(dict.fromkeys(spec.volumes)),
+            shm_bytes=spec.shm_bytes,
             grace_seconds=grace,
             log_limit_bytes=rules.log_limit_bytes,
             run_as=rules.run_as,
         ),
         wanted=spec.booking,
         priority=PRIORITIES[spec.priority],
-        begin_ms=_utc_ms(spec.begin_at),
-        deadline_ms=_utc_ms(spec.deadline_at),
+        begin_ms=utc_ms(spec.begin_at),
+        deadline_ms=utc_ms(spec.deadline_at),
         is_held=spec.hold,
         retries=spec.retries,
         retry_on=retried_reasons(spec),
@@ -106,12 +114,14 @@ def draft_of(spec: JobSpec, rights: Rights, centre: Centre, after: tuple[Depende
         array_cap=None if spec.array is None else parse_cap(spec.array),
         after=after,
         labels=dict(spec.labels),
+        max_cost=None if spec.max_cost is None else Money(spec.max_cost.amount, spec.max_cost.currency or ""),
         notify_events=spec.notify,
         notify_when=spec.notify_when,
     )
 
 
-def _utc_ms(moment: datetime | None) -> int | None:
+def utc_ms(moment: datetime | None) -> int | None:
+    """Returns an instant as UTC milliseconds."""
     if moment is None:
         return None
     return int(moment.replace(microsecond=0).timestamp()) * 1000 + moment.microsecond // 1000
@@ -126,21 +136,35 @@ def _name_of(spec: JobSpec) -> str:
 
 
 def _check_rules(spec: JobSpec, rights: Rights, rules: SubmissionRules, now_ms: int) -> None:
-    if spec.time_limit_seconds > rules.longest_time_limit_seconds:
-        days = rules.longest_time_limit_seconds / 86_400
-        raise Refused(
-            RefusalCode.POLICY,
-            f"a time limit of {spec.time_limit_seconds} s is more than this centre allows "
-            f"({rules.longest_time_limit_seconds} s, {days:g} days)",
-            tries=(f"-t {rules.longest_time_limit_seconds}s",),
-            problems=(Problem(f"at most {rules.longest_time_limit_seconds}", "time_limit_seconds"),),
-        )
+    check_time_limit(spec.time_limit_seconds, rules)
     if spec.image is not None and not rules.runs_images:
         raise Refused(
             RefusalCode.POLICY,
             "this centre runs processes and no images",
             tries=("leave out --image",),
             problems=(Problem("no images run here", "image"),),
+        )
+    _check_container(spec, rules)
+    check_priority(spec.priority, rights, rules)
+    check_deadline(spec.deadline_at, now_ms)
+
+
+def _check_container(spec: JobSpec, rules: SubmissionRules) -> None:
+    """Raises Refused (`policy`) for what a container of this centre cannot have, or must."""
+    unknown = [name for name in spec.volumes if name not in rules.volumes]
+    if unknown:
+        offered = ", ".join(sorted(rules.volumes)) or "none"
+        raise Refused(
+            RefusalCode.POLICY,
+            f"there is no volume {unknown[0]!r}; this centre offers: {offered}",
+            problems=(Problem("is not offered", "volumes"),),
+        )
+    if spec.shm_bytes is not None and not rules.runs_images:
+        raise Refused(
+            RefusalCode.POLICY,
+            "this centre runs processes, and they share the machine's own /dev/shm",
+            tries=("leave out --shm",),
+            problems=(Problem("no containers run here", "shm_bytes"),),
         )
     if spec.image is None and rules.needs_image:
         raise Refused(
@@ -149,13 +173,34 @@ def _check_rules(spec: JobSpec, rights: Rights, rules: SubmissionRules, now_ms: 
             tries=("--image REF",),
             problems=(Problem("is required here", "image"),),
         )
-    if spec.priority is PriorityWord.HIGH and rights.caller.role not in rules.high_priority_roles:
+
+
+def check_time_limit(seconds: int, rules: SubmissionRules) -> None:
+    """Raises Refused (`policy`) for a time limit that is longer than the centre allows."""
+    if seconds > rules.longest_time_limit_seconds:
+        days = rules.longest_time_limit_seconds / 86_400
+        raise Refused(
+            RefusalCode.POLICY,
+            f"a time limit of {seconds} s is more than this centre allows "
+            f"({rules.longest_time_limit_seconds} s, {days:g} days)",
+            tries=(f"-t {rules.longest_time_limit_seconds}s",),
+            problems=(Problem(f"at most {rules.longest_time_limit_seconds}", "time_limit_seconds"),),
+        )
+
+
+def check_priority(word: PriorityWord | None, rights: Rights, rules: SubmissionRules) -> None:
+    """Raises Refused (`policy`) for a priority that the caller's role may not ask for."""
+    if word is PriorityWord.HIGH and rights.caller.role not in rules.high_priority_roles:
         raise Refused(
             RefusalCode.POLICY,
             f"priority high is not for the role {rights.caller.role} at this centre",
             tries=("--priority normal",),
             problems=(Problem("high is not allowed", "priority"),),
         )
-    deadline_ms = _utc_ms(spec.deadline_at)
+
+
+def check_deadline(deadline_at: datetime | None, now_ms: int) -> None:
+    """Raises Refused (`invalid`) for a deadline that has passed."""
+    deadline_ms = utc_ms(deadline_at)
     if deadline_ms is not None and deadline_ms <= now_ms:
         raise invalid((Problem("has passed already", "deadline_at"),))

@@ -76,6 +76,8 @@ def _environment_name(text: str) -> str:
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST_NAME), AfterValidator(_line)]
 """A name that people read: one line, any script."""
+SecretName = Annotated[str, StringConstraints(max_length=128, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*$")]
+"""A variable's name, or on Kubernetes that of a Secret (RFC 1123)."""
 Words = Annotated[str, StringConstraints(max_length=512), AfterValidator(_printable)]
 """A short sentence: a reason, a label's value."""
 Path = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST_PATH), AfterValidator(_printable)]

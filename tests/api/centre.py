@@ -13,10 +13,11 @@ from fastapi import FastAPI
 from ulid import ULID
 
 from cli.daemon.attendance import Attendance
+from metering.admission import BudgetAdmission
+from metering.budget_routes import budget_routes
 from metering.closing import PeriodTerms
 from metering.focus import FocusTerms
 from metering.period_routes import period_routes
-from metering.pricing import PricesWithoutBudgets
 from metering.routes import ledger_routes
 from scheduler.auth import Role, new_secret, secret_hash
 from scheduler.clock import ManualClock
@@ -57,7 +58,8 @@ class Centre:
         self.outputs: dict[tuple[str, int], tuple[bytes, bool]] = {}
         self.broken: Exception | None = None
         """What the next commands fail with, as when the database is away."""
-        self._writer = Writer(database, self.clock, self.policy, epoch=None)
+        self.admission = BudgetAdmission()
+        self._writer = Writer(database, self.clock, self.policy, None, self.admission)
         self._state = ClusterState()
         self._plan = Plan(0, START_MS)
         self._lock = threading.Lock()
@@ -166,5 +168,5 @@ def two_tenants(database: Database) -> Centre:
 def app_of(centre: Centre, **settings: Any) -> FastAPI:
     """The app as the daemon puts it together."""
     limits = ApiSettings(version="1.2.3", **settings)
-    routes = (ledger_routes, period_routes(PERIODS), Attendance().routes)
-    return api(centre, PricesWithoutBudgets(), limits, Telemetry("1.2.3"), routes)
+    routes = (ledger_routes, budget_routes(centre.admission.zone), period_routes(PERIODS), Attendance().routes)
+    return api(centre, centre.admission, limits, Telemetry("1.2.3"), routes)

@@ -30,6 +30,7 @@ def test_actions_say_what_they_did_to_each_job(centre: Centre, people: People) -
 
     assert act("hold", waiting, running) == [("held", "held"), ("unchanged", "running")]
     assert act("release", waiting) == [("released", "pending")]
+    assert act("checkpoint", running, waiting) == [("checkpointed", "running"), ("unchanged", "pending")]
     assert act("requeue", running, waiting) == [("requeued", "stopping"), ("unchanged", "pending")]
     assert act("cancel", waiting, running, ended) == [
         ("cancelled", "cancelled"),
@@ -140,3 +141,39 @@ def test_another_tenants_key_is_another_key(people: People) -> None:
 def test_a_key_that_is_no_short_line_is_refused(people: People, key: str) -> None:
     answer = people.user().post("/v1/jobs", json=job_spec(), headers={"Idempotency-Key": key})
     assert (answer.status_code, answer.json()["problems"][0]["field"]) == (422, "Idempotency-Key")
+
+
+def test_a_waiting_job_gets_other_terms_and_keeps_the_rest(people: People) -> None:
+    user = people.user()
+    [job] = user.post("/v1/jobs", json=job_spec(hold=True, priority="low")).json()["items"]
+    terms = {"time_limit_seconds": 7200, "booking": "spot", "deadline_at": "2099-01-01T00:00:00.000Z"}
+    [done] = user.post("/v1/jobs/update", json={"ids": [str(job["id"])], **terms}).json()["items"]
+    assert done == {"id": job["id"], "did": "changed", "state": "held"}
+    shown = user.get(f"/v1/jobs/{job['id']}").json()
+    assert {key: shown[key] for key in terms} == terms
+    assert shown["priority"] == "low"
+    kinds = [line["kind"] for line in user.get(f"/v1/jobs/{job['id']}/events").json()["items"]]
+    assert kinds == ["submitted", "changed"]
+
+
+@pytest.mark.parametrize(
+    ("terms", "code"),
+    [
+        ({}, "invalid"),
+        ({"time_limit_seconds": 31 * 86_400}, "policy"),
+        ({"deadline_at": "2001-01-01T00:00:00Z"}, "invalid"),
+        ({"begin_at": "2099-01-02T00:00:00Z", "deadline_at": "2099-01-01T00:00:00Z"}, "invalid"),
+        ({"begin_at": "2099-01-02T00:00:00Z", "begins_at_once": True}, "invalid"),
+        ({"nodes": 2}, "invalid"),
+    ],
+)
+def test_terms_that_cannot_be_are_refused_and_nothing_changes(people: People, terms: dict[str, Any], code: str) -> None:
+    user = people.user()
+    [job] = user.post("/v1/jobs", json=job_spec(hold=True)).json()["items"]
+    answer = user.post("/v1/jobs/update", json={"ids": [str(job["id"])], **terms})
+    assert answer.json()["code"] == code
+    shown = user.get(f"/v1/jobs/{job['id']}").json()
+    assert [shown[key] for key in _TERMS] == [job[key] for key in _TERMS]
+
+
+_TERMS = ("time_limit_seconds", "booking", "begin_at", "deadline_at", "priority")

@@ -28,6 +28,7 @@ LABELS = {
     "turnstile_preempting_jobs": {"tenant", "reason"},
     "turnstile_tenant_gpus_allocated": {"tenant", "model", "booking"},
     "turnstile_tenant_gpus_guarantee": {"tenant", "model"},
+    "turnstile_guarantee_shortfall_gpus": {"model"},
     "turnstile_tenant_gpus_quota": {"tenant", "model"},
     "turnstile_tenant_gpus_target": {"tenant", "model"},
     "turnstile_tenant_fair_share_ratio": {"tenant", "model"},
@@ -110,6 +111,7 @@ def test_the_queue_is_told_by_reason_and_the_tenants_by_what_they_hold(busy: Cen
     assert values(http, "turnstile_tenant_gpus_allocated") == {("guaranteed", "H100", "acme"): 8}
     assert values(http, "turnstile_tenant_gpus_guarantee") == {("H100", "acme"): 8}
     assert values(http, "turnstile_tenant_gpus_quota") == {("H100", "acme"): 12}
+    assert values(http, "turnstile_guarantee_shortfall_gpus") == {("H100",): 0}
     assert values(http, "turnstile_pending_gpus") == {("A100", "acme"): 6, ("H100", "acme"): 8}
     jobs = values(http, "turnstile_jobs")
     assert (jobs["running", "acme"], jobs["pending", "acme"], jobs["held", "zeta"]) == (1, 2, 1)

@@ -15,6 +15,14 @@ def test_everybody_is_told_their_own_accounts_standing_and_no_other(centre: Cent
     acme = rows["acme", "H100"]
     assert (acme["guarantee"], acme["limit"], acme["held"], acme["is_over_target"]) == (2, 6, 5, False)
     assert acme["target"] == acme["demand"] == 5
+    assert (acme["guarantee_bought"], acme["held_guaranteed"], acme["held_burst"]) == (2, 2, 3)
+    assert (acme["weight"], acme["effective_weight"]) == (1, "1.000000")
+    assert (acme["running_jobs"], acme["waiting_jobs"], acme["running_limit"], acme["pending_limit"]) == (
+        2,
+        0,
+        None,
+        None,
+    )
     own = people.admin().get("/v1/quota").json()["items"]
     assert {item["account"] for item in own} == {"acme", "acme/vision"}
     assert people.admin("zeta").get("/v1/quota?account=acme").json()["items"] == []

@@ -10,7 +10,7 @@ import pytest
 from ulid import ULID
 
 from cli.daemon import migrate
-from metering.pricing import PricesWithoutBudgets
+from metering.admission import BudgetAdmission
 from metering.routes import ledger_routes
 from scheduler.auth import Role, new_secret, secret_hash
 from scheduler.clock import LedgerClock
@@ -51,7 +51,7 @@ def served(tmp_path: Path) -> Iterator[tuple[Controller, Http]]:
     while not controller.offers and time.monotonic() < deadline:
         time.sleep(0.01)
     limits = ApiSettings(version="1.2.3", requests_burst=ENDLESS_BURST)
-    http = Http(api(controller, PricesWithoutBudgets(), limits, telemetry, (ledger_routes,)))
+    http = Http(api(controller, BudgetAdmission(), limits, telemetry, (ledger_routes,)))
     yield controller, http
     http.close()
     controller.stop()

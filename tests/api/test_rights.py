@@ -17,6 +17,8 @@ EVERYBODY: set[Role | None] = {None, U, T, B, O, A}
 TOKENS: set[Role | None] = {U, T, B, O, A}
 JOBS = {"ids": ["{job}"]}
 BOOK: dict[str, Any] = {}
+BUDGET = {"limit": {"amount": "5", "currency": "CNY"}}
+TOPUP = {"amount": {"amount": "5"}, "reason": "raised"}
 HEARTBEAT = {"instance": "one", "version": "1", "collector": "nvml", "driver_version": None, "now_ms": 0}
 
 WHO_MAY: dict[tuple[str, str], tuple[set[Role | None], Any]] = {
@@ -35,6 +37,8 @@ WHO_MAY: dict[tuple[str, str], tuple[set[Role | None], Any]] = {
     ("POST", "/v1/jobs/hold"): ({U, T, O}, JOBS),
     ("POST", "/v1/jobs/release"): ({U, T, O}, JOBS),
     ("POST", "/v1/jobs/requeue"): ({U, T, O}, JOBS),
+    ("POST", "/v1/jobs/checkpoint"): ({U, T, O}, JOBS),
+    ("POST", "/v1/jobs/update"): ({U, T, O}, JOBS),
     ("GET", "/v1/gpus"): ({U, T, B, O}, None),
     ("GET", "/v1/quota"): ({U, T, B, O}, None),
     ("GET", "/v1/nodes"): ({U, T, B, O}, None),
@@ -54,14 +58,29 @@ WHO_MAY: dict[tuple[str, str], tuple[set[Role | None], Any]] = {
     ("DELETE", "/v1/admin/tokens/{token_id}"): ({T, O}, None),
     ("GET", "/v1/admin/prices"): ({B, O}, None),
     ("POST", "/v1/admin/prices"): ({O}, BOOK),
+    ("GET", "/v1/admin/prices/{version}"): ({B, O}, None),
+    ("POST", "/v1/admin/price-drafts"): ({O}, BOOK),
+    ("DELETE", "/v1/admin/price-drafts/{version}"): ({O}, None),
+    ("POST", "/v1/admin/price-drafts/{version}/publish"): ({O}, None),
+    ("GET", "/v1/admin/packages"): ({B, O}, None),
+    ("POST", "/v1/admin/packages"): ({O}, {}),
+    ("GET", "/v1/packages"): ({U, T, B, O}, None),
+    ("GET", "/v1/prices"): ({U, T, B, O}, None),
     ("POST", "/v1/admin/nodes/{name}/drain"): ({O}, {"reason": "fan"}),
     ("POST", "/v1/admin/nodes/{name}/resume"): ({O}, None),
     ("GET", "/v1/admin/nodes/{name}/history"): ({O}, None),
+    ("GET", "/v1/budgets"): ({U, T, B, O}, None),
+    ("PUT", "/v1/admin/budgets/{path:path}"): ({T, B, O}, BUDGET),
+    ("DELETE", "/v1/admin/budgets/{path:path}"): ({T, B, O}, None),
+    ("POST", "/v1/admin/budgets/{path:path}/topup"): ({T, B, O}, TOPUP),
     ("GET", "/v1/admin/agents"): ({O}, None),
     ("DELETE", "/v1/admin/agents/{node}"): ({O}, None),
     ("POST", "/v1/agents/{node}/heartbeat"): ({A}, HEARTBEAT),
     ("POST", "/v1/agents/{node}/evidence"): ({A}, {}),
     ("GET", "/v1/admin/defrag"): ({O}, None),
+    ("GET", "/v1/secrets"): ({U, T}, None),
+    ("PUT", "/v1/secrets/{name}"): ({U, T}, {"value": "s3cret"}),
+    ("DELETE", "/v1/secrets/{name}"): ({U, T}, None),
     ("GET", "/v1/notify"): ({U, T}, None),
     ("PUT", "/v1/notify"): ({U, T}, {"email": "ana@acme.example"}),
     ("POST", "/v1/notify/test"): ({U, T}, None),
@@ -91,6 +110,7 @@ WHO_MAY: dict[tuple[str, str], tuple[set[Role | None], Any]] = {
 }
 """Each route: the roles that it answers, and the body of a request that it takes."""
 
+WHERE = {"path:path": "acme/new", "token_id": "none", "name": "h1", "node": "ana", "version": "none"}
 _OPEN_DOCUMENT = ("GET", "/v1/openapi.json")
 
 
@@ -114,9 +134,7 @@ def test_every_route_answers_its_roles_and_no_other(people: People, role: Role |
         job = owner.submit()
         asker = people.stranger() if role is None else people.with_role(role, account, "ana")
         where = (
-            path.format_map({"ref": job, "path:path": "acme/new", "token_id": "none", "name": "h1", "node": "ana"})
-            if "{path:" not in path
-            else path.replace("{path:path}", "acme/new")
+            path.format_map({**WHERE, "ref": job}) if "{path:" not in path else path.replace("{path:path}", "acme/new")
         )
         if path.endswith("/wait"):
             where += "?timeout_seconds=0"
@@ -142,7 +160,8 @@ def test_what_belongs_to_another_tenant_is_answered_like_what_does_not_exist(peo
         real, unreal = theirs.get(f"/v1/jobs/{job}{path}"), theirs.get(f"/v1/jobs/{job + 1000}{path}")
         assert real.status_code == unreal.status_code == 404
         assert real.json()["detail"].replace(str(job), "?") == unreal.json()["detail"].replace(str(job + 1000), "?")
-    for verb in ("cancel", "hold", "release", "requeue"):
+    assert theirs.post("/v1/jobs/update", json={"ids": [str(job)], "priority": "low"}).status_code == 404
+    for verb in ("cancel", "hold", "release", "requeue", "checkpoint"):
         assert theirs.post(f"/v1/jobs/{verb}", json={"ids": [str(job)]}).status_code == 404
         matched = theirs.post(f"/v1/jobs/{verb}", json={"filter": {"name": "secret-plan"}})
         assert matched.json()["items"] == []

@@ -130,6 +130,8 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
     ({"topology": "near:rack"}, "invalid", "required:LABEL"),
     ({"topology": "required:rak"}, "invalid", "no such node has a label 'rak'"),
     ({"image": "registry.acme.example/train:1"}, "policy", "no images"),
+    ({"volumes": ["datasets"]}, "policy", "no volume 'datasets'; this centre offers: none"),
+    ({"shm_bytes": 1024}, "policy", "/dev/shm"),
     ({"array": "9-1"}, "invalid", "goes up"),
     ({"array": "x"}, "invalid", "0-99"),
     ({"array": "0-200000"}, "invalid", "more than 100000"),

@@ -308,7 +308,15 @@ TOKENS = page(
 )
 PRICES = page(
     "PriceBookList",
-    [{"version": "2026-11", "effective_ms": 1793491200000, "currency": "USD", "sha256": "ab" * 32}],
+    [
+        {
+            "version": "2026-11",
+            "effective_ms": 1793491200000,
+            "currency": "USD",
+            "state": "published",
+            "sha256": "ab" * 32,
+        }
+    ],
 )
 AGENTS = page(
     "AgentList",
@@ -437,7 +445,13 @@ def centre(peer: Peer) -> None:
         Reply(b"epoch 1\nepoch 2\n", headers={"Turnstile-Next-Offset": "16", "Turnstile-Log-Complete": "false"}),
         Reply(b"", headers={"Turnstile-Next-Offset": "16", "Turnstile-Log-Complete": "true"}),
     )
-    for verb, did in (("cancel", "cancelled"), ("hold", "held"), ("release", "released"), ("requeue", "requeued")):
+    for verb, did in (
+        ("cancel", "cancelled"),
+        ("hold", "held"),
+        ("release", "released"),
+        ("requeue", "requeued"),
+        ("checkpoint", "checkpointed"),
+    ):
         peer.answers(
             "POST", f"/v1/jobs/{verb}", page("JobActionList", [{"id": 10482, "did": did, "state": "cancelled"}])
         )

@@ -41,6 +41,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], tuple[str, str]]] = {
     "hold": (("hold", "-y", "10482"), ("POST", "/v1/jobs/hold")),
     "release": (("release", "-y", "10482"), ("POST", "/v1/jobs/release")),
     "requeue": (("requeue", "-y", "10482"), ("POST", "/v1/jobs/requeue")),
+    "checkpoint": (("checkpoint", "10482"), ("POST", "/v1/jobs/checkpoint")),
     "gpus": (("gpus",), ("GET", "/v1/gpus")),
     "nodes": (("nodes",), ("GET", "/v1/nodes")),
     "whoami": (("whoami",), ("GET", "/v1/whoami")),
@@ -266,6 +267,27 @@ def test_what_the_state_of_a_named_job_does_not_allow_is_exit_6(
     assert home.turnstile(verb, "-u", "mei").code == 0
 
 
+@pytest.mark.parametrize(
+    ("did", "state", "code"),
+    [("changed", "pending", 0), ("unchanged", "held", 0), ("unchanged", "running", 6), ("already_ended", "failed", 6)],
+)
+def test_only_jobs_that_wait_get_other_terms(home: Home, peer: Peer, did: str, state: str, code: int) -> None:
+    peer.answers("POST", "/v1/jobs/update", page("JobActionList", [{"id": 10400, "did": did, "state": state}]))
+    done = home.turnstile("update", "10400", "-t", "2h", "--priority", "high", "--begin", "now")
+    assert done.code == code
+    assert peer.requests("POST", "/v1/jobs/update")[-1].json == {
+        "ids": ["10400"],
+        "time_limit_seconds": 7200,
+        "priority": "high",
+        "begins_at_once": True,
+    }
+
+
+def test_an_update_without_terms_says_what_is_missing(home: Home) -> None:
+    done = home.turnstile("update", "10400")
+    assert (done.code, "say what is to change" in done.err) == (2, True)
+
+
 def test_a_reader_that_went_away_ends_the_command_quietly(home: Home, peer: Peer) -> None:
     many = page("JobList", [job(id=n) for n in range(20_000, 23_000)])
     peer.answers("GET", "/v1/jobs", many)
@@ -341,7 +363,7 @@ def test_accounts_are_changed_as_a_whole_from_what_they_were(home: Home, peer: P
 def test_a_price_book_keeps_the_digits_that_were_written(home: Home, peer: Peer) -> None:
     book = 'version = "2026-12"\ncurrency = "USD"\neffective = 2026-12-01T00:00:00+08:00\n[prices.H100]\nburst = 2.50\n'
     (home.path / "prices.toml").write_text(book)
-    assert home.turnstile("admin", "price", "import", "prices.toml").code == 0
+    assert home.turnstile("admin", "price", "import", "prices.toml", "--publish").code == 0
     (sent,) = peer.requests("POST", "/v1/admin/prices")
     assert sent.json["prices"] == {"H100": {"burst": "2.50"}}
     assert sent.json["effective"] == "2026-12-01T00:00:00+08:00"

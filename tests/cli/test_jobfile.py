@@ -33,7 +33,6 @@ command: [torchrun, train.py, --lr, "2e-5"]
 notify: [end, fail, preempt, idle]
 """
 """The example of the handbook."""
-OFFERED = "".join(line for line in EXAMPLE.splitlines(True) if not line.startswith("secrets"))
 VALIDATOR = jsonschema_rs.Draft202012Validator(jobkeys.schema())
 
 
@@ -58,27 +57,28 @@ def sent(home: Home, peer: Peer, *arguments: str) -> Json:
 
 
 def test_a_job_file_asks_for_what_the_flags_of_its_keys_would(home: Home, peer: Peer) -> None:
-    (home.path / "train.yaml").write_text(OFFERED)
+    (home.path / "train.yaml").write_text(EXAMPLE)
     by_file = sent(home, peer, "train.yaml")
     flags = ("-n", "llama-sft", "-A", "nlp", "-g", "H100:8", "-N", "4", "-t", "12h")
     image = ("-i", "registry.acme.example/train:2026.11", "-e", "WANDB_MODE=offline")
-    told = ("--notify", "end,fail,preempt", "--notify", "idle")
+    told = ("--notify", "end,fail,preempt", "--notify", "idle", "--secret", "HF_TOKEN")
     assert by_file == sent(home, peer, *flags, *image, *told, "--", "torchrun", "train.py", "--lr", "2e-5")
 
 
 def test_the_same_job_in_json_is_the_same_job(home: Home, peer: Peer) -> None:
-    (home.path / "train.yaml").write_text(OFFERED)
+    (home.path / "train.yaml").write_text(EXAMPLE)
     document = {
         "name": "llama-sft", "project": "nlp", "gpus": "H100:8", "nodes": 4, "time": "12h",
         "image": "registry.acme.example/train:2026.11", "env": {"WANDB_MODE": "offline"},
         "command": ["torchrun", "train.py", "--lr", "2e-5"], "notify": ["end", "fail", "preempt", "idle"],
+        "secrets": "HF_TOKEN",
     }  # fmt: skip
     (home.path / "train.json").write_text(json.dumps(document, indent="\t"))
     assert sent(home, peer, "train.json") == sent(home, peer, "train.yaml")
 
 
 def test_flags_override_a_job_file_on_either_side_of_its_name(home: Home, peer: Peer) -> None:
-    (home.path / "train.yaml").write_text(OFFERED)
+    (home.path / "train.yaml").write_text(EXAMPLE)
     behind = sent(home, peer, "train.yaml", "-t", "4h", "-e", "SEED=3")
     assert behind == sent(home, peer, "-t", "4h", "-e", "SEED=3", "train.yaml")
     assert behind["time_limit_seconds"] == 4 * 3600
@@ -126,7 +126,6 @@ def test_all_that_is_wrong_in_a_file_is_said_at_once_with_its_lines(home: Home, 
         ("env:\n  A: 1\n  A: 2", "line 3  env: A is there twice"),
         ("env: {A: [1]}", "line 1  env: A is a list, not a text"),
         ("sweep: {lr: ['1,2']}", "line 1  sweep: a value of lr holds a comma, which parts values"),
-        ("secrets: [HF]", "line 1  secrets: is not offered by this version; leave it out, or say --lenient"),
         ("name: &a x", "line 1  anchors (&) and aliases (*) are not read; write the value out"),
         ("name: !!python/object:os.system x", "line 1  tags (!) are not read; write the value alone"),
         ("name: x\n---\nname: y", "line 2  begins a second document; submit one job a file"),
@@ -183,16 +182,6 @@ def test_a_file_without_a_command_takes_the_command_lines(home: Home, peer: Peer
     assert sent(home, peer, "-t", "1h", "--", "./big.yaml")["command"] == ["./big.yaml"]
 
 
-def test_what_is_not_offered_is_left_out_with_a_note_for_the_lenient(home: Home, peer: Peer) -> None:
-    (home.path / "train.yaml").write_text(EXAMPLE)
-    refused = home.turnstile("submit", "train.yaml")
-    assert refused.code == 3
-    assert "line 8  secrets: is not offered" in refused.err
-    done = home.turnstile("submit", "--lenient", "train.yaml")
-    assert done.code == 0
-    assert "note: train.yaml line 8: secrets is not offered by this version and is left out" in done.err
-
-
 def test_text_keeps_the_form_in_which_it_was_typed(tmp_path: Path) -> None:
     text = "time: 04:00:00\nname: no\nimage: 2026.10\ncommand: [x, --lr, 2e-5, 007, 1_000, off, 0x1F, 2026-11-24]\n"
     found = loaded(tmp_path / "job.yaml", text)
@@ -201,7 +190,7 @@ def test_text_keeps_the_form_in_which_it_was_typed(tmp_path: Path) -> None:
 
 
 def test_run_and_quote_and_follow_read_job_files_like_submit(home: Home, peer: Peer) -> None:
-    (home.path / "train.yaml").write_text(OFFERED)
+    (home.path / "train.yaml").write_text(EXAMPLE)
     peer.answers("GET", "/v1/jobs/10482/logs", stream(b"out\n"))
     ended = job(state="failed", exit_code=7, started_at="2026-11-23T11:30:00Z", attempt=1)
     peer.answers("GET", "/v1/jobs/10482/wait", envelope("Job", **ended))
@@ -258,14 +247,14 @@ def test_the_published_schema_is_one_and_takes_the_example(home: Home) -> None:
 
 def test_every_flag_that_says_what_to_run_is_a_key_and_every_key_a_flag() -> None:
     flags = {field.name for field in fields(JobFlags)} - NOT_IN_FILES
-    assert {key.flag for key in KEYS} - flags == {"command", "script", "secrets"}
+    assert {key.flag for key in KEYS} - flags == {"command", "script"}
     assert flags <= {key.flag for key in KEYS}
     properties = jobkeys.schema()["properties"]
     assert isinstance(properties, dict)
     assert set(properties) == {key.name for key in KEYS}
 
 
-@pytest.mark.parametrize("key", [key for key in KEYS if key.refusal is None], ids=lambda key: str(key.name))
+@pytest.mark.parametrize("key", KEYS, ids=lambda key: str(key.name))
 def test_each_keys_example_is_right_by_the_schema_and_read(key: jobkeys.Key, tmp_path: Path) -> None:
     document = {key.name: key.example}
     assert VALIDATOR.is_valid(document)
@@ -278,7 +267,7 @@ WRONG = st.one_of(st.none(), st.just(""), st.just([]), st.just([[]]), st.just([{
 
 
 @settings(max_examples=100, deadline=None)
-@given(key=st.sampled_from([key for key in KEYS if key.refusal is None]), value=WRONG)
+@given(key=st.sampled_from(KEYS), value=WRONG)
 def test_what_the_schema_refuses_in_shape_the_reader_refuses_too(
     key: jobkeys.Key, value: object, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cli.daemon.app import submission_rules
+from cli.daemon.cluster import options_of
 from cli.daemon.settings import SettingsProblem, load, reference
 from scheduler.auth import Caller, Rights, Role
 from scheduler.core.model import AccountId, GpuClass, NodeName, PoolName, UserName
@@ -110,3 +111,22 @@ def test_problems_of_the_policy_are_told_with_all_others(tmp_path: Path) -> None
     told = "\n".join(caught.value.problems)
     for part in ("policy.promised_jobs", "policy.placment", "server.listen", "TURNSTILE_POLICY_ORDRE"):
         assert part in told
+
+
+def test_a_cluster_runs_images_and_what_its_settings_offer_to_mount() -> None:
+    volume = {"kubernetes.volumes": {"data": "nfs=filer:/d,mount=/data,ro"}, "executor.kind": "kubernetes"}
+    settings = load(None, {}, volume)
+    rules = submission_rules(settings)
+    assert (rules.runs_images, rules.needs_image, rules.volumes) == (True, True, frozenset({"data"}))
+    assert not submission_rules(load(None, {}, {})).needs_image
+    source = options_of(settings.kubernetes, "main").pods.volumes["data"]
+    assert source == {"nfs": {"server": "filer", "path": "/d"}, "mountPath": "/data", "readOnly": True}
+
+
+@pytest.mark.parametrize(
+    "text", ["mount=/x", "claim=a,nfs=b:/c,mount=/x", "claim=a,mount=x", "claim=a,mount=/x,rw", "host=x,mount=/x"]
+)
+def test_a_volume_that_cannot_be_meant_is_said_with_what_can(text: str) -> None:
+    settings = load(None, {}, {"kubernetes.volumes": {"data": text}, "executor.kind": "kubernetes"})
+    with pytest.raises(SettingsProblem, match=r"kubernetes\.volumes\.data: .* must be claim=NAME"):
+        options_of(settings.kubernetes, "main")

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from scheduler.core import events
 from scheduler.core.model import BookingWanted, GpuClass, JobId, NodeName
-from scheduler.core.policy import Backfill, Policy, QueueOrder
+from scheduler.core.policy import Backfill, Policy, Preemption, QueueOrder
 from scheduler.core.reasons import ReasonCode
 from scheduler.core.stretch import AdvanceReservation, ReservationId
 from tests.builders import HOUR_MS, START_MS, account, job, node, shape
@@ -151,7 +151,9 @@ def test_a_start_within_a_guarantee_moves_the_promise_of_a_burst_job() -> None:
 
 
 def test_a_promise_within_a_guarantee_binds_other_guaranteed_starts() -> None:
-    centre = Centre(node("n1"), node("n2"), accounts=(account("vip", guarantee=16),))
+    centre = Centre(
+        node("n1"), node("n2"), accounts=(account("vip", guarantee=16),), policy=Policy(preemption=Preemption.OFF)
+    )
     centre.submit(job(gpus=8, limit_ms=HOUR_MS))
     centre.tick()
     gang = centre.submit(job(gpus=8, nodes=2, project="vip/p", wanted=BookingWanted.GUARANTEED))

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scheduler.core.model import JobId, JobState
-from scheduler.core.policy import Backfill, Policy, QueueOrder
+from scheduler.core.policy import Backfill, Policy, Preemption, QueueOrder
 from scheduler.core.stretch import Reservation
 from tests.builders import job, node
 from tests.core import naive
@@ -28,6 +28,7 @@ steps = st.lists(
 Steps = list[tuple[str, tuple[int, int], int]]
 policies = st.builds(
     Policy,
+    preemption=st.just(Preemption.OFF),
     order=st.sampled_from(QueueOrder),
     backfill=st.sampled_from([Backfill.EASY, Backfill.CONSERVATIVE]),
     promised_jobs=st.integers(0, 4),
@@ -123,7 +124,7 @@ def test_promises_are_the_earliest_starts_in_order(
     sizes: list[tuple[int, str]], waiting: Steps, is_shortest_first: bool
 ) -> None:
     order = QueueOrder.SJF if is_shortest_first else QueueOrder.FIFO
-    played = History(sizes, Policy(order=order, backfill=Backfill.CONSERVATIVE))
+    played = History(sizes, Policy(preemption=Preemption.OFF, order=order, backfill=Backfill.CONSERVATIVE))
     for step in waiting:
         if step[0] == "submit":
             size, minutes = step[1], step[2]
@@ -144,7 +145,7 @@ def test_promises_are_the_earliest_starts_in_order(
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 4), st.integers(1, 60))
 def test_a_large_gang_waits_a_bounded_time_behind_an_endless_stream(nodes: int, minutes: int) -> None:
-    policy = Policy(order=QueueOrder.SJF, promised_jobs=0, promise_after_ms=120 * MINUTE_MS)
+    policy = Policy(preemption=Preemption.OFF, order=QueueOrder.SJF, promised_jobs=0, promise_after_ms=120 * MINUTE_MS)
     played = History([(1, "a")] * nodes, policy)
     for _ in range(nodes):
         played.step("submit", (1, 1), minutes)
@@ -160,6 +161,8 @@ def test_a_large_gang_waits_a_bounded_time_behind_an_endless_stream(nodes: int, 
 def test_the_same_history_makes_the_same_schedule(order: QueueOrder) -> None:
     history: Steps = [("submit", (1 + each % 4, 1 + each % 3), 10 + 7 * each % 80) for each in range(60)]
     history += [("pass", (0, 0), 30), ("end", (0, 0), 3)] * 5
-    first, second = (_play([(4, "a"), (2, "a"), (3, "b")], Policy(order=order), history) for _ in range(2))
+    first, second = (
+        _play([(4, "a"), (2, "a"), (3, "b")], Policy(preemption=Preemption.OFF, order=order), history) for _ in range(2)
+    )
     assert first.centre.log == second.centre.log
     assert replace(first.centre.policy) == second.centre.policy

@@ -20,10 +20,7 @@ from scheduler.gauges import GPU_STATES, families, photograph
 from tests.acceptance.daemons import TENANT, Daemon, until
 from tests.dashboards.queries import Catalogue, Family
 
-AWAITED = (
-    Family("turnstile_start_estimate_error_seconds", "histogram", frozenset({"pool"})),
-    Family("turnstile_tenant_budget_used_ratio", "gauge", frozenset({"tenant"})),
-)
+AWAITED = (Family("turnstile_start_estimate_error_seconds", "histogram", frozenset({"pool"})),)
 """Families of the contract that have no source in the daemon yet; what a registry declares goes before these."""
 VALUES = {
     ("turnstile_gpus", "state"): GPU_STATES,

@@ -39,6 +39,7 @@ CONTRACT: dict[str, tuple[str, ...]] = {
     "tenant_gpus_allocated": ("tenant", "model", "booking"),
     "tenant_gpus_quota": ("tenant", "model"),
     "tenant_gpus_guarantee": ("tenant", "model"),
+    "guarantee_shortfall_gpus": ("model",),
     "tenant_gpu_seconds": ("tenant", "model", "kind"),
     "tenant_budget_used_ratio": ("tenant",),
     "tenant_wait_seconds": ("tenant",),

@@ -16,7 +16,7 @@ Rule = dict[str, Any]  # Any: YAML
 ALERTS = (
     "GpuXidCritical GpuXidRestartApp GpuEccUncorrected GpuRowRemapFailed GpuRowRemapPending GpuMissing GpuHot"
     " GpuThrottledHw GpuHeldIdle InventoryStale QueueWaitHigh CapacityFreeButQueueStuck PreemptionStorm"
-    " TenantBudget80 Down SchedulingStopped SchedulingSlow LedgerLag LedgerImbalance ApiErrors"
+    " GuaranteesShrunk TenantBudget80 Down SchedulingStopped SchedulingSlow LedgerLag LedgerImbalance ApiErrors"
 )
 
 

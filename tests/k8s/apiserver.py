@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
-from tests.k8s.store import ApiError, Json, Key, Store, matches, merge
+from tests.k8s.store import ApiError, Json, Key, Store, is_over, matches, merge
 
 _PATH = re.compile(
     r"/(?:api|apis/(?P<group>[^/]+))/v1(?:/namespaces/(?P<ns>[^/]+)(?=/))?/(?P<kind>[a-z]+)(?:/(?P<name>[^/]+))?(?:/(?P<sub>[a-z]+))?"
@@ -247,11 +247,34 @@ class _Handler(BaseHTTPRequestHandler):
         pod = self.api.store.get(("pods", asked.namespace, asked.name))
         if (pod.get("status") or {}).get("phase") == "Pending":
             raise ApiError(400, "BadRequest", "container is waiting to start")
+        if asked.query.get("follow") == "true":
+            self._follow_log(asked)
+            return
         data = self.api.logs.get(asked.name, b"")[: int(asked.query.get("limitBytes", "1000000"))]
         self.send_response(200)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
+
+    def _follow_log(self, asked: Asked) -> None:
+        """Sends what is there and what comes, until the pod's containers are over."""
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        sent, store = 0, self.api.store
+        while True:
+            with store.lock:
+                current = store.find("pods", asked.namespace, asked.name)
+                is_over_now = current is None or is_over(current)
+                data = self.api.logs.get(asked.name, b"")[sent:]
+                if not data and not is_over_now:
+                    store.lock.wait(0.05)
+            if data:
+                sent += len(data)
+                self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+            elif is_over_now:
+                self.wfile.write(b"0\r\n\r\n")
+                return
 
     def _watch(self, asked: Asked) -> None:
         self.send_response(200)

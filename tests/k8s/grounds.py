@@ -21,6 +21,7 @@ from ulid import ULID
 from k8s.api import Access, Api, Json, RequestLimits
 from k8s.cluster import Cluster
 from k8s.jobs import KubernetesExecutor
+from k8s.logkeeper import LogKeeper
 from k8s.mirror import MirrorLimits
 from k8s.names import namespace_of
 from k8s.options import NamespaceOptions, NodeOptions, Options, PodOptions, TimeOptions
@@ -58,6 +59,7 @@ class Ground:
 
     kubeconfig: Path
     nodes: tuple[str, ...]
+    folder: Path
     server: ApiServer | None = None
     """None on a real control plane."""
     node_selector: str = ""
@@ -74,7 +76,7 @@ def memory_ground(folder: Path) -> Iterator[Ground]:
     for name in nodes:
         server.store.create("nodes", "", node(name))
     try:
-        yield Ground(server.kubeconfig(folder / "kubeconfig"), nodes, server)
+        yield Ground(server.kubeconfig(folder / "kubeconfig"), nodes, folder, server)
     finally:
         controllers.stop()
         server.stop()
@@ -107,7 +109,7 @@ def real_ground(folder: Path) -> Iterator[Ground]:
     driver = subprocess.Popen([sys.executable, str(script), "--kubeconfig", str(kubeconfig), *options], stderr=log)
     nodes = tuple(f"{prefix}-{index:04d}" for index in range(4))
     selector = f"kubernetes.io/hostname in ({','.join(nodes)})"
-    ground = Ground(kubeconfig, nodes, node_selector=selector)
+    ground = Ground(kubeconfig, nodes, folder, node_selector=selector)
     try:
         api = ground.api()
         until(lambda: len(api.list_all("/api/v1/nodes", {"labelSelector": selector})[0]) == 4, "four nodes")
@@ -152,13 +154,16 @@ class Rig:
             TimeOptions(**times),
             installation=f"test-{str(ULID()).lower()[-8:]}",
         )
+        self.logs = ground.folder / f"logs-{self.options.installation}"
         self.executor = self.build()
         self.seen: list[Observation] = []
         self.executor.recover([])
 
     def build(self) -> KubernetesExecutor:
         api = self.ground.api()
-        return KubernetesExecutor(api, self.clock, self.options, Cluster(api, self.options, FAST_WATCHES), self._adjust)
+        cluster = Cluster(api, self.options, FAST_WATCHES)
+        keeper = LogKeeper(api, self.logs)
+        return KubernetesExecutor(api, self.clock, self.options, keeper, cluster, self._adjust)
 
     def order(self, *, nodes: int = 1, gpus: int = 2, limit_ms: int = 600_000, seconds: float | None = None,
               exit_code: int = 0, first: int = 0, **spec: object) -> StartOrder:  # fmt: skip

@@ -348,6 +348,40 @@ def test_a_log_is_read_piece_by_piece_and_is_complete_after_the_end(rig: Rig) ->
     assert (last.data, last.is_complete) == (b"", True)
 
 
+def test_the_log_of_a_stopped_job_is_kept_to_its_last_word(rig: Rig) -> None:
+    order = rig.order(nodes=2, log_limit_bytes=1 << 20)
+    rig.start(order)
+    first, second = (pod.name for pod in rig.pods(order))
+    server_of(rig).logs |= {first: b"step 1\n", second: b"rank 1\n"}
+    rig.annotate(order, term_seconds="1")
+    rig.executor.stop(order.allocation.id, 5.0, EndReason.WALLTIME)
+    server_of(rig).logs[first] += b"checkpoint written\n"
+    rig.until_ended(order)
+    rig.executor.acknowledge(order.allocation.id)
+    rig.until(lambda: not rig.pods(order), "removal of the pods")
+    rig.restart().recover([])
+    found = [rig.executor.logs(order.allocation.id, rank, 0, 1000) for rank in (0, 1)]
+    assert [chunk.data for chunk in found] == [b"step 1\ncheckpoint written\n", b"rank 1\n"]
+    assert all(chunk.is_complete for chunk in found)
+
+
+def test_the_log_of_an_ended_job_outlives_its_pod_for_as_long_as_is_set(rig: Rig) -> None:
+    order = rig.order()
+    rig.start(order)
+    pod = rig.pods(order)[0]
+    server_of(rig).logs[pod.name] = b"done\n"
+    rig.annotate(order, fail="0")
+    rig.until_ended(order)
+    rig.executor.acknowledge(order.allocation.id)
+    until(lambda: rig.executor._keeper.kept(order.allocation.id, 0, 0, 10), "kept log")
+    rig.admin.delete(f"/api/v1/namespaces/{pod.namespace}/pods/{pod.name}")
+    rig.until(lambda: not rig.pods(order), "removal of the pod")
+    assert rig.executor.logs(order.allocation.id, 0, 0, 100).data == b"done\n"
+    assert rig.executor.forget_logs(rig.clock.now_ms() + 60_000) == 1
+    with pytest.raises(KeyError):
+        rig.executor.logs(order.allocation.id, 0, 0, 100)
+
+
 def test_a_log_of_what_never_was_is_a_key_error(rig: Rig) -> None:
     order = rig.order(nodes=1)
     rig.start(order)

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from metering.core.tariff import parse_price_book
+from metering.price_routes import PublishPrices
 from metering.rates import AnnounceRates
-from metering.routes import PublishPrices
 from metering.verify import verify
 from scheduler.core.explain import explain
 from scheduler.core.model import (

@@ -8,6 +8,7 @@ from zoneinfo import ZoneInfo
 
 from sqlalchemy.engine import Connection
 
+from metering.admission import BudgetAdmission
 from metering.core.tariff import PriceBook
 from metering.export import export_usage
 from metering.ledger import publish
@@ -59,7 +60,8 @@ class Centre:
     def __init__(self, database: Database, start_ms: int = NOON_MS) -> None:
         self.database = database
         self.clock = ManualClock(start_ms)
-        self._writer = Writer(database, self.clock, Policy(), None)
+        self.admission = BudgetAdmission(SHANGHAI)
+        self._writer = Writer(database, self.clock, Policy(), None, self.admission)
         self._nodes: list[NodeInventory] = []
 
     @property

@@ -26,9 +26,14 @@ def tables_of(page: str) -> list[list[dict[str, str]]]:
     return tables
 
 
+def test_every_price_file_of_the_prices_page_can_be_read() -> None:
+    files = re.findall(r"```toml\n(.*?)```", (DOCS / "prices.md").read_text("utf-8"), flags=re.DOTALL)
+    assert [parse_price_book(each).version for each in files] == ["2026-11", "2026-12"]
+
+
 def test_the_example_of_the_ledger_page_is_what_the_code_computes() -> None:
-    _, occupancy, lines, invoice = tables_of("ledger.md")
-    (toml,) = re.findall(r"```toml\n(.*?)```", (DOCS / "prices.md").read_text("utf-8"), flags=re.DOTALL)
+    *_, occupancy, lines, invoice = tables_of("ledger.md")
+    toml, *_ = re.findall(r"```toml\n(.*?)```", (DOCS / "prices.md").read_text("utf-8"), flags=re.DOTALL)
     book = parse_price_book(toml)
     held = [
         Holding(

@@ -113,6 +113,9 @@ def test_a_line_says_what_was_held_and_what_it_costs(centre: Centre, tmp_path: P
         "gpu_util_avg_pct": "",
         "energy_kwh": "",
         "evidence": "node",
+        "list_price": "18.00",
+        "price_band": "",
+        "effective_amount": "18.000000",
         "incident_id": "",
     }
     assert list(line) == list(USAGE_COLUMNS)
@@ -133,7 +136,8 @@ def test_the_columns_are_the_contract() -> None:
         "line_id period period_status tenant_id tenant_name project_id project_name user_id job_id job_name segment_no"
         " end_reason gpu_model gpu_share gpu_count priority_class start_local end_local start_utc duration_ms gpu_ms"
         " gpu_hours sku price_book unit_price list_amount discount_amount amount currency tax_rate line_type"
-        " corrects_line_id package_id gpu_util_avg_pct energy_kwh evidence incident_id"
+        " corrects_line_id package_id gpu_util_avg_pct energy_kwh evidence list_price price_band effective_amount"
+        " incident_id"
     )
     assert list(USAGE_COLUMNS) == contract.split()
 
@@ -408,7 +412,7 @@ def resealed(billed: Centre, folder: Path, name: str, old: str, new: str, *, wit
         ("manifest*", '"unpriced_lines": 1', '"unpriced_lines": 2', Check.ARITHMETIC),
         ("manifest*", '"chain_head": "', '"chain_head": "0', Check.RERATING),
         ("manifest*", '"v1": "', '"v1": "0', Check.RERATING),
-        ("manifest*", '"format": 2', '"format": 3', Check.FILE),
+        ("manifest*", '"format": 3', '"format": 4', Check.FILE),
         ("manifest*", '"zone": "Asia/Shanghai"', '"zone": "Asia/Nowhere"', Check.RERATING),
         ("manifest*", '"revision": 0', '"revision": "x"', Check.FILE),
     ],

@@ -224,10 +224,11 @@ def test_a_version_that_is_not_written_or_a_nameless_issuer_is_refused() -> None
 def test_an_export_that_would_break_a_rule_is_refused_with_its_id_and_leaves_nothing(
     centre: Centre, tmp_path: Path
 ) -> None:
-    centre.publish(book(currency="RMB"))  # three capital letters, but no currency of ISO 4217
+    centre.publish()
     centre.run(A0)
-    with pytest.raises(Refused, match=r"BillingCurrency\.currency: row 1") as refused:
-        centre.export(tmp_path / "out")
+    span, nobody = (NOON_MS, centre.now_ms, SHANGHAI), FocusTerms(issuer="n/a")
+    with centre.read() as connection, pytest.raises(Refused, match=r"InvoiceIssuerName\.placeholder: row 1") as refused:
+        export_usage(connection, tmp_path / "out", *span, known_until_ms=centre.now_ms, focus=nobody)
     assert refused.value.code is RefusalCode.INVALID
     assert list(tmp_path.glob("*out*")) == []
 

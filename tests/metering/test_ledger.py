@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cli.daemon.migrate import head
+from metering.admission import BudgetAdmission
 from metering.ledger import (
     MOST_WINDOW_MS,
     GpuWindow,
@@ -19,10 +20,9 @@ from metering.ledger import (
     windows_of,
     write_windows,
 )
-from metering.pricing import PricesWithoutBudgets
 from metering.tables import GPU_WINDOW, PRICE_BOOK
 from scheduler.admission import Admission, CostQuestion
-from scheduler.core.model import GPU_UNITS, AccountId, Booking, DeviceId, GpuClass, JobId
+from scheduler.core.model import GPU_UNITS, AccountId, Booking, DeviceId, GpuClass
 from scheduler.refusal import RefusalCode, Refused
 from scheduler.store.database import Database, StoreError
 from tests.metering.builders import HOUR_MS, NOON_MS, book
@@ -175,7 +175,7 @@ def question(hours: int = 10, gpus: int = 16, booking: Booking = Booking.BURST) 
 
 
 def test_a_quote_is_the_price_in_force_times_the_most_gpu_hours(centre: Centre) -> None:
-    admission: Admission = PricesWithoutBudgets()
+    admission: Admission = BudgetAdmission()
     centre.publish(book("v1", NOON_MS, prices={"burst": "2.5"}))
     centre.publish(book("v2", NOON_MS + HOUR_MS, prices={"burst": "3"}))
     with centre.read() as connection:
@@ -193,17 +193,9 @@ def test_a_quote_is_the_price_in_force_times_the_most_gpu_hours(centre: Centre) 
 def test_a_quote_is_never_less_than_what_can_be_charged(centre: Centre) -> None:
     centre.publish(book("v1", NOON_MS, prices={"burst": "0.001"}))
     with centre.read() as connection:
-        quote = PricesWithoutBudgets().most_cost(connection, question(hours=1, gpus=1), NOON_MS)
+        quote = BudgetAdmission().most_cost(connection, question(hours=1, gpus=1), NOON_MS)
     assert quote is not None
     assert quote.most.amount == "0.01"
-
-
-def test_without_budgets_every_hold_succeeds(centre: Centre) -> None:
-    admission = PricesWithoutBudgets()
-    with centre.database.write() as connection:
-        assert admission.hold(connection, JobId(1), question(), NOON_MS) is None
-        assert admission.extend(connection, JobId(1), question(), NOON_MS) is None
-        admission.release(connection, JobId(1), NOON_MS)
 
 
 def test_a_stored_body_that_is_no_price_book_is_refused_not_guessed(centre: Centre) -> None:

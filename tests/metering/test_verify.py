@@ -214,7 +214,11 @@ def test_an_allocation_that_is_gone_is_found_by_its_rows(busy: Centre) -> None:
     assert any(finding.check is Check.HOLDER and "sequence" in finding.where for finding in report.findings)
 
 
-@pytest.mark.parametrize("column", [column.name for column in PRICE_BOOK.columns if column.name != "published_ms"])
+UNPROVED = ("published_ms", "retroactive_reason")
+"""What a book's hash is not of: when it was published, and why then."""
+
+
+@pytest.mark.parametrize("column", [column.name for column in PRICE_BOOK.columns if column.name not in UNPROVED])
 def test_a_changed_price_book_is_found(busy: Centre, column: str) -> None:
     with busy.read() as connection:
         row = connection.execute(sa.select(PRICE_BOOK)).mappings().one()

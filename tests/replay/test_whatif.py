@@ -96,8 +96,8 @@ def test_flags_override_the_policy_and_the_literatures_names_mean_its_rules(file
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"order": "srtf"}, "needs preemption"),
-        ({"preemption": "fair"}, "preempts nothing"),
+        ({"order": "srtf"}, "no limit says what remains"),
+        ({"preemption": "always"}, "off, guarantee, fair"),
         ({"backfill": "some"}, "none, easy"),
         ({"restart_cost_seconds": -1}, "0 or more"),
         ({"plot": Path("plot.png")}, "SVG"),

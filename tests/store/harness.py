@@ -133,6 +133,9 @@ class Model:
                 old = self.allocations[event.allocation]
                 self.allocations[old.id] = replace(old, phase=Phase.STOPPING, stop_reason=event.reason)
                 self._change(old.job, state=JobState.STOPPING)
+            case events.AllocationCheckpointed():
+                old = self.allocations[event.allocation]
+                self.allocations[old.id] = replace(old, checkpointed_ms=event.at_ms)
             case events.AllocationEnded():
                 del self.allocations[event.allocation]
                 self.jobs[event.job.id] = event.job

@@ -45,6 +45,9 @@ LAUNCH = LaunchSpec(
     grace_seconds=1.5,
     log_limit_bytes=10,
     run_as="root",
+    secrets=("HF_TOKEN",),
+    volumes=("data:/data",),
+    shm_bytes=1 << 30,
     simulated_seconds=0.0,
     simulated_exit_code=3,
 )

@@ -1,0 +1,248 @@
+"""Whom to stop so that a gang fits, at least cost: the search over nodes, under the rules of `eviction`.
+
+Victims are added in their order until the gang fits, then spared again, the last first, as far as it still fits: what
+is left is a set of which no part would do. It is the cheapest by its worst victim. Where the rule runs out before a
+node is open (what an account may lose is spread over many nodes), nodes are opened one after the other instead.
+
+`Preemption` is a tick's view: how many attempts are left, what was evicted, what could not be helped.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from scheduler.core.booking import Bookings
+from scheduler.core.eviction import Mode, Preemptor, Rule, Standings, in_order
+from scheduler.core.model import (
+    AccountId,
+    Allocation,
+    AllocationId,
+    Booking,
+    BookingWanted,
+    GpuClass,
+    Job,
+    NodeName,
+    Shape,
+    lineage,
+)
+from scheduler.core.openings import Openings
+from scheduler.core.placement import Spares
+from scheduler.core.policy import Policy
+from scheduler.core.policy import Preemption as Rules
+from scheduler.core.shares import Shares
+from scheduler.core.state import ClusterState
+from scheduler.core.stretch import Claim
+from scheduler.core.waiting import Group
+
+
+class Preemption:
+    """What one tick may stop for others, and has decided to."""
+
+    def __init__(self, state: ClusterState, policy: Policy, bookings: Bookings, now_ms: int) -> None:
+        self._state = state
+        self._policy = policy
+        self._now_ms = now_ms
+        self._attempts = 0 if policy.preemption is Rules.OFF else policy.preemption_attempts
+        self._shares: Shares | None = None
+        self._gone: Counter[tuple[AccountId, GpuClass]] = Counter()
+        self._standings = Standings(state, bookings, self._made_shares, self._gone)
+        self._evicted: set[AllocationId] = set()
+        self._guarded: Counter[GpuClass] = Counter()
+        self._tried: set[tuple[Group, int]] = set()
+        self._unyielding: set[tuple[Shape, GpuClass, int]] = set()
+        """What not even a guarantee can make room for."""
+        self._ordered: dict[GpuClass, list[Allocation]] = {}
+        self._fair: dict[GpuClass, bool] = {}
+        self._weighed: set[GpuClass] = set()
+
+    @property
+    def weighed(self) -> tuple[GpuClass, ...]:
+        """The classes in which it was considered who, without a guarantee, may take whose place."""
+        return tuple(sorted(self._weighed))
+
+    def has_hope(self, group: Group, *, is_guarantee: bool) -> bool:
+        """Tells whether it is worth an attempt for jobs of the group, as far as can be told at once."""
+        if self._attempts == 0 or group.wanted is BookingWanted.SPOT:
+            return False
+        evictable = self._state.evictable
+        return any(
+            gpu_class in evictable and (is_guarantee or self._is_fair_turn(gpu_class))
+            for gpu_class in group.shape.gpu_classes
+        )
+
+    def seek(self, job: Job, group: Group, option: tuple[GpuClass, Booking], spares: Spares) -> Claim | None:
+        """Returns the claim with the gangs to stop so that the job fits, or None; counts as an attempt."""
+        gpu_class, booking = option
+        is_guaranteed = booking is Booking.GUARANTEED
+        is_fair = self._is_fair_turn(gpu_class)
+        if self._attempts == 0 or booking is Booking.SPOT or (group, job.priority) in self._tried:
+            return None
+        if gpu_class not in self._state.evictable or not (is_guaranteed or is_fair):
+            return None
+        if (group.shape, gpu_class, group.time_limit_ms) in self._unyielding or job.array_cap is not None:
+            return None  # a claim would leave its place under the array's cap to another element
+        if is_fair and not is_guaranteed:
+            self._weighed.add(gpu_class)
+        self._attempts -= 1
+        victims = self._victims(Preemptor(job, gpu_class, booking), is_fair=is_fair, spares=spares)
+        if victims is None:
+            self._tried.add((group, job.priority))
+            if is_guaranteed and self._policy.guarantee_overrides_min_run and not self._state.advance:
+                self._unyielding.add((group.shape, gpu_class, group.time_limit_ms))
+            return None
+        gangs, openings = victims
+        return self._claim(job, option, gangs, openings)
+
+    def _claim(self, job: Job, option: tuple[GpuClass, Booking], gangs: list[Allocation], openings: Openings) -> Claim:
+        gpu_class, booking = option
+        guarded = 0 if booking is Booking.GUARANTEED else len(gangs)
+        self._guarded[gpu_class] += guarded
+        for gang in gangs:
+            self._evicted.add(gang.id)
+            if gang.booking is not Booking.SPOT:
+                for name in lineage(gang.account):
+                    self._gone[name, gpu_class] += gang.total_units
+        self._ordered.pop(gpu_class, None)
+        now_ms = self._now_ms
+        return Claim(
+            job.id,
+            job.account,
+            job.user,
+            gpu_class,
+            booking,
+            openings.grants(),
+            tuple(gang.id for gang in gangs),
+            guarded,
+            now_ms,
+            now_ms + self._policy.default_grace_ms,
+            now_ms + self._policy.default_grace_ms + job.time_limit_ms,
+            now_ms + self._policy.claim_timeout_ms,
+        )
+
+    def _victims(
+        self, preemptor: Preemptor, *, is_fair: bool, spares: Spares
+    ) -> tuple[list[Allocation], Openings] | None:
+        policy, gpu_class = self._policy, preemptor.gpu_class
+        rule = Rule(
+            self._standings, preemptor, self._is_old, Mode(is_fair=is_fair, is_hasty=policy.guarantee_overrides_min_run)
+        )
+        gangs = [gang for gang in self._state.evictable[gpu_class].values() if gang.id not in self._evicted]
+        openings = Openings(self._state, preemptor.job.shape, gpu_class, spares)
+        ordered = self._ordered.get(gpu_class)
+        if ordered is None:
+            ordered = self._ordered[gpu_class] = in_order(self._standings, gangs, self._now_ms)
+        chosen = cheapest(openings, rule, ordered)
+        if chosen is None and preemptor.booking is Booking.BURST and rule.has_share:
+            chosen = node_by_node(openings, rule, [gang for gang in ordered if rule.permits(gang)])
+        return None if chosen is None else (chosen, openings)
+
+    def _is_old(self, gang: Allocation) -> bool:
+        return gang.started_ms is not None and self._now_ms - gang.started_ms >= self._policy.min_run_ms
+
+    def _is_fair_turn(self, gpu_class: GpuClass) -> bool:
+        """True when it is time to look who may take whose place in a class, and not too many were stopped lately."""
+        is_turn = self._fair.get(gpu_class)
+        if is_turn is None:
+            policy, state, now_ms = self._policy, self._state, self._now_ms
+            weighed_ms = state.weighed_ms.get(gpu_class)
+            is_turn = policy.preemption is Rules.FAIR and (
+                weighed_ms is None or now_ms >= weighed_ms + policy.weigh_every_ms or now_ms < weighed_ms
+            )
+            self._fair[gpu_class] = is_turn
+        if not is_turn:
+            return False
+        since_ms = self._now_ms - self._policy.eviction_window_ms
+        lately = self._state.claims.evicted_since(gpu_class, since_ms) + self._guarded[gpu_class]
+        return lately < self._policy.most_evictions
+
+    def _made_shares(self) -> Shares:
+        if self._shares is None:
+            self._shares = Shares(self._state, self._now_ms)
+        return self._shares
+
+
+def cheapest(openings: Openings, rule: Rule, ordered: Sequence[Allocation]) -> list[Allocation] | None:
+    """Evicts gangs in order until there is room, then spares what can be spared; None when there never is.
+
+    `openings` has the victims evicted afterwards, or nothing when the answer is None.
+    """
+    chosen: list[Allocation] = []
+    for gang in ordered:
+        if openings.has_room():
+            break
+        if rule.permits(gang) and openings.would_help(gang):
+            openings.evict(gang)
+            rule.take(gang)
+            chosen.append(gang)
+    return _settled(openings, rule, chosen)
+
+
+def node_by_node(openings: Openings, rule: Rule, ordered: Sequence[Allocation]) -> list[Allocation] | None:
+    """Opens nodes one after the other, those first whose last victim comes first in the order; as `cheapest`."""
+    on_node: dict[NodeName, list[Allocation]] = {}
+    for gang in ordered:
+        for grant in gang.grants:
+            on_node.setdefault(grant.node, []).append(gang)
+    places = {gang.id: place for place, gang in enumerate(ordered)}
+    bottlenecks = [(places[last], name) for name, row in on_node.items() if (last := _last(openings, name, row))]
+    chosen: dict[AllocationId, Allocation] = {}
+    for _, name in sorted(bottlenecks):
+        if openings.has_room():
+            break
+        trial: list[Allocation] = []
+        for gang in on_node[name]:
+            if not openings.is_open(name) and gang.id not in chosen and rule.permits(gang):
+                openings.evict(gang)
+                rule.take(gang)
+                trial.append(gang)
+        if openings.is_open(name):
+            chosen.update((gang.id, gang) for gang in trial)
+        else:
+            _spare(openings, rule, trial)
+    return _settled(openings, rule, list(chosen.values()))
+
+
+def _last(openings: Openings, name: NodeName, gangs: Sequence[Allocation]) -> AllocationId | None:
+    """Returns the gang whose eviction opens the node if they go in order; None if that never does."""
+    gone: list[Allocation] = []
+    for gang in gangs:
+        openings.evict(gang)
+        gone.append(gang)
+        if openings.is_open(name):
+            break
+    is_open = openings.is_open(name)
+    for gang in gone:
+        openings.put_back(gang)
+    return gone[-1].id if is_open and gone else None
+
+
+def _settled(openings: Openings, rule: Rule, chosen: list[Allocation]) -> list[Allocation] | None:
+    """Spares what is not needed, the last first, until nothing can be spared; checks the rule on what is left."""
+    if not openings.has_room():
+        _spare(openings, rule, chosen)
+        return None
+    spared: set[AllocationId] = set()
+    is_changed = True
+    while is_changed:
+        is_changed = False
+        for gang in reversed(chosen):
+            if gang.id in spared or openings.needs_gone(gang):
+                continue
+            openings.put_back(gang)
+            spared.add(gang.id)
+            if openings.has_room() and rule.holds_without(gang, (each for each in chosen if each.id not in spared)):
+                rule.give(gang)
+                is_changed = True
+            else:
+                spared.remove(gang.id)
+                openings.evict(gang)
+    chosen = [gang for gang in chosen if gang.id not in spared]
+    if not rule.holds(chosen):
+        _spare(openings, rule, chosen)
+        return None
+    return chosen
+
+
+def _spare(openings: Openings, rule: Rule, gangs: Sequence[Allocation]) -> None:
+    for gang in gangs:
+        openings.put_back(gang)
+        rule.give(gang)
