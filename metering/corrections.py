@@ -11,7 +11,7 @@ import json
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from enum import StrEnum
 from itertools import groupby
@@ -22,9 +22,11 @@ from zoneinfo import ZoneInfo
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from metering.core.journal import EntryKind, JournalEntry, Ledger, transfer
+from metering.budgets import Purse
+from metering.core.journal import MOST_TEXT, EntryKind, JournalEntry, Ledger, transfer
 from metering.core.period import PeriodStatus
 from metering.core.quantity import AMOUNT_DECIMALS, GPU_HOURS_DECIMALS, fixed
+from metering.core.rating import LineType
 from metering.core.who_pays import WHO_PAYS_VERSIONS
 from metering.credit_lines import CREDIT
 from metering.export import export_usage
@@ -33,7 +35,7 @@ from metering.ledger import price_book_rows
 from metering.periods import KnownPeriod, known_period, periods
 from metering.sealed import WHOLE, sealed_manifest, write_sealed
 from metering.tables import CORRECTION, PRICE_BOOK
-from scheduler.core.model import AccountId
+from scheduler.core.model import AccountId, AllocationId
 from scheduler.refusal import RefusalCode, Refused
 from scheduler.store.chained import append, head_of
 from scheduler.store.tables import RECLASSIFICATION
@@ -41,7 +43,7 @@ from scheduler.store.transaction import Transaction
 
 _MICROS = 10**AMOUNT_DECIMALS
 _NANO = 10**GPU_HOURS_DECIMALS
-_RATED = frozenset({"usage", "credit", "minimum", "energy"})
+_RATED = frozenset({LineType.USAGE, LineType.CREDIT, LineType.MINIMUM, LineType.ENERGY})
 """Line types that are rated from occupancy."""
 
 
@@ -214,7 +216,7 @@ def _write(tx: Transaction, corrections: Iterable[Correction], zone: str) -> int
         counts[prefix] += 1
         row = _values(each, f"{prefix}{counts[prefix]}", open_period.period.name, tx.now_ms)
         rows.append(row)
-        _post(connection, each, str(row["key"]), tx.now_ms)
+        _post(tx, each, str(row["key"]))
     return len(append(connection, CORRECTION, rows))
 
 
@@ -253,23 +255,31 @@ def _values(each: Correction, key: str, period: str, now_ms: int) -> dict[str, A
     }
 
 
-def _post(connection: Connection, each: Correction, key: str, now_ms: int) -> None:
-    """Posts what the tenant owes more or less; a correction of time alone moves no money."""
+def _post(tx: Transaction, each: Correction, key: str) -> None:
+    """Posts what the tenant owes more or less; a correction of time alone moves no money.
+
+    What follows from occupancy is charged by whoever keeps budgets, line by line to what is known: the journal has it
+    once, whichever of the two was first. Here its allocation is only looked at again.
+    """
     if each.amount_micros == 0:
         return
+    is_credit = each.cells["line_type"] == LineType.CREDIT
+    if each.origin is Origin.RERATED and not is_credit:
+        tx.admission.release(tx.connection, [AllocationId(_allocation_of(each.cells))], tx.now_ms)
+        return
     account = AccountId(each.cells["project_id"] or each.cells["tenant_id"])
-    owed, revenue = (Ledger.RECEIVABLE, account), (Ledger.REVENUE, account)
-    legs = transfer(owed, revenue, each.amount_micros)
+    owed = (Ledger.RECEIVABLE, account) if is_credit else Purse.of(tx.connection, account).payer
+    legs = transfer(owed, (Ledger.SLA_EXPENSE if is_credit else Ledger.REVENUE, account), each.amount_micros)
     entry = JournalEntry(
-        key=f"correction-{head_of(connection, CORRECTION).sequence}-{key}"[-256:],
+        key=f"correction-{head_of(tx.connection, CORRECTION).sequence}-{key}"[-MOST_TEXT:],
         kind=EntryKind.CORRECTION,
         currency=each.cells["currency"],
-        at_ms=now_ms,
-        legs=legs,
+        at_ms=tx.now_ms,
+        legs=tuple(replace(leg, line_id=key) for leg in legs),
         actor=each.actor or None,
-        reason=each.reason[:256],
+        reason=each.reason[:MOST_TEXT],
     )
-    post(connection, entry)
+    post(tx.connection, entry)
 
 
 def _sealed_rows(connection: Connection, known: KnownPeriod, folder: Path) -> Iterator[dict[str, str]]:
