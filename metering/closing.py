@@ -164,7 +164,6 @@ def _touched_since(connection: Connection, period: Period, seal: Seal) -> bool:
     later = sa.select(RECLASSIFICATION.c.sequence).where(
         RECLASSIFICATION.c.sequence > seal.heads[RECLASSIFICATION.name][0],
         RECLASSIFICATION.c.from_ms < period.to_ms,
-        RECLASSIFICATION.c.to_ms > period.from_ms,
     )
     books = {row.version: row.sha256 for row in price_book_rows(connection)}
     is_written = any(connection.execute(query.limit(1)).first() is not None for query in (closed, later))

@@ -178,8 +178,7 @@ def touched_since(connection: Connection, known: KnownPeriod) -> bool:
     later = sa.select(RECLASSIFICATION.c.sequence).where(
         RECLASSIFICATION.c.sequence > seal.heads[RECLASSIFICATION.name][0],
         RECLASSIFICATION.c.from_ms < period.to_ms,
-        RECLASSIFICATION.c.to_ms > period.from_ms,
-    )
+    )  # what was before the period counts too: it may have drawn on a package that goes on
     if connection.execute(later.limit(1)).first() is not None:
         return True
     books = sa.select(PRICE_BOOK.c.version).where(PRICE_BOOK.c.effective_ms < period.to_ms)

@@ -40,8 +40,12 @@ def credit_of(rated: RatedLine, table: WhoPays) -> Credit | None:
         allocation.checkpointed_ms,
     )
     span = credited_span(fault, table)
-    micros = 0 if span is None else credit_micros(amount, (piece.from_ms, piece.to_ms), span)
-    if span is None or micros == 0:
+    if span is None:
+        return None
+    if piece.topped_ms:  # a least charge for an end that the centre is at fault for
+        return Credit(fault.incident, piece.from_ms, piece.to_ms, amount)
+    micros = credit_micros(amount, (piece.from_ms, piece.to_ms), span)
+    if micros == 0:
         return None
     return Credit(fault.incident, max(piece.from_ms, span[0]), min(piece.to_ms, span[1]), micros)
 
@@ -50,6 +54,8 @@ def credit_cells(credit: Credit, usage: list[str], zone: tzinfo) -> list[str]:
     """Returns the native row of a credit, from that of its usage line."""
     cells = dict(zip(USAGE_COLUMNS, usage, strict=True))
     less = fixed(-credit.amount_micros, AMOUNT_DECIMALS)
+    if cells["effective_amount"]:
+        cells["effective_amount"] = less
     cells |= {
         "line_id": f"{CREDIT}{cells['line_id']}",
         "line_type": "credit",
@@ -60,6 +66,7 @@ def credit_cells(credit: Credit, usage: list[str], zone: tzinfo) -> list[str]:
         "gpu_ms": "0",
         "gpu_hours": fixed(0, GPU_HOURS_DECIMALS),
         "unit_price": "",
+        "list_price": "",
         "list_amount": less,
         "discount_amount": fixed(0, AMOUNT_DECIMALS),
         "amount": less,

@@ -272,7 +272,7 @@ class _Charges:
             return
         cells = credit_cells(credit, cells, self._request.zone)
         self._put.native(cells)
-        self._put.charge(self._focus.of_credit(cells), cells)
+        self._put.charge(self._focus.of_credit(cells, rated.line.slice.stretch.day), cells)
         self.totals.count(tenant_of(rated.line.slice.segment.holder), rated.line.book, -credit.amount_micros)
         self._sums.credit_lines += 1
 

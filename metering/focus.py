@@ -145,10 +145,9 @@ class FocusRows:
         )
         return cells
 
-    def of_credit(self, native: Sequence[str]) -> list[str]:
+    def of_credit(self, native: Sequence[str], day: date) -> list[str]:
         """Returns the row of a credit: of its usage's day and job, without a quantity, with the incident's id."""
         amount, currency = native[_AT["amount"]], native[_AT["currency"]]
-        day = local_time(parse_utc_ms(native[_AT["start_utc"]]), self._zone).date()
         values = dict(zip(_PERIOD, self._periods(day), strict=True)) | self._everywhere(currency)
         values |= dict.fromkeys(("BilledCost", "ContractedCost", "EffectiveCost", "ListCost"), amount)
         values |= self._of_job(native) | {

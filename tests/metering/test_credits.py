@@ -1,6 +1,7 @@
 """The centre's faults are given back, by the who-pays table, on lines of their own that name the incident."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,20 @@ def test_a_credit_is_a_line_that_names_the_incident_and_lowers_the_invoice(
     assert manifest.sums["payable"] == {"CNY": "0.000000"}
     with centre.read() as connection:
         assert verify_export(tmp_path / "out", connection).is_proved
+
+
+def test_a_least_charge_for_an_end_that_was_not_the_tenants_is_given_back_whole(centre: Centre, tmp_path: Path) -> None:
+    centre.publish(replace(book(effective_ms=0), minimum_ms=10 * MINUTE_MS))
+    for reason in (EndReason.PREEMPTED, EndReason.CANCELLED):
+        hasty = centre.start(A0)
+        centre.running(hasty)
+        centre.clock.advance(minutes=4)
+        centre.end(hasty, reason)
+    centre.export(tmp_path / "out")
+    found = [(row["line_type"], row["amount"]) for row in lines_of(tmp_path / "out")]
+    both = [("usage", "1.200000"), ("minimum", "1.800000")]
+    assert sorted(found) == sorted([*both, *both, ("credit", "-1.200000"), ("credit", "-1.800000")])
+    assert verify_export(tmp_path / "out").is_proved
 
 
 def test_usage_tells_what_the_files_tell(faulty: tuple[Centre, AllocationId], tmp_path: Path) -> None:
