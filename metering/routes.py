@@ -21,6 +21,7 @@ from metering.focus import UNNAMED_ISSUER, FocusTerms
 from metering.focus_columns import VERSIONS
 from metering.periods import known_period
 from metering.price_routes import price_routes
+from metering.report_routes import report_routes
 from metering.sealed import export_known
 from metering.spans import instant_of, zone_of
 from metering.usage_routes import usage_routes
@@ -100,6 +101,7 @@ def ledger_routes(door: Door, issuer_known: str = UNNAMED_ISSUER) -> APIRouter:
 
     router.include_router(price_routes(door))
     router.include_router(usage_routes(door))
+    router.include_router(report_routes(door))
     router.include_router(evidence_routes(door))
     return router
 

@@ -55,6 +55,16 @@ class PriorityWord(StrEnum):
     HIGH = "high"
 
 
+class CheckpointSignal(StrEnum):
+    """What may ask a program to save its work: signals that it can handle."""
+
+    TERM = "TERM"
+    INT = "INT"
+    HUP = "HUP"
+    USR1 = "USR1"
+    USR2 = "USR2"
+
+
 PRIORITIES = {PriorityWord.LOW: -1, PriorityWord.NORMAL: 0, PriorityWord.HIGH: 1}
 PRIORITY_WORDS = {number: word.value for word, number in PRIORITIES.items()}
 
@@ -113,6 +123,9 @@ class JobSpec(BaseModel):
     )
     topology: Name | None = Field(None, description="required:LABEL or preferred:LABEL: nodes that share its value.")
     grace_seconds: Annotated[int, Field(ge=0, le=3600)] | None = Field(None, description="Between SIGTERM and SIGKILL.")
+    checkpoint_signal: CheckpointSignal | None = Field(
+        None, description="Instead of SIGTERM, before the grace: what the program saves its work at."
+    )
     labels: dict[Name, Words] = Field(default_factory=dict, max_length=32)
     max_cost: MoneySpec | None = Field(None, description="The most that it may cost, all starts and elements together.")
     notify: tuple[NoticeEvent, ...] | None = Field(None, max_length=32, description="Default: what its user asked for.")

@@ -14,6 +14,7 @@ from scheduler.store.jobs import JobDraft
 from scheduler.wire.fitting import Offer, size_of
 from scheduler.wire.spec import (
     PRIORITIES,
+    CheckpointSignal,
     JobSpec,
     PriorityWord,
     invalid,
@@ -100,6 +101,7 @@ def draft_of(spec: JobSpec, rights: Rights, centre: Centre, after: tuple[Depende
             volumes=tuple(dict.fromkeys(spec.volumes)),
             shm_bytes=spec.shm_bytes,
             grace_seconds=grace,
+            stop_signal=f"SIG{(spec.checkpoint_signal or CheckpointSignal.TERM).value}",
             log_limit_bytes=rules.log_limit_bytes,
             run_as=rules.run_as,
         ),

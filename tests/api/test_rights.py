@@ -31,6 +31,7 @@ WHO_MAY: dict[tuple[str, str], tuple[set[Role | None], Any]] = {
     ("GET", "/v1/jobs/{ref}/why"): ({U, T, B, O}, None),
     ("GET", "/v1/jobs/{ref}/events"): ({U, T, B, O}, None),
     ("GET", "/v1/jobs/{ref}/allocations"): ({U, T, B, O}, None),
+    ("GET", "/v1/jobs/{ref}/report"): ({U, T, B, O}, None),
     ("GET", "/v1/jobs/{ref}/wait"): ({U, T, B, O}, None),
     ("GET", "/v1/jobs/{ref}/logs"): ({U, T, O}, None),
     ("POST", "/v1/jobs/cancel"): ({U, T, O}, JOBS),

@@ -35,7 +35,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], tuple[str, str]]] = {
     "why": (("why", "10482"), ("GET", "/v1/jobs/10482/why")),
     "history": (("history", "--since", "2026-11-16"), ("GET", "/v1/jobs")),
     "history-of-one": (("history", "10431"), ("GET", "/v1/jobs/10431/events")),
-    "report": (("report", "10431"), ("GET", "/v1/jobs/10431/allocations")),
+    "report": (("report", "10431"), ("GET", "/v1/jobs/10431/report")),
     "wait": (("wait", "10482"), ("GET", "/v1/jobs/10482/wait")),
     "cancel": (("cancel", "-y", "10482"), ("POST", "/v1/jobs/cancel")),
     "hold": (("hold", "-y", "10482"), ("POST", "/v1/jobs/hold")),
