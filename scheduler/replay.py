@@ -19,6 +19,7 @@ from scheduler.core.events import (
     AllocationPromoted,
     ClaimEnded,
     ClaimMade,
+    JobChanged,
     JobSubmitted,
     NodeChanged,
     PreemptionWeighed,
@@ -37,11 +38,12 @@ from scheduler.core.model import (
 from scheduler.core.outcome import Verdict, after_end
 from scheduler.core.placement import verdict
 from scheduler.core.plan import Plan, Start
-from scheduler.core.policy import Backfill, Policy
+from scheduler.core.policy import Backfill, Policy, Preemption, QueueOrder
 from scheduler.core.state import ClusterState
 from scheduler.executor import NodeInventory
 from scheduler.figures import JobRun, Sample, Totals, summary
 from scheduler.scenario import TraceJob
+from scheduler.shortest import gangs_to_stop
 from scheduler.snapshot import Snapshot
 
 _SAMPLES = 2000
@@ -72,6 +74,9 @@ class Replay:
         accounts: Sequence[Account] = (),
     ) -> None:
         self._policy = replace(policy, default_grace_ms=0)  # nothing outlives its limit here
+        self._stops_the_longest = policy.order is QueueOrder.SRTF and policy.preemption is not Preemption.OFF
+        if self._stops_the_longest:
+            self._policy = replace(self._policy, preemption=Preemption.OFF)  # it has rules of its own
         self._restart_cost_ms = restart_cost_ms
         self._state = ClusterState(policy.debt_half_life_ms)
         for inventory in nodes:
@@ -218,9 +223,15 @@ class Replay:
             self.totals.preemptions += reason is EndReason.PREEMPTED
             lost_ms = run.stop_after(held_ms, self._restart_cost_ms)
             self.totals.lost_unit_ms += allocation.total_units * lost_ms
+            if self._stops_the_longest:
+                rest_ms = run.trace.time_limit_ms - run.done_ms + (self._restart_cost_ms if run.done_ms else 0)
+                state.apply(JobChanged(now_ms, replace(after, time_limit_ms=max(1, rest_ms))))
 
     def _tick(self) -> None:
         now_ms = self._now_ms
+        if self._stops_the_longest:
+            for allocation in gangs_to_stop(self._state, now_ms):
+                self._end(allocation, EndReason.PREEMPTED)
         while True:
             began = time.perf_counter()
             made = plan(self._state, self._policy, now_ms, self._last_plan.decision + 1)

@@ -14,7 +14,7 @@ from typing import Any
 
 from scheduler.core.policy import Backfill, Placement, Policy, Preemption, QueueOrder
 from scheduler.knobs import choice, policy_from
-from scheduler.plot import draw
+from scheduler.plot import draw, draw_png
 from scheduler.refusal import RefusalCode, Refused
 from scheduler.replay import Replay
 from scheduler.scenario import read_accounts, read_cluster, read_jobs
@@ -56,10 +56,9 @@ def simulate(question: Question) -> dict[str, object]:
     """Returns the figures of the run, and of the policy it is compared with. Raises Refused with every problem."""
     if question.restart_cost_seconds < 0:
         raise Refused(RefusalCode.INVALID, f"--restart-cost must be 0 or more, not {question.restart_cost_seconds}")
-    if question.plot is not None and question.plot.suffix != ".svg":
-        raise Refused(
-            RefusalCode.INVALID, f"{question.plot}: plots are drawn as SVG", (f"{question.plot.with_suffix('.svg')}",)
-        )
+    if question.plot is not None and question.plot.suffix not in {".svg", ".png"}:
+        tries = (f"{question.plot.with_suffix('.svg')}", f"{question.plot.with_suffix('.png')}")
+        raise Refused(RefusalCode.INVALID, f"{question.plot}: plots are drawn as SVG or PNG", tries)
     if (question.state is None) == (question.cluster is None):
         tries = ("--cluster FILE.toml --jobs FILE.csv", "--state FILE.json")
         raise Refused(RefusalCode.INVALID, "give a cluster, or a state that has one", tries)
@@ -75,8 +74,9 @@ def simulate(question: Question) -> dict[str, object]:
     if question.schedule is not None:
         _write(question.schedule, lambda path: write_schedule(replay, path))
     if question.plot is not None:
-        drawing = draw(replay.samples, replay.totals.capacity_gpus)
-        _write(question.plot, lambda path: path.write_text(drawing, encoding="utf-8"))
+        drawn = draw_png if question.plot.suffix == ".png" else draw
+        drawing = drawn(replay.samples, replay.totals.capacity_gpus)
+        _write(question.plot, lambda path: path.write_bytes(drawing))
     return report
 
 
@@ -92,7 +92,8 @@ def with_options(policy: Policy, question: Question) -> Policy:
     for name, value, choices in chosen:
         if value is not None:
             changes[name] = choice(f"--{name}", value, choices)
-    if question.order not in {None, QueueOrder.FAIR.value} and question.preemption is None and question.policy is None:
+    is_textbook = question.order not in {None, QueueOrder.FAIR.value, QueueOrder.SRTF.value}
+    if is_textbook and question.preemption is None and question.policy is None:
         changes["preemption"] = Preemption.OFF  # nor do they stop what runs
     if question.order in {"fifo", "sjf"} and question.backfill == "easy" and question.policy is None:
         # The literature's orders mean the literature's backfill, or its figures could not be met again.

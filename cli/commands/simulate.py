@@ -29,7 +29,7 @@ def simulate(
     against: Annotated[
         str | None, typer.Option("--against", metavar="FILE.toml", help="A second policy, on the same jobs.")
     ] = None,
-    order: Annotated[str | None, typer.Option("--order", metavar="WORD", help="fair, fifo or sjf.")] = None,
+    order: Annotated[str | None, typer.Option("--order", metavar="WORD", help="fair, fifo, sjf or srtf.")] = None,
     backfill: Annotated[
         str | None, typer.Option("--backfill", metavar="WORD", help="none, easy or conservative.")
     ] = None,
@@ -47,7 +47,7 @@ def simulate(
         str | None, typer.Option("--schedule", metavar="FILE.csv", help="Write a row per allocation here.")
     ] = None,
     plot: Annotated[
-        str | None, typer.Option("--plot", metavar="FILE.svg", help="Draw what was held and what waited.")
+        str | None, typer.Option("--plot", metavar="FILE.svg|png", help="Draw what was held and what waited.")
     ] = None,
 ) -> int:
     """Replay jobs on a cluster in virtual time; report waiting, slowdown, utilisation, fairness.

@@ -312,6 +312,7 @@ ACCOUNTS = page(
             "pending_limit": None,
             "high_limit": None,
             "limit_weight": 0,
+            "takes_turns": False,
             "is_suspended": False,
         },
         {
@@ -326,6 +327,7 @@ ACCOUNTS = page(
             "pending_limit": None,
             "high_limit": None,
             "limit_weight": 0,
+            "takes_turns": False,
             "is_suspended": True,
         },
     ],

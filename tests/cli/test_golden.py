@@ -335,6 +335,7 @@ def test_accounts_are_changed_as_a_whole_from_what_they_were(home: Home, peer: P
         "pending_limit": None,
         "high_limit": None,
         "limit_weight": 0,
+        "takes_turns": False,
         "is_suspended": False,
     }
     home.turnstile("admin", "quota", "set", "acme", "--limit", "H100=none", "--running", "none", "--pending", "9")
