@@ -57,6 +57,7 @@ def daemon(kind: str, sim: str) -> Iterator[Running]:
 
 
 def free_port() -> int:
+    """Returns a port that nobody listens on."""
     import socket
 
     with socket.socket() as probe:
@@ -64,8 +65,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_until_ready(process: subprocess.Popen[bytes], port: int) -> None:
-    until = time.monotonic() + READY_SECONDS
+def wait_until_ready(process: subprocess.Popen[bytes], port: int, seconds: float = READY_SECONDS) -> None:
+    """Returns once the daemon is ready. Raises SystemExit when it ended, or is not in so many seconds."""
+    until = time.monotonic() + seconds
     while time.monotonic() < until:
         if process.poll() is not None:
             raise SystemExit(f"the daemon ended with status {process.returncode}")

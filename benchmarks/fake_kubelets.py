@@ -2,8 +2,8 @@
 
     python -m benchmarks.fake_kubelets SCRIPT [the script's own options]
 
-The script (`fake_nodes.py`) forgets a pod's status when an outage catches it; a job that ended in that very second would
-then be seen to run until its time limit.
+The script (`fake_nodes.py`) forgets a pod's status when an outage catches it; a job that ended in that very second
+would then be seen to run until its time limit.
 """
 
 import importlib.util

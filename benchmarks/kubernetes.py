@@ -27,6 +27,7 @@ from typing import Any
 from benchmarks.daemon import Connection, Running, free_port, machine, wait_until_ready
 from benchmarks.kubernetes_witness import PodWitness, Verdicts, figures, from_database
 from k8s.api import Access, Api
+from k8s.names import selector
 
 SHAPES = ((1, 1),) * 10 + ((1, 2),) * 4 + ((1, 4),) * 3 + ((1, 8),) * 2 + ((2, 8),)
 """(nodes, GPUs a node) of twenty jobs in a row: half of them one GPU, one in twenty a gang."""
@@ -79,7 +80,7 @@ class Centre:
             self._process = subprocess.Popen(
                 [*command, "--listen", f"127.0.0.1:{self.port}"], env=self._environment, stderr=log
             )
-        wait_until_ready(self._process, self.port)
+        wait_until_ready(self._process, self.port, 300.0)
         token = (self.folder / "operator.token").read_text(encoding="ascii").strip()
         return Running(self._process, self.folder, self.port, token)
 
@@ -176,7 +177,9 @@ class Troubles:
     def __init__(self, given: argparse.Namespace, centre: Centre, api: Api, state: Path) -> None:
         self._given, self._centre, self._api, self._state = given, centre, api, state
         self._silent: str | None = None
-        self._due = [] if given.calm else [(0.2, self._outage), (0.35, self._silence), (0.5, self._kill), (0.7, self._wake)]
+        self._due = (
+            [] if given.calm else [(0.2, self._outage), (0.35, self._silence), (0.5, self._kill), (0.7, self._wake)]
+        )
         self.lost_node: str | None = None
 
     def look(self, part_ended: float) -> None:
@@ -263,10 +266,19 @@ def run(given: argparse.Namespace, folder: Path, kubeconfig: Path, state: Path) 
     finally:
         centre.stop()
         witness.stop()
-        for item in api.list_all("/api/v1/namespaces")[0]:
-            if item["metadata"]["name"].startswith(f"{centre.installation}-"):
-                api.delete(f"/api/v1/namespaces/{item['metadata']['name']}")
+        tidy_up(api, centre.installation)
     return verdicts
+
+
+def tidy_up(api: Api, installation: str) -> None:
+    """Removes what a run leaves, also one that was given up: Jobs whose end nobody records any more."""
+    for item in api.list_all("/apis/batch/v1/jobs", {"labelSelector": selector(installation)})[0]:
+        if item["metadata"].get("finalizers"):
+            path = f"/apis/batch/v1/namespaces/{item['metadata']['namespace']}/jobs/{item['metadata']['name']}"
+            api.merge(path, {"metadata": {"finalizers": None}})
+    for item in api.list_all("/api/v1/namespaces")[0]:
+        if item["metadata"]["name"].startswith(f"{installation}-"):
+            api.delete(f"/api/v1/namespaces/{item['metadata']['name']}")
 
 
 def finish(given: argparse.Namespace, running: Running, troubles: Troubles) -> None:

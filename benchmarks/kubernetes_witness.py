@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -45,7 +46,7 @@ def from_database(path: Path) -> Facts:
         ).fetchall()
     doubled = [
         (before["device"], before["allocation_id"], after["allocation_id"])
-        for before, after in zip(held, held[1:], strict=False)
+        for before, after in pairwise(held)
         if before["device"] == after["device"]
         and after["from_ms"] < before["to_ms"]
         and before["allocation_id"] != after["allocation_id"]

@@ -42,7 +42,7 @@ def refresh_when_changed(executor: Executor, controller: Controller) -> None:
 def kubernetes_executor(
     settings: Settings, data_dir: Path, clock: Clock
 ) -> tuple[KubernetesExecutor, TrafficCollector]:
-    """Returns the executor of a cluster, and what shows its requests. Raises SettingsProblem, KubernetesProblem with what a person must change.
+    """Returns the executor of a cluster, and what shows its requests. Raises SettingsProblem, KubernetesProblem.
 
     A cluster that does not answer now is no reason not to start: the daemon leads as soon as it does.
     """
