@@ -117,7 +117,7 @@ class Verdicts:
         print(f"{'yes' if is_kept else 'NO '} {promise}" + ("" if is_kept else f": {else_what}"))
         self.are_bad = self.are_bad or not is_kept
 
-    def judge(self, jobs: Sequence[int], facts: Facts, witness: PodWitness, *, is_node_lost: bool) -> None:
+    def judge(self, jobs: Sequence[int], facts: Facts, witness: PodWitness, lost_node: str | None) -> None:
         """Compares what was promised with what the witnesses saw."""
         states = Counter(facts.jobs[job]["state"] if job in facts.jobs else "missing" for job in jobs)
         self.say(f"all {len(jobs)} jobs completed", states == {"completed": len(jobs)}, dict(states))
@@ -126,9 +126,10 @@ class Verdicts:
             by_job[each["job_id"]].append(each)
         wrong = [job for job in jobs if not _ended_once(by_job[job])]
         self.say("each job ended once", not wrong, [(job, _ends(by_job[job])) for job in wrong[:5]])
-        again = [job for job in jobs if len(by_job[job]) > 1]
-        words = "jobs ran again only where their node was lost"
-        self.say(f"{words} ({len(again)})", is_node_lost or not again, again[:5])
+        back = [each for each in facts.allocations if each["end_reason"] in SENT_BACK]
+        strays = [each for each in back if lost_node is None or f'"{lost_node}"' not in each["grants"]]
+        words = f"runs were sent back only from the silent node ({len(back)})"
+        self.say(words, not strays, [(each["job_id"], each["detail"]) for each in strays[:5]])
         doubled = [key for key, uids in witness.uids.items() if len(uids) > 1]
         self.say(f"no rank had two pods ({len(witness.uids)} pods seen)", not doubled, doubled[:5])
         self.say("the ledger has one holder a GPU", not facts.doubly_held, facts.doubly_held[:5])
