@@ -16,6 +16,7 @@ FLAGS_OF_FIELDS = {
     "array": "-a",
     "begin_at": "--begin",
     "booking": "--booking",
+    "checkpoint_signal": "--checkpoint-signal",
     "command": "the command",
     "constraints": "--constraint",
     "cpus_per_node": "-c",
@@ -130,6 +131,9 @@ class JobFlags:
     grace: Annotated[str | None, typer.Option("--grace", metavar="DUR", help="Between SIGTERM and SIGKILL: 120s.")] = (
         None
     )
+    checkpoint_signal: Annotated[
+        str | None, typer.Option("--checkpoint-signal", metavar="NAME", help="Instead of TERM: INT, HUP, USR1, USR2.")
+    ] = None
     sweep: Annotated[
         list[str] | None, typer.Option("--sweep", metavar="K=V,V", help="A job for each value; repeat: for each pair.")
     ] = None
@@ -197,6 +201,9 @@ def spec_of(
         "retries": None if flags.retries is None else values.count(flags.retries, "--retries", least=0),
         "notify": [event for each in flags.notify or () for event in values.notice_events(each)],
         "notify_when": _chosen(flags.notify_when, "--notify-when", ("each", "last")),
+        "checkpoint_signal": None
+        if flags.checkpoint_signal is None
+        else values.checkpoint_signal(flags.checkpoint_signal),
         "grace_seconds": None if flags.grace is None else values.duration(flags.grace, "--grace"),
     }
     return {name: value for name, value in spec.items() if value not in (None, {}, [])}

@@ -32,7 +32,7 @@ VERBS = (
     Verb("checkpoint", "cli.commands.act", "checkpoint", _JOBS, "Say that a job's work is saved up to now"),
     Verb("update", "cli.commands.act", "update", _JOBS, "Give waiting jobs other terms"),
     Verb("history", "cli.commands.jobs", "history", _JOBS, "List jobs that have ended, or what happened to one"),
-    Verb("report", "cli.commands.jobs", "report", _JOBS, "Tell what a job held, start by start"),
+    Verb("report", "cli.commands.jobs", "report", _JOBS, "Tell how well a job used its GPUs, and what it cost"),
     Verb("top", "cli.commands.top", "top", _JOBS, "Watch jobs and GPUs, full screen"),
     Verb("quote", "cli.commands.submit", "quote", _MONEY, "Tell what a job may cost", takes_command=True),
     Verb("quota", "cli.commands.quota", "quota", _MONEY, "Tell what accounts may hold, hold, and should hold"),

@@ -96,7 +96,7 @@ def usage_by(connection: Connection, span: Span, by: GroupBy, account: AccountId
                     tries=("a shorter time", "--by project"),
                 )
             group = groups[key, currency or ""] = UsageGroup(key, name, currency)
-        _count(group, rated)
+        count_line(group, rated)
         if is_measured and rated.line.type is LineType.USAGE:
             _measure(connection, group, rated)
     return [groups[place] for place in sorted(groups, key=lambda place: (_order(by, place[0]), place[1]))]
@@ -110,7 +110,8 @@ def totals_of(groups: list[UsageGroup]) -> list[UsageGroup]:
     return [totals[currency] for currency in sorted(totals)]
 
 
-def _count(group: UsageGroup, rated: RatedLine) -> None:
+def count_line(group: UsageGroup, rated: RatedLine) -> None:
+    """Adds a line to a group, rounded as in its file."""
     group.lines += 1
     group.amount_micros += rated.line.amount_micros or 0
     if rated.line.type is LineType.ENERGY:  # the same hours again, at another price

@@ -91,6 +91,7 @@ ADMIN = (
     Verb("package", "cli.commands.prices", "PACKAGE", "MONEY", "Packages of GPU-hours: sell, list"),
     Verb("ledger", "cli.commands.ledger", "LEDGER", "MONEY", "The ledger: verify, export"),
     Verb("dashboards", "cli.commands.dashboards", "DASHBOARDS", "CENTRE", "Grafana boards, alert rules: export"),
+    Verb("state", "cli.commands.state", "STATE", "CENTRE", "The live state in a file: dump, load"),
     Verb("simulate", "cli.commands.simulate", "simulate", "CENTRE", "Run the scheduler on a trace or a state"),
 )
 """The verbs of `admin`."""

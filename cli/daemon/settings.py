@@ -84,6 +84,12 @@ class ExecutorSettings:
     run_as: str | None = _key(
         None, "system user that jobs run as; needs a daemon that runs as root. Default: the daemon's own user"
     )
+    shares: bool = _key(
+        False,
+        "jobs may ask for a part of a GPU (-g H100:0.5): their accounts, prices and places are exact, but only the MPS "
+        "control daemon holds processes to their part, so switch it on where that runs or where jobs are trusted. "
+        "Never with kubernetes, which has MIG instances instead",
+    )
     log_limit_bytes: int = _key(67_108_864, "most that is kept of a job's output: 64 MiB, the head and the tail")
     log_retention_days: int = _key(30, "days that logs of ended jobs are kept")
 
@@ -392,6 +398,8 @@ def _executor_problems(executor: ExecutorSettings) -> Iterator[str]:
             parse_sim(executor.sim)
         except ValueError as problem:
             yield f"executor.sim: {problem}"
+    if executor.shares and executor.kind == "kubernetes":
+        yield "executor.shares: a container cannot be held to a part of a GPU; offer MIG instances as classes"
     if executor.kind == "local":
         try:
             # Said now, or every job would fail at its start.

@@ -239,6 +239,7 @@ def account_of(row: Row) -> Account:
         terms.get("running_limit"),
         terms.get("pending_limit"),
         terms.get("high_limit"),
+        terms.get("takes_turns", False),
     )
 
 
@@ -250,6 +251,7 @@ def terms_json(account: Account) -> JsonObject:
         running_limit=account.running_limit,
         pending_limit=account.pending_limit,
         high_limit=account.high_limit,
+        takes_turns=account.takes_turns or None,
     )
 
 

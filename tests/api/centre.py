@@ -19,7 +19,7 @@ from metering.routes import ledger_routes
 from scheduler.auth import Role, new_secret, secret_hash
 from scheduler.clock import ManualClock
 from scheduler.core.cycle import plan
-from scheduler.core.model import Account, AccountId, AllocationId, EndReason, JobId, UserName
+from scheduler.core.model import Account, AccountId, AllocationId, EndReason, Grant, JobId, UserName
 from scheduler.core.occupancy import Evidence
 from scheduler.core.plan import Plan
 from scheduler.core.policy import Policy
@@ -138,6 +138,9 @@ class Centre:
         allocation = self._state.allocations[self.allocation_of(job)]
         reason = allocation.stop_reason or (EndReason.EXIT_NONZERO if exit_code else None)
         self.commit(RecordObservations((Ended(allocation.id, self.clock.now_ms(), exit_code, reason),)))
+
+    def grants_of(self, job: int) -> tuple[Grant, ...]:
+        return self._state.allocations[self.allocation_of(job)].grants
 
     def allocation_of(self, job: int) -> AllocationId:
         allocation = self._state.jobs[JobId(job)].allocation

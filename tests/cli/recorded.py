@@ -252,6 +252,51 @@ ALLOCATIONS = page(
         }
     ],
 )
+REPORT = page(
+    "JobReport",
+    ALLOCATIONS["items"],
+    job_id=10431,
+    name="llama-sft",
+    account="acme/nlp",
+    user="mei",
+    state="completed",
+    reason=None,
+    exit_code=0,
+    submitted_at="2026-11-23T08:50:00Z",
+    waited_seconds=2460,
+    time_limit_seconds=43200,
+    ran_seconds=13200,
+    gpu={
+        "held_gpu_hours": "117.333333333",
+        "measured_gpu_hours": "116.900000000",
+        "coverage_ratio": 0.9963,
+        "busy_percent": 91,
+        "idle_gpu_hours": "2.400000000",
+        "idle_percent": 2,
+        "memory_max_bytes": 71_000_000_000,
+        "memory_bytes": 80_000_000_000,
+        "count": 32,
+        "never_busy": 0,
+    },
+    energy={"kwh": "71.204000", "coverage_ratio": 0.9963, "is_estimate": True},
+    costs=[
+        {
+            "currency": "USD",
+            "amount": "293.333333",
+            "gpu_hours": "117.333333333",
+            "preempted_gpu_hours": "0.000000000",
+            "price_per_gpu_hour": "2.50",
+            "price_book": "2026-10",
+            "lines": 1,
+        }
+    ],
+    advice=[
+        {
+            "code": "shorter_time",
+            "message": "-t 5h would have been enough (3h40m of 12h used); shorter jobs fit into earlier gaps",
+        }
+    ],
+)
 ACCOUNTS = page(
     "AccountList",
     [
@@ -267,6 +312,7 @@ ACCOUNTS = page(
             "pending_limit": None,
             "high_limit": None,
             "limit_weight": 0,
+            "takes_turns": False,
             "is_suspended": False,
         },
         {
@@ -281,6 +327,7 @@ ACCOUNTS = page(
             "pending_limit": None,
             "high_limit": None,
             "limit_weight": 0,
+            "takes_turns": False,
             "is_suspended": True,
         },
     ],
@@ -413,6 +460,7 @@ def centre(peer: Peer) -> None:
     peer.answers("GET", "/v1/jobs/10482/why", WHY)
     peer.answers("GET", "/v1/jobs/10431/events", EVENTS)
     peer.answers("GET", "/v1/jobs/10431/allocations", ALLOCATIONS)
+    peer.answers("GET", "/v1/jobs/10431/report", REPORT)
     peer.answers("GET", "/v1/jobs/10482/wait", ended(state="failed", reason="exit_nonzero", exit_code=3))
     peer.answers(
         "GET",

@@ -35,7 +35,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], tuple[str, str]]] = {
     "why": (("why", "10482"), ("GET", "/v1/jobs/10482/why")),
     "history": (("history", "--since", "2026-11-16"), ("GET", "/v1/jobs")),
     "history-of-one": (("history", "10431"), ("GET", "/v1/jobs/10431/events")),
-    "report": (("report", "10431"), ("GET", "/v1/jobs/10431/allocations")),
+    "report": (("report", "10431"), ("GET", "/v1/jobs/10431/report")),
     "wait": (("wait", "10482"), ("GET", "/v1/jobs/10482/wait")),
     "cancel": (("cancel", "-y", "10482"), ("POST", "/v1/jobs/cancel")),
     "hold": (("hold", "-y", "10482"), ("POST", "/v1/jobs/hold")),
@@ -335,6 +335,7 @@ def test_accounts_are_changed_as_a_whole_from_what_they_were(home: Home, peer: P
         "pending_limit": None,
         "high_limit": None,
         "limit_weight": 0,
+        "takes_turns": False,
         "is_suspended": False,
     }
     home.turnstile("admin", "quota", "set", "acme", "--limit", "H100=none", "--running", "none", "--pending", "9")
