@@ -33,7 +33,8 @@ from k8s.names import selector
 SHAPES = ((1, 1),) * 10 + ((1, 2),) * 4 + ((1, 4),) * 3 + ((1, 8),) * 2 + ((2, 8),)
 """(nodes, GPUs a node) of twenty jobs in a row: half of them one GPU, one in twenty a gang."""
 ON_THEIR_WAY = "'pending', 'starting', 'running', 'stopping'"
-NODE_MARK = "fake.turnstile/node=true"
+NODE_MARK = f"node.kubernetes.io/instance-type=scale-{os.getpid()}"
+"""Nodes of this run alone: the control plane may have others."""
 
 
 def arguments() -> argparse.Namespace:
@@ -125,6 +126,7 @@ def fake_nodes(given: argparse.Namespace, kubeconfig: Path, folder: Path) -> Ite
     """Plays the nodes until the block ends; yields the file that says who holds which GPU."""
     state = folder / "nodes.json"
     options = ["--nodes", str(given.nodes), "--prefix", f"scale-{os.getpid()}", "--state-file", str(state), "--cleanup"]
+    options += ["--instance-type", f"scale-{os.getpid()}"]
     options += ["--run-seconds", str(given.run_seconds), "--kubeconfig", str(kubeconfig)]
     command = [sys.executable, "-m", "benchmarks.fake_kubelets", str(given.scripts / "fake_nodes.py"), *options]
     with (folder / "nodes.log").open("wb") as log:
