@@ -1,4 +1,4 @@
-"""A small centre on a real control plane, with everything going wrong; `python -m benchmarks.kubernetes` is the large one.
+"""A small centre on a real control plane, with everything going wrong; `benchmarks.kubernetes` runs the large one.
 
 Wants TURNSTILE_TEST_KUBECONFIG in the state directory of a control plane that may be restarted, and the scripts that
 play its nodes.
