@@ -18,6 +18,7 @@ from metering.ledger import price_book_rows
 from metering.manifest import MANIFEST, Manifest
 from metering.packages import stored_hashes
 from metering.sealed import closed_period, folder_of
+from metering.verify_derived import is_derived
 from scheduler.core.model import AccountId
 from scheduler.refusal import Refused
 from scheduler.store.database import StoreError
@@ -112,7 +113,9 @@ def _compare_with_seal(folder: Path, manifest: Manifest, connection: Connection,
     inside = folder_of(AccountId(manifest.tenant) if manifest.tenant is not None else None)
     sealed = {path.rpartition("/")[2]: sha for path, sha in closed.seal.files.items() if path.startswith(f"{inside}/")}
     found = {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir()) if path.is_file()
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.iterdir())
+        if path.is_file() and not is_derived(path.name)
     }
     for name in sorted({*sealed, *found}):
         report.expect(Check.SEAL, f"{name} sha256", sealed.get(name), found.get(name))

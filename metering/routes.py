@@ -24,6 +24,7 @@ from metering.price_routes import price_routes
 from metering.report_routes import report_routes
 from metering.sealed import export_known
 from metering.spans import instant_of, zone_of
+from metering.statements import write_statements
 from metering.usage_routes import usage_routes
 from metering.verify import Report, verify
 from scheduler.auth import READS_MONEY, Rights
@@ -142,6 +143,7 @@ def _exported(door: Door, wanted: _Wanted) -> IO[bytes]:
     try:
         with door.controller.database.read() as connection:
             _export(connection, folder / "export", wanted, door.now_ms)
+        write_statements(folder / "export")
         with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
             for path in sorted((folder / "export").iterdir()):
                 # Names and contents only: the same export again is the same bytes, whoever's daemon makes it.

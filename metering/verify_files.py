@@ -26,6 +26,7 @@ from metering.focus_check import check_focus
 from metering.manifest import MANIFEST, Manifest
 from metering.rerating import compare_with_ledger
 from metering.usage_lines import USAGE_COLUMNS
+from metering.verify_derived import is_derived, verify_derived
 from scheduler.clock import parse_utc_ms
 
 _MICROS = 10**AMOUNT_DECIMALS
@@ -50,6 +51,7 @@ def verify_export(folder: Path, connection: Connection | None = None) -> Report:
     if not _verify_hashes(folder, manifest, report):
         return report
     _verify_contents(folder, manifest, report)
+    verify_derived(folder, manifest, report)
     if connection is not None:
         compare_with_ledger(folder, manifest, connection, report)
     return report
@@ -58,7 +60,7 @@ def verify_export(folder: Path, connection: Connection | None = None) -> Report:
 def _verify_hashes(folder: Path, manifest: Manifest, report: Report) -> bool:
     """Checks which files there are and their bytes; returns whether all of them can be read."""
     names = {file.name for file in manifest.files}
-    present = {path.name for path in folder.iterdir()}
+    present = {path.name for path in folder.iterdir() if not is_derived(path.name)}
     for name in sorted(present - names - {MANIFEST}):
         report.wrong(Check.FILE, name, "a file of the manifest", "one that it does not name")
     wanted = {TOTALS_FILE, *([CAPACITY_FILE] if manifest.tenant is None else [])}

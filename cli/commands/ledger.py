@@ -6,7 +6,6 @@ server's packages to do so. What is named with --copy is not written to, not eve
 
 import re
 import shutil
-import tarfile
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ import typer
 from cli import answers, moments
 from cli.answers import Json, text
 from cli.errors import ExitCode, NotFound, Refusal, UsageProblem
+from cli.exports import as_parquet, require_parquet, unpacked
 from cli.faults import ApiError
 from cli.layout import Column, View
 from cli.render import envelope
@@ -98,16 +98,19 @@ def export(
     issuer: Annotated[
         str | None, typer.Option("--issuer", metavar="NAME", help="The centre's name, as invoices have it.")
     ] = None,
+    parquet: Annotated[bool, typer.Option("--parquet", help="Each file as Parquet too (extra `parquet`).")] = False,
     database: DatabaseUrl = None,
     copy: Copy = None,
 ) -> None:
     """Write usage, FOCUS charges, totals and capacity of a time as CSV, with a manifest of their hashes.
 
-    Of a closed month in the centre's zone these are the sealed files, byte by byte, whatever became known since.
+    Of a closed month in the centre's zone these are the sealed files, byte by byte, whatever became known since. A
+    statement for each tenant, an HTML page that prints well, is made of the same lines and stands beside them.
 
     Examples:
       turnstile admin ledger export november/ --month 2026-11 --zone Asia/Shanghai
       turnstile admin ledger export acme/ --from 2026-11-01 --to 2026-11-08 --zone UTC --tenant acme
+      turnstile admin ledger export november/ --month 2026-11 --zone Asia/Shanghai --parquet
     """
     session: Session = ctx.obj
     known_zone = _zone(zone)
@@ -119,12 +122,16 @@ def export(
     folder = Path(out_dir).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise Refusal(f"{out_dir} is there and not empty", "a directory that is new", code="conflict")
+    if parquet:
+        require_parquet()
     if database is None and copy is None:
         query = {"from": moments.write(since), "to": moments.write(until), "zone": zone, "tenant": tenant}
         query |= {"focus": focus, "issuer": issuer}
         names = _download(session, query, folder)
     else:
         names = _exported(_source(database, copy), folder, _Wanted((since, until), known_zone, tenant, focus, issuer))
+    if parquet:
+        names = sorted([*names, *as_parquet(folder)])
     answer = envelope(
         "LedgerExport",
         {"directory": str(folder), "files": names, "from": moments.write(since), "to": moments.write(until)},
@@ -227,27 +234,9 @@ def _moment(typed: str, flag: str, zone: ZoneInfo | None) -> datetime:
 
 
 def _download(session: Session, query: dict[str, str | None], folder: Path) -> list[str]:
-    """Fetches the tar of an export and writes its files: plain ones, by their names alone."""
     with tempfile.TemporaryFile() as kept:
         session.client.save("/v1/admin/ledger/export", query, kept)
-        kept.seek(0)
-        names = []
-        try:
-            with tarfile.open(fileobj=kept, mode="r:*") as archive:
-                folder.mkdir(parents=True, exist_ok=True)
-                for member in archive:
-                    name = Path(member.name).name
-                    content = archive.extractfile(member) if member.isfile() and name else None
-                    if content is None:
-                        continue
-                    with (folder / name).open("xb") as written:
-                        shutil.copyfileobj(content, written)
-                    names.append(name)
-        except tarfile.TarError:
-            raise answers.BrokenAnswer("the export is not a tar file") from None
-        except OSError as problem:
-            raise Refusal(f"{folder} cannot be written: {problem.strerror}") from None
-    return sorted(names)
+        return unpacked(kept, folder)
 
 
 def _source(database: str | None, copy: str | None) -> tuple[str, bool]:
@@ -357,6 +346,7 @@ class _Wanted:
 def _exported(source: tuple[str, bool], folder: Path, wanted: _Wanted) -> list[str]:
     from metering.focus import FocusTerms
     from metering.sealed import export_known
+    from metering.statements import write_statements
     from scheduler.core.model import AccountId
 
     if wanted.zone is None:
@@ -371,6 +361,7 @@ def _exported(source: tuple[str, bool], folder: Path, wanted: _Wanted) -> list[s
     try:
         with _connection(source) as connection:
             export_known(connection, folder, (since, until), wanted.zone, whose, focus=terms)
+        write_statements(folder)
     except OSError as problem:
         raise Refusal(f"{folder} cannot be written: {problem.strerror}") from None
     return sorted(each.name for each in folder.iterdir())

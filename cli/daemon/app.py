@@ -144,9 +144,9 @@ class Daemon:
             raise StartProblem(f"database.url: {problem}") from problem
         clock = LedgerClock()
         gpus = self._gpus(clock)
-        executor = self._executor(clock, gpus)
-        attended = AttendedExecutor(executor, self._attendance.watch)
         telemetry = Telemetry(version(DISTRIBUTION))
+        executor = self._executor(clock, gpus, telemetry)
+        attended = AttendedExecutor(executor, self._attendance.watch)
         holder = f"{platform.node()}:{self.data_dir}"
         lease = LeaderLease(database, holder, self.url, LEASE_TTL_MS)
         controller = Controller(database, attended, clock, settings.policy, lease, telemetry)
@@ -193,7 +193,7 @@ class Daemon:
         except ValueError as problem:
             raise SettingsProblem([f"executor.sim: {problem}"]) from problem
 
-    def _executor(self, clock: LedgerClock, gpus: Gpus) -> Executor:
+    def _executor(self, clock: LedgerClock, gpus: Gpus, telemetry: Telemetry) -> Executor:
         if self.settings.executor.kind == "simulated":
             return SimulatedExecutor(clock, gpus.inventory)
         if self.settings.executor.kind == "kubernetes":
@@ -201,9 +201,11 @@ class Daemon:
             from cli.daemon.cluster import kubernetes_executor
 
             try:
-                return kubernetes_executor(self.settings, self.data_dir, clock)
+                over_cluster, traffic = kubernetes_executor(self.settings, self.data_dir, clock)
             except ExecutorError as problem:
                 raise StartProblem(str(problem)) from problem
+            telemetry.registry.register(traffic)
+            return over_cluster
         return LocalExecutor(self.data_dir / "jobs", clock, gpus.inventory)
 
     def _is_held(self, device: str) -> bool:

@@ -27,6 +27,7 @@ from metering.manifest import MANIFEST
 from metering.periods import AdvancePeriods, KnownPeriod, known_period, periods
 from metering.sealed import export_known
 from metering.settling import PeriodKeeper, correct_period
+from metering.statements import write_statements
 from metering.tables import BALANCE, CORRECTION, PERIOD_EVENT, PERIOD_FILE, PRICE_BOOK
 from metering.verify import verify, verify_export
 from scheduler.clock import ManualClock
@@ -237,6 +238,7 @@ def test_a_closed_period_exports_the_same_bytes_for_ever(
     assert export(centre, tmp_path / "later") == first
     assert export(centre, tmp_path / "acme-later", tenant="acme") == whose
     for name in ("first", "acme"):
+        write_statements(tmp_path / name)  # made of the sealed files, and beside them as of any export
         assert verify_export(tmp_path / name).is_proved
         with centre.read() as connection:
             assert verify_export(tmp_path / name, connection).is_proved
