@@ -98,6 +98,9 @@ WHO_MAY: dict[tuple[str, str], tuple[set[Role | None], Any]] = {
     ("GET", "/v1/admin/ledger/verify"): ({B, O}, None),
     ("GET", "/v1/admin/ledger/export"): ({B, O}, None),
     ("GET", "/v1/admin/ledger/unknown"): ({B, O}, None),
+    ("GET", "/v1/admin/ledger/periods"): ({B, O}, None),
+    ("POST", "/v1/admin/ledger/close"): ({O}, {"period": "2026-09"}),
+    ("POST", "/v1/admin/ledger/correct"): ({O}, {"period": "2026-09"}),
     ("POST", "/v1/admin/ledger/reclassify"): (
         {O},
         {"allocation": "A", "ended_at": "2026-11-02T00:00:00Z", "reason": "x"},
