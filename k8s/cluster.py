@@ -41,9 +41,13 @@ class Cluster:
         self._options = options
         nodes_query = {"labelSelector": options.nodes.node_selector} if options.nodes.node_selector else None
         self.nodes: Mirror[Machine] = Mirror(api, "/api/v1/nodes", self._reduce_node, self._tell, nodes_query, limits)
-        self.pods: Mirror[Pod] = Mirror(api, "/api/v1/pods", self._reduce_pod, self._tell, None, limits)
+        self.pods: Mirror[Pod] = Mirror(
+            api, "/api/v1/pods", self._reduce_pod, self._tell, None, limits, lambda pod: pod.allocation
+        )
         ours = {"labelSelector": names.selector(options.installation)}
-        self.jobs: Mirror[OurJob] = Mirror(api, "/apis/batch/v1/jobs", _reduce_job, self._tell, ours, limits)
+        self.jobs: Mirror[OurJob] = Mirror(
+            api, "/apis/batch/v1/jobs", _reduce_job, self._tell, ours, limits, lambda job: job.allocation
+        )
         self._mirrors: tuple[Mirror[Machine] | Mirror[Pod] | Mirror[OurJob], ...] = (self.nodes, self.pods, self.jobs)
 
     def on_change(self, listener: Callable[[], None]) -> None:
@@ -79,20 +83,18 @@ class Cluster:
         """Returns the nodes, by name; those that offer no GPU too."""
         return {machine.name: machine for machine in self.nodes.objects().values()}
 
-    def jobs_by_allocation(self) -> dict[AllocationId, list[OurJob]]:
-        """Returns our Jobs, grouped."""
-        found: dict[AllocationId, list[OurJob]] = {}
-        for job in self.jobs.objects().values():
-            found.setdefault(job.allocation, []).append(job)
-        return found
+    def jobs_of(self, allocation: AllocationId) -> list[OurJob]:
+        """Returns an allocation's Jobs."""
+        return self.jobs.of(allocation)
 
-    def pods_by_allocation(self) -> dict[AllocationId, list[Pod]]:
-        """Returns our pods, grouped."""
-        found: dict[AllocationId, list[Pod]] = {}
-        for pod in self.pods.objects().values():
-            if pod.allocation is not None:
-                found.setdefault(pod.allocation, []).append(pod)
-        return found
+    def pods_of(self, allocation: AllocationId) -> list[Pod]:
+        """Returns an allocation's pods."""
+        return self.pods.of(allocation)
+
+    def allocations(self) -> set[AllocationId]:
+        """Returns the allocations that have a Job or a pod."""
+        groups = {*self.jobs.groups(), *self.pods.groups()}
+        return {AllocationId(group) for group in groups if isinstance(group, str)}
 
     def replay(self, pods: Iterable[Pod], run: Run, now_ms: int) -> None:
         """Tells a run that is taken up what its pods are now, the oldest of a rank first."""

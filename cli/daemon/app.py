@@ -33,17 +33,19 @@ from cli.daemon.gpus import Gpus, no_gpus, real_gpus, simulated_gpus
 from cli.daemon.guarantees import GuaranteeWatch
 from cli.daemon.money import KEEP_SECONDS, WHOLE_SECONDS, BudgetKeeper, centre_zone
 from cli.daemon.notifier import notifier_of
+from cli.daemon.periods import PERIODS_SECONDS, period_terms
 from cli.daemon.settings import Settings, SettingsProblem
 from cli.daemon.turns import Turns
 from metering.admission import BudgetAdmission
 from metering.budget_routes import budget_routes
 from metering.budget_watch import BudgetCollector
 from metering.ledger_watch import BLIND_MS, LedgerCollector, LedgerWatch
+from metering.period_routes import period_routes
 from metering.routes import ledger_routes
 from metering.samples import StoreWindows
 from metering.telemetry import GpuCollector
 from scheduler.clock import LedgerClock
-from scheduler.executor import Executor, ExecutorError
+from scheduler.executor import Enterable, Executor, ExecutorError
 from scheduler.local import LocalExecutor
 from scheduler.loop import LEASE_TTL_MS, Controller
 from scheduler.refusal import Refused
@@ -142,14 +144,15 @@ class Daemon:
             raise StartProblem(f"database.url: {problem}") from problem
         clock = LedgerClock()
         gpus = self._gpus(clock)
-        executor = self._executor(clock, gpus)
-        attended = AttendedExecutor(executor, self._attendance.watch)
         telemetry = Telemetry(version(DISTRIBUTION))
+        executor = self._executor(clock, gpus, telemetry)
+        attended = AttendedExecutor(executor, self._attendance.watch)
         holder = f"{platform.node()}:{self.data_dir}"
         lease = LeaderLease(database, holder, self.url, LEASE_TTL_MS)
         controller = Controller(database, attended, clock, settings.policy, lease, telemetry)
         admission = BudgetAdmission(centre_zone(settings.metering.zone))
         controller.admission = admission
+        controller.entrance = executor if isinstance(executor, Enterable) else None
         telemetry.registry.register(
             GpuCollector(gpus.snapshots, lambda _: settings.node.pool, self._attendance.watch.successes)
         )
@@ -163,7 +166,12 @@ class Daemon:
             rules=submission_rules(settings),
         )
         money = partial(ledger_routes, issuer_known=self.settings.metering.issuer)
-        routes = (money, budget_routes(admission.zone), self._attendance.routes)
+        routes = (
+            money,
+            budget_routes(admission.zone),
+            period_routes(period_terms(settings)),
+            self._attendance.routes,
+        )
         app = api(controller, admission, limits, telemetry, routes)
         config = uvicorn.Config(
             app, log_config=None, access_log=False, lifespan="on", proxy_headers=False, timeout_graceful_shutdown=5
@@ -186,7 +194,7 @@ class Daemon:
         except ValueError as problem:
             raise SettingsProblem([f"executor.sim: {problem}"]) from problem
 
-    def _executor(self, clock: LedgerClock, gpus: Gpus) -> Executor:
+    def _executor(self, clock: LedgerClock, gpus: Gpus, telemetry: Telemetry) -> Executor:
         if self.settings.executor.kind == "simulated":
             return SimulatedExecutor(clock, gpus.inventory)
         if self.settings.executor.kind == "kubernetes":
@@ -194,9 +202,11 @@ class Daemon:
             from cli.daemon.cluster import kubernetes_executor
 
             try:
-                return kubernetes_executor(self.settings, self.data_dir, clock)
+                over_cluster, traffic = kubernetes_executor(self.settings, self.data_dir, clock)
             except ExecutorError as problem:
                 raise StartProblem(str(problem)) from problem
+            telemetry.registry.register(traffic)
+            return over_cluster
         return LocalExecutor(self.data_dir / "jobs", clock, gpus.inventory)
 
     def _is_held(self, device: str) -> bool:
@@ -214,10 +224,11 @@ class Daemon:
         guarantees = GuaranteeWatch()
         periodic.add_job(_guarded(lambda: guarantees.look(controller)), "interval", seconds=INVENTORY_SECONDS)
         periodic.add_job(_guarded(lambda: self._attendance.look(controller)), "interval", seconds=LOOK_SECONDS)
-        turns = Turns(controller)
+        turns = Turns(controller, period_terms(self.settings).zone)
         periodic.add_job(_guarded(turns.announce_rates), "interval", seconds=RATES_SECONDS)
         periodic.add_job(_guarded(turns.end_overdue), "interval", seconds=DEADLINE_SECONDS)
         periodic.add_job(_guarded(turns.turn_reservations), "interval", seconds=RESERVATION_SECONDS)
+        periodic.add_job(_guarded(turns.keep_periods), "interval", seconds=PERIODS_SECONDS)
         notifier = notifier_of(self.settings.notify, controller)
         periodic.add_job(_guarded(notifier.look), "interval", seconds=NOTICE_SECONDS)
         periodic.add_job(_guarded(notifier.forget), "interval", hours=6)
@@ -293,6 +304,8 @@ def submission_rules(settings: Settings) -> SubmissionRules:
         volumes=frozenset(settings.kubernetes.volumes) if settings.executor.kind == "kubernetes" else frozenset(),
         runs_images=settings.executor.kind == "kubernetes",
         needs_image=settings.executor.kind == "kubernetes",
+        has_terminals=settings.executor.kind == "local",
+        shares_gpus=settings.executor.shares and settings.executor.kind != "kubernetes",
         keeps_secrets=settings.executor.kind != "kubernetes",
     )
 
