@@ -48,7 +48,7 @@ def create(
 def issue(session: Session, body: Json, out: str | None, path: str = "/v1/admin/tokens") -> None:
     """Has a token made and tells it, or writes it to a file."""
     answer = session.client.post(path, body)
-    user, account, role = text(answer, "user"), text(answer, "account"), text(answer, "role")
+    user, account, role = (text(body, key) or text(answer, key) for key in ("user", "account", "role"))
     secret = text(answer, "secret")
     if secret is None:
         raise BrokenAnswer("it holds no token")

@@ -32,7 +32,7 @@ def token_routes(door: Door) -> APIRouter:
     async def make(request: Request, rights: Annotated[Rights, Depends(changing)]) -> Response:
         asked = parse(TokenBody, await request.body())
         rights.require_people_of(AccountId(asked.account))
-        rights.require_giving(asked.role)
+        rights.require_giving(asked.role, AccountId(asked.account))
         secret = new_secret()
         now_ms = door.now_ms
         lifetime = asked.expires_in_seconds

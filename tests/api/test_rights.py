@@ -289,6 +289,26 @@ def test_a_token_is_told_once_and_works_until_it_is_revoked(http: Http, people: 
     assert holder.get("/v1/whoami").status_code == 401
 
 
+@pytest.mark.parametrize("role", [O, A])
+def test_no_token_of_a_tenant_has_a_role_of_the_centre(people: People, role: Role) -> None:
+    body = {"role": role.value, "account": "acme", "user": "olga"}
+    refused = people.operator().post("/v1/admin/tokens", json=body)
+    assert (refused.status_code, refused.json()["code"]) == (422, "invalid")
+
+
+def test_an_operators_token_of_a_tenant_from_before_does_nothing(people: People) -> None:
+    people.user("zoe", "zeta/lab")
+    old = people.with_role(Role.OPERATOR, "acme", "olga")
+    for method, path, body in (
+        ("PUT", "/v1/admin/accounts/zeta", {"weight": 5}),
+        ("POST", "/v1/admin/accounts/zeta/suspend", {}),
+        ("POST", "/v1/admin/nodes/h1/drain", {"reason": "x"}),
+        ("POST", "/v1/admin/pause", {}),
+        ("GET", "/v1/nodes", None),
+    ):
+        assert old.request(method, path, json=body).json()["code"] == "not_allowed", path
+
+
 def test_a_token_made_for_oneself_is_like_its_maker_and_seen_by_nobody_else(http: Http, people: People) -> None:
     ana, bob = people.user("ana"), people.user("bob")
     made = ana.post("/v1/tokens", json={"expires_in_seconds": 60}).json()

@@ -519,12 +519,10 @@ def centre(peer: Peer) -> None:
     peer.answers("PUT", "/v1/admin/users", envelope("User", **USERS["items"][0], did_change=True))
     removed = envelope("UserRemoved", account="acme", user="mei", tokens_revoked=2)
     peer.answers("DELETE", "/v1/admin/users", removed)
-    peer.answers("GET", "/v1/tokens", TOKENS)
-    peer.answers("POST", "/v1/tokens", envelope("Token", **TOKENS["items"][0], secret="tst_made-just-now"))
-    peer.answers("DELETE", "/v1/tokens/01JDT", envelope("TokenRevoked", id="01JDT", was_valid=True))
-    peer.answers("GET", "/v1/admin/tokens", TOKENS)
-    peer.answers("POST", "/v1/admin/tokens", envelope("Token", **TOKENS["items"][0], secret="tst_made-just-now"))
-    peer.answers("DELETE", "/v1/admin/tokens/01JDT", envelope("TokenRevoked", id="01JDT", was_valid=True))
+    for path in ("/v1/tokens", "/v1/admin/tokens"):
+        peer.answers("GET", path, TOKENS)
+        peer.answers("POST", path, envelope("Token", **TOKENS["items"][0], secret="tst_made-just-now"))
+        peer.answers("DELETE", f"{path}/01JDT", envelope("TokenRevoked", id="01JDT", was_valid=True))
     peer.answers("GET", "/v1/admin/prices", PRICES)
     peer.answers("POST", "/v1/admin/prices", envelope("PriceBook", **PRICES["items"][0]))
     for verb in ("drain", "resume"):
