@@ -20,6 +20,7 @@ from metering.evidence_routes import evidence_routes
 from metering.export import export_usage
 from metering.focus import UNNAMED_ISSUER, FocusTerms
 from metering.focus_columns import VERSIONS
+from metering.forecast_routes import forecast_routes
 from metering.price_routes import price_routes
 from metering.report_routes import report_routes
 from metering.spans import instant_of, zone_of
@@ -96,6 +97,7 @@ def ledger_routes(door: Door, issuer_known: str = UNNAMED_ISSUER) -> APIRouter:
     router.include_router(price_routes(door))
     router.include_router(usage_routes(door))
     router.include_router(report_routes(door))
+    router.include_router(forecast_routes(door))
     router.include_router(evidence_routes(door))
     return router
 

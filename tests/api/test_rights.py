@@ -95,6 +95,7 @@ WHO_MAY: dict[tuple[str, str], tuple[set[Role | None], Any]] = {
     ("POST", "/v1/admin/reservations"): ({O}, {"name": "works", "duration_seconds": 60, "nodes": ["h1"]}),
     ("DELETE", "/v1/admin/reservations/{name}"): ({O}, None),
     ("GET", "/v1/usage"): ({U, T, B, O}, None),
+    ("GET", "/v1/usage/forecast"): ({U, T, B, O}, None),
     ("GET", "/v1/admin/ledger/verify"): ({B, O}, None),
     ("GET", "/v1/admin/ledger/export"): ({B, O}, None),
     ("GET", "/v1/admin/ledger/unknown"): ({B, O}, None),
