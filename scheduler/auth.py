@@ -41,6 +41,7 @@ READS_JOBS = frozenset({Role.USER, Role.TENANT_ADMIN, Role.BILLING, Role.OPERATO
 READS_LOGS = frozenset({Role.USER, Role.TENANT_ADMIN, Role.OPERATOR})
 RUNS_JOBS = frozenset({Role.USER, Role.TENANT_ADMIN, Role.OPERATOR})
 READS_MONEY = frozenset({Role.BILLING, Role.OPERATOR})
+READS_STATEMENTS = frozenset({Role.TENANT_ADMIN, Role.BILLING, Role.OPERATOR})
 SETS_BUDGETS = frozenset({Role.TENANT_ADMIN, Role.BILLING, Role.OPERATOR})
 OPERATES = frozenset({Role.OPERATOR})
 DELIVERS = frozenset({Role.AGENT})

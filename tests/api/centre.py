@@ -14,7 +14,11 @@ from ulid import ULID
 
 from cli.daemon.attendance import Attendance
 from metering.admission import BudgetAdmission
+from metering.billing_routes import billing_routes
 from metering.budget_routes import budget_routes
+from metering.closing import PeriodTerms
+from metering.focus import FocusTerms
+from metering.period_routes import period_routes
 from metering.routes import ledger_routes
 from scheduler.auth import Role, new_secret, secret_hash
 from scheduler.clock import ManualClock
@@ -39,6 +43,7 @@ from scheduler.telemetry import Telemetry
 from tests.builders import START_MS, node
 
 T = TypeVar("T")
+PERIODS = PeriodTerms("Asia/Shanghai", 72 * 3_600_000, FocusTerms())
 
 
 class Centre:
@@ -167,5 +172,11 @@ def two_tenants(database: Database) -> Centre:
 def app_of(centre: Centre, **settings: Any) -> FastAPI:
     """The app as the daemon puts it together."""
     limits = ApiSettings(version="1.2.3", **settings)
-    routes = (ledger_routes, budget_routes(centre.admission.zone), Attendance().routes)
+    routes = (
+        ledger_routes,
+        budget_routes(centre.admission.zone),
+        period_routes(PERIODS),
+        billing_routes(PERIODS),
+        Attendance().routes,
+    )
     return api(centre, centre.admission, limits, Telemetry("1.2.3"), routes)

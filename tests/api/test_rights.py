@@ -94,11 +94,16 @@ WHO_MAY: dict[tuple[str, str], tuple[set[Role | None], Any]] = {
     ("GET", "/v1/reservations"): ({U, T, B, O}, None),
     ("POST", "/v1/admin/reservations"): ({O}, {"name": "works", "duration_seconds": 60, "nodes": ["h1"]}),
     ("DELETE", "/v1/admin/reservations/{name}"): ({O}, None),
+    ("GET", "/v1/billing"): ({T, B, O}, None),
+    ("GET", "/v1/billing/{period}"): ({T, B, O}, None),
     ("GET", "/v1/usage"): ({U, T, B, O}, None),
     ("GET", "/v1/usage/forecast"): ({U, T, B, O}, None),
     ("GET", "/v1/admin/ledger/verify"): ({B, O}, None),
     ("GET", "/v1/admin/ledger/export"): ({B, O}, None),
     ("GET", "/v1/admin/ledger/unknown"): ({B, O}, None),
+    ("GET", "/v1/admin/ledger/periods"): ({B, O}, None),
+    ("POST", "/v1/admin/ledger/close"): ({O}, {"period": "2026-09"}),
+    ("POST", "/v1/admin/ledger/correct"): ({O}, {"period": "2026-09"}),
     ("POST", "/v1/admin/ledger/reclassify"): (
         {O},
         {"allocation": "A", "ended_at": "2026-11-02T00:00:00Z", "reason": "x"},
@@ -110,7 +115,14 @@ WHO_MAY: dict[tuple[str, str], tuple[set[Role | None], Any]] = {
 }
 """Each route: the roles that it answers, and the body of a request that it takes."""
 
-WHERE = {"path:path": "acme/new", "token_id": "none", "name": "h1", "node": "ana", "version": "none"}
+WHERE = {
+    "path:path": "acme/new",
+    "token_id": "none",
+    "name": "h1",
+    "node": "ana",
+    "version": "none",
+    "period": "2026-11",
+}
 _OPEN_DOCUMENT = ("GET", "/v1/openapi.json")
 
 
