@@ -77,7 +77,7 @@ def _routes(door: Door, terms: PeriodTerms) -> APIRouter:
 
 
 def _tenant(rights: Rights, asked: str | None) -> AccountId:
-    whose = rights.ledger_tenant(asked)
+    whose = rights.bill_tenant(asked)
     if whose is None:
         raise invalid((Problem("say whose bill; all tenants' are in the ledger's export", "tenant"),))
     return whose
