@@ -3,8 +3,8 @@
     python -m benchmarks.cli [--jobs 100000] [--runs 9] [--limit-ms 300]
 
 Starts a daemon with simulated nodes, fills its queue, and types each command as a process of its own, several times.
-Prints the median and the slowest of each, and the client's own floor beside them: `turnstile version --help`, which asks
-nobody. Ends with status 1 when a median is beyond the limit.
+Prints the median and the slowest of each, and the client's own floor beside them: `turnstile version --help`, which
+asks nobody. Ends with status 1 when a median is beyond the limit.
 """
 
 import argparse
