@@ -1,5 +1,6 @@
 """Staying with jobs: output, ends, exit statuses, Ctrl-C."""
 
+import json
 import os
 import pty
 import select
@@ -126,6 +127,35 @@ def test_logs_prints_what_there_is_in_pieces_and_its_tail(home: Home, peer: Peer
     assert home.turnstile("logs", "10482").out == "".join(f"line {n}\n" for n in range(10))
     assert home.turnstile("logs", "10482", "--tail", "3", "--rank", "2").out == "line 7\nline 8\nline 9\n"
     assert peer.requests(*LOGS)[-1].query["rank"] == ["2"]
+
+
+@pytest.mark.parametrize("following", [(), ("-f",)])
+def test_logs_as_json_are_whole_lines_whatever_bytes_are_in_them(
+    home: Home, peer: Peer, following: tuple[str, ...]
+) -> None:
+    wrote = b'say "hi"\xff\n\x1b[31mred\nno end'
+
+    def part(asked: Asked) -> Reply:
+        if following:
+            return stream(wrote[:11], wrote[11:])
+        offset = int(asked.query["offset"][0])
+        piece = wrote[offset : offset + 11]
+        return Reply(piece, headers={"Turnstile-Next-Offset": str(offset + len(piece))})
+
+    peer.answers(*LOGS, part)
+    peer.answers(*WAIT, ended())
+    lines = ['say "hi"\N{REPLACEMENT CHARACTER}', "\x1b[31mred", "no end"]
+    streamed = home.turnstile("logs", "10482", *following, "-o", "jsonl").out
+    assert "\x1b" not in streamed
+    assert [json.loads(each)["line"] for each in streamed.splitlines()] == lines
+    document = json.loads(home.turnstile("logs", "10482", *following, "-o", "json").out)
+    assert (document["kind"], [each["line"] for each in document["items"]]) == ("JobLog", lines)
+
+
+def test_logs_that_cannot_be_had_are_one_error_in_json(home: Home, peer: Peer) -> None:
+    peer.answers(*LOGS, problem("not_found", 404, "no job 10482 in tenant acme"))
+    done = home.turnstile("logs", "10482", "-o", "json")
+    assert (done.code, json.loads(done.out)["kind"]) == (4, "Error")
 
 
 def test_cancel_reads_ids_from_stdin_and_sends_them_in_one_request(home: Home, peer: Peer) -> None:
