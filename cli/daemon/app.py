@@ -33,7 +33,7 @@ from cli.daemon.gpus import Gpus, no_gpus, real_gpus, simulated_gpus
 from cli.daemon.guarantees import GuaranteeWatch
 from cli.daemon.money import KEEP_SECONDS, WHOLE_SECONDS, BudgetKeeper, centre_zone
 from cli.daemon.notifier import notifier_of
-from cli.daemon.periods import PERIODS_SECONDS, period_terms
+from cli.daemon.periods import PERIODS_SECONDS, PeriodTurns, period_terms
 from cli.daemon.settings import Settings, SettingsProblem
 from cli.daemon.turns import Turns
 from metering.admission import BudgetAdmission
@@ -41,6 +41,7 @@ from metering.budget_routes import budget_routes
 from metering.budget_watch import BudgetCollector
 from metering.ledger_watch import BLIND_MS, LedgerCollector, LedgerWatch
 from metering.period_routes import period_routes
+from metering.period_watch import PeriodCollector
 from metering.routes import ledger_routes
 from metering.samples import StoreWindows
 from metering.telemetry import GpuCollector
@@ -164,11 +165,12 @@ class Daemon:
             is_metrics_open=settings.server.metrics_open,
             rules=submission_rules(settings),
         )
+        terms = period_terms(settings)
         money = partial(ledger_routes, issuer_known=self.settings.metering.issuer)
         routes = (
             money,
             budget_routes(admission.zone),
-            period_routes(period_terms(settings)),
+            period_routes(terms),
             self._attendance.routes,
         )
         app = api(controller, admission, limits, telemetry, routes)
@@ -180,6 +182,9 @@ class Daemon:
         telemetry.registry.register(BudgetCollector(keeper.watch))
         periodic.add_job(_guarded(keeper.keep), "interval", seconds=KEEP_SECONDS)
         periodic.add_job(_guarded(keeper.keep_all), "interval", seconds=WHOLE_SECONDS)
+        billing = PeriodTurns(controller, terms)
+        telemetry.registry.register(PeriodCollector(billing.keeper))
+        periodic.add_job(_guarded(billing.look), "interval", seconds=PERIODS_SECONDS)
         return _Parts(database, gpus, controller, telemetry, ledger, periodic, uvicorn.Server(config))
 
     def _gpus(self, clock: LedgerClock) -> Gpus:
@@ -223,11 +228,10 @@ class Daemon:
         guarantees = GuaranteeWatch()
         periodic.add_job(_guarded(lambda: guarantees.look(controller)), "interval", seconds=INVENTORY_SECONDS)
         periodic.add_job(_guarded(lambda: self._attendance.look(controller)), "interval", seconds=LOOK_SECONDS)
-        turns = Turns(controller, period_terms(self.settings).zone)
+        turns = Turns(controller)
         periodic.add_job(_guarded(turns.announce_rates), "interval", seconds=RATES_SECONDS)
         periodic.add_job(_guarded(turns.end_overdue), "interval", seconds=DEADLINE_SECONDS)
         periodic.add_job(_guarded(turns.turn_reservations), "interval", seconds=RESERVATION_SECONDS)
-        periodic.add_job(_guarded(turns.keep_periods), "interval", seconds=PERIODS_SECONDS)
         notifier = notifier_of(self.settings.notify, controller)
         periodic.add_job(_guarded(notifier.look), "interval", seconds=NOTICE_SECONDS)
         periodic.add_job(_guarded(notifier.forget), "interval", hours=6)
