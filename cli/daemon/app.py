@@ -46,7 +46,7 @@ from metering.routes import ledger_routes
 from metering.samples import StoreWindows
 from metering.telemetry import GpuCollector
 from scheduler.clock import LedgerClock
-from scheduler.executor import Executor, ExecutorError
+from scheduler.executor import Enterable, Executor, ExecutorError
 from scheduler.local import LocalExecutor
 from scheduler.loop import LEASE_TTL_MS, Controller
 from scheduler.refusal import Refused
@@ -153,6 +153,7 @@ class Daemon:
         controller = Controller(database, attended, clock, settings.policy, lease, telemetry)
         admission = BudgetAdmission(centre_zone(settings.metering.zone))
         controller.admission = admission
+        controller.entrance = executor if isinstance(executor, Enterable) else None
         telemetry.registry.register(
             GpuCollector(gpus.snapshots, lambda _: settings.node.pool, self._attendance.watch.successes)
         )
@@ -307,6 +308,7 @@ def submission_rules(settings: Settings) -> SubmissionRules:
         volumes=frozenset(settings.kubernetes.volumes) if settings.executor.kind == "kubernetes" else frozenset(),
         runs_images=settings.executor.kind == "kubernetes",
         needs_image=settings.executor.kind == "kubernetes",
+        has_terminals=settings.executor.kind == "local",
         shares_gpus=settings.executor.shares and settings.executor.kind != "kubernetes",
         keeps_secrets=settings.executor.kind != "kubernetes",
     )

@@ -27,7 +27,7 @@ from scheduler.core.occupancy import Evidence
 from scheduler.core.plan import Plan
 from scheduler.core.policy import Policy
 from scheduler.core.state import ClusterState
-from scheduler.executor import Ended, LogChunk, NodeInventory, Started
+from scheduler.executor import Ended, Enterable, LogChunk, NodeInventory, Started
 from scheduler.planner import Offer, offers_of
 from scheduler.routes.app import api
 from scheduler.routes.needs import ApiSettings
@@ -55,6 +55,7 @@ class Centre:
         self.is_leading = True
         self.leader_url: str | None = None
         self.problems: list[str] = []
+        self.entrance: Enterable | None = None
         self.outputs: dict[tuple[str, int], tuple[bytes, bool]] = {}
         self.broken: Exception | None = None
         """What the next commands fail with, as when the database is away."""
