@@ -283,4 +283,7 @@ def _taken_away(pod: Pod, machines: Mapping[str, Machine]) -> tuple[EndReason, s
     if pod.usage is not None and (machine is None or machine.reason is not None):
         why = "is gone" if machine is None else machine.reason
         return EndReason.NODE_LOST, f"its pod was taken away; node {pod.usage.node} {why}"
+    if machine is not None and pod.deleted_ms is not None and (machine.returned_ms or 0) + SECOND_MS > pod.deleted_ms:
+        # Servers before 1.26 don't say that it was their own eviction; by now the node may be back.
+        return EndReason.NODE_LOST, f"its pod was taken away while node {machine.name} was not ready"
     return EndReason.CANCELLED, "its pod was deleted in Kubernetes, by hand or by another controller"
