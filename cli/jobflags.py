@@ -44,6 +44,7 @@ FLAGS_OF_FIELDS = {
     "retry_on": "--retry-on",
     "secrets": "--secret",
     "shm_bytes": "--shm",
+    "terminal": "--pty",
     "time_limit_seconds": "-t",
     "topology": "--topology",
     "total_gpus": "--total-gpus",

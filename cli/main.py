@@ -33,6 +33,8 @@ VERBS = (
     Verb("update", "cli.commands.act", "update", _JOBS, "Give waiting jobs other terms"),
     Verb("history", "cli.commands.jobs", "history", _JOBS, "List jobs that have ended, or what happened to one"),
     Verb("report", "cli.commands.jobs", "report", _JOBS, "Tell how well a job used its GPUs, and what it cost"),
+    Verb("exec", "cli.commands.inside", "exec_", _JOBS, "Run a program inside a running job", takes_command=True),
+    Verb("port-forward", "cli.commands.inside", "port_forward", _JOBS, "Reach a port of a running job from here"),
     Verb("top", "cli.commands.top", "top", _JOBS, "Watch jobs and GPUs, full screen"),
     Verb("quote", "cli.commands.submit", "quote", _MONEY, "Tell what a job may cost", takes_command=True),
     Verb("quota", "cli.commands.quota", "quota", _MONEY, "Tell what accounts may hold, hold, and should hold"),

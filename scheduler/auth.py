@@ -40,6 +40,8 @@ ANYBODY = frozenset(Role)
 READS_JOBS = frozenset({Role.USER, Role.TENANT_ADMIN, Role.BILLING, Role.OPERATOR})
 READS_LOGS = frozenset({Role.USER, Role.TENANT_ADMIN, Role.OPERATOR})
 RUNS_JOBS = frozenset({Role.USER, Role.TENANT_ADMIN, Role.OPERATOR})
+ENTERS_JOBS = frozenset({Role.USER, Role.TENANT_ADMIN})
+"""Who goes into running jobs and reaches their ports. Operators end tenants' jobs and never look inside."""
 READS_MONEY = frozenset({Role.BILLING, Role.OPERATOR})
 SETS_BUDGETS = frozenset({Role.TENANT_ADMIN, Role.BILLING, Role.OPERATOR})
 OPERATES = frozenset({Role.OPERATOR})
@@ -221,6 +223,10 @@ class Rights:
         if self.caller.role not in RUNS_JOBS or not self.may_see_account(account):
             return False
         return self.acts_on_user is None or user == self.acts_on_user
+
+    def may_enter_job(self, account: AccountId, user: UserName) -> bool:
+        """True when the caller may run programs inside a job of this account and user, and reach its ports."""
+        return self.caller.role in ENTERS_JOBS and self.may_act_on_job(account, user)
 
     def ledger_tenant(self, asked: str | None) -> AccountId | None:
         """Returns the tenant whose part of the ledger the caller gets when it asks for `asked`; None for all of it.

@@ -151,6 +151,7 @@ def order_for(order: StartOrder, rank: int, place: Place, inherited: Mapping[str
         "doorbell": str(place.doorbell),
         "devices": list(grant.devices),
         "master_port": place.port,
+        "is_terminal": spec.is_terminal,
     }
 
 

@@ -33,17 +33,19 @@ from cli.daemon.gpus import Gpus, no_gpus, real_gpus, simulated_gpus
 from cli.daemon.guarantees import GuaranteeWatch
 from cli.daemon.money import KEEP_SECONDS, WHOLE_SECONDS, BudgetKeeper, centre_zone
 from cli.daemon.notifier import notifier_of
+from cli.daemon.periods import PERIODS_SECONDS, period_terms
 from cli.daemon.settings import Settings, SettingsProblem
 from cli.daemon.turns import Turns
 from metering.admission import BudgetAdmission
 from metering.budget_routes import budget_routes
 from metering.budget_watch import BudgetCollector
 from metering.ledger_watch import BLIND_MS, LedgerCollector, LedgerWatch
+from metering.period_routes import period_routes
 from metering.routes import ledger_routes
 from metering.samples import StoreWindows
 from metering.telemetry import GpuCollector
 from scheduler.clock import LedgerClock
-from scheduler.executor import Executor, ExecutorError
+from scheduler.executor import Enterable, Executor, ExecutorError
 from scheduler.local import LocalExecutor
 from scheduler.loop import LEASE_TTL_MS, Controller
 from scheduler.refusal import Refused
@@ -162,6 +164,7 @@ class Daemon:
         controller = Controller(database, attended, clock, settings.policy, lease, telemetry)
         admission = BudgetAdmission(centre_zone(settings.metering.zone))
         controller.admission = admission
+        controller.entrance = executor if isinstance(executor, Enterable) else None
         telemetry.registry.register(
             GpuCollector(gpus.snapshots, lambda _: settings.node.pool, self._attendance.watch.successes)
         )
@@ -175,7 +178,12 @@ class Daemon:
             rules=submission_rules(settings),
         )
         money = partial(ledger_routes, issuer_known=self.settings.metering.issuer)
-        routes = (money, budget_routes(admission.zone), self._attendance.routes)
+        routes = (
+            money,
+            budget_routes(admission.zone),
+            period_routes(period_terms(settings)),
+            self._attendance.routes,
+        )
         app = api(controller, admission, limits, telemetry, routes)
         config = uvicorn.Config(
             app, log_config=None, access_log=False, lifespan="on", proxy_headers=False, timeout_graceful_shutdown=5
@@ -228,10 +236,11 @@ class Daemon:
         guarantees = GuaranteeWatch()
         periodic.add_job(_guarded(lambda: guarantees.look(controller)), "interval", seconds=INVENTORY_SECONDS)
         periodic.add_job(_guarded(lambda: self._attendance.look(controller)), "interval", seconds=LOOK_SECONDS)
-        turns = Turns(controller)
+        turns = Turns(controller, period_terms(self.settings).zone)
         periodic.add_job(_guarded(turns.announce_rates), "interval", seconds=RATES_SECONDS)
         periodic.add_job(_guarded(turns.end_overdue), "interval", seconds=DEADLINE_SECONDS)
         periodic.add_job(_guarded(turns.turn_reservations), "interval", seconds=RESERVATION_SECONDS)
+        periodic.add_job(_guarded(turns.keep_periods), "interval", seconds=PERIODS_SECONDS)
         notifier = notifier_of(self.settings.notify, controller)
         periodic.add_job(_guarded(notifier.look), "interval", seconds=NOTICE_SECONDS)
         periodic.add_job(_guarded(notifier.forget), "interval", hours=6)
@@ -307,6 +316,7 @@ def submission_rules(settings: Settings) -> SubmissionRules:
         volumes=frozenset(settings.kubernetes.volumes) if settings.executor.kind == "kubernetes" else frozenset(),
         runs_images=settings.executor.kind == "kubernetes",
         needs_image=settings.executor.kind == "kubernetes",
+        has_terminals=settings.executor.kind == "local",
         shares_gpus=settings.executor.shares and settings.executor.kind != "kubernetes",
         keeps_secrets=settings.executor.kind != "kubernetes",
     )

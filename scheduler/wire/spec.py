@@ -116,6 +116,7 @@ class JobSpec(BaseModel):
     begin_at: AwareDatetime | None = None
     deadline_at: AwareDatetime | None = None
     hold: bool = False
+    terminal: bool = Field(False, description="It gets a terminal, at which somebody is to sit: run --pty.")
     retries: Annotated[int, Field(ge=0, le=100)] = 0
     retry_on: tuple[Name, ...] = Field((), max_length=8, description="The failures that are retried; empty: all.")
     array: Annotated[str, Field(min_length=1, max_length=4096)] | None = Field(
@@ -207,6 +208,8 @@ def _uneven(gpus: Decimal) -> str | None:
 
 
 def _bad_words(spec: JobSpec) -> Iterator[Problem]:
+    if spec.terminal and (spec.array is not None or (spec.nodes or 1) > 1):
+        yield Problem("one sits at one terminal: of one job, on one node", "terminal")
     for text in spec.after:
         if parse_after(text) is None:
             yield Problem(

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from fastapi import FastAPI
-from fastapi.routing import APIRoute
+from fastapi.routing import APIRoute, APIWebSocketRoute
 
 from scheduler.auth import Caller, Rights, Role
 from scheduler.core.model import AccountId, UserName
@@ -98,6 +98,9 @@ WHO_MAY: dict[tuple[str, str], tuple[set[Role | None], Any]] = {
     ("GET", "/v1/admin/ledger/verify"): ({B, O}, None),
     ("GET", "/v1/admin/ledger/export"): ({B, O}, None),
     ("GET", "/v1/admin/ledger/unknown"): ({B, O}, None),
+    ("GET", "/v1/admin/ledger/periods"): ({B, O}, None),
+    ("POST", "/v1/admin/ledger/close"): ({O}, {"period": "2026-09"}),
+    ("POST", "/v1/admin/ledger/correct"): ({O}, {"period": "2026-09"}),
     ("POST", "/v1/admin/ledger/reclassify"): (
         {O},
         {"allocation": "A", "ended_at": "2026-11-02T00:00:00Z", "reason": "x"},
@@ -109,6 +112,13 @@ WHO_MAY: dict[tuple[str, str], tuple[set[Role | None], Any]] = {
 }
 """Each route: the roles that it answers, and the body of a request that it takes."""
 
+WHO_MAY_OPEN: dict[str, set[Role | None]] = {
+    "/v1/jobs/{ref}/exec": {U, T},
+    "/v1/jobs/{ref}/attach": {U, T},
+    "/v1/jobs/{ref}/port": {U, T},
+}
+"""Each WebSocket: the roles that it opens to."""
+
 WHERE = {"path:path": "acme/new", "token_id": "none", "name": "h1", "node": "ana", "version": "none"}
 _OPEN_DOCUMENT = ("GET", "/v1/openapi.json")
 
@@ -118,11 +128,39 @@ def routes_of(app: FastAPI) -> Iterator[tuple[str, str]]:
         yield from ((method.upper(), path.replace("{path}", "{path:path}")) for method in operations)
 
 
+def sockets_of(app: FastAPI) -> Iterator[str]:
+    """The WebSockets, wherever the framework keeps its routers: the document does not name them."""
+    waiting = list(app.router.routes)
+    while waiting:
+        route = waiting.pop()
+        if isinstance(route, APIWebSocketRoute):
+            yield route.path
+        waiting += (
+            getattr(getattr(route, "original_router", None), "routes", None) or getattr(route, "routes", None) or []
+        )
+
+
 def test_every_route_stands_in_the_table(centre: Centre) -> None:
     app = app_of(centre)
     hidden = [route for route in app.routes if isinstance(route, APIRoute) and not route.include_in_schema]
     assert hidden == []
     assert set(routes_of(app)) == set(WHO_MAY)
+    assert set(sockets_of(app)) == set(WHO_MAY_OPEN)
+
+
+@pytest.mark.parametrize("role", [None, *Role])
+def test_every_websocket_opens_to_its_roles_and_no_other(people: People, role: Role | None, centre: Centre) -> None:
+    job = people.user().submit()
+    centre.tick()
+    account = "" if role in {O, B, A} else "acme/vision"
+    asker = people.stranger() if role is None else people.with_role(role, account, "ana")
+    for path, allowed in WHO_MAY_OPEN.items():
+        status, (document, *_) = asker.socket(path.format(ref=job))
+        if role in allowed:
+            assert (status, document["code"]) == (422, "policy"), (path, role)  # this centre offers no way in
+        else:
+            code = "not_logged_in" if role is None else "not_allowed"
+            assert (status, document["code"]) == (401 if role is None else 403, code), (path, role)
 
 
 @pytest.mark.parametrize("role", [None, *Role])

@@ -448,6 +448,31 @@ UNKNOWN = page(
 )
 
 
+PERIOD = {
+    "period": "2026-10",
+    "status": "closed",
+    "from": "2026-09-30T16:00:00.000Z",
+    "to": "2026-10-31T16:00:00.000Z",
+    "zone": "Asia/Shanghai",
+    "closes_from": "2026-11-03T16:00:00.000Z",
+    "closed_at": "2026-11-04T01:30:00.000Z",
+    "closed_by": "mei",
+    "manifest_sha256": "5e1f" * 16,
+    "seal": "a0b1" * 16,
+}
+OPEN_PERIOD = PERIOD | {
+    "period": "2026-11",
+    "status": "open",
+    "from": "2026-10-31T16:00:00.000Z",
+    "to": "2026-11-30T16:00:00.000Z",
+    "closes_from": "2026-12-03T16:00:00.000Z",
+    "closed_at": None,
+    "closed_by": None,
+    "manifest_sha256": None,
+    "seal": None,
+}
+
+
 def centre(peer: Peer) -> None:
     """Lets a peer answer as the whole of the small centre."""
     peer.answers("GET", "/v1/whoami", ME)
@@ -511,4 +536,7 @@ def centre(peer: Peer) -> None:
     peer.answers("DELETE", "/v1/admin/reservations/switch-works", envelope("Reservation", **RESERVATION))
     peer.answers("GET", "/v1/admin/ledger/verify", SOUND)
     peer.answers("GET", "/v1/admin/ledger/unknown", UNKNOWN)
+    peer.answers("GET", "/v1/admin/ledger/periods", page("PeriodList", [PERIOD, OPEN_PERIOD]))
+    peer.answers("POST", "/v1/admin/ledger/close", envelope("Period", **PERIOD))
+    peer.answers("POST", "/v1/admin/ledger/correct", envelope("Corrected", corrections=2, line_id=None))
     peer.answers("POST", "/v1/admin/ledger/reclassify", envelope("Reclassified", did_change=True))

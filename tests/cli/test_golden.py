@@ -86,6 +86,12 @@ COMMANDS: dict[str, tuple[tuple[str, ...], tuple[str, str]]] = {
         ("DELETE", "/v1/admin/reservations/switch-works"),
     ),
     "admin-ledger-verify": (("admin", "ledger", "verify"), ("GET", "/v1/admin/ledger/verify")),
+    "admin-ledger-periods": (("admin", "ledger", "periods"), ("GET", "/v1/admin/ledger/periods")),
+    "admin-ledger-close": (("admin", "ledger", "close", "--period", "2026-10"), ("POST", "/v1/admin/ledger/close")),
+    "admin-ledger-correct": (
+        ("admin", "ledger", "correct", "--period", "2026-10"),
+        ("POST", "/v1/admin/ledger/correct"),
+    ),
     "admin-ledger-unknown": (("admin", "ledger", "unknown"), ("GET", "/v1/admin/ledger/unknown")),
     "admin-ledger-reclassify": (
         ("admin", "ledger", "reclassify", "--allocation", "A", "--ended-at", "2026-11-02T09:00:00Z", "-r", "journal"),

@@ -48,6 +48,7 @@ LAUNCH = LaunchSpec(
     secrets=("HF_TOKEN",),
     volumes=("data:/data",),
     shm_bytes=1 << 30,
+    is_terminal=True,
     simulated_seconds=0.0,
     simulated_exit_code=3,
 )
