@@ -79,6 +79,8 @@ class LaunchSpec:
     """Size of /dev/shm in a container; None for the executor's own default."""
     is_terminal: bool = False
     """It gets a terminal, at which somebody is to sit (see `Enterable.attach`); nothing of it is kept as output."""
+    idle_stop_seconds: int | None = None
+    """It is to be ended when all its GPUs were idle for so long; None: never for that."""
     simulated_seconds: float | None = None
     """How long the simulated executor lets it run; other executors ignore it."""
     simulated_exit_code: int = 0

@@ -31,12 +31,14 @@ from cli.daemon.attendance import LOOK_SECONDS, Attendance, AttendedExecutor
 from cli.daemon.bootstrap import bootstrap
 from cli.daemon.gpus import Gpus, no_gpus, real_gpus, simulated_gpus
 from cli.daemon.guarantees import GuaranteeWatch
+from cli.daemon.idleness import idle_watch
 from cli.daemon.money import KEEP_SECONDS, WHOLE_SECONDS, BudgetKeeper, centre_zone
 from cli.daemon.notifier import notifier_of
 from cli.daemon.periods import PERIODS_SECONDS, period_terms
 from cli.daemon.settings import Settings, SettingsProblem
 from cli.daemon.turns import Turns
 from metering.admission import BudgetAdmission
+from metering.billing_routes import billing_routes
 from metering.budget_routes import budget_routes
 from metering.budget_watch import BudgetCollector
 from metering.ledger_watch import BLIND_MS, LedgerCollector, LedgerWatch
@@ -104,6 +106,7 @@ class Daemon:
         self._parts: _Parts | None = None
         self._held_now: frozenset[str] = frozenset()
         self._attendance = Attendance()
+        self._idleness = idle_watch(settings.metering)
 
     def run(self, announce: Callable[["Daemon"], None]) -> None:
         """Runs until SIGTERM or SIGINT. Calls `announce` once it answers. Raises StartProblem, StoreError."""
@@ -182,6 +185,7 @@ class Daemon:
             money,
             budget_routes(admission.zone),
             period_routes(period_terms(settings)),
+            billing_routes(period_terms(settings)),
             self._attendance.routes,
         )
         app = api(controller, admission, limits, telemetry, routes)
@@ -272,11 +276,13 @@ class Daemon:
         windows = self._attendance.own_windows(parts.gpus.close_windows())
         if not parts.controller.is_leading:
             parts.ledger.forget()
+            self._idleness.forget()
             return
         if windows:
             parts.controller.carry_out(StoreWindows(windows)).result(timeout=30.0)
         measured = (*windows, *self._attendance.agents_windows(parts.controller))
         parts.ledger.look(measured, parts.controller.clock.now_ms())
+        self._idleness.look(parts.controller, measured)
 
 
 def _stop_at_signals(server: uvicorn.Server) -> None:

@@ -56,6 +56,7 @@ _LAUNCH_EMPTY = {
     "volumes",
     "shm_bytes",
     "is_terminal",
+    "idle_stop_seconds",
 }
 """Fields that are left out when they are empty, which is what they are by default."""
 

@@ -130,6 +130,9 @@ class JobSpec(BaseModel):
     checkpoint_signal: CheckpointSignal | None = Field(
         None, description="Instead of SIGTERM, before the grace: what the program saves its work at."
     )
+    idle_stop_seconds: Annotated[int, Field(ge=60, le=MOST_INTEGER)] | None = Field(
+        None, description="It is ended, reason idle_stop, when all its GPUs were idle for so long."
+    )
     labels: dict[Name, Words] = Field(default_factory=dict, max_length=32)
     max_cost: MoneySpec | None = Field(None, description="The most that it may cost, all starts and elements together.")
     notify: tuple[NoticeEvent, ...] | None = Field(None, max_length=32, description="Default: what its user asked for.")

@@ -105,6 +105,7 @@ def draft_of(spec: JobSpec, rights: Rights, centre: Centre, after: tuple[Depende
             volumes=tuple(dict.fromkeys(spec.volumes)),
             shm_bytes=spec.shm_bytes,
             is_terminal=spec.terminal,
+            idle_stop_seconds=spec.idle_stop_seconds,
             grace_seconds=grace,
             stop_signal=f"SIG{(spec.checkpoint_signal or CheckpointSignal.TERM).value}",
             log_limit_bytes=rules.log_limit_bytes,

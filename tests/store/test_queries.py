@@ -49,6 +49,7 @@ LAUNCH = LaunchSpec(
     volumes=("data:/data",),
     shm_bytes=1 << 30,
     is_terminal=True,
+    idle_stop_seconds=1800,
     simulated_seconds=0.0,
     simulated_exit_code=3,
 )
