@@ -71,7 +71,7 @@ async def fill(running: Running, jobs: int) -> tuple[int, int]:
 
 
 def took_ms(words: Sequence[str], environment: dict[str, str]) -> tuple[float, float]:
-    """Returns how long one command took, as a process of its own, and its CPU time. Raises SystemExit when it failed."""
+    """Returns how long one command took as a process of its own, and its CPU time. Raises SystemExit if it failed."""
     began, cpu_began = time.perf_counter(), _children_cpu_seconds()
     done = subprocess.run(
         [sys.executable, "-m", "cli.main", *words], env=environment, capture_output=True, text=True, check=False

@@ -40,6 +40,7 @@ VERBS = (
     Verb("quota", "cli.commands.quota", "quota", _MONEY, "Tell what accounts may hold, hold, and should hold"),
     Verb("budget", "cli.commands.budgets", "budget", _MONEY, "Tell what is left of budgets"),
     Verb("usage", "cli.commands.money", "usage", _MONEY, "Tell what was used, and what it costs"),
+    Verb("billing", "cli.commands.billing", "BILLING", _MONEY, "Your bills: list, download"),
     Verb("gpus", "cli.commands.cluster", "gpus", _CLUSTER, "List GPUs: what is free, what it costs"),
     Verb("nodes", "cli.commands.cluster", "nodes", _CLUSTER, "List nodes"),
     Verb("login", "cli.commands.you", "login", _YOU, "Keep a token for a server"),

@@ -3,28 +3,26 @@
 An export is made in a directory that is gone before the first byte leaves: a client that hangs up leaves nothing.
 """
 
-import shutil
-import tarfile
-import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Annotated
 from zoneinfo import ZoneInfo
 
 from fastapi import APIRouter, Depends, Query, Response
-from fastapi.responses import StreamingResponse
 from sqlalchemy.engine import Connection
 
 from metering.evidence_routes import evidence_routes
 from metering.focus import UNNAMED_ISSUER, FocusTerms
 from metering.focus_columns import VERSIONS
+from metering.forecast_routes import forecast_routes
 from metering.periods import known_period
 from metering.price_routes import price_routes
 from metering.report_routes import report_routes
 from metering.sealed import export_known
 from metering.spans import instant_of, zone_of
 from metering.statements import write_statements
+from metering.tarred import streamed, tar_of
 from metering.usage_routes import usage_routes
 from metering.verify import Report, verify
 from scheduler.auth import READS_MONEY, Rights
@@ -37,7 +35,6 @@ from scheduler.wire.spec import invalid
 
 MOST_LEDGER_READS = 2
 """Exports and verifications at once: each reads the ledger from end to end and keeps a thread and a snapshot."""
-_CHUNK_BYTES = 256 << 10
 
 
 def _terms_by(plain: FocusTerms) -> Callable[..., FocusTerms | None]:
@@ -97,12 +94,12 @@ def ledger_routes(door: Door, issuer_known: str = UNNAMED_ISSUER) -> APIRouter:
         slots.check("")
         with slots.counted(""):
             file = await door.aside(_exported, door, wanted)
-        headers = {"Content-Disposition": 'attachment; filename="turnstile-export.tar"', "Cache-Control": "no-store"}
-        return StreamingResponse(_chunks(door, file), media_type="application/x-tar", headers=headers)
+        return streamed(door, file, "turnstile-export.tar")
 
     router.include_router(price_routes(door))
     router.include_router(usage_routes(door))
     router.include_router(report_routes(door))
+    router.include_router(forecast_routes(door))
     router.include_router(evidence_routes(door))
     return router
 
@@ -137,28 +134,12 @@ def _report(report: Report) -> Json:
 
 
 def _exported(door: Door, wanted: _Wanted) -> IO[bytes]:
-    """Returns a tar of an export, read from its beginning; no file of it has a name any more."""
-    folder = Path(tempfile.mkdtemp(prefix="turnstile-export-"))
-    file = tempfile.TemporaryFile()  # noqa: SIM115  # it is closed by whoever streams it
-    try:
+    def write(folder: Path) -> None:
         with door.controller.database.read() as connection:
-            _export(connection, folder / "export", wanted, door.now_ms)
-        write_statements(folder / "export")
-        with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
-            for path in sorted((folder / "export").iterdir()):
-                # Names and contents only: the same export again is the same bytes, whoever's daemon makes it.
-                member = tarfile.TarInfo(path.name)
-                member.size = path.stat().st_size
-                member.mode = 0o644
-                with path.open("rb") as content:
-                    archive.addfile(member, content)
-        file.seek(0)
-    except BaseException:
-        file.close()
-        raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    return file
+            _export(connection, folder, wanted, door.now_ms)
+        write_statements(folder)
+
+    return tar_of(write)
 
 
 def _export(connection: Connection, folder: Path, wanted: _Wanted, now_ms: int) -> None:
@@ -173,9 +154,3 @@ def _export(connection: Connection, folder: Path, wanted: _Wanted, now_ms: int) 
         focus=wanted.focus,
         unasked=wanted.unasked,
     )
-
-
-async def _chunks(door: Door, file: IO[bytes]) -> AsyncIterator[bytes]:
-    with file:
-        while chunk := await door.aside(file.read, _CHUNK_BYTES):
-            yield chunk

@@ -43,6 +43,7 @@ RUNS_JOBS = frozenset({Role.USER, Role.TENANT_ADMIN, Role.OPERATOR})
 ENTERS_JOBS = frozenset({Role.USER, Role.TENANT_ADMIN})
 """Who goes into running jobs and reaches their ports. Operators end tenants' jobs and never look inside."""
 READS_MONEY = frozenset({Role.BILLING, Role.OPERATOR})
+READS_STATEMENTS = frozenset({Role.TENANT_ADMIN, Role.BILLING, Role.OPERATOR})
 SETS_BUDGETS = frozenset({Role.TENANT_ADMIN, Role.BILLING, Role.OPERATOR})
 OPERATES = frozenset({Role.OPERATOR})
 DELIVERS = frozenset({Role.AGENT})
@@ -242,6 +243,16 @@ class Rights:
         if own != tenant_of(own):
             raise Refused(RefusalCode.NOT_ALLOWED, f"the ledger is kept per tenant, and this token is for {own}")
         return own
+
+    def bill_tenant(self, asked: str | None) -> AccountId | None:
+        """Returns whose bill the caller gets when it asks for `asked`; None when it is of the centre and asks for none.
+
+        Raises Refused (`not_found`) for another tenant's, and for a token of a project, which has no bill of its own.
+        """
+        own = self.caller.account
+        if own not in (ROOT_ACCOUNT, tenant_of(own)):
+            raise Refused(RefusalCode.NOT_FOUND, f"bills are made per tenant, and this token is for {own}")
+        return self.ledger_tenant(asked)
 
     def require_budget(self, account: AccountId, *, is_money: bool) -> None:
         """Raises Refused (`not_allowed`) unless the caller may change the budget of an account that it sees.

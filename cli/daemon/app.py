@@ -38,6 +38,7 @@ from cli.daemon.periods import PERIODS_SECONDS, period_terms
 from cli.daemon.settings import Settings, SettingsProblem
 from cli.daemon.turns import Turns
 from metering.admission import BudgetAdmission
+from metering.billing_routes import billing_routes
 from metering.budget_routes import budget_routes
 from metering.budget_watch import BudgetCollector
 from metering.ledger_watch import BLIND_MS, LedgerCollector, LedgerWatch
@@ -172,6 +173,7 @@ class Daemon:
             money,
             budget_routes(admission.zone),
             period_routes(period_terms(settings)),
+            billing_routes(period_terms(settings)),
             self._attendance.routes,
         )
         app = api(controller, admission, limits, telemetry, routes)

@@ -14,6 +14,7 @@ from ulid import ULID
 
 from cli.daemon.attendance import Attendance
 from metering.admission import BudgetAdmission
+from metering.billing_routes import billing_routes
 from metering.budget_routes import budget_routes
 from metering.closing import PeriodTerms
 from metering.focus import FocusTerms
@@ -172,5 +173,11 @@ def two_tenants(database: Database) -> Centre:
 def app_of(centre: Centre, **settings: Any) -> FastAPI:
     """The app as the daemon puts it together."""
     limits = ApiSettings(version="1.2.3", **settings)
-    routes = (ledger_routes, budget_routes(centre.admission.zone), period_routes(PERIODS), Attendance().routes)
+    routes = (
+        ledger_routes,
+        budget_routes(centre.admission.zone),
+        period_routes(PERIODS),
+        billing_routes(PERIODS),
+        Attendance().routes,
+    )
     return api(centre, centre.admission, limits, Telemetry("1.2.3"), routes)

@@ -94,7 +94,10 @@ WHO_MAY: dict[tuple[str, str], tuple[set[Role | None], Any]] = {
     ("GET", "/v1/reservations"): ({U, T, B, O}, None),
     ("POST", "/v1/admin/reservations"): ({O}, {"name": "works", "duration_seconds": 60, "nodes": ["h1"]}),
     ("DELETE", "/v1/admin/reservations/{name}"): ({O}, None),
+    ("GET", "/v1/billing"): ({T, B, O}, None),
+    ("GET", "/v1/billing/{period}"): ({T, B, O}, None),
     ("GET", "/v1/usage"): ({U, T, B, O}, None),
+    ("GET", "/v1/usage/forecast"): ({U, T, B, O}, None),
     ("GET", "/v1/admin/ledger/verify"): ({B, O}, None),
     ("GET", "/v1/admin/ledger/export"): ({B, O}, None),
     ("GET", "/v1/admin/ledger/unknown"): ({B, O}, None),
@@ -118,8 +121,14 @@ WHO_MAY_OPEN: dict[str, set[Role | None]] = {
     "/v1/jobs/{ref}/port": {U, T},
 }
 """Each WebSocket: the roles that it opens to."""
-
-WHERE = {"path:path": "acme/new", "token_id": "none", "name": "h1", "node": "ana", "version": "none"}
+WHERE = {
+    "path:path": "acme/new",
+    "token_id": "none",
+    "name": "h1",
+    "node": "ana",
+    "version": "none",
+    "period": "2026-11",
+}
 _OPEN_DOCUMENT = ("GET", "/v1/openapi.json")
 
 
