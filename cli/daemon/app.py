@@ -356,6 +356,7 @@ def claim_data_dir(path: Path) -> IO[str]:
     except OSError as problem:
         lock.seek(0)
         owner = lock.read().strip() or "unknown"
+        lock.close()
         raise StartProblem(
             f"another daemon (process {owner}) runs with data directory {path}; stop it, or choose another directory"
         ) from problem
