@@ -46,6 +46,7 @@ VERBS = (
     Verb("login", "cli.commands.you", "login", _YOU, "Keep a token for a server"),
     Verb("logout", "cli.commands.you", "logout", _YOU, "Remove the token from this machine"),
     Verb("whoami", "cli.commands.you", "whoami", _YOU, "Tell who the server takes you for"),
+    Verb("token", "cli.commands.tokens", "OWN", _YOU, "Your tokens: create, list, revoke"),
     Verb("secret", "cli.commands.secret", "SECRET", _YOU, "Secrets for jobs: set, list, rm"),
     Verb("notify", "cli.commands.notify", "NOTIFY", _YOU, "Be told of jobs: set, show, test"),
     Verb("context", "cli.commands.you", "CONTEXT", _YOU, "Servers: list, use, show"),

@@ -49,6 +49,10 @@ OPERATES = frozenset({Role.OPERATOR})
 DELIVERS = frozenset({Role.AGENT})
 ANY_NODE = UserName("any-node")
 """The user of an agent's token that speaks for every node: one Secret for the agents of a whole cluster."""
+KEEPS_TOKENS = READS_JOBS
+"""Who may make tokens for itself; an agent's is its node's."""
+OF_THE_CENTRE = frozenset({Role.OPERATOR, Role.AGENT})
+"""Roles that no account bounds: a token that has one is the centre's own."""
 ADMINISTERS = frozenset({Role.TENANT_ADMIN, Role.OPERATOR})
 GIVEN_BY_TENANTS = frozenset({Role.USER, Role.TENANT_ADMIN, Role.BILLING})
 """What a tenant's own admin may make others; the rest are the centre's."""
@@ -117,7 +121,9 @@ class Rights:
     caller: Caller
 
     def require(self, roles: frozenset[Role]) -> None:
-        """Raises Refused (`not_allowed`) unless the caller has one of the roles."""
+        """Raises Refused (`not_allowed`) unless the caller has one of the roles, those of the centre in the centre."""
+        if self.caller.role in OF_THE_CENTRE:
+            self.require_centre()
         if self.caller.role not in roles:
             wanted = " or ".join(sorted(roles))
             raise Refused(
@@ -172,8 +178,15 @@ class Rights:
         if not is_within(account, self.caller.account):
             raise Refused(RefusalCode.NOT_FOUND, f"no account {account or 'of the centre'!r} that this token may see")
 
-    def require_giving(self, role: Role) -> None:
-        """Raises Refused (`not_allowed`) unless the caller may give others the role."""
+    def require_giving(self, role: Role, account: AccountId) -> None:
+        """Raises Refused unless the caller may give others the role there: `not_allowed`, or `invalid` for a role of
+        the centre in a tenant, where nothing would bound it."""
+        if self.is_operator and role in OF_THE_CENTRE and account != ROOT_ACCOUNT:
+            raise Refused(
+                RefusalCode.INVALID,
+                f"a token with the role {role} is for the whole centre, and {account} is one of its accounts",
+                tries=("leave -A out", "--role tenant_admin"),
+            )
         if not self.is_operator and role not in GIVEN_BY_TENANTS:
             raise Refused(RefusalCode.NOT_ALLOWED, f"a token with the role {role} is the centre's to make")
 

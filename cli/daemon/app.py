@@ -65,6 +65,8 @@ logger = logging.getLogger(__name__)
 DISTRIBUTION = "gpu-turnstile"
 INVENTORY_SECONDS = 30
 """Between two looks at the inventory when no sample showed a change: catches what the executor alone knows."""
+BOOTSTRAP_SECONDS = 2
+"""Between two looks whether a daemon that could not lead at its start leads now."""
 RATES_SECONDS = 10
 """Between two looks at which price book is in force, for fairness; money is rated by the ledger's times, exactly."""
 DEADLINE_SECONDS = 2
@@ -115,7 +117,8 @@ class Daemon:
             parts.gpus.poll()
             parts.controller.start()
             parts.periodic.start()
-            bootstrap(parts.controller, self.data_dir)
+            if not bootstrap(parts.controller, self.data_dir):
+                self._bootstrap_later(parts)
             # Now that it leads: from here on held time is counted and /metrics says whether the ledger adds up.
             parts.periodic.add_job(_guarded(self._keep_windows))
             # What is loaded by now stays for the daemon's life: the collector need not walk it again and again, which
@@ -131,6 +134,15 @@ class Daemon:
             parts.controller.stop()
             parts.gpus.close()
             parts.database.dispose()
+
+    def _bootstrap_later(self, parts: _Parts) -> None:
+        """Tries again until it is done: a first start whose cluster is away leads later, and needs its token then."""
+
+        def try_again() -> None:
+            if bootstrap(parts.controller, self.data_dir, wait_seconds=0.0):
+                again.remove()
+
+        again = parts.periodic.add_job(_guarded(try_again), "interval", seconds=BOOTSTRAP_SECONDS)
 
     @property
     def controller(self) -> Controller:
@@ -348,6 +360,7 @@ def claim_data_dir(path: Path) -> IO[str]:
     except OSError as problem:
         lock.seek(0)
         owner = lock.read().strip() or "unknown"
+        lock.close()
         raise StartProblem(
             f"another daemon (process {owner}) runs with data directory {path}; stop it, or choose another directory"
         ) from problem

@@ -57,6 +57,9 @@ WHO_MAY: dict[tuple[str, str], tuple[set[Role | None], Any]] = {
     ("GET", "/v1/admin/tokens"): ({T, O}, None),
     ("POST", "/v1/admin/tokens"): ({T, O}, {"role": "user", "account": "acme/vision", "user": "bob"}),
     ("DELETE", "/v1/admin/tokens/{token_id}"): ({T, O}, None),
+    ("GET", "/v1/tokens"): ({U, T, B, O}, None),
+    ("POST", "/v1/tokens"): ({U, T, B, O}, {"expires_in_seconds": 60}),
+    ("DELETE", "/v1/tokens/{token_id}"): ({U, T, B, O}, None),
     ("GET", "/v1/admin/prices"): ({B, O}, None),
     ("POST", "/v1/admin/prices"): ({O}, BOOK),
     ("GET", "/v1/admin/prices/{version}"): ({B, O}, None),
@@ -293,6 +296,60 @@ def test_a_token_is_told_once_and_works_until_it_is_revoked(http: Http, people: 
     assert made["secret"] not in listed.text
     assert operator.request("DELETE", f"/v1/admin/tokens/{made['id']}").json()["was_valid"] is True
     assert holder.get("/v1/whoami").status_code == 401
+
+
+@pytest.mark.parametrize("role", [O, A])
+def test_no_token_of_a_tenant_has_a_role_of_the_centre(people: People, role: Role) -> None:
+    body = {"role": role.value, "account": "acme", "user": "olga"}
+    refused = people.operator().post("/v1/admin/tokens", json=body)
+    assert (refused.status_code, refused.json()["code"]) == (422, "invalid")
+
+
+def test_an_operators_token_of_a_tenant_from_before_does_nothing(people: People) -> None:
+    people.user("zoe", "zeta/lab")
+    old = people.with_role(Role.OPERATOR, "acme", "olga")
+    for method, path, body in (
+        ("PUT", "/v1/admin/accounts/zeta", {"weight": 5}),
+        ("POST", "/v1/admin/accounts/zeta/suspend", {}),
+        ("POST", "/v1/admin/nodes/h1/drain", {"reason": "x"}),
+        ("POST", "/v1/admin/pause", {}),
+        ("GET", "/v1/nodes", None),
+    ):
+        assert old.request(method, path, json=body).json()["code"] == "not_allowed", path
+
+
+def test_a_token_made_for_oneself_is_like_its_maker_and_seen_by_nobody_else(http: Http, people: People) -> None:
+    ana, bob = people.user("ana"), people.user("bob")
+    made = ana.post("/v1/tokens", json={"expires_in_seconds": 60}).json()
+    assert (made["user"], made["role"], made["account"]) == ("ana", "user", "acme/vision")
+    assert Client(http, made["secret"]).get("/v1/whoami").json()["user"] == "ana"
+    assert made["id"] in ana.get("/v1/tokens").text
+    for other in (bob, people.admin(), people.user("ana", "zeta/lab"), people.operator()):
+        assert made["id"] not in other.get("/v1/tokens").text
+        assert other.request("DELETE", f"/v1/tokens/{made['id']}").status_code == 404
+    assert ana.request("DELETE", f"/v1/tokens/{made['id']}").json()["was_valid"] is True
+    assert Client(http, made["secret"]).get("/v1/whoami").status_code == 401
+
+
+def test_a_token_made_for_oneself_lives_no_longer_than_its_maker(centre: Centre, http: Http, people: People) -> None:
+    operator = people.operator()
+    body = {"role": "user", "account": "acme/vision", "user": "ana", "expires_in_seconds": 600}
+    ana = Client(http, operator.post("/v1/admin/tokens", json=body).json()["secret"])
+    refused = ana.post("/v1/tokens", json={"expires_in_seconds": 3600})
+    assert refused.json()["code"] == "policy"
+    made = Client(http, ana.post("/v1/tokens", json={}).json()["secret"])
+    assert made.get("/v1/whoami").json()["expires_at"] is not None
+    centre.clock.advance(seconds=601)
+    assert made.get("/v1/whoami").status_code == 401
+
+
+def test_a_revoked_token_that_is_still_remembered_makes_none(centre: Centre, http: Http) -> None:
+    from scheduler.store.tokens import RevokeToken
+
+    holder = Client(http, centre.token(Role.OPERATOR, "", "olga"))
+    id_ = holder.get("/v1/whoami").json()["token_id"]
+    centre.commit(RevokeToken(id_))
+    assert holder.post("/v1/tokens", json={}).status_code == 401
 
 
 def test_a_token_revoked_elsewhere_is_refused_within_a_second(centre: Centre, http: Http) -> None:

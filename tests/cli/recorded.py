@@ -499,10 +499,14 @@ def centre(peer: Peer) -> None:
         ("release", "released"),
         ("requeue", "requeued"),
         ("checkpoint", "checkpointed"),
+        ("update", "changed"),
     ):
         peer.answers(
             "POST", f"/v1/jobs/{verb}", page("JobActionList", [{"id": 10482, "did": did, "state": "cancelled"}])
         )
+    peer.answers(
+        "POST", "/v1/jobs/update", page("JobActionList", [{"id": 10482, "did": "changed", "state": "pending"}])
+    )
     peer.answers("GET", "/v1/gpus", GPUS)
     peer.answers("GET", "/v1/nodes", NODES)
     peer.answers("GET", "/v1/admin/accounts", ACCOUNTS)
@@ -516,9 +520,10 @@ def centre(peer: Peer) -> None:
     peer.answers("PUT", "/v1/admin/users", envelope("User", **USERS["items"][0], did_change=True))
     removed = envelope("UserRemoved", account="acme", user="mei", tokens_revoked=2)
     peer.answers("DELETE", "/v1/admin/users", removed)
-    peer.answers("GET", "/v1/admin/tokens", TOKENS)
-    peer.answers("POST", "/v1/admin/tokens", envelope("Token", **TOKENS["items"][0], secret="tst_made-just-now"))
-    peer.answers("DELETE", "/v1/admin/tokens/01JDT", envelope("TokenRevoked", id="01JDT", was_valid=True))
+    for path in ("/v1/tokens", "/v1/admin/tokens"):
+        peer.answers("GET", path, TOKENS)
+        peer.answers("POST", path, envelope("Token", **TOKENS["items"][0], secret="tst_made-just-now"))
+        peer.answers("DELETE", f"{path}/01JDT", envelope("TokenRevoked", id="01JDT", was_valid=True))
     peer.answers("GET", "/v1/admin/prices", PRICES)
     peer.answers("POST", "/v1/admin/prices", envelope("PriceBook", **PRICES["items"][0]))
     for verb in ("drain", "resume"):
