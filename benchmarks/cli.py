@@ -3,13 +3,15 @@
     python -m benchmarks.cli [--jobs 100000] [--runs 9] [--limit-ms 300]
 
 Starts a daemon with simulated nodes, fills its queue, and types each command as a process of its own, several times.
-Prints the median and the slowest of each, and the client's own floor beside them: `turnstile version --help`, which
-asks nobody. Ends with status 1 when a median is beyond the limit.
+Prints the median and the slowest of each, and the median of the command's own CPU time, which a busy machine changes
+little; beside them the client's own floor, `turnstile version --help`, which asks nobody. Ends with status 1 when a
+median is beyond the limit.
 """
 
 import argparse
 import asyncio
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -68,16 +70,21 @@ async def fill(running: Running, jobs: int) -> tuple[int, int]:
     return first, last
 
 
-def took_ms(words: Sequence[str], environment: dict[str, str]) -> float:
-    """Returns how long one command took, as a process of its own. Raises SystemExit when it failed."""
-    began = time.perf_counter()
+def took_ms(words: Sequence[str], environment: dict[str, str]) -> tuple[float, float]:
+    """Returns how long one command took as a process of its own, and its CPU time. Raises SystemExit if it failed."""
+    began, cpu_began = time.perf_counter(), _children_cpu_seconds()
     done = subprocess.run(
         [sys.executable, "-m", "cli.main", *words], env=environment, capture_output=True, text=True, check=False
     )
     elapsed_ms = (time.perf_counter() - began) * 1000
     if done.returncode:
         raise SystemExit(f"turnstile {' '.join(words)} ended with {done.returncode}: {done.stderr}")
-    return elapsed_ms
+    return elapsed_ms, (_children_cpu_seconds() - cpu_began) * 1000
+
+
+def _children_cpu_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def main() -> int:
@@ -99,14 +106,15 @@ def main() -> int:
         }
         named = {"FIRST": f"{first}_0", "JOB": f"{last}_7"}
         is_slow = False
-        print(f"{'command':44} {'median':>8} {'slowest':>8}")
+        print(f"{'command':44} {'median':>8} {'slowest':>8} {'CPU':>8}")
         for words in (FLOOR, *COMMANDS):
             typed = [named.get(word, word) for word in words]
             times = [took_ms(typed, environment) for _ in range(asked.runs)]
-            median = statistics.median(times)
+            median, cpu = (statistics.median(each) for each in zip(*times, strict=True))
             is_over = median > asked.limit_ms
             is_slow |= is_over
-            print(f"{' '.join(words):44} {median:8.0f} {max(times):8.0f}{'  over the limit' if is_over else ''}")
+            note = "  over the limit" if is_over else ""
+            print(f"{' '.join(words):44} {median:8.0f} {max(times)[0]:8.0f} {cpu:8.0f}{note}")
     return 1 if is_slow else 0
 
 

@@ -23,6 +23,7 @@ from sqlalchemy.engine import Connection
 from metering.core.journal import MOST_TEXT, EntryKind, JournalEntry, Ledger, transfer
 from metering.core.period import Period, PeriodStatus
 from metering.core.quantity import AMOUNT_DECIMALS
+from metering.core.rating import LineType
 from metering.correction_rows import corrected_tenants
 from metering.export import export_usage
 from metering.findings import Report
@@ -31,6 +32,7 @@ from metering.journal import post
 from metering.ledger import price_book_rows
 from metering.manifest import MANIFEST
 from metering.periods import (
+    CHAINS,
     AdvancePeriods,
     KnownPeriod,
     Seal,
@@ -40,7 +42,7 @@ from metering.periods import (
     refuse_to_close,
 )
 from metering.sealed import PARTS_AT_ONCE, WHOLE, KeepParts, folder_of, parts_of
-from metering.tables import CORRECTION, PERIOD_EVENT
+from metering.tables import PERIOD_EVENT
 from metering.verify import verify
 from metering.verify_files import verify_export
 from scheduler.clock import Clock
@@ -51,7 +53,7 @@ from scheduler.store.database import Database
 from scheduler.store.ledger_rows import tenants_between
 from scheduler.store.overlays import unknown_stretches
 from scheduler.store.read import ledger_head
-from scheduler.store.tables import EVIDENCE, OCCUPANCY, RECLASSIFICATION
+from scheduler.store.tables import OCCUPANCY, RECLASSIFICATION
 from scheduler.store.transaction import Transaction
 from scheduler.store.write import Command
 
@@ -94,8 +96,8 @@ class SealPeriod:
     period: Period
     seal: Seal
     actor: str
-    credits: tuple[JournalEntry, ...] = ()
-    """What the tenants are given back, to be posted in the same transaction."""
+    entries: tuple[JournalEntry, ...] = ()
+    """What the tenants are given back, tax and rounding, to be posted in the same transaction."""
 
     def execute(self, tx: Transaction) -> KnownPeriod:
         """Returns the closed period. Raises Refused (`conflict`) for what must be made again."""
@@ -109,7 +111,7 @@ class SealPeriod:
                 f"something about {self.period.name} became known while its files were made",
                 tries=(f"turnstile admin ledger close --period {self.period.name}",),
             )
-        for entry in self.credits:
+        for entry in self.entries:
             post(connection, replace(entry, at_ms=tx.now_ms))
         values = event_values(known, PeriodStatus.CLOSED, tx.now_ms, self.actor, self.seal)
         append(connection, PERIOD_EVENT, [values])
@@ -133,21 +135,21 @@ def close_period(desk: Desk, terms: PeriodTerms, name: str, actor: str, *, is_ea
             _write(connection, root, known, terms.focus)
             heads = heads_of(connection)
             books = {row.version: row.sha256 for row in price_book_rows(connection)}
-        credits_ = tuple(_credits(root / WHOLE, known.period))
+        entries = tuple(_entries(root / WHOLE, known.period))
         files = {path.relative_to(root).as_posix(): _sha256(path) for path in sorted(root.rglob("*")) if path.is_file()}
         attempt = hashlib.sha256("\n".join(f"{sha256} {path}" for path, sha256 in files.items()).encode()).hexdigest()
         parts = parts_of(root)
         while batch := tuple(islice(parts, PARTS_AT_ONCE)):
             desk.carry_out(KeepParts(attempt, batch)).result()
     seal = Seal(attempt, heads, books, files, unresolved)
-    return desk.carry_out(SealPeriod(known.period, seal, actor, credits_)).result()
+    return desk.carry_out(SealPeriod(known.period, seal, actor, entries)).result()
 
 
 def heads_of(connection: Connection) -> dict[str, tuple[int, str]]:
     """Returns where each chain of the ledger ends, by table."""
     last = ledger_head(connection)
     heads = {OCCUPANCY.name: (last.sequence, last.hash)}
-    for table in (EVIDENCE, RECLASSIFICATION, CORRECTION):
+    for table in CHAINS[1:]:
         head = head_of(connection, table)
         heads[table.name] = (head.sequence, head.hash)
     return heads
@@ -220,23 +222,32 @@ def _write(connection: Connection, root: Path, known: KnownPeriod, focus: FocusT
         _refuse_unsound(verify_export(root / folder_of(tenant)), f"the files of {tenant or 'all tenants'}")
 
 
-def _credits(folder: Path, period: Period) -> Iterator[JournalEntry]:
-    """Yields an entry for each credit line of the sealed files: the centre's expense, less on what the tenant owes."""
+_POSTED = {
+    LineType.CREDIT: (EntryKind.CREDIT, Ledger.SLA_EXPENSE),
+    LineType.TAX: (EntryKind.TAX, Ledger.TAX),
+    LineType.ROUNDING: (EntryKind.ROUNDING, Ledger.ROUNDING),
+}
+"""Lines that are posted at the close, and against which ledger. Use is charged as it goes."""
+
+
+def _entries(folder: Path, period: Period) -> Iterator[JournalEntry]:
+    """Yields an entry for each credit, tax and rounding of the sealed files: what the tenant owes more or less."""
     (path,) = folder.glob("usage_lines_*.csv")
     with path.open(encoding="utf-8-sig", newline="") as stream:
         for row in csv.DictReader(stream):
-            if row["line_type"] != "credit":
+            if row["line_type"] not in _POSTED:
                 continue
-            account = AccountId(row["project_id"])
-            expense, owed = (Ledger.SLA_EXPENSE, account), (Ledger.RECEIVABLE, account)
-            legs = transfer(expense, owed, int(-Decimal(row["amount"]) * 10**AMOUNT_DECIMALS))
+            kind, ledger = _POSTED[LineType(row["line_type"])]
+            account = AccountId(row["project_id"] or row["tenant_id"])
+            owed = int(Decimal(row["amount"]) * 10**AMOUNT_DECIMALS)
+            legs = transfer((Ledger.RECEIVABLE, account), (ledger, account), owed)
             yield JournalEntry(
                 key=row["line_id"][-MOST_TEXT:],
-                kind=EntryKind.CREDIT,
+                kind=kind,
                 currency=row["currency"],
                 at_ms=period.to_ms,
                 legs=tuple(replace(leg, line_id=row["line_id"]) for leg in legs),
-                reason=row["incident_id"],
+                reason=row["incident_id"] or None,
             )
 
 

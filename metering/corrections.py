@@ -45,6 +45,8 @@ _MICROS = 10**AMOUNT_DECIMALS
 _NANO = 10**GPU_HOURS_DECIMALS
 _RATED = frozenset({LineType.USAGE, LineType.CREDIT, LineType.MINIMUM, LineType.ENERGY})
 """Line types that are rated from occupancy."""
+_FEES = frozenset({LineType.PACKAGE, LineType.RESERVED})
+"""Line types that are due whatever is used: few, and at the end of a file. What of them was unused costs nothing."""
 
 
 class Origin(StrEnum):
@@ -168,6 +170,10 @@ def differences(connection: Connection, known: KnownPeriod) -> list[Correction]:
         again = _again(connection, known, Path(scratch) / "again")
         for before, after in _side_by_side(sealed, again):
             found += _of_allocation(known.period.name, before, after, done)
+        fees = [
+            [row for row in _rows(Path(scratch) / name) if row["line_type"] in _FEES] for name in ("sealed", "again")
+        ]
+        found += _of_allocation(known.period.name, fees[0], fees[1], done)
     return found
 
 
@@ -262,6 +268,8 @@ def _post(tx: Transaction, each: Correction, key: str) -> None:
     """
     if each.amount_micros == 0:
         return
+    if each.origin is Origin.RERATED and not each.cells["job_id"]:
+        return  # a fee: invoices have it, the journal has no fees
     is_credit = each.cells["line_type"] == LineType.CREDIT
     if each.origin is Origin.RERATED and not is_credit:
         tx.admission.release(tx.connection, [AllocationId(_allocation_of(each.cells))], tx.now_ms)
@@ -308,11 +316,13 @@ def _again(connection: Connection, known: KnownPeriod, folder: Path) -> Iterator
 
 def _rated_rows(folder: Path) -> Iterator[dict[str, str]]:
     """Yields the rows of a folder's usage lines that are rated from occupancy, in the file's order."""
+    return (row for row in _rows(folder) if row["line_type"] in _RATED)
+
+
+def _rows(folder: Path) -> Iterator[dict[str, str]]:
     (path,) = folder.glob("usage_lines_*.csv")
     with path.open(encoding="utf-8-sig", newline="") as stream:
-        for row in csv.DictReader(stream):
-            if row["line_type"] in _RATED:
-                yield row
+        yield from csv.DictReader(stream)
 
 
 def _allocation_of(row: Mapping[str, str]) -> str:

@@ -52,6 +52,7 @@ _COMMITMENT, _CORRECTS, _USE, _ENERGY, _EVIDENCE = (
 )
 
 
+_NOTHING = fixed(0, AMOUNT_DECIMALS)
 UNNAMED_ISSUER = "GPU centre"
 """Who issues invoices where nothing else is configured."""
 
@@ -181,7 +182,21 @@ class FocusRows:
             "x_CorrectsEntryId": native[_AT["corrects_line_id"]],
             "x_IncidentId": native[_AT["incident_id"]],
         }
-        if not native[_AT["incident_id"]]:
+        commitment = native[_COMMITMENT]
+        if not native[_AT["job_id"]]:
+            kind = "Prepaid Package" if commitment.startswith("package/") else "GPU Reservation"
+            values |= commitment_cells(commitment) | {
+                "ChargeCategory": "Purchase",
+                "EffectiveCost": _NOTHING,
+                "PricingCategory": "Committed",
+                "PricingCurrencyEffectiveCost": _NOTHING,
+                "ResourceId": commitment,
+                "ResourceType": "Commitment",
+                "SkuId": native[_SKU],
+                "SkuMeter": kind,
+                "SkuPriceId": f"{native[_SKU]}/{commitment}/{native[_BOOK]}",
+            }
+        elif not native[_AT["incident_id"]]:
             sku, book = native[_AT["sku"]], native[_AT["price_book"]]
             values |= {
                 "ChargeCategory": "Usage",

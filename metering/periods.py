@@ -11,14 +11,18 @@ from sqlalchemy.engine import Connection
 
 from metering.core.civil import utc_text
 from metering.core.period import Period, PeriodStatus, period_at
-from metering.tables import PERIOD_EVENT
+from metering.tables import CORRECTION, PERIOD_EVENT
 from scheduler.refusal import RefusalCode, Refused
 from scheduler.store.chained import append
-from scheduler.store.tables import DEVICE
+from scheduler.store.tables import DEVICE, EVIDENCE, OCCUPANCY, RECLASSIFICATION
 from scheduler.store.transaction import Transaction
 
 CLOSING_HOURS = 72
 """How long late facts are waited for after a period's end: three days outlast a weekend's outage of a node."""
+
+
+CHAINS = (OCCUPANCY, EVIDENCE, RECLASSIFICATION, CORRECTION)
+"""The tables whose heads a seal fixes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +128,19 @@ def periods(connection: Connection, zone: str, now_ms: int) -> list[KnownPeriod]
         known.append(KnownPeriod(period, zone, PeriodStatus.OPEN))
         first_ms = period.to_ms
     return known
+
+
+def lost_heads(connection: Connection, seal: Seal) -> list[tuple[str, str, str | None]]:
+    """Returns the chains without the row that was their head at the seal: its place, and its hash then and now."""
+    lost: list[tuple[str, str, str | None]] = []
+    for table in CHAINS:
+        sequence, sha256 = seal.heads.get(table.name, (-1, ""))
+        if sequence == 0:
+            continue
+        found = connection.execute(sa.select(table.c.hash).where(table.c.sequence == sequence)).scalar()
+        if found != sha256:
+            lost.append((f"{table.name} at {sequence}", sha256, found))
+    return lost
 
 
 def known_period(connection: Connection, name: str, zone: str, now_ms: int) -> KnownPeriod:

@@ -41,7 +41,7 @@ def folder_of(tenant: AccountId | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class FilePart:
-    """Up to PART_BYTES of a file."""
+    """Up to PART_BYTES of a file, compressed: beside the desk, which has other work."""
 
     path: str
     number: int
@@ -62,7 +62,7 @@ class KeepParts:
             there = sa.select(PERIOD_FILE.c.part).where(PERIOD_FILE.c.attempt == self.attempt, *place)
             if tx.connection.execute(there).first() is None:
                 values = {"attempt": self.attempt, "path": part.path, "part": part.number}
-                tx.connection.execute(sa.insert(PERIOD_FILE).values(**values, data=zlib.compress(part.data, _LEVEL)))
+                tx.connection.execute(sa.insert(PERIOD_FILE).values(**values, data=part.data))
 
 
 def parts_of(root: Path) -> Iterator[FilePart]:
@@ -72,7 +72,7 @@ def parts_of(root: Path) -> Iterator[FilePart]:
         with path.open("rb") as stream:
             number = 0
             while data := stream.read(PART_BYTES):
-                yield FilePart(name, number, data)
+                yield FilePart(name, number, zlib.compress(data, _LEVEL))
                 number += 1
 
 

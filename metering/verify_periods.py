@@ -11,15 +11,12 @@ from metering.core.period import PeriodStatus
 from metering.corrections import differences
 from metering.findings import Check, Report
 from metering.ledger import price_book_rows
-from metering.periods import KnownPeriod, Seal, periods
+from metering.periods import KnownPeriod, Seal, lost_heads, periods
 from metering.sealed import sealed_bytes, write_sealed
-from metering.tables import CORRECTION, PERIOD_FILE
+from metering.tables import PERIOD_FILE
 from metering.verify_files import verify_export
 from scheduler.refusal import Refused
 from scheduler.store.database import StoreError
-from scheduler.store.tables import EVIDENCE, OCCUPANCY, RECLASSIFICATION
-
-_CHAINS = (OCCUPANCY, EVIDENCE, RECLASSIFICATION, CORRECTION)
 
 
 def verify_periods(connection: Connection, report: Report, only: str | None = None) -> None:
@@ -38,7 +35,8 @@ def verify_periods(connection: Connection, report: Report, only: str | None = No
         if each.seal is None or only not in {None, each.period.name}:
             continue
         report.count("closed_periods")
-        _verify_seal(connection, report, each.period.name, each.seal)
+        for where, sealed, found in lost_heads(connection, each.seal):
+            report.expect(Check.SEAL, f"{each.period.name} head of {where}", sealed, found)
         for version, sha256 in each.seal.price_books.items():
             report.expect(Check.SEAL, f"{each.period.name} price book {version}", sha256, books.get(version))
         if _verify_files(connection, report, each.period.name, each.seal):
@@ -53,16 +51,6 @@ def _verify_order(known: list[KnownPeriod], report: Report) -> None:
         earlier_open = number and known[number - 1].status is not PeriodStatus.CLOSED
         if each.status is PeriodStatus.CLOSED and earlier_open:
             report.wrong(Check.SEAL, f"{known[number - 1].period.name} status", "closed, as the next is", "not closed")
-
-
-def _verify_seal(connection: Connection, report: Report, name: str, seal: Seal) -> None:
-    """Checks that each chain still has the row that was its head when the period was closed."""
-    for table in _CHAINS:
-        sequence, sha256 = seal.heads.get(table.name, (-1, ""))
-        if sequence == 0:
-            continue
-        found = connection.execute(sa.select(table.c.hash).where(table.c.sequence == sequence)).scalar()
-        report.expect(Check.SEAL, f"{name} head of {table.name} at {sequence}", sha256, found)
 
 
 def _verify_files(connection: Connection, report: Report, name: str, seal: Seal) -> bool:

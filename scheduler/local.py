@@ -120,6 +120,7 @@ class LocalExecutor:
             self._adopt(order)
             return
         launch.check(order)
+        launch.check_secrets(order)
         launch.user_for(order.spec.run_as)
         self._refuse_held_devices(order)
         run = self._run_of(order)

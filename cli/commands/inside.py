@@ -1,6 +1,8 @@
 """Inside running jobs: `exec` and `port-forward`."""
 
+import contextlib
 import os
+import socket
 from typing import Annotated
 
 import typer
@@ -78,23 +80,28 @@ def port_forward(
     pairs = [_ports(each) for each in ports]
     reference = session.reference(job)
     node = count(rank, "--rank", least=0)
-    tunnels = []
-    for local, remote in pairs:
-        try:
-            listener = listen(local)
-        except OSError as taken:
-            raise UsageProblem(
-                f"port {local} of this machine cannot be had: {os.strerror(taken.errno or 0).lower()}",
-                f"turnstile port-forward {job} 0:{remote}",
-            ) from None
-        tunnels.append(Tunnel(session.client, session.screen, reference, listener, remote, node))
-    for tunnel in tunnels:
-        tunnel.check()
-        found = {"job": reference, "host": "127.0.0.1", "local_port": tunnel.local, "remote_port": tunnel.remote}
-        told = f"127.0.0.1:{tunnel.local} is port {tunnel.remote} of job {reference}; Ctrl-C ends it"
-        session.screen.document(envelope("PortForward", found), FORWARD, [told])
-    session.screen.flush()
-    return Tunnel.serve(tunnels)
+    with contextlib.ExitStack() as opened:
+        tunnels = []
+        for local, remote in pairs:
+            listener = opened.enter_context(contextlib.closing(_listener(job, local, remote)))
+            tunnels.append(Tunnel(session.client, session.screen, reference, listener, remote, node))
+        for tunnel in tunnels:
+            tunnel.check()
+            found = {"job": reference, "host": "127.0.0.1", "local_port": tunnel.local, "remote_port": tunnel.remote}
+            told = f"127.0.0.1:{tunnel.local} is port {tunnel.remote} of job {reference}; Ctrl-C ends it"
+            session.screen.document(envelope("PortForward", found), FORWARD, [told])
+        session.screen.flush()
+        return Tunnel.serve(tunnels)
+
+
+def _listener(job: str, local: int, remote: int) -> socket.socket:
+    try:
+        return listen(local)
+    except OSError as taken:
+        raise UsageProblem(
+            f"port {local} of this machine cannot be had: {os.strerror(taken.errno or 0).lower()}",
+            f"turnstile port-forward {job} 0:{remote}",
+        ) from None
 
 
 def _ports(text: str) -> tuple[int, int]:

@@ -34,7 +34,7 @@ from cli.daemon.guarantees import GuaranteeWatch
 from cli.daemon.idleness import idle_watch
 from cli.daemon.money import KEEP_SECONDS, WHOLE_SECONDS, BudgetKeeper, centre_zone
 from cli.daemon.notifier import notifier_of
-from cli.daemon.periods import PERIODS_SECONDS, period_terms
+from cli.daemon.periods import PERIODS_SECONDS, PeriodTurns, period_terms
 from cli.daemon.settings import Settings, SettingsProblem
 from cli.daemon.turns import Turns
 from metering.admission import BudgetAdmission
@@ -43,6 +43,7 @@ from metering.budget_routes import budget_routes
 from metering.budget_watch import BudgetCollector
 from metering.ledger_watch import BLIND_MS, LedgerCollector, LedgerWatch
 from metering.period_routes import period_routes
+from metering.period_watch import PeriodCollector
 from metering.routes import ledger_routes
 from metering.samples import StoreWindows
 from metering.telemetry import GpuCollector
@@ -64,6 +65,8 @@ logger = logging.getLogger(__name__)
 DISTRIBUTION = "gpu-turnstile"
 INVENTORY_SECONDS = 30
 """Between two looks at the inventory when no sample showed a change: catches what the executor alone knows."""
+BOOTSTRAP_SECONDS = 2
+"""Between two looks whether a daemon that could not lead at its start leads now."""
 RATES_SECONDS = 10
 """Between two looks at which price book is in force, for fairness; money is rated by the ledger's times, exactly."""
 DEADLINE_SECONDS = 2
@@ -114,7 +117,8 @@ class Daemon:
             parts.gpus.poll()
             parts.controller.start()
             parts.periodic.start()
-            bootstrap(parts.controller, self.data_dir)
+            if not bootstrap(parts.controller, self.data_dir):
+                self._bootstrap_later(parts)
             # Now that it leads: from here on held time is counted and /metrics says whether the ledger adds up.
             parts.periodic.add_job(_guarded(self._keep_windows))
             # What is loaded by now stays for the daemon's life: the collector need not walk it again and again, which
@@ -130,6 +134,15 @@ class Daemon:
             parts.controller.stop()
             parts.gpus.close()
             parts.database.dispose()
+
+    def _bootstrap_later(self, parts: _Parts) -> None:
+        """Tries again until it is done: a first start whose cluster is away leads later, and needs its token then."""
+
+        def try_again() -> None:
+            if bootstrap(parts.controller, self.data_dir, wait_seconds=0.0):
+                again.remove()
+
+        again = parts.periodic.add_job(_guarded(try_again), "interval", seconds=BOOTSTRAP_SECONDS)
 
     @property
     def controller(self) -> Controller:
@@ -168,12 +181,13 @@ class Daemon:
             is_metrics_open=settings.server.metrics_open,
             rules=submission_rules(settings),
         )
+        terms = period_terms(settings)
         money = partial(ledger_routes, issuer_known=self.settings.metering.issuer)
         routes = (
             money,
             budget_routes(admission.zone),
-            period_routes(period_terms(settings)),
-            billing_routes(period_terms(settings)),
+            period_routes(terms),
+            billing_routes(terms),
             self._attendance.routes,
         )
         app = api(controller, admission, limits, telemetry, routes)
@@ -185,6 +199,9 @@ class Daemon:
         telemetry.registry.register(BudgetCollector(keeper.watch))
         periodic.add_job(_guarded(keeper.keep), "interval", seconds=KEEP_SECONDS)
         periodic.add_job(_guarded(keeper.keep_all), "interval", seconds=WHOLE_SECONDS)
+        billing = PeriodTurns(controller, terms)
+        telemetry.registry.register(PeriodCollector(billing.keeper))
+        periodic.add_job(_guarded(billing.look), "interval", seconds=PERIODS_SECONDS)
         return _Parts(database, gpus, controller, telemetry, ledger, periodic, uvicorn.Server(config))
 
     def _gpus(self, clock: LedgerClock) -> Gpus:
@@ -228,11 +245,10 @@ class Daemon:
         guarantees = GuaranteeWatch()
         periodic.add_job(_guarded(lambda: guarantees.look(controller)), "interval", seconds=INVENTORY_SECONDS)
         periodic.add_job(_guarded(lambda: self._attendance.look(controller)), "interval", seconds=LOOK_SECONDS)
-        turns = Turns(controller, period_terms(self.settings).zone)
+        turns = Turns(controller)
         periodic.add_job(_guarded(turns.announce_rates), "interval", seconds=RATES_SECONDS)
         periodic.add_job(_guarded(turns.end_overdue), "interval", seconds=DEADLINE_SECONDS)
         periodic.add_job(_guarded(turns.turn_reservations), "interval", seconds=RESERVATION_SECONDS)
-        periodic.add_job(_guarded(turns.keep_periods), "interval", seconds=PERIODS_SECONDS)
         notifier = notifier_of(self.settings.notify, controller)
         periodic.add_job(_guarded(notifier.look), "interval", seconds=NOTICE_SECONDS)
         periodic.add_job(_guarded(notifier.forget), "interval", hours=6)

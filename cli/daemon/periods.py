@@ -1,35 +1,34 @@
 """Billing periods in the daemon: in which zone months begin, and the look at them now and then."""
 
-import os
-from pathlib import Path
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
-
+from cli.daemon.money import centre_zone
 from cli.daemon.settings import Settings
 from metering.closing import PeriodTerms
 from metering.focus import FocusTerms
+from metering.settling import PeriodKeeper
+from scheduler.loop import Controller
 
 HOUR_MS = 3_600_000
 PERIODS_SECONDS = 60
 """Between two looks at billing periods: how late one begins to close, or is corrected."""
-_LOCAL = Path("/etc/localtime")
 
 
 def period_terms(settings: Settings) -> PeriodTerms:
     """Returns how the centre's periods are."""
     metering = settings.metering
     window_ms = round(metering.closing_hours * HOUR_MS)
-    return PeriodTerms(metering.zone or system_zone(), window_ms, FocusTerms(issuer=metering.issuer))
+    return PeriodTerms(centre_zone(metering.zone).key, window_ms, FocusTerms(issuer=metering.issuer))
 
 
-def system_zone() -> str:
-    """Returns the machine's time zone by name: TZ, or where /etc/localtime points; UTC where neither names one."""
-    named = os.environ.get("TZ", "").removeprefix(":")
-    linked = str(_LOCAL.resolve()).partition("/zoneinfo/")[2] if _LOCAL.is_symlink() else ""
-    return next((name for name in (named, linked) if _is_zone(name)), "UTC")
+class PeriodTurns:
+    """Looks at billing periods while this daemon leads."""
 
+    def __init__(self, controller: Controller, terms: PeriodTerms) -> None:
+        self._controller = controller
+        self.keeper = PeriodKeeper(controller, terms.zone, terms.window_ms)
 
-def _is_zone(name: str) -> bool:
-    try:
-        return bool(name) and ZoneInfo(name) is not None
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        return False  # a TZ that is no zone's name, as POSIX allows
+    def look(self) -> None:
+        """Begins to close the billing periods that are over, and corrects those that are closed."""
+        if self._controller.is_leading:
+            self.keeper.look()
+        else:
+            self.keeper.forget()

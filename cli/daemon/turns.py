@@ -9,7 +9,6 @@ from typing import Any
 from sqlalchemy.engine import Connection
 
 from metering.rates import AnnounceRates
-from metering.settling import PeriodKeeper
 from scheduler.loop import Controller
 from scheduler.store.actions import EndOverdue, overdue_jobs
 from scheduler.store.reservations import TurnReservations, due_reservations
@@ -22,9 +21,8 @@ ANSWER_SECONDS = 30.0
 class Turns:
     """The looks of one daemon."""
 
-    def __init__(self, controller: Controller, zone: str) -> None:
+    def __init__(self, controller: Controller) -> None:
         self._controller = controller
-        self._periods = PeriodKeeper(controller, zone)
 
     def announce_rates(self) -> None:
         """Tells the scheduler the prices in force."""
@@ -38,11 +36,6 @@ class Turns:
     def turn_reservations(self) -> None:
         """Puts reservations in force whose time has come, and ends those that are over."""
         self._if_due(lambda connection: bool(due_reservations(connection, self._now_ms())), TurnReservations())
-
-    def keep_periods(self) -> None:
-        """Begins to close the billing periods that are over, and corrects those that are closed."""
-        if self._controller.is_leading:
-            self._periods.look()
 
     def _if_due(self, is_due: Callable[[Connection], bool], command: Command[Any]) -> None:
         if not self._controller.is_leading:

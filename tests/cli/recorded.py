@@ -499,6 +499,7 @@ def centre(peer: Peer) -> None:
         ("release", "released"),
         ("requeue", "requeued"),
         ("checkpoint", "checkpointed"),
+        ("update", "changed"),
     ):
         peer.answers(
             "POST", f"/v1/jobs/{verb}", page("JobActionList", [{"id": 10482, "did": did, "state": "cancelled"}])

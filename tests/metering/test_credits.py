@@ -2,6 +2,7 @@
 
 import csv
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -10,14 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metering.core.credits import Fault, credit_micros, credited_span
+from metering.core.journal import Ledger
 from metering.core.who_pays import WHO_PAYS, WHO_PAYS_VERSIONS
+from metering.journal import balance_below
+from metering.keeping import KeepBudgets
 from metering.tables import BALANCE
 from metering.usage_report import GroupBy, Span, usage_by
 from metering.verify import verify, verify_export
-from scheduler.core.model import AllocationId, DeviceId, EndReason
+from scheduler.core.model import AccountId, AllocationId, DeviceId, EndReason
+from scheduler.executor import Checkpointed
+from scheduler.store.observations import RecordObservations
 from tests.metering.builders import HOUR_MS, NOON_MS, book
 from tests.metering.centre import SHANGHAI, Centre
-from tests.metering.test_periods import close
+from tests.metering.test_periods import close, export
 
 A0, A1 = DeviceId("GPU-a-0"), DeviceId("GPU-a-1")
 ID = AllocationId("A")
@@ -61,6 +67,12 @@ def test_no_more_is_given_back_of_a_line_than_it_costs(amount: int, edges: list[
     assert 0 <= back <= amount
     assert back == amount or is_inside
     assert credit_micros(amount, line, (line[1], line[1] + 5)) == 0
+
+
+def lines_of_month(centre: Centre, folder: Path) -> list[dict[str, str]]:
+    """The totals of October as they were sealed."""
+    (data,) = (data for name, data in export(centre, folder / "month").items() if name == "invoice_totals.csv")
+    return list(csv.DictReader(data.decode("utf-8-sig").splitlines()))
 
 
 def lines_of(folder: Path, prefix: str = "usage_lines_") -> list[dict[str, str]]:
@@ -123,6 +135,36 @@ def test_usage_tells_what_the_files_tell(faulty: tuple[Centre, AllocationId], tm
     with centre.read() as connection:
         groups = usage_by(connection, Span(NOON_MS, centre.now_ms, SHANGHAI), GroupBy.PROJECT)
     assert {group.key: group.amount_micros for group in groups} == {"acme/vision": 0, "globex/nlp": 0}
+
+
+def test_the_work_since_the_last_checkpoint_is_given_back(centre: Centre, tmp_path: Path) -> None:
+    centre.publish(book(effective_ms=0))
+    lost = centre.start(A0)
+    centre.running(lost)
+    centre.clock.advance(hours=3)
+    centre.carry_out(RecordObservations((Checkpointed(lost, centre.now_ms),)))
+    centre.clock.advance(hours=1)
+    centre.end(lost, EndReason.NODE_LOST)
+    centre.export(tmp_path / "out")
+    (credit,) = (row for row in lines_of(tmp_path / "out") if row["line_type"] == "credit")
+    assert (credit["amount"], credit["duration_ms"]) == ("-18.000000", str(HOUR_MS))
+
+
+def test_what_a_tenant_owes_once_its_period_is_closed_is_what_its_invoice_asks(centre: Centre, tmp_path: Path) -> None:
+    centre.publish(book(effective_ms=0, tax="0.0637"))
+    centre.run(A0, A1, hours=1)
+    centre.run(A0, reason=EndReason.NODE_LOST)
+    centre.clock.advance(seconds=1)
+    centre.run(A1, account="globex/nlp")
+    centre.carry_out(KeepBudgets(centre.admission))
+    centre.clock.advance(hours=24 * 5)
+    close(centre)
+    totals = {row["tenant_id"]: row for row in lines_of_month(centre, tmp_path)}
+    with centre.read() as connection:
+        for tenant, row in totals.items():
+            owed = balance_below(connection, Ledger.RECEIVABLE, AccountId(tenant), "CNY")
+            assert owed == int(Decimal(row["payable"]) * 10**6) > 0
+        assert verify(connection, centre.now_ms).is_proved
 
 
 def test_credits_are_posted_once_when_their_period_is_closed(faulty: tuple[Centre, AllocationId]) -> None:

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import pytest
 import sqlalchemy as sa
+from prometheus_client import CollectorRegistry
 from sqlalchemy.engine import Connection
 
 from metering.closing import PeriodTerms, close_period
@@ -24,6 +25,7 @@ from metering.focus import FocusTerms
 from metering.keeping import KeepBudgets
 from metering.ledger import publish
 from metering.manifest import MANIFEST
+from metering.period_watch import PeriodCollector
 from metering.periods import AdvancePeriods, KnownPeriod, known_period, periods
 from metering.sealed import export_known
 from metering.settling import PeriodKeeper, correct_period
@@ -214,6 +216,41 @@ def test_what_is_unknown_still_at_the_close_is_the_providers(closed: tuple[Centr
     seal = known(centre).seal
     assert seal is not None
     assert seal.unresolved_unit_ms == 2 * 2 * HOUR_MS * 12_600
+
+
+def test_metrics_tell_what_waits_to_be_closed_and_what_is_not_as_it_was_sealed(
+    closed: tuple[Centre, AllocationId, int],
+) -> None:
+    centre, allocation, last_ms = closed
+    desk = Desk(centre)
+    keeper = PeriodKeeper(desk, TERMS.zone, TERMS.window_ms)
+    registry = CollectorRegistry()
+    registry.register(PeriodCollector(keeper))
+
+    def told() -> list[float | None]:
+        words = ("closing", "overdue", "uncorrected", "broken")
+        return [registry.get_sample_value(f"turnstile_periods_{word}") for word in words]
+
+    assert told() == [None] * 4
+    keeper.look()
+    assert told() == [0, 0, 0, 0]
+    centre.learn(end_word(allocation, last_ms + HOUR_MS))
+    desk.dies_at = desk.commands + 1
+    with pytest.raises(StoreError):
+        keeper.look()
+    assert told() == [0, 0, 1, 0]
+    keeper.look()
+    assert told() == [0, 0, 0, 0]
+    centre.clock.advance(hours=24 * 30)
+    keeper.look()
+    assert told() == [1, 1, 0, 0]
+    with centre.database.write() as connection:
+        connection.exec_driver_sql("DROP TRIGGER occupancy_no_update")
+        connection.exec_driver_sql("UPDATE occupancy SET hash = 'x' || hash")
+    keeper.look()
+    assert told() == [1, 1, 0, 1]
+    keeper.forget()
+    assert told() == [None] * 4
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Late evidence about one job where prices depend on volume: what other jobs cost moves with it, and is charged."""
+"""What becomes known late where prices are not a number an hour: other jobs and monthly fees move with it."""
 
 from decimal import Decimal
 from pathlib import Path
@@ -7,7 +7,9 @@ import pytest
 
 from metering.core.tariff import parse_price_book
 from metering.keeping import KeepBudgets
+from metering.ledger import publish
 from metering.settling import correct_period
+from metering.verify import verify_export
 from scheduler.core.ending import COMPLETED, EvidenceKind
 from scheduler.core.model import AllocationId
 from scheduler.core.occupancy import Evidence
@@ -77,3 +79,48 @@ def test_a_late_end_in_a_closed_period_is_corrected_for_the_jobs_that_it_moves_t
         "revenue": -(5 * 18 + 7 * 15) * 10**6,
         "sla_expense": 0,
     }
+
+
+FEES = """
+version = "{0}"
+currency = "CNY"
+effective = {1}T00:00:00+08:00
+zone = "Asia/Shanghai"
+[prices.H100]
+guaranteed = "10.00"
+burst = "18.00"
+[[reserved]]
+account = "acme/vision"
+class = "H100"
+gpus = 2
+monthly = "{2}"
+"""
+
+
+def test_a_book_that_reaches_back_corrects_the_monthly_fee_of_a_closed_period(centre: Centre, tmp_path: Path) -> None:
+    centre.publish(parse_price_book(FEES.format("dear", "2026-10-01", "7440")))
+    centre.run(A0)
+    centre.clock.advance(hours=24 * 5)
+    close(centre)
+    with centre.database.write() as connection:
+        publish(connection, parse_price_book(FEES.format("cheap", "2026-10-17", "3720")), centre.now_ms, "agreed anew")
+    assert not proof(centre).is_proved
+    desk = Desk(centre)
+    assert correct_period(desk, "Asia/Shanghai", "2026-10") == 4  # the hour of use leaves one book for the other
+    assert correct_period(desk, "Asia/Shanghai", "2026-10") == 0
+    centre.carry_out(KeepBudgets(centre.admission))
+    assert proof(centre).is_proved, proof(centre).findings
+    centre.clock.advance(hours=1)
+    found = export(centre, tmp_path / "november", "2026-11")
+    fees = [
+        row for row in rows(found) if row["line_type"] == "correction" and row["package_id"].startswith("reserved/")
+    ]
+    # 16 of 31 days at 7440 and 15 at 3720, where 7440 were asked.
+    assert sorted(Decimal(row["amount"]) for row in fees) == [Decimal(-3600), Decimal(1800)]
+    charges = [row for row in rows(found, "focus_") if row["ChargeClass"] == "Correction" and not row["x_JobId"]]
+    assert {(row["ChargeCategory"], row["CommitmentDiscountId"]) for row in charges} == {
+        ("Purchase", fees[0]["package_id"])
+    }
+    assert verify_export(tmp_path / "november").is_proved
+    balance = balances(centre)
+    assert balance["revenue"] == -18 * 10**6  # fees are on invoices, not in the journal
