@@ -236,9 +236,15 @@ class Terminal:
         self.process.send_signal(signal.SIGINT)
 
     def end(self) -> int:
-        """Waits for the end and returns the exit status."""
+        """Waits for the end, reads what was shown last, and returns the exit status."""
         try:
-            return self.process.wait(20)
+            code = self.process.wait(20)
+            while select.select([self._ours], [], [], 0)[0]:
+                try:
+                    self.shown += os.read(self._ours, 65_536).decode()
+                except OSError:  # Linux says so that nobody holds the other side any more
+                    break
+            return code
         finally:
             os.close(self._ours)
 
