@@ -39,7 +39,7 @@ def daemon(kind: str, sim: str) -> Iterator[Running]:
     """Runs `turnstile serve` with SQLite in a temporary directory until the block ends."""
     with tempfile.TemporaryDirectory(prefix="turnstile-bench-") as name:
         folder = Path(name)
-        port = _free_port()
+        port = free_port()
         environment = {
             **os.environ,
             "TURNSTILE_SERVER_REQUESTS_PER_SECOND": "1000000",
@@ -49,14 +49,15 @@ def daemon(kind: str, sim: str) -> Iterator[Running]:
         command = [sys.executable, "-m", "cli.main", "serve", "--data-dir", name, "--sim", sim]
         process = subprocess.Popen([*command, "--listen", f"127.0.0.1:{port}"], env=environment)
         try:
-            _wait_until_ready(process, port)
+            wait_until_ready(process, port)
             yield Running(process, folder, port, (folder / "operator.token").read_text(encoding="ascii").strip())
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(timeout=30)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Returns a port that nobody listens on."""
     import socket
 
     with socket.socket() as probe:
@@ -64,8 +65,9 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], port: int) -> None:
-    until = time.monotonic() + READY_SECONDS
+def wait_until_ready(process: subprocess.Popen[bytes], port: int, seconds: float = READY_SECONDS) -> None:
+    """Returns once the daemon is ready. Raises SystemExit when it ended, or is not in so many seconds."""
+    until = time.monotonic() + seconds
     while time.monotonic() < until:
         if process.poll() is not None:
             raise SystemExit(f"the daemon ended with status {process.returncode}")

@@ -6,7 +6,8 @@ Each tick ends a part of what runs (`--turnover`), submits as many new jobs, app
 plan. Timed are the plan alone and the events; `CPU` is what the plan took of a core, whatever else the machine did.
 With `--grow N` it goes on with N times the pending jobs of the same shapes, to show what waiting jobs cost. After the
 set-up the garbage collector is told to leave alone what lives long (`gc.freeze`), unless `--no-freeze`: a full
-collection over 100,000 jobs takes longer than a tick. Everything is drawn from one seed.
+collection over 100,000 jobs takes longer than a tick. As in the daemon, it does not run inside a plan. Everything is
+drawn from one seed.
 """
 
 import argparse
@@ -56,6 +57,7 @@ from scheduler.core.outcome import after_end
 from scheduler.core.plan import Plan
 from scheduler.core.policy import Policy
 from scheduler.core.state import ClusterState
+from scheduler.planner import collector_paused
 
 CLASS = GpuClass("H100")
 GPUS_PER_NODE = 8
@@ -219,7 +221,8 @@ def measure(centre: Centre, ticks: int) -> None:
     for _ in range(ticks):
         centre.turn_over()
         began, began_cpu = time.perf_counter(), time.process_time()
-        made = plan(centre.state, centre.policy, centre.now_ms)
+        with collector_paused():
+            made = plan(centre.state, centre.policy, centre.now_ms)
         plans.append(time.perf_counter() - began)
         cpu.append(time.process_time() - began_cpu)
         centre.apply(made)

@@ -34,6 +34,8 @@ PROMPT = STILL(order=QueueOrder.LEAST_SERVICE, promised_jobs=1, promise_after_ms
 """Least GPU time first by limits, one promise, and nodes emptied for what waited a day and a half."""
 LIGHT = replace(PROMPT, promise_after_ms=3 * HOUR_MS)
 """The same where little waits: then a wait of three hours is too long."""
+RESTART_COST_MS = 60_000
+"""What a job that was stopped for another runs longer for it: loading its checkpoint."""
 _WINDOW = 1024
 
 
@@ -45,10 +47,12 @@ def load(kind: str, trace: Path, nodes: int = 160) -> tuple[tuple[NodeInventory,
         return inventory, read_jobs(Path(folder) / "jobs.csv", [inventory[0].node.gpu_class])
 
 
-def play(inventory: Sequence[NodeInventory], jobs: Sequence[TraceJob], policy: Policy) -> Replay:
+def play(
+    inventory: Sequence[NodeInventory], jobs: Sequence[TraceJob], policy: Policy, restart_cost_ms: int = 0
+) -> Replay:
     """Returns a finished run, and prints how fast it was in processor time."""
     began = time.process_time()
-    replay = Replay(inventory, jobs, policy).run()
+    replay = Replay(inventory, jobs, policy, restart_cost_ms).run()
     seconds = time.process_time() - began
     print(f"    {len(jobs) / seconds:,.0f} jobs/s of processor time, {len(replay.tick_seconds):,} ticks")
     return replay
@@ -95,6 +99,14 @@ def philly(folder: Path) -> None:
         ):
             mean, p99, most, slowdown, worst = _figures(play(inventory, jobs, policy))
             print(f"  {name:<28} {mean:9,.0f} / {p99:7,.0f} / {most:7,.0f} {slowdown:8.2f} {worst:9.1f}")
+        for name, policy in (
+            ("least service, stopping", replace(PROMPT, preemption=Preemption.FAIR)),
+            ("default, stopping", Policy()),
+        ):
+            replay = play(inventory, jobs, policy, RESTART_COST_MS)
+            mean, p99, most, slowdown, worst = _figures(replay)
+            stopped = f"{replay.totals.preemptions:,} stopped at {RESTART_COST_MS // 1000} s each"
+            print(f"  {name:<28} {mean:9,.0f} / {p99:7,.0f} / {most:7,.0f} {slowdown:8.2f} {worst:9.1f}   {stopped}")
 
 
 def window_starts(jobs: int, count: int = 10) -> list[int]:

@@ -16,6 +16,7 @@ FLAGS_OF_FIELDS = {
     "array": "-a",
     "begin_at": "--begin",
     "booking": "--booking",
+    "checkpoint_signal": "--checkpoint-signal",
     "command": "the command",
     "constraints": "--constraint",
     "cpus_per_node": "-c",
@@ -26,6 +27,7 @@ FLAGS_OF_FIELDS = {
     "gpu_memory_bytes": "-g",
     "gpus_per_node": "-g",
     "grace_seconds": "--grace",
+    "idle_stop_seconds": "--idle-stop",
     "image": "-i",
     "labels": "-l",
     "max_cost": "--max-cost",
@@ -43,6 +45,7 @@ FLAGS_OF_FIELDS = {
     "retry_on": "--retry-on",
     "secrets": "--secret",
     "shm_bytes": "--shm",
+    "terminal": "--pty",
     "time_limit_seconds": "-t",
     "topology": "--topology",
     "total_gpus": "--total-gpus",
@@ -130,6 +133,12 @@ class JobFlags:
     grace: Annotated[str | None, typer.Option("--grace", metavar="DUR", help="Between SIGTERM and SIGKILL: 120s.")] = (
         None
     )
+    checkpoint_signal: Annotated[
+        str | None, typer.Option("--checkpoint-signal", metavar="NAME", help="Instead of TERM: INT, HUP, USR1, USR2.")
+    ] = None
+    idle_stop: Annotated[
+        str | None, typer.Option("--idle-stop", metavar="DUR", help="End it when its GPUs were idle for: 30m.")
+    ] = None
     sweep: Annotated[
         list[str] | None, typer.Option("--sweep", metavar="K=V,V", help="A job for each value; repeat: for each pair.")
     ] = None
@@ -143,6 +152,7 @@ class JobFlags:
         str | None, typer.Option("--max-cost", metavar="AMOUNT", help="Refuse what may cost more than this.")
     ] = None
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen, and submit nothing.")] = False
+    yes: Annotated[bool, typer.Option("-y", "--yes", help="Don't ask; submitting never does.")] = False
     lenient: Annotated[bool, typer.Option("--lenient", help="Leave out what is not supported.")] = False
 
 
@@ -197,6 +207,10 @@ def spec_of(
         "retries": None if flags.retries is None else values.count(flags.retries, "--retries", least=0),
         "notify": [event for each in flags.notify or () for event in values.notice_events(each)],
         "notify_when": _chosen(flags.notify_when, "--notify-when", ("each", "last")),
+        "checkpoint_signal": None
+        if flags.checkpoint_signal is None
+        else values.checkpoint_signal(flags.checkpoint_signal),
+        "idle_stop_seconds": None if flags.idle_stop is None else values.duration(flags.idle_stop, "--idle-stop"),
         "grace_seconds": None if flags.grace is None else values.duration(flags.grace, "--grace"),
     }
     return {name: value for name, value in spec.items() if value not in (None, {}, [])}

@@ -111,6 +111,8 @@ def read(lines: list[str]) -> Directives:
 
 
 _TYPED_AS = {
+    "checkpoint_signal": "--checkpoint-signal",
+    "grace": "--grace",
     "name": "-n", "nodes": "-N", "time": "-t", "pool": "-p", "project": "-A", "array": "-a", "cpus": "-c",
     "gpus": "-g", "total_gpus": "--total-gpus", "mem": "-m", "output": "--output", "begin": "--begin", "hold": "--hold",
     "after": "--after",
@@ -271,9 +273,14 @@ def _requeue(found: _Found, _: str) -> None:
     found.notes["requeue"] = "--requeue: a job that loses its node is always queued again"
 
 
-def _signal(_: _Found, value: str) -> None:
-    del value
-    raise _Unsupported("no signal of choice before the limit; SIGTERM comes --grace before SIGKILL")
+def _signal(found: _Found, value: str) -> None:
+    match = re.fullmatch(r"(?:[RB]+:)?(?:SIG)?([A-Z0-9]+)(?:@([0-9]{1,5}))?", value, re.ASCII)
+    name = "" if match is None else _SIGNALS.get(match[1], match[1])
+    if match is None or name not in _SIGNALS.values():
+        raise _Unsupported(f"of signals, {', '.join(_SIGNALS.values())} are offered")
+    seconds = match[2] or "60"
+    found.flags |= {"checkpoint_signal": name, "grace": f"{seconds}s"}
+    found.notes["signal"] = f"--signal: SIG{name} comes at the time limit, and SIGKILL {seconds} s after it"
 
 
 def _dependency(found: _Found, value: str) -> None:
@@ -294,6 +301,8 @@ def _dependency(found: _Found, value: str) -> None:
     found.flags["after"] = ",".join([*filter(None, [str(found.flags.get("after", ""))]), *asked])
 
 
+_SIGNALS = {"1": "HUP", "2": "INT", "10": "USR1", "12": "USR2", "15": "TERM"}
+"""By their numbers on Linux."""
 _READERS: dict[str, Callable[[_Found, str], None]] = {
     "--job-name": _kept("name"),
     "--nodes": _nodes,

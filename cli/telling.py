@@ -154,21 +154,6 @@ def gpu_hours(allocation: Json, now: datetime) -> Decimal:
     return _gpus(allocation) * (begun - over) / 3600
 
 
-def reported(job: Json, allocations: list[Json], now: datetime) -> str:
-    """Returns the line over a report: how the job stands, how long it waited, what it held in all."""
-    held = sum((gpu_hours(each, now) for each in allocations), Decimal(0))
-    submitted, started = phrases.since(text(job, "submitted_at"), now), phrases.since(text(job, "started_at"), now)
-    ended = ending(job)
-    parts = [
-        f"{phrases.job_id(job)} {text(job, 'name') or ''}: {text(job, 'state') or '?'}"
-        + (f" ({ended})" if ended else ""),
-        f"used {used(job, now)}",
-    ]
-    if submitted is not None and started is not None:
-        parts.append(f"waited {phrases.spoken(submitted - started)}")
-    return ", ".join([*parts, f"held {held:.2f} GPU-hours"])
-
-
 def _begun(allocation: Json) -> str | None:
     return text(allocation, "started_at") or text(allocation, "decided_at")
 

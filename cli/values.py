@@ -325,6 +325,11 @@ def retry_on(text: str, flag: str = "--retry-on") -> list[str]:
     return [choice(each, flag, RETRIED) for each in text.split(",")]
 
 
+def checkpoint_signal(text: str, flag: str = "--checkpoint-signal") -> str:
+    """Reads `USR1` or `SIGUSR1`. Raises UsageProblem for a signal that no program can save its work at."""
+    return choice(text.lower().removeprefix("sig"), flag, ("term", "int", "hup", "usr1", "usr2")).upper()
+
+
 NOTICES = (
     *("submit", "start", "end", "fail", "timeout", "preempt", "requeue", "idle", "budget80", "budget100", "node"),
 )

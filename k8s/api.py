@@ -9,7 +9,9 @@ of `k8s.problems`. Safe to call from any thread. Lists with watches on top of it
 import json
 import logging
 import secrets
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -77,8 +79,8 @@ class Api:
         configuration.connection_pool_maxsize = self._limits.connections
         self._pool = RESTClientObject(configuration).pool_manager
         self.host = str(configuration.host).rstrip("/")
-        self.requests = 0
-        """Sent so far, tries included; a figure for people, not exact between threads."""
+        self._sent: Counter[str] = Counter()
+        self._sent_lock = threading.Lock()
 
     @classmethod
     def connect(cls, access: Access, limits: RequestLimits | None = None) -> "Api":
@@ -165,6 +167,11 @@ class Api:
         answer = self.create("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", body)
         return bool(answer["status"].get("allowed"))
 
+    def sent(self) -> dict[str, int]:
+        """Returns how many requests were sent so far, tries included, by method."""
+        with self._sent_lock:
+            return dict(self._sent)
+
     def close(self) -> None:
         """Closes idle connections."""
         self._pool.clear()
@@ -224,7 +231,8 @@ class Api:
         if body is not None:
             headers["Content-Type"] = content_type or "application/json"
         limits = self._limits
-        self.requests += 1
+        with self._sent_lock:
+            self._sent[method] += 1
         try:
             answer = self._pool.request(
                 method,
@@ -322,17 +330,19 @@ def _configuration(access: Access) -> Any:
         raise NotConfigured(_what_is_missing(access, problem)) from problem
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as problem:
         where = access.kubeconfig or KUBE_CONFIG_DEFAULT_LOCATION
-        raise NotConfigured(f"kubeconfig {where} cannot be read: {problem}") from problem
+        words = " ".join(str(problem).split())
+        raise NotConfigured(f"kubeconfig {where} cannot be read: {words}") from problem
     return configuration
 
 
 def _what_is_missing(access: Access, problem: Exception) -> str:
     where = access.kubeconfig or KUBE_CONFIG_DEFAULT_LOCATION
-    paths = [Path(part).expanduser() for part in str(where).split(":")]
+    paths = [Path(part).expanduser() for part in str(where).split(":") if part]
     if not any(path.exists() for path in paths):
+        place = f"at {where}" if paths else "(KUBECONFIG is set and empty)"
         return (
-            f"there is no kubeconfig at {where} and this is no pod of a cluster; "
-            "name one with executor.kubeconfig in the settings, or with KUBECONFIG"
+            f"there is no kubeconfig {place} and this is no pod of a cluster; "
+            "name one with kubernetes.kubeconfig in the settings, or with KUBECONFIG"
         )
     try:
         contexts, current = list_kube_config_contexts(access.kubeconfig)  # type: ignore[no-untyped-call] # likewise

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from functools import partial
 
 from k8s.api import Api, backoff_seconds
+from k8s.crew import Crew
 from k8s.pods import Pod
-from k8s.problems import Conflict, KubernetesProblem, NotFound
+from k8s.problems import Conflict, NotFound
+from scheduler.executor import ExecutorError
 
 AT_ONCE = 64
-"""Queued deletions carried out in one go: a third of a second's work, then somebody looks up."""
+"""Queued deletions carried out in one go, side by side, before somebody looks up."""
 FIRST_WAIT_SECONDS = 1.0
 MOST_WAIT_SECONDS = 30.0
 
@@ -31,8 +33,9 @@ class _Chore:
 class Chores:
     """What is to be removed from the cluster."""
 
-    def __init__(self, api: Api) -> None:
+    def __init__(self, api: Api, crew: Crew) -> None:
         self._api = api
+        self._crew = crew
         self._queue: deque[_Chore] = deque()
         self._queued: set[str] = set()
         self._failures = 0
@@ -86,22 +89,21 @@ class Chores:
         """Carries out what is queued, some of it; what cannot be done now is tried again later."""
         if time.monotonic() < self._not_before:
             return
-        for _ in range(min(AT_ONCE, len(self._queue))):
-            chore = self._queue[0]
-            try:
-                chore.do()
-            except KubernetesProblem as problem:
-                if self._failures == 0:
-                    _log.warning("tidying up is put off: %s", problem)
-                self._not_before = time.monotonic() + backoff_seconds(
-                    self._failures, FIRST_WAIT_SECONDS, MOST_WAIT_SECONDS
-                )
-                self._failures += 1
-                self._queue.rotate(-1)  # one that can never be done must not hold up the others
-                return
+        chores = [self._queue.popleft() for _ in range(min(AT_ONCE, len(self._queue)))]
+        problem = None
+        for chore, outcome in zip(chores, self._crew.each([chore.do for chore in chores]), strict=True):
+            if isinstance(outcome, ExecutorError):
+                problem = outcome
+                self._queue.append(chore)  # behind all others: one that can never be done must not hold them up
+            else:
+                self._queued.discard(chore.key)
+        if problem is None:
             self._failures = 0
-            self._queue.popleft()
-            self._queued.discard(chore.key)
+            return
+        if self._failures == 0:
+            _log.warning("tidying up is put off: %s", problem)
+        self._not_before = time.monotonic() + backoff_seconds(self._failures, FIRST_WAIT_SECONDS, MOST_WAIT_SECONDS)
+        self._failures += 1
 
     def __len__(self) -> int:
         """Returns how many deletions wait."""

@@ -2,17 +2,17 @@
 
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from k8s import names
 from k8s.api import Api, Json
 from k8s.mirror import Change, Mirror, MirrorLimits
-from k8s.nodes import Machine, reduce_node
+from k8s.nodes import Machine, reduce_node, returned_ms
 from k8s.options import Options
 from k8s.pods import Pod, reduce_pod
 from k8s.problems import Unreachable
 from k8s.runs import Run
-from scheduler.core.model import AllocationId
+from scheduler.core.model import AllocationId, NodeAvailability
 
 PATIENCE_SECONDS = 3.0
 """A mirror that hears nothing for longer is told of: one whose watch is cut and resumed is nobody's business."""
@@ -38,12 +38,19 @@ class Cluster:
     def __init__(self, api: Api, options: Options, limits: MirrorLimits | None = None) -> None:
         self._listeners: list[Callable[[], None]] = []
         self._is_started = False
+        self._silent: set[str] = set()
+        """Nodes that were last seen down; like `_returned_ms` touched by the nodes' own watch alone."""
+        self._returned_ms: dict[str, int] = {}
         self._options = options
         nodes_query = {"labelSelector": options.nodes.node_selector} if options.nodes.node_selector else None
         self.nodes: Mirror[Machine] = Mirror(api, "/api/v1/nodes", self._reduce_node, self._tell, nodes_query, limits)
-        self.pods: Mirror[Pod] = Mirror(api, "/api/v1/pods", self._reduce_pod, self._tell, None, limits)
+        self.pods: Mirror[Pod] = Mirror(
+            api, "/api/v1/pods", self._reduce_pod, self._tell, None, limits, lambda pod: pod.allocation
+        )
         ours = {"labelSelector": names.selector(options.installation)}
-        self.jobs: Mirror[OurJob] = Mirror(api, "/apis/batch/v1/jobs", _reduce_job, self._tell, ours, limits)
+        self.jobs: Mirror[OurJob] = Mirror(
+            api, "/apis/batch/v1/jobs", _reduce_job, self._tell, ours, limits, lambda job: job.allocation
+        )
         self._mirrors: tuple[Mirror[Machine] | Mirror[Pod] | Mirror[OurJob], ...] = (self.nodes, self.pods, self.jobs)
 
     def on_change(self, listener: Callable[[], None]) -> None:
@@ -79,20 +86,18 @@ class Cluster:
         """Returns the nodes, by name; those that offer no GPU too."""
         return {machine.name: machine for machine in self.nodes.objects().values()}
 
-    def jobs_by_allocation(self) -> dict[AllocationId, list[OurJob]]:
-        """Returns our Jobs, grouped."""
-        found: dict[AllocationId, list[OurJob]] = {}
-        for job in self.jobs.objects().values():
-            found.setdefault(job.allocation, []).append(job)
-        return found
+    def jobs_of(self, allocation: AllocationId) -> list[OurJob]:
+        """Returns an allocation's Jobs."""
+        return self.jobs.of(allocation)
 
-    def pods_by_allocation(self) -> dict[AllocationId, list[Pod]]:
-        """Returns our pods, grouped."""
-        found: dict[AllocationId, list[Pod]] = {}
-        for pod in self.pods.objects().values():
-            if pod.allocation is not None:
-                found.setdefault(pod.allocation, []).append(pod)
-        return found
+    def pods_of(self, allocation: AllocationId) -> list[Pod]:
+        """Returns an allocation's pods."""
+        return self.pods.of(allocation)
+
+    def allocations(self) -> set[AllocationId]:
+        """Returns the allocations that have a Job or a pod."""
+        groups = {*self.jobs.groups(), *self.pods.groups()}
+        return {AllocationId(group) for group in groups if isinstance(group, str)}
 
     def replay(self, pods: Iterable[Pod], run: Run, now_ms: int) -> None:
         """Tells a run that is taken up what its pods are now, the oldest of a rank first."""
@@ -100,7 +105,18 @@ class Cluster:
             run.take(Change(pod.uid, pod), now_ms)
 
     def _reduce_node(self, item: Json) -> Machine:
-        return reduce_node(item, self._options.nodes)
+        """Remembers when a node was last heard again: one that is back must not look as if it had never been away."""
+        machine = reduce_node(item, self._options.nodes)
+        if machine.availability is NodeAvailability.DOWN:
+            self._silent.add(machine.name)
+            return machine
+        if machine.name in self._silent:
+            self._silent.discard(machine.name)
+            self._returned_ms[machine.name] = returned_ms(item) or 0
+        seen_ms = self._returned_ms.get(machine.name)
+        if seen_ms is None:
+            return machine
+        return replace(machine, returned_ms=max(seen_ms, machine.returned_ms or 0))
 
     def _reduce_pod(self, item: Json) -> Pod | None:
         return reduce_pod(item, self._options.installation)

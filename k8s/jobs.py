@@ -10,13 +10,15 @@ on sight. Pods of ended jobs stay for a while, for their logs. Reading order: `s
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from k8s import names
 from k8s.api import Api, Json
 from k8s.chores import Chores
-from k8s.cluster import Cluster, OurJob
+from k8s.cluster import Cluster
+from k8s.crew import Crew
 from k8s.launching import Launcher
 from k8s.logkeeper import LogKeeper
 from k8s.nodes import Machine, inventory
@@ -36,6 +38,8 @@ from scheduler.executor import (
     StartRefused,
 )
 
+AT_ONCE = 64
+"""Allocations started in one go after a restart, before somebody looks up."""
 SWEEP_MS = 30_000
 """Between two looks for what runs and should not, when nothing pointed at it."""
 LOOK_MS = 1000
@@ -51,7 +55,6 @@ class _View:
 
     now_ms: int
     machines: dict[str, Machine]
-    jobs: dict[AllocationId, list[OurJob]]
 
 
 class KubernetesExecutor:
@@ -73,11 +76,12 @@ class KubernetesExecutor:
         self._cluster = cluster or Cluster(api, options)
         self._cluster.on_change(self._bell.set)
         self._launcher = Launcher(api, options, adjust)
-        self._chores = Chores(api)
+        self._crew = Crew()
+        self._chores = Chores(api, self._crew)
         self._keeper = keeper
         self._runs: dict[AllocationId, Run] = {}
         self._postponed: dict[AllocationId, StartOrder] = {}
-        """Taken up by `recover` when the server did not answer: started as soon as it does."""
+        """Found by `recover` not to have been started (wholly): the next looks start them, some at a time."""
         self._places: dict[tuple[AllocationId, int], Pod] = {}
         """The pod of each rank, for logs; replaced entry by entry, so that another thread may look."""
         self._kept_until_ms: dict[AllocationId, int] = {}
@@ -93,9 +97,8 @@ class KubernetesExecutor:
         """Returns the cluster's GPU nodes; draining while the API server does not answer. Raises ExecutorError."""
         cluster = self._cluster
         cluster.start(self._options.times.sync_seconds)
-        held = {
-            device for run in self._runs.values() for grant in run.order.allocation.grants for device in grant.devices
-        }
+        orders = [*(run.order for run in self._runs.values()), *self._postponed.values()]
+        held = {device for order in orders for grant in order.allocation.grants for device in grant.devices}
         usages = [
             pod.usage
             for pod in cluster.pods.objects().values()
@@ -122,22 +125,43 @@ class KubernetesExecutor:
 
     def start(self, order: StartOrder) -> None:
         """Makes the allocation's Jobs, or does nothing if they are there. Raises StartRefused, ExecutorError."""
-        allocation = order.allocation.id
-        run = self._runs.get(allocation)
+        for problem in self.start_many([order]).values():
+            raise problem
+
+    def start_many(self, orders: Sequence[StartOrder]) -> Mapping[AllocationId, ExecutorError]:
+        """Makes the Jobs of several allocations side by side; returns the problems of those that have one."""
+        failed: dict[AllocationId, ExecutorError] = {}
+        runs: list[Run] = []
+        for order in orders:
+            try:
+                runs += self._to_launch(order)
+            except StartRefused as refusal:
+                failed[order.allocation.id] = refusal
+        for run, outcome in zip(
+            runs, self._crew.each([partial(self._launcher.launch, run.order) for run in runs]), strict=True
+        ):
+            if not isinstance(outcome, ExecutorError):
+                run.job_names, run.is_created = outcome, True
+                self._bell.set()
+                continue
+            order = run.order
+            failed[order.allocation.id] = outcome
+            if isinstance(outcome, StartRefused):
+                del self._runs[order.allocation.id]
+                jobs = self._launcher.possible_jobs(order)
+                self._chores.discard(run.namespace, jobs, names.gang_name(order.allocation))
+        return failed
+
+    def _to_launch(self, order: StartOrder) -> list[Run]:
+        """Returns the run, if its Jobs are still to be made. Raises StartRefused."""
+        run = self._runs.get(order.allocation.id)
         if run is not None and (run.is_created or run.end is not None or run.stop is not None):
-            return
+            return []
         self._launcher.check(order)
         if run is None:
             # Known before it is made: a Job that appears must not be taken for one that nobody wants.
-            run = self._runs[allocation] = Run(order, self._launcher.namespace(order))
-        try:
-            run.job_names = self._launcher.launch(order)
-        except StartRefused:
-            del self._runs[allocation]
-            self._chores.discard(run.namespace, self._launcher.possible_jobs(order), names.gang_name(order.allocation))
-            raise
-        run.is_created = True
-        self._bell.set()
+            run = self._runs[order.allocation.id] = Run(order, self._launcher.namespace(order))
+        return [run]
 
     def stop(self, allocation: AllocationId, grace_seconds: float, reason: EndReason) -> None:
         """Deletes the Jobs, and the pods with the grace; a second stop can only shorten it."""
@@ -166,7 +190,7 @@ class KubernetesExecutor:
             return
         gang = names.gang_name(run.order.allocation) if run.size > 1 else ""
         if run.end is None or run.stop is not None:
-            self._chores.end(run.namespace, self._job_names(run), gang, self._pods_of(allocation))
+            self._chores.end(run.namespace, self._job_names(run), gang, self._cluster.pods_of(allocation))
         else:
             for place in run.ranks.values():
                 self._keeper.keep(allocation, place.pod, run.order.spec.log_limit_bytes)
@@ -184,9 +208,10 @@ class KubernetesExecutor:
         now_ms = self._clock.now_ms()
         touched = self._take_changes(now_ms)
         self._start_postponed()
-        view = _View(now_ms, self._cluster.machines(), self._cluster.jobs_by_allocation())
         news: list[Observation] = []
-        for run in self._to_look_at(touched, now_ms):
+        runs = self._to_look_at(touched, now_ms)
+        view = _View(now_ms, self._cluster.machines() if runs else {})
+        for run in runs:
             try:
                 self._look(run, view)
             except KubernetesProblem as problem:
@@ -213,13 +238,13 @@ class KubernetesExecutor:
             self.acknowledge(allocation)
         self._postponed.clear()
         self._take_changes(now_ms)
-        jobs = self._cluster.jobs_by_allocation()
         for allocation, order in wanted.items():
             known = self._runs.get(allocation)
             if known is not None and known.is_created:
                 known.is_start_told = order.allocation.started_ms is not None
                 continue
-            self._take_up(order, tuple(sorted(job.name for job in jobs.get(allocation, ()))), now_ms)
+            found = tuple(sorted(job.name for job in self._cluster.jobs_of(allocation)))
+            self._take_up(order, found, now_ms)
         self._is_recovered = True
         self._sweep(None, now_ms)
 
@@ -271,6 +296,7 @@ class KubernetesExecutor:
     def close(self) -> None:
         """Ends the watches. Jobs keep running."""
         self._cluster.stop()
+        self._crew.close()
         self._keeper.close()
         self._api.close()
 
@@ -317,8 +343,7 @@ class KubernetesExecutor:
             run.stop = run.due(view.now_ms, view.machines, self._options.times)
             if run.stop is not None and run.stop.reason is EndReason.CANCELLED:
                 self._blame_removed_node(run, run.stop)
-        jobs = view.jobs.get(run.order.allocation.id, [])
-        if run.stop is None and any(job.is_deleting for job in jobs):
+        if run.stop is None and any(job.is_deleting for job in self._cluster.jobs_of(run.order.allocation.id)):
             words = "its Job was deleted in Kubernetes, by hand or by another controller"
             run.stop = Stop(EndReason.CANCELLED, run.order.spec.grace_seconds, view.now_ms, words)
         if run.stop is not None:
@@ -355,9 +380,6 @@ class KubernetesExecutor:
     def _job_names(self, run: Run) -> tuple[str, ...]:
         return run.job_names or self._launcher.possible_jobs(run.order)
 
-    def _pods_of(self, allocation: AllocationId) -> list[Pod]:
-        return [pod for pod in self._cluster.pods.objects().values() if pod.allocation == allocation]
-
     def _last_sign_ms(self, node: str, seen_ms: int, run: Run) -> int:
         """Returns the last evidence that a lost node lived: its lease, its report, or what its pods told."""
         machine = self._cluster.machines().get(node)
@@ -375,14 +397,14 @@ class KubernetesExecutor:
         """Adopts a live allocation after a restart, starts it if it never was, or says that it is gone."""
         allocation = order.allocation
         run = Run(order, self._launcher.namespace(order), is_start_told=allocation.started_ms is not None)
-        pods = self._pods_of(allocation.id)
+        pods = self._cluster.pods_of(allocation.id)
         if found or pods:
             run.job_names, run.is_created = found, True
             self._runs[allocation.id] = run
             self._cluster.replay(pods, run, now_ms)
             if len(found) < len(self._launcher.needed_jobs(order, found)) and allocation.stop_reason is None:
                 run.is_created = False
-                self._start_or_refuse(order, now_ms)
+                self._postponed[allocation.id] = order
         elif allocation.started_ms is not None:
             words = "its Job is gone from the cluster"
             self._runs[allocation.id] = run
@@ -395,36 +417,35 @@ class KubernetesExecutor:
             run.is_created = True
             run.end = Ended(allocation.id, now_ms, None, allocation.stop_reason)
         else:
-            self._start_or_refuse(order, now_ms)
-
-    def _start_or_refuse(self, order: StartOrder, now_ms: int) -> None:
-        allocation = order.allocation.id
-        try:
-            self.start(order)
-        except StartRefused as refusal:
-            run = self._runs[allocation] = Run(order, self._launcher.namespace(order), is_created=True)
-            run.end = Ended(allocation, now_ms, None, EndReason.LAUNCH_FAILED, detail=str(refusal))
-        except ExecutorError as problem:
-            _log.warning("allocation %s is started later: %s", allocation, problem)
-            self._postponed[allocation] = order
+            self._postponed[allocation.id] = order
 
     def _start_postponed(self) -> None:
-        for allocation in list(self._postponed):
-            order = self._postponed.pop(allocation)
-            self._start_or_refuse(order, self._clock.now_ms())
-            if allocation in self._postponed:
-                return  # the server is still in trouble: one try a look is enough
+        """Starts what `recover` found not started, some at a time; a server in trouble is asked again later."""
+        orders = [self._postponed[allocation] for allocation in list(self._postponed)[:AT_ONCE]]
+        if not orders:
+            return
+        for order in orders:
+            del self._postponed[order.allocation.id]
+        problems = self.start_many(orders)
+        for order in orders:
+            problem = problems.get(order.allocation.id)
+            if isinstance(problem, StartRefused):
+                self._refuse(order, problem)
+            elif problem is not None:
+                _log.warning("allocation %s is started later: %s", order.allocation.id, problem)
+                self._postponed[order.allocation.id] = order
+
+    def _refuse(self, order: StartOrder, refusal: StartRefused) -> None:
+        allocation = order.allocation.id
+        run = self._runs[allocation] = Run(order, self._launcher.namespace(order), is_created=True)
+        run.end = Ended(allocation, self._clock.now_ms(), None, EndReason.LAUNCH_FAILED, detail=str(refusal))
 
     def _sweep(self, only: set[AllocationId] | None, now_ms: int) -> None:
         """Ends what runs for allocations that are not live, and tidies up what was kept long enough."""
-        if only is not None and not only:
-            return
-        jobs, pods = self._cluster.jobs_by_allocation(), self._cluster.pods_by_allocation()
-        for allocation in sorted((jobs.keys() | pods.keys()) if only is None else only):
+        for allocation in sorted(self._cluster.allocations() if only is None else only):
             if allocation in self._runs or allocation in self._postponed:
                 continue
-            mine = pods.get(allocation, [])
-            theirs = jobs.get(allocation, [])
+            mine, theirs = self._cluster.pods_of(allocation), self._cluster.jobs_of(allocation)
             if not theirs and not mine:
                 continue
             namespace = theirs[0].namespace if theirs else mine[0].namespace

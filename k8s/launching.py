@@ -5,6 +5,7 @@ server is asked once, by a dry run, what it keeps, and what was stored is read b
 """
 
 import logging
+import threading
 from collections.abc import Callable, Sequence
 
 from k8s import names
@@ -19,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 
 class Launcher:
-    """Creates Services and Jobs."""
+    """Creates Services and Jobs. Several threads may launch at once, each another order."""
 
     def __init__(self, api: Api, options: Options, adjust: Callable[[StartOrder, Json], Json] | None = None) -> None:
         self._api = api
@@ -27,6 +28,7 @@ class Launcher:
         self._adjust = adjust or (lambda _, job: job)
         self._namespaces = Namespaces(api, options)
         self._keeps_indexes: bool | None = None
+        self._asking = threading.Lock()
 
     def check(self, order: StartOrder) -> None:
         """Raises StartRefused for what could never start here."""
@@ -101,11 +103,12 @@ class Launcher:
 
     def _asks_for_indexes(self, namespace: str, order: StartOrder) -> bool:
         """Asks the server once whether it keeps `completionMode`, by a create that is not carried out."""
-        if self._keeps_indexes is None:
-            probe = jobs(order, self._options, is_indexed=True)[0]
-            probe["metadata"]["name"] = f"{probe['metadata']['name'][:50]}-probe"
-            stored = self._api.create(f"/apis/batch/v1/namespaces/{namespace}/jobs", probe, {"dryRun": "All"})
-            self._keeps_indexes = stored["spec"].get("completionMode") == "Indexed"
-            if not self._keeps_indexes:
-                _log.warning("this API server keeps no Indexed Jobs: a gang is one Job a node")
-        return self._keeps_indexes
+        with self._asking:
+            if self._keeps_indexes is None:
+                probe = jobs(order, self._options, is_indexed=True)[0]
+                probe["metadata"]["name"] = f"{probe['metadata']['name'][:50]}-probe"
+                stored = self._api.create(f"/apis/batch/v1/namespaces/{namespace}/jobs", probe, {"dryRun": "All"})
+                self._keeps_indexes = stored["spec"].get("completionMode") == "Indexed"
+                if not self._keeps_indexes:
+                    _log.warning("this API server keeps no Indexed Jobs: a gang is one Job a node")
+            return self._keeps_indexes

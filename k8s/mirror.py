@@ -12,7 +12,7 @@ name (another uid) is told as gone first. Every failure is tried again with back
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -56,7 +56,7 @@ class Change(Generic[T]):
 class Mirror(Generic[T]):
     """One kind of object under one path and selector. `start` it once; all else from any thread."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 -- what to watch, how to keep it, whom to tell
         self,
         api: Api,
         path: str,
@@ -64,8 +64,10 @@ class Mirror(Generic[T]):
         on_change: Callable[[], None],
         query: Query | None = None,
         limits: MirrorLimits | None = None,
+        group_of: Callable[[T], Hashable] = lambda _: None,
     ) -> None:
         self._api = api
+        self._group_of = group_of
         self.path = path
         self._reduce = reduce
         self._on_change = on_change
@@ -73,6 +75,7 @@ class Mirror(Generic[T]):
         self._limits = limits or MirrorLimits()
         self._lock = threading.Lock()
         self._objects: dict[Uid, T] = {}
+        self._groups: dict[Hashable, dict[Uid, T]] = {}
         self._keys: dict[str, Uid] = {}
         self._changes: dict[Uid, Change[T]] = {}
         self._version: str | None = None
@@ -109,6 +112,16 @@ class Mirror(Generic[T]):
         """Returns what there is now, by uid."""
         with self._lock:
             return dict(self._objects)
+
+    def of(self, group: Hashable) -> list[T]:
+        """Returns the objects of a group as `group_of` says, without looking at any other."""
+        with self._lock:
+            return list(self._groups.get(group, {}).values())
+
+    def groups(self) -> list[Hashable]:
+        """Returns the groups that have an object."""
+        with self._lock:
+            return list(self._groups)
 
     def take_changes(self) -> list[Change[T]]:
         """Returns what changed since the last call, what is gone first; each object once."""
@@ -221,12 +234,24 @@ class Mirror(Generic[T]):
         self._on_change()
 
     def _put(self, uid: Uid, value: T) -> None:
+        self._ungroup(uid)
         self._objects[uid] = value
+        self._groups.setdefault(self._group_of(value), {})[uid] = value
         self._changes[uid] = Change(uid, value)
 
     def _drop(self, uid: Uid, last: T, *, is_seen: bool) -> None:
+        self._ungroup(uid)
         self._objects.pop(uid, None)
         self._changes[uid] = Change(uid, last, is_gone=True, is_seen=is_seen)
+
+    def _ungroup(self, uid: Uid) -> None:
+        known = self._objects.get(uid)
+        if known is None:
+            return
+        group = self._group_of(known)
+        self._groups[group].pop(uid, None)
+        if not self._groups[group]:
+            del self._groups[group]
 
 
 def _uid(item: Json) -> Uid:

@@ -4,6 +4,7 @@ A namespace that is there already and does not carry our label is never taken ov
 what runs in it is not ours to bill or to delete.
 """
 
+import threading
 from collections.abc import Iterator
 
 from k8s import names
@@ -21,19 +22,25 @@ class NotOurs(KubernetesProblem):
 
 
 class Namespaces:
-    """Makes sure of namespaces, once each."""
+    """Makes sure of namespaces, once each. Safe to call from any thread."""
 
     def __init__(self, api: Api, options: Options) -> None:
         self._api = api
         self._options = options
         self._ensured: set[str] = set()
+        self._lock = threading.Lock()
 
     def ensure(self, account: AccountId) -> str:
         """Returns the namespace of an account's tenant, made if need be. Raises KubernetesProblem."""
+        name = names.namespace_of(account, self._options.namespaces.prefix)
+        if name not in self._ensured:
+            with self._lock:
+                if name not in self._ensured:
+                    self._look_after(name, account)
+        return name
+
+    def _look_after(self, name: str, account: AccountId) -> None:
         options = self._options
-        name = names.namespace_of(account, options.namespaces.prefix)
-        if name in self._ensured:
-            return name
         try:
             found = self._api.get(f"/api/v1/namespaces/{name}")
         except NotFound:
@@ -53,7 +60,6 @@ class Namespaces:
             for path, body in _furniture(name, options):
                 self._create_once(path, body)
         self._ensured.add(name)
-        return name
 
     def forget(self, name: str) -> None:
         """Says that the namespace may be gone: the next start looks again."""

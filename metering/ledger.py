@@ -205,7 +205,7 @@ def has_windows(connection: Connection, from_ms: int, to_ms: int) -> bool:
 
 def windows_of(connection: Connection, device: DeviceId, from_ms: int, to_ms: int) -> list[GpuWindow]:
     """Returns a device's windows that overlap `[from_ms, to_ms)`, in order."""
-    query = sa.select(GPU_WINDOW).where(*_overlapping([device], from_ms, to_ms)).order_by(GPU_WINDOW.c.from_ms)
+    query = sa.select(GPU_WINDOW).where(*overlapping([device], from_ms, to_ms)).order_by(GPU_WINDOW.c.from_ms)
     return [GpuWindow(**row) for row in connection.execute(query).mappings()]
 
 
@@ -225,7 +225,7 @@ def sum_windows(connection: Connection, devices: Sequence[DeviceId], from_ms: in
             sa.func.sum(sa.case((has_use, inside), else_=0)),
             sa.func.sum(sa.case((has_energy, energy), else_=0)),
             sa.func.sum(sa.case((has_energy, inside), else_=0)),
-        ).where(*_overlapping(part, from_ms, to_ms))
+        ).where(*overlapping(part, from_ms, to_ms))
         row = connection.execute(query).one()
         sums = [have + int(more or 0) for have, more in zip(sums, row, strict=True)]
     return WindowSums(*sums)
@@ -241,12 +241,13 @@ def idle_sums(connection: Connection, devices: Sequence[DeviceId], from_ms: int,
     for part in chunks(devices):
         sums = (sa.func.sum(sa.case((is_idle, last - first), else_=0)), sa.func.sum(last - first))
         known = window.utilization_mean_ppm.is_not(None)
-        row = connection.execute(sa.select(*sums).where(known, *_overlapping(part, from_ms, to_ms))).one()
+        row = connection.execute(sa.select(*sums).where(known, *overlapping(part, from_ms, to_ms))).one()
         idle_ms, measured_ms = idle_ms + int(row[0] or 0), measured_ms + int(row[1] or 0)
     return idle_ms, measured_ms
 
 
-def _overlapping(devices: Sequence[DeviceId], from_ms: int, to_ms: int) -> tuple[sa.ColumnElement[bool], ...]:
+def overlapping(devices: Sequence[DeviceId], from_ms: int, to_ms: int) -> tuple[sa.ColumnElement[bool], ...]:
+    """Returns the conditions of windows of these devices that overlap `[from_ms, to_ms)`, found by their index."""
     window = GPU_WINDOW.c
     reach = window.from_ms > from_ms - MOST_WINDOW_MS
     return window.device.in_(devices), reach, window.from_ms < to_ms, window.to_ms > from_ms

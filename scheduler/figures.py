@@ -112,12 +112,14 @@ class Totals:
         level = left // sharing if sharing else self._capacity_units
         return sum(has - min(units, level) for units, has in wanted if has > level)
 
-    def report(self, runs: Sequence[JobRun]) -> dict[str, object]:
-        """Returns the figures of a run: seconds, ratios between 0 and 1, None for a mean of nothing."""
+    def report(self, runs: Sequence[JobRun], origin_ms: int = 0) -> dict[str, object]:
+        """Returns the figures of a run: seconds, ratios between 0 and 1, None for a mean of nothing.
+
+        `origin_ms` is when it began; jobs that were submitted before it count their waiting from then.
+        """
         done = [run for run in runs if run.end_ms is not None]
-        makespan_ms = max((run.end_ms or 0 for run in done), default=0) - min(
-            (run.trace.submit_ms for run in runs), default=0
-        )
+        began_ms = max(origin_ms, min((run.trace.submit_ms for run in runs), default=0))
+        makespan_ms = max(0, max((run.end_ms or 0 for run in done), default=0) - began_ms)
         capacity_ms = self._capacity_units * makespan_ms
         tenants = per_tenant(done)
         return {

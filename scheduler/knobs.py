@@ -68,8 +68,7 @@ def choice(name: str, value: str, choices: type[Enum]) -> Enum:
         return choices(value)
     except ValueError:
         listed = ", ".join(str(each.value) for each in choices)
-        hint = "; shortest remaining time is not among them, for no limit says what remains" if value == "srtf" else ""
-        raise Refused(RefusalCode.INVALID, f"{name}: {value!r} is none of {listed}{hint}") from None
+        raise Refused(RefusalCode.INVALID, f"{name}: {value!r} is none of {listed}") from None
 
 
 def _kind(wanted: Any) -> str:

@@ -19,6 +19,7 @@ from scheduler.core.events import (
     AllocationPromoted,
     ClaimEnded,
     ClaimMade,
+    JobChanged,
     JobSubmitted,
     NodeChanged,
     PreemptionWeighed,
@@ -37,11 +38,13 @@ from scheduler.core.model import (
 from scheduler.core.outcome import Verdict, after_end
 from scheduler.core.placement import verdict
 from scheduler.core.plan import Plan, Start
-from scheduler.core.policy import Backfill, Policy
+from scheduler.core.policy import Backfill, Policy, Preemption, QueueOrder
 from scheduler.core.state import ClusterState
 from scheduler.executor import NodeInventory
 from scheduler.figures import JobRun, Sample, Totals, summary
 from scheduler.scenario import TraceJob
+from scheduler.shortest import gangs_to_stop
+from scheduler.snapshot import Snapshot
 
 _SAMPLES = 2000
 """Instants of a run that are kept for its plot: what a wide screen shows."""
@@ -71,24 +74,63 @@ class Replay:
         accounts: Sequence[Account] = (),
     ) -> None:
         self._policy = replace(policy, default_grace_ms=0)  # nothing outlives its limit here
+        self._stops_the_longest = policy.order is QueueOrder.SRTF and policy.preemption is not Preemption.OFF
+        if self._stops_the_longest:
+            self._policy = replace(self._policy, preemption=Preemption.OFF)  # it has rules of its own
         self._restart_cost_ms = restart_cost_ms
         self._state = ClusterState(policy.debt_half_life_ms)
         for inventory in nodes:
             self._state.apply(NodeChanged(0, inventory.node, inventory.devices))
         for account in accounts:
             self._state.apply(AccountChanged(0, account))
-        self._now_ms = 0
+        self.origin_ms = self._now_ms = 0
         self._ends: list[tuple[int, int, AllocationId]] = []
         """(when, which start it was, id): gangs that end together end in the order in which they started."""
         self._arrived = self._started = 0
         self._last_plan = Plan(0, 0)
         self.runs = [JobRun(job) for job in trace]
+        self._first_id = 1
+        self._live: dict[JobId, JobRun] = {}
+        """Jobs that were there when the replay began."""
         self.schedule: list[AllocationRun] = []
         self.samples: list[Sample] = []
         self._sample_every_ms = max((job.submit_ms for job in trace), default=0) // _SAMPLES + 1
         self.totals = Totals(sum(device.units for inventory in nodes for device in inventory.devices))
         self.tick_seconds: list[float] = []
         self.wall_seconds = 0.0
+
+    @classmethod
+    def of_state(
+        cls, snapshot: Snapshot, trace: Sequence[TraceJob], policy: Policy, restart_cost_ms: int, used_percent: int
+    ) -> "Replay":
+        """Returns a replay that begins with a live state; the trace's times count from its instant on.
+
+        How long live jobs take is not known: each is taken to need `used_percent` of its time limit, and what runs
+        longer than that already to end at once. What live jobs wait for (other jobs, a begin time aside) is taken as
+        come.
+        """
+        free = tuple(replace(job, waits_for=()) for job in snapshot.parts.jobs)
+        later = [replace(job, submit_ms=job.submit_ms + snapshot.at_ms) for job in trace]
+        made = cls((), later, policy, restart_cost_ms)
+        state = made._state = replace(snapshot, parts=replace(snapshot.parts, jobs=free)).state()
+        made.origin_ms = made._now_ms = snapshot.at_ms
+        made._last_plan = Plan(0, snapshot.at_ms)
+        made._first_id = max((each for job in free for each in (job.id, job.array or 0)), default=0) + 1
+        made.totals = Totals(sum(device.units for _, devices in snapshot.parts.nodes for device in devices))
+        for job in free:
+            made._live[job.id] = JobRun(_as_trace(job, used_percent))
+        for allocation in sorted(state.allocations.values(), key=lambda each: (each.decided_ms, each.id)):
+            run = made._live[allocation.job]
+            run.start_ms = allocation.decided_ms
+            made.totals.held(tenant_of(allocation.account), allocation.total_units)
+            need_ms = min(run.trace.duration_ms, allocation.time_limit_ms)
+            made._started += 1
+            end_ms = max(snapshot.at_ms, allocation.decided_ms + need_ms)
+            heappush(made._ends, (end_ms, made._started, allocation.id))
+        longest_ms = max((job.time_limit_ms for job in free), default=0)
+        last_ms = max((job.submit_ms for job in trace), default=0)
+        made._sample_every_ms = max(longest_ms, last_ms) // _SAMPLES + 1
+        return made
 
     def run(self) -> "Replay":
         """Plays the trace to its end: until nothing runs and nothing that could run waits."""
@@ -121,8 +163,9 @@ class Replay:
             self._now_ms = now_ms
             self._happen(now_ms, most)
             self._tick()
-            if not self.samples or now_ms >= self.samples[-1].at_ms + self._sample_every_ms:
-                self.samples.append(self.totals.sample(now_ms, self._state))
+            since_ms = now_ms - self.origin_ms
+            if not self.samples or since_ms >= self.samples[-1].at_ms + self._sample_every_ms:
+                self.samples.append(self.totals.sample(since_ms, self._state))
 
     def _happen(self, now_ms: int, left: int) -> None:
         """Takes in what happens by now, so many things at most."""
@@ -145,7 +188,7 @@ class Replay:
             self.totals.unplaced += 1
             return
         job = Job(
-            JobId(index + 1),
+            JobId(self._first_id + index),
             trace.account,
             trace.user,
             trace.shape,
@@ -163,7 +206,7 @@ class Replay:
         if allocation is None:
             return  # it was stopped before
         job = state.jobs[allocation.job]
-        run = self.runs[job.id - 1]
+        run = self._run_of(job.id)
         held_ms = now_ms - allocation.decided_ms
         reason = stopped or (EndReason.WALLTIME if held_ms < run.need_ms(self._restart_cost_ms) else None)
         after, fate = after_end(job, reason, now_ms, self._policy)
@@ -180,9 +223,15 @@ class Replay:
             self.totals.preemptions += reason is EndReason.PREEMPTED
             lost_ms = run.stop_after(held_ms, self._restart_cost_ms)
             self.totals.lost_unit_ms += allocation.total_units * lost_ms
+            if self._stops_the_longest:
+                rest_ms = run.trace.time_limit_ms - run.done_ms + (self._restart_cost_ms if run.done_ms else 0)
+                state.apply(JobChanged(now_ms, replace(after, time_limit_ms=max(1, rest_ms))))
 
     def _tick(self) -> None:
         now_ms = self._now_ms
+        if self._stops_the_longest:
+            for allocation in gangs_to_stop(self._state, now_ms):
+                self._end(allocation, EndReason.PREEMPTED)
         while True:
             began = time.perf_counter()
             made = plan(self._state, self._policy, now_ms, self._last_plan.decision + 1)
@@ -221,7 +270,7 @@ class Replay:
             attempt,
             job.time_limit_ms,
         )
-        run = self.runs[job.id - 1]
+        run = self._run_of(job.id)
         if run.start_ms is None:
             run.start_ms = now_ms
         self.totals.held(tenant_of(job.account), job.shape.total_units)
@@ -230,11 +279,31 @@ class Replay:
         self._started += 1
         heappush(self._ends, (now_ms + runs_ms, self._started, allocation.id))
 
+    def _run_of(self, job_id: JobId) -> JobRun:
+        return self._live.get(job_id) or self.runs[job_id - self._first_id]
+
     def report(self) -> dict[str, object]:
         """Returns the run in figures: seconds, ratios between 0 and 1, None for a mean of nothing."""
         return {
-            **self.totals.report(self.runs),
+            **self.totals.report([*self._live.values(), *self.runs], self.origin_ms),
             "ticks": len(self.tick_seconds),
             "tick_seconds": {name: summary(self.tick_seconds)[name] for name in ("p50", "p99", "max")},
             "wall_seconds": self.wall_seconds,
         }
+
+
+def _as_trace(job: Job, used_percent: int) -> TraceJob:
+    """Returns a live job as a trace has jobs, with what it is taken to need."""
+    return TraceJob(
+        label=str(job.id) if job.array is None else f"{job.array}_{job.array_index}",
+        submit_ms=job.submitted_ms,
+        duration_ms=max(1, job.time_limit_ms * used_percent // 100),
+        time_limit_ms=job.time_limit_ms,
+        account=job.account,
+        user=job.user,
+        shape=job.shape,
+        wanted=job.wanted,
+        priority=job.priority,
+        labels={},
+        checkpoint_ms=None,
+    )

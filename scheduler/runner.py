@@ -25,6 +25,7 @@ from scheduler.executor import (
     Observation,
     StartOrder,
     StartRefused,
+    start_all,
 )
 from scheduler.refusal import Refused
 from scheduler.store.database import StoreError
@@ -35,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 LONGEST_SLEEP_SECONDS = 1.0
 """Between two looks at the executor when nothing rings: bounds how late a lost doorbell is made good."""
+AT_ONCE = 64
+"""Orders carried out before the executor is observed again."""
 RETRY_FIRST_SECONDS = 0.5
 RETRY_MOST_SECONDS = 30.0
 """Back-off of an order that the executor could not take."""
@@ -155,50 +158,88 @@ class Runner:
             self._executor.wait_for_news(self._sleep_seconds())
 
     def _take_actions(self) -> None:
-        """Carries out what is queued and due; looks up from it now and then, so that ends are not left waiting."""
-        now = time.monotonic()
-        while self._again and self._again[0].due <= now:
+        """Carries out what is due and queued; looks up from it now and then, so that ends are not left waiting.
+
+        An executor that could not take one order is observed before it is asked for the next: where each takes it
+        seconds to fail, hundreds of them would hide what happens meanwhile.
+        """
+        if self._take_due() and not self._is_stopping:
+            self._take_queued()
+
+    def _take_due(self) -> bool:
+        """Tries again what failed; False when something failed again."""
+        now, launches, is_in_order = time.monotonic(), list[tuple[StartOrder, float]](), True
+        while is_in_order and self._again and self._again[0].due <= now and len(launches) < AT_ONCE:
             again = heapq.heappop(self._again)
-            if isinstance(again.action, _Stop) and again.action.allocation not in self._live:
+            if isinstance(again.action, _Launch):
+                launches.append((again.action.order, again.delay_seconds))
+            elif isinstance(again.action, _Stop) and again.action.allocation not in self._live:
                 continue  # what could not be stopped had begun; it has ended by itself since
-            self._carry_out(again.action, again.delay_seconds)
-        for _ in range(64):
+            else:
+                is_in_order = self._carry_out(again.action, again.delay_seconds)
+        return self._start_all(launches) and is_in_order
+
+    def _take_queued(self) -> None:
+        launches: dict[AllocationId, tuple[StartOrder, float]] = {}
+        for _ in range(AT_ONCE):
             try:
                 action = self._actions.get_nowait()
             except queue.Empty:
-                return
-            self._carry_out(action)
-
-    def _carry_out(self, action: _Action, delay_seconds: float = 0.0) -> None:
-        try:
+                break
             if isinstance(action, _Launch):
-                self._start(action.order)
-            elif isinstance(action, _Stop):
+                launches[action.order.allocation.id] = (action.order, 0.0)
+                continue
+            if isinstance(action, _Refresh) or action.allocation in launches:
+                # What is to be stopped must have been started, and what is starting holds its devices.
+                self._start_all(tuple(launches.values()))
+                launches.clear()
+            if not self._carry_out(action):
+                break
+        self._start_all(tuple(launches.values()))
+
+    def _carry_out(self, action: _Stop | _Refresh | _Over, delay_seconds: float = 0.0) -> bool:
+        """Returns False when the executor could not take it: it is then tried again later."""
+        try:
+            if isinstance(action, _Stop):
                 self._stop(action)
             elif isinstance(action, _Over):
                 self._stop_at_start.pop(action.allocation, None)
             else:
                 self._sync_inventory()
         except ExecutorError as problem:
-            self._say(problem)
-            later = min(RETRY_MOST_SECONDS, max(RETRY_FIRST_SECONDS, delay_seconds * 2))
-            heapq.heappush(self._again, _Again(time.monotonic() + later, next(self._numbers), action, later))
+            self._put_off(action, delay_seconds, problem)
+            return False
+        return True
 
-    def _start(self, order: StartOrder) -> None:
-        allocation = order.allocation.id
-        try:
-            self._executor.start(order)
-        except StartRefused as refused:
-            self._stop_at_start.pop(allocation, None)
-            self._unrecorded.append(
-                Ended(allocation, self._clock.now_ms(), None, EndReason.LAUNCH_FAILED, detail=str(refused))
-            )
-            return
-        self._live[allocation] = order
-        reason = self._stop_at_start.pop(allocation, None)
+    def _put_off(self, action: _Action, delay_seconds: float, problem: ExecutorError) -> None:
+        self._say(problem)
+        later = min(RETRY_MOST_SECONDS, max(RETRY_FIRST_SECONDS, delay_seconds * 2))
+        heapq.heappush(self._again, _Again(time.monotonic() + later, next(self._numbers), action, later))
+
+    def _start_all(self, launches: Sequence[tuple[StartOrder, float]]) -> bool:
+        """Starts allocations, each of which was last put off for so many seconds; False when one must be again."""
+        failed = start_all(self._executor, [order for order, _ in launches]) if launches else {}
+        is_in_order = True
+        for order, delay_seconds in launches:
+            allocation, problem = order.allocation.id, failed.get(order.allocation.id)
+            if problem is None:
+                self._has_started(order)
+            elif isinstance(problem, StartRefused):
+                self._stop_at_start.pop(allocation, None)
+                self._unrecorded.append(
+                    Ended(allocation, self._clock.now_ms(), None, EndReason.LAUNCH_FAILED, detail=str(problem))
+                )
+            else:
+                self._put_off(_Launch(order), delay_seconds, problem)
+                is_in_order = False
+        return is_in_order
+
+    def _has_started(self, order: StartOrder) -> None:
+        self._live[order.allocation.id] = order
+        reason = self._stop_at_start.pop(order.allocation.id, None)
         if reason is not None:
             # As an action of its own, so that it is tried again when the executor cannot take it now.
-            self._carry_out(_Stop(allocation, reason))
+            self._carry_out(_Stop(order.allocation.id, reason))
 
     def _stop(self, action: _Stop) -> None:
         order = self._live.get(action.allocation)

@@ -1,6 +1,7 @@
 """The files of a simulation: a cluster in TOML, jobs in CSV. All problems of a file are reported together.
 
-Cluster: `[[nodes]]` with `count, name, gpu_class, gpus, cpus, memory_gib, pool, labels`. Jobs: a header with any of
+Cluster: `[[nodes]]` with `count, name, gpu_class, gpus, cpus, memory_gib, pool, labels`, and `[[accounts]]` with `id,
+weight, guarantee, limit` where tenants have terms. Jobs: a header with any of
 `job_id, submit_seconds, tenant, project, user, nodes, gpus, gpu_class, cpus, memory_gib, time_limit_seconds,
 duration_seconds, booking, priority, checkpoint_seconds`; sizes are per node, `gpus` may be a decimal share, an empty
 field means the default, unknown columns are kept as labels.
@@ -17,6 +18,7 @@ from typing import Any
 
 from scheduler.core.model import (
     GPU_UNITS,
+    Account,
     AccountId,
     BookingWanted,
     Device,
@@ -37,6 +39,7 @@ DEFAULT_LIMIT_MS = 30 * 86_400_000
 _MOST_PROBLEMS = 20
 _PRIORITIES = {"low": -1, "normal": 0, "high": 1, "-1": -1, "0": 0, "1": 1}
 _NODE_KEYS = {"count", "name", "gpu_class", "gpus", "cpus", "memory_gib", "pool", "labels"}
+_ACCOUNT_KEYS = {"id", "weight", "guarantee", "limit"}
 _JOB_COLUMNS = {
     *("job_id", "submit_seconds", "tenant", "project", "user", "nodes", "gpus", "gpu_class", "cpus", "memory_gib"),
     *("time_limit_seconds", "duration_seconds", "booking", "priority", "checkpoint_seconds"),
@@ -84,6 +87,44 @@ def read_cluster(path: Path) -> tuple[NodeInventory, ...]:
     if problems:
         raise Refused(RefusalCode.INVALID, f"{path} has {len(problems)} problems", problems=tuple(problems))
     return tuple(nodes)
+
+
+def read_accounts(path: Path) -> tuple[Account, ...]:
+    """Returns the accounts of a cluster file, `[[accounts]]` with `id, weight, guarantee, limit`; none are needed.
+
+    Accounts that jobs name and the file does not have weight 1 and no terms. Raises Refused with every problem.
+    """
+    raw = tomllib.loads(path.read_text(encoding="utf-8"))  # read_cluster has read it before
+    problems: list[Problem] = []
+    accounts: list[Account] = []
+    tables = raw.get("accounts", [])
+    for number, table in enumerate(tables if isinstance(tables, list) else [tables], 1):
+        accounts += _account(table, f"accounts[{number}]", problems)
+    if problems:
+        raise Refused(RefusalCode.INVALID, f"{path} has {len(problems)} problems", problems=tuple(problems))
+    return tuple(sorted(accounts, key=lambda each: each.id))
+
+
+def _account(table: Any, where: str, problems: list[Problem]) -> Iterator[Account]:
+    if not isinstance(table, dict):
+        problems.append(Problem("must be a table", where))
+        return
+    before = len(problems)
+    problems += [Problem("unknown key", f"{where}.{key}") for key in sorted(set(table) - _ACCOUNT_KEYS)]
+    weight, name = table.get("weight", 1), table.get("id")
+    if not isinstance(name, str) or not name.strip("/"):
+        problems.append(Problem("must be a path such as acme or acme/nlp", f"{where}.id"))
+    if not isinstance(weight, int) or isinstance(weight, bool) or weight < 1:
+        problems.append(Problem(f"must be a whole number from 1 up, not {weight!r}", f"{where}.weight"))
+    terms: list[dict[GpuClass, int]] = []
+    for key in ("guarantee", "limit"):
+        counts = table.get(key, {})
+        if not isinstance(counts, dict) or not all(type(each) is int and each >= 0 for each in counts.values()):
+            problems.append(Problem("must be GPUs by class, such as { H100 = 8 }", f"{where}.{key}"))
+            counts = {}
+        terms.append({GpuClass(gpu_class): count for gpu_class, count in counts.items()})
+    if len(problems) == before:
+        yield Account(AccountId(str(name).strip("/")), int(weight), terms[0], terms[1])
 
 
 def _nodes(table: Any, number: int, problems: list[Problem]) -> Iterator[NodeInventory]:

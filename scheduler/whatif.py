@@ -14,10 +14,11 @@ from typing import Any
 
 from scheduler.core.policy import Backfill, Placement, Policy, Preemption, QueueOrder
 from scheduler.knobs import choice, policy_from
-from scheduler.plot import draw
+from scheduler.plot import draw, draw_png
 from scheduler.refusal import RefusalCode, Refused
 from scheduler.replay import Replay
-from scheduler.scenario import read_cluster, read_jobs
+from scheduler.scenario import read_accounts, read_cluster, read_jobs
+from scheduler.snapshot import LARGEST_BYTES, Snapshot, decode
 
 SCHEDULE_COLUMNS = ("job_id", "start_seconds", "end_seconds", "nodes", "booking", "end_reason")
 _COMPARED = ("makespan_seconds", "wait_seconds", "completion_seconds", "bounded_slowdown", "utilization_ratio")
@@ -27,8 +28,10 @@ _COMPARED = ("makespan_seconds", "wait_seconds", "completion_seconds", "bounded_
 class Question:
     """What is asked of a simulation. What is None is left as the policy has it."""
 
-    cluster: Path
-    jobs: Path
+    cluster: Path | None
+    """The nodes; None where a state has them."""
+    jobs: Path | None
+    """The trace; None where a state has jobs enough."""
     policy: Path | None = None
     against: Path | None = None
     """A second policy, run on the same jobs: the report has its figures under `against`."""
@@ -43,17 +46,25 @@ class Question:
     """Where to write a row per allocation, as CSV."""
     plot: Path | None = None
     """Where to draw what was held and what waited over time, as SVG."""
+    state: Path | None = None
+    """A live state to begin with, instead of an empty cluster; its own policy unless `policy` says otherwise."""
+    used_percent: int = 100
+    """How much of their time limits the live jobs of a state are taken to need."""
 
 
 def simulate(question: Question) -> dict[str, object]:
     """Returns the figures of the run, and of the policy it is compared with. Raises Refused with every problem."""
     if question.restart_cost_seconds < 0:
         raise Refused(RefusalCode.INVALID, f"--restart-cost must be 0 or more, not {question.restart_cost_seconds}")
-    if question.plot is not None and question.plot.suffix != ".svg":
-        raise Refused(
-            RefusalCode.INVALID, f"{question.plot}: plots are drawn as SVG", (f"{question.plot.with_suffix('.svg')}",)
-        )
-    policy = with_options(Policy() if question.policy is None else read_policy(question.policy), question)
+    if question.plot is not None and question.plot.suffix not in {".svg", ".png"}:
+        tries = (f"{question.plot.with_suffix('.svg')}", f"{question.plot.with_suffix('.png')}")
+        raise Refused(RefusalCode.INVALID, f"{question.plot}: plots are drawn as SVG or PNG", tries)
+    if (question.state is None) == (question.cluster is None):
+        tries = ("--cluster FILE.toml --jobs FILE.csv", "--state FILE.json")
+        raise Refused(RefusalCode.INVALID, "give a cluster, or a state that has one", tries)
+    if question.state is None and question.jobs is None:
+        raise Refused(RefusalCode.INVALID, "a cluster without jobs shows nothing", ("--jobs FILE",))
+    policy = with_options(_policy_of(question), question)
     replay = _run(question, policy)
     report = replay.report()
     if question.against is not None:
@@ -63,8 +74,9 @@ def simulate(question: Question) -> dict[str, object]:
     if question.schedule is not None:
         _write(question.schedule, lambda path: write_schedule(replay, path))
     if question.plot is not None:
-        drawing = draw(replay.samples, replay.totals.capacity_gpus)
-        _write(question.plot, lambda path: path.write_text(drawing, encoding="utf-8"))
+        drawn = draw_png if question.plot.suffix == ".png" else draw
+        drawing = drawn(replay.samples, replay.totals.capacity_gpus)
+        _write(question.plot, lambda path: path.write_bytes(drawing))
     return report
 
 
@@ -80,7 +92,8 @@ def with_options(policy: Policy, question: Question) -> Policy:
     for name, value, choices in chosen:
         if value is not None:
             changes[name] = choice(f"--{name}", value, choices)
-    if question.order not in {None, QueueOrder.FAIR.value} and question.preemption is None and question.policy is None:
+    is_textbook = question.order not in {None, QueueOrder.FAIR.value, QueueOrder.SRTF.value}
+    if is_textbook and question.preemption is None and question.policy is None:
         changes["preemption"] = Preemption.OFF  # nor do they stop what runs
     if question.order in {"fifo", "sjf"} and question.backfill == "easy" and question.policy is None:
         # The literature's orders mean the literature's backfill, or its figures could not be met again.
@@ -112,15 +125,38 @@ def write_schedule(replay: Replay, path: Path) -> None:
         writer.writerow(SCHEDULE_COLUMNS)
         for run in sorted(replay.schedule, key=lambda each: (each.start_ms, each.label, each.end_ms)):
             nodes = " ".join(run.nodes)
-            row = [run.label, _seconds(run.start_ms), _seconds(run.end_ms), nodes, run.booking.value, run.end_reason]
-            writer.writerow([_harmless(cell) for cell in row])
+            start, end = _seconds(run.start_ms - replay.origin_ms), _seconds(run.end_ms - replay.origin_ms)
+            writer.writerow([_harmless(run.label), start, end, _harmless(nodes), run.booking.value, run.end_reason])
+
+
+def read_state(path: Path) -> Snapshot:
+    """Returns the state of a file that `admin state dump` wrote. Raises Refused with what is wrong."""
+    try:
+        if path.stat().st_size > LARGEST_BYTES:
+            raise Refused(RefusalCode.INVALID, f"{path} is larger than any state: {LARGEST_BYTES} bytes are the most")
+        return decode(path.read_bytes(), str(path))
+    except OSError as error:
+        raise Refused(RefusalCode.INVALID, f"{path}: {error.strerror}") from error
+
+
+def _policy_of(question: Question) -> Policy:
+    if question.policy is not None:
+        return read_policy(question.policy)
+    return Policy() if question.state is None else read_state(question.state).policy
 
 
 def _run(question: Question, policy: Policy) -> Replay:
+    restart_ms = 1000 * question.restart_cost_seconds
+    if question.state is not None:
+        snapshot = read_state(question.state)
+        classes = tuple(sorted({node.gpu_class for node, _ in snapshot.parts.nodes}))
+        trace = () if question.jobs is None else read_jobs(question.jobs, classes)
+        return Replay.of_state(snapshot, trace, policy, restart_ms, question.used_percent).run()
+    assert question.cluster is not None, "checked before"
+    assert question.jobs is not None, "checked before"
     nodes = read_cluster(question.cluster)
     classes = tuple(sorted({inventory.node.gpu_class for inventory in nodes}))
-    trace = read_jobs(question.jobs, classes)
-    return Replay(nodes, trace, policy, 1000 * question.restart_cost_seconds).run()
+    return Replay(nodes, read_jobs(question.jobs, classes), policy, restart_ms, read_accounts(question.cluster)).run()
 
 
 def _change(mine: object, other: object) -> object:
@@ -145,4 +181,6 @@ def _harmless(cell: str) -> str:
 
 
 def _seconds(at_ms: int) -> str:
+    if at_ms < 0:
+        return f"-{_seconds(-at_ms)}"  # before the instant of the state that it began with
     return f"{at_ms // 1000}" if at_ms % 1000 == 0 else f"{at_ms // 1000}.{at_ms % 1000:03d}"

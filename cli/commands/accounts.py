@@ -13,10 +13,13 @@ from cli.layout import Column, View
 from cli.phrases import plural
 from cli.render import listed
 from cli.session import Session
-from cli.values import count, gpu_counts
+from cli.values import choice, count, gpu_counts
 from cli.verbs import Verb, with_flags
 
 NONE = "none"
+SHORTEST_WEIGHT = 24
+"""Of `--order shortest` without `--limit-weight`: an hour of limit counts as a day of waiting, so that the longest jobs
+still have their turn in weeks."""
 """What is typed in the place of a number to take a limit away."""
 Path = Annotated[str, typer.Argument(metavar="NAME", help="A tenant (acme), or an account below one (acme/vision).")]
 
@@ -51,6 +54,10 @@ class TermFlags:
         typer.Option(
             "--limit-weight", metavar="N", help="Its own order: an hour of limit counts as N of waiting; 0: by time."
         ),
+    ] = None
+    order: Annotated[
+        str | None,
+        typer.Option("--order", metavar="HOW", help="Of its own jobs: submit-time, shortest (limit) or fair-user."),
     ] = None
     force: Annotated[bool, typer.Option("--force", help="Even where more is guaranteed than there is.")] = False
 
@@ -240,7 +247,7 @@ def _changed(before: Json, flags: TermFlags) -> dict[str, object]:
         "running_limit": _jobs(before, "running_limit", flags.running, "--running"),
         "pending_limit": _jobs(before, "pending_limit", flags.pending, "--pending"),
         "high_limit": _jobs(before, "high_limit", flags.high, "--high"),
-        "limit_weight": _jobs(before, "limit_weight", flags.limit_weight, "--limit-weight") or 0,
+        **_order(before, flags),
         "is_suspended": truth(before, "is_suspended"),
     }
 
@@ -258,6 +265,20 @@ def _jobs(before: Json, key: str, typed: str | None, flag: str) -> int | None:
     return None if typed.strip().lower() == NONE else count(typed, flag, least=0)
 
 
+def _order(before: Json, flags: TermFlags) -> dict[str, object]:
+    """Returns how the account's own jobs follow one another."""
+    how = None if flags.order is None else choice(flags.order, "--order", ("submit-time", "shortest", "fair-user"))
+    weight = _jobs(before, "limit_weight", flags.limit_weight, "--limit-weight") or 0
+    if how == "submit-time":
+        weight = 0
+    elif how == "shortest":
+        weight = weight or SHORTEST_WEIGHT
+    return {
+        "limit_weight": weight,
+        "takes_turns": truth(before, "takes_turns") if how is None else how == "fair-user",
+    }
+
+
 def _put(session: Session, name: str, body: dict[str, object]) -> None:
     query = {"force": "true"} if _flags(session).force else None
     answer = session.client.put(f"/v1/admin/accounts/{segment(name)}", body, query)
@@ -272,8 +293,17 @@ def _terms_told(account: Json) -> list[str]:
         "limit": _terms(account, "limit"),
         "per user": _terms(account, "user_limit"),
         "jobs": _job_terms(account),
+        "order": _order_told(account),
     }
     return [f"  {name:<10}{value}" for name, value in facts.items() if value]
+
+
+def _order_told(account: Json) -> str | None:
+    weight, takes_turns = whole(account, "limit_weight"), truth(account, "takes_turns")
+    words = ["fair-user: who holds least first"] if takes_turns else []
+    if weight:
+        words.append(f"an hour of limit counts as {plural(weight, 'hour')} of waiting")
+    return ", then ".join(words) or None
 
 
 def _terms(account: Json, key: str) -> str | None:
@@ -299,7 +329,7 @@ _VIEW = View(
     name=lambda each: text(each, "id"),
     fields=(
         *("id", "display_name", "weight", "guarantee", "limit", "user_limit", "running_limit", "pending_limit"),
-        *("high_limit", "limit_weight", "is_suspended"),
+        *("high_limit", "limit_weight", "takes_turns", "is_suspended"),
     ),
     empty="no accounts",
 )

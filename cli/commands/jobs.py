@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cli import answers, moments, phrases, telling, views
+from cli import answers, layout, moments, phrases, reporting, telling, views
 from cli.answers import Json
 from cli.client import Query, step
 from cli.session import MOST_LISTED, Session, job_in
@@ -129,16 +129,21 @@ def why(
 def report(
     ctx: typer.Context, job: Annotated[str, typer.Argument(metavar="JOB", help="10482, 10482_7, a name, @")]
 ) -> None:
-    """Tell what a job held and for how long, start by start (as Slurm's seff).
+    """Tell how well a job used its GPUs, what it cost, and what to do otherwise (as Slurm's seff).
+
+    What was not measured is left out. Busy and idle are of the time that GPU windows cover; energy is an estimate by
+    the GPUs' own sensors. A job of several starts has a table of them; -o wide shows it always.
 
     Examples:
       turnstile report 10431
       turnstile report @ -o json
     """
     session: Session = ctx.obj
-    ref = session.reference(job)
-    answer = session.client.listing(f"/v1/jobs/{step(ref)}/allocations")
+    answer = session.client.get(f"/v1/jobs/{step(session.reference(job))}/report")
     now = phrases.answered_at(answer)
-    if not session.screen.style.is_machine:
-        session.screen.say(telling.reported(session.job(ref), answers.items(answer), now))
-    session.screen.listing(answer, telling.allocation_view(now))
+    starts = answers.items(answer)
+    told = reporting.reported(answer)
+    if len(starts) > 1 or session.screen.style.format == "wide":
+        columns = telling.allocation_view(now).columns
+        told += ["", *layout.lines(columns, starts, has_header=session.screen.style.has_header, is_coloured=False)]
+    session.screen.document(answer, reporting.VIEW, told)

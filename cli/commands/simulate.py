@@ -13,13 +13,23 @@ from cli.session import Session
 
 def simulate(
     ctx: typer.Context,
-    cluster: Annotated[str, typer.Option("--cluster", metavar="FILE.toml", help="[[nodes]] with count, gpus, cpus …")],
-    jobs: Annotated[str, typer.Option("--jobs", metavar="FILE.csv", help="A row a job, times in seconds.")],
+    cluster: Annotated[
+        str | None, typer.Option("--cluster", metavar="FILE.toml", help="[[nodes]] with count, gpus, cpus …")
+    ] = None,
+    jobs: Annotated[
+        str | None, typer.Option("--jobs", metavar="FILE.csv", help="A row a job, times in seconds.")
+    ] = None,
+    state: Annotated[
+        str | None, typer.Option("--state", metavar="FILE.json", help="Begin with what 'admin state dump' wrote.")
+    ] = None,
+    used: Annotated[
+        str, typer.Option("--used", metavar="PERCENT", help="Of their limits, what a state's jobs are taken to need.")
+    ] = "100",
     policy: Annotated[str | None, typer.Option("--policy", metavar="FILE.toml", help="Knobs of the policy.")] = None,
     against: Annotated[
         str | None, typer.Option("--against", metavar="FILE.toml", help="A second policy, on the same jobs.")
     ] = None,
-    order: Annotated[str | None, typer.Option("--order", metavar="WORD", help="fair, fifo or sjf.")] = None,
+    order: Annotated[str | None, typer.Option("--order", metavar="WORD", help="fair, fifo, sjf or srtf.")] = None,
     backfill: Annotated[
         str | None, typer.Option("--backfill", metavar="WORD", help="none, easy or conservative.")
     ] = None,
@@ -37,7 +47,7 @@ def simulate(
         str | None, typer.Option("--schedule", metavar="FILE.csv", help="Write a row per allocation here.")
     ] = None,
     plot: Annotated[
-        str | None, typer.Option("--plot", metavar="FILE.svg", help="Draw what was held and what waited.")
+        str | None, typer.Option("--plot", metavar="FILE.svg|png", help="Draw what was held and what waited.")
     ] = None,
 ) -> int:
     """Replay jobs on a cluster in virtual time; report waiting, slowdown, utilisation, fairness.
@@ -48,6 +58,7 @@ def simulate(
       turnstile admin simulate --cluster park.toml --jobs october.csv
       turnstile admin simulate --cluster park.toml --jobs october.csv -o json --schedule schedule.csv
       turnstile admin simulate --cluster park.toml --jobs october.csv --order fifo --backfill none
+      turnstile admin simulate --state now.json --used 60 --against other-policy.toml
     """
     from scheduler.refusal import Refused
     from scheduler.whatif import Question
@@ -55,8 +66,8 @@ def simulate(
 
     session: Session = ctx.obj
     question = Question(
-        Path(cluster),
-        Path(jobs),
+        _path(cluster),
+        _path(jobs),
         policy=_path(policy),
         against=_path(against),
         order=order,
@@ -67,6 +78,8 @@ def simulate(
         seed=_whole("--seed", seed),
         schedule=_path(schedule),
         plot=_path(plot),
+        state=_path(state),
+        used_percent=_percent(used),
     )
     try:
         report = answer(question)
@@ -87,6 +100,13 @@ def _whole(flag: str, text: str) -> int:
     if not text.isascii() or not text.isdigit():
         raise UsageProblem(f"{flag} {text!r} is not a whole number", f"{flag} 60")
     return int(text)
+
+
+def _percent(text: str) -> int:
+    found = _whole("--used", text)
+    if not 1 <= found <= 100:
+        raise UsageProblem(f"--used {text} is no percentage of a limit", "--used 60")
+    return found
 
 
 def _refusal(message: str, tries: tuple[str, ...], problems: list[tuple[str | None, str]]) -> Refusal:

@@ -9,7 +9,7 @@ from metering.inbox import WindowInbox
 from metering.windows import SampleWindow
 from metering.witness import ledger_devices
 from scheduler.core.model import AllocationId, EndReason, NodeName
-from scheduler.executor import Executor, LogChunk, NodeInventory, Observation, StartOrder
+from scheduler.executor import Executor, ExecutorError, LogChunk, NodeInventory, Observation, StartOrder, start_all
 from scheduler.loop import Controller
 from scheduler.routes.app import MoreRoutes
 
@@ -81,6 +81,10 @@ class AttendedExecutor:
     def start(self, order: StartOrder) -> None:
         """As the executor."""
         self._executor.start(order)
+
+    def start_many(self, orders: Sequence[StartOrder]) -> Mapping[AllocationId, ExecutorError]:
+        """As the executor."""
+        return start_all(self._executor, orders)
 
     def stop(self, allocation: AllocationId, grace_seconds: float, reason: EndReason) -> None:
         """As the executor."""

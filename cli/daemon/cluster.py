@@ -11,6 +11,7 @@ from k8s.jobs import KubernetesExecutor
 from k8s.logkeeper import LogKeeper
 from k8s.options import NamespaceOptions, NodeOptions, Options, PodOptions, TimeOptions
 from k8s.problems import KubernetesProblem, Unreachable
+from k8s.traffic import TrafficCollector
 from metering.gpu_classes import gpu_class_of
 from scheduler.clock import Clock
 from scheduler.core.model import GpuClass
@@ -38,8 +39,10 @@ def refresh_when_changed(executor: Executor, controller: Controller) -> None:
         controller.refresh_inventory()
 
 
-def kubernetes_executor(settings: Settings, data_dir: Path, clock: Clock) -> KubernetesExecutor:
-    """Returns the executor of a cluster. Raises SettingsProblem, KubernetesProblem with what a person must change.
+def kubernetes_executor(
+    settings: Settings, data_dir: Path, clock: Clock
+) -> tuple[KubernetesExecutor, TrafficCollector]:
+    """Returns the executor of a cluster, and what shows its requests. Raises SettingsProblem, KubernetesProblem.
 
     A cluster that does not answer now is no reason not to start: the daemon leads as soon as it does.
     """
@@ -56,9 +59,10 @@ def kubernetes_executor(settings: Settings, data_dir: Path, clock: Clock) -> Kub
         if denied:
             words = "; ".join(str(right) for right in denied)
             raise KubernetesProblem(
-                f"Kubernetes grants {len(denied)} needed rights not: {words}; bind a role with them"
+                f"Kubernetes does not grant {len(denied)} rights that this daemon needs: {words}; "
+                "bind a role with them, as deploy/kubernetes does"
             )
-    return KubernetesExecutor(api, clock, options, LogKeeper(api, data_dir / "pod-logs"))
+    return KubernetesExecutor(api, clock, options, LogKeeper(api, data_dir / "pod-logs")), TrafficCollector(api)
 
 
 def options_of(given: KubernetesSettings, pool: str) -> Options:

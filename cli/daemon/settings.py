@@ -84,6 +84,12 @@ class ExecutorSettings:
     run_as: str | None = _key(
         None, "system user that jobs run as; needs a daemon that runs as root. Default: the daemon's own user"
     )
+    shares: bool = _key(
+        False,
+        "jobs may ask for a part of a GPU (-g H100:0.5): their accounts, prices and places are exact, but only the MPS "
+        "control daemon holds processes to their part, so switch it on where that runs or where jobs are trusted. "
+        "Never with kubernetes, which has MIG instances instead",
+    )
     log_limit_bytes: int = _key(67_108_864, "most that is kept of a job's output: 64 MiB, the head and the tail")
     log_retention_days: int = _key(30, "days that logs of ended jobs are kept")
 
@@ -100,6 +106,10 @@ class NodeSettings:
     )
     reserved_cpus: int = _key(0, "CPUs kept from jobs for the system")
     reserved_memory_gib: int = _key(0, "memory kept from jobs for the system")
+
+
+MOST_CLOSING_HOURS = 8784
+"""A leap year: whoever waits longer never closes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +167,16 @@ class Metering:
     read_deadline_seconds: float = _key(10.0, "after which a hanging NVML call is given up and its process replaced")
     zone: str | None = _key(
         None, "the centre's time zone (tz database name) for civil days and people; default the system's"
+    )
+    closing_hours: float = _key(
+        72.0, "how long late facts are waited for after a billing period's end: outlasts a weekend's outage of a node"
+    )
+    idle_percent: int = _key(
+        5, "utilisation up to which a GPU counts as idle: contexts held open and monitoring show 1 to 3"
+    )
+    idle_notice_minutes: float = _key(
+        15.0,
+        "how long all GPUs of a job are idle before its owner is told: longer than loading data or a checkpoint takes",
     )
     issuer: str = _key("GPU centre", "the centre's name on invoices and in FOCUS files, where none is asked for")
 
@@ -368,18 +388,20 @@ def _check(settings: Settings, problems: list[str]) -> None:
     problems.extend(_metering_problems(metering))
 
 
-def _metering_problems(metering: Metering) -> list[str]:
-    problems = []
+def _metering_problems(metering: Metering) -> Iterator[str]:
+    if not 0 <= metering.closing_hours <= MOST_CLOSING_HOURS:
+        yield f"metering.closing_hours: {metering.closing_hours:g} is not from 0 to {MOST_CLOSING_HOURS} hours"
+    if not 0 <= metering.idle_percent < 100:
+        yield f"metering.idle_percent: {metering.idle_percent} is not from 0 to 99"
+    if not metering.idle_notice_minutes > 0:
+        yield f"metering.idle_notice_minutes: must be more than 0, not {metering.idle_notice_minutes:g}"
     if not metering.issuer.strip() or not metering.issuer.isprintable():
-        problems.append('metering.issuer: needs a name that can be read, such as "Park GPU Centre"')
+        yield 'metering.issuer: needs a name that can be read, such as "Park GPU Centre"'
     if metering.zone is not None:
         try:
             ZoneInfo(metering.zone)
         except (ZoneInfoNotFoundError, ValueError):
-            problems.append(
-                f"metering.zone: {metering.zone!r} is not in the tz database; write one such as Asia/Shanghai"
-            )
-    return problems
+            yield f"metering.zone: {metering.zone!r} is not in the tz database; write one such as Asia/Shanghai"
 
 
 def _executor_problems(executor: ExecutorSettings) -> Iterator[str]:
@@ -392,6 +414,8 @@ def _executor_problems(executor: ExecutorSettings) -> Iterator[str]:
             parse_sim(executor.sim)
         except ValueError as problem:
             yield f"executor.sim: {problem}"
+    if executor.shares and executor.kind == "kubernetes":
+        yield "executor.shares: a container cannot be held to a part of a GPU; offer MIG instances as classes"
     if executor.kind == "local":
         try:
             # Said now, or every job would fail at its start.

@@ -52,6 +52,7 @@ from scheduler.core.reasons import Reason, ReasonCode
 from scheduler.core.reservation import Options, Promises, rank_of
 from scheduler.core.state import ClusterState, Group
 from scheduler.core.stretch import Claim, Reservation
+from scheduler.core.waiting import Row
 
 
 def plan(state: ClusterState, policy: Policy, now_ms: int, decision: int = 0) -> Plan:
@@ -276,7 +277,7 @@ class _Tick:
         for shape, groups in sorted(
             state.waiting.of_shape.items(), key=lambda entry: state.waiting.number_of(entry[0])
         ):
-            if started[shape] and started[shape] == sum(len(row.line) for row in groups.values()):
+            if started[shape] and not _has_more(groups.values(), started[shape]):
                 continue
             if not any(self._fits(shape, gpu_class) for gpu_class in shape.gpu_classes):
                 self.verdicts[shape] = verdict(state.capacity, shape, state.closed_pools, state.structures)
@@ -477,3 +478,12 @@ class _Tick:
         if known is not None and known[:2] == (state.capacity.version(gpu_class), state.promises_version):
             bound_ms = min(bound_ms, known[2])
         return bound_ms
+
+
+def _has_more(rows: Iterable[Row], count: int) -> bool:
+    """Tells whether more jobs than `count` stand in the lines; looks at no more lines than it must."""
+    for row in rows:
+        count -= len(row.line)
+        if count < 0:
+            return True
+    return False

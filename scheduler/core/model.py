@@ -148,6 +148,14 @@ class Account:
     high_limit: int | None = None
     """The most jobs of priority `high` that may be there at once, for users without the permission; None: any."""
 
+    takes_turns: bool = False
+    """A project's own order: among jobs of one priority, those of the user go first who holds the least of it now."""
+
+    @property
+    def is_by_user(self) -> bool:
+        """True when its waiting jobs are told apart by their users."""
+        return bool(self.user_limit) or self.takes_turns
+
     @property
     def is_limited(self) -> bool:
         """True when one of its limits can keep a job from starting."""

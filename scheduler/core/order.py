@@ -35,7 +35,7 @@ class FairLine:
     def __init__(self, state: ClusterState, bookings: Bookings, now_ms: int, outlook: Outlook) -> None:
         self._state = state
         self._bookings = bookings
-        self._prospects = Prospects(outlook)
+        self._prospects = Prospects(outlook, state.waiting.by_turns, state.usage)
         self._scale = Scale(state, bookings, now_ms)
         self._tiers = iter(("strict", "guarantee", "burst", "spot"))
         self._walk: Walk = self._begin(next(self._tiers))

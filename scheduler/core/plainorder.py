@@ -66,6 +66,6 @@ class PlainLine:
 
 
 def _size(group: Group, order: QueueOrder) -> int:
-    if order is QueueOrder.SJF:
+    if order in {QueueOrder.SJF, QueueOrder.SRTF}:  # a replay makes what remains the limit of a job that it stopped
         return group.time_limit_ms
     return group.time_limit_ms * group.shape.total_units if order is QueueOrder.LEAST_SERVICE else 0

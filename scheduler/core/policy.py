@@ -13,6 +13,7 @@ class QueueOrder(StrEnum):
     FIFO = "fifo"
     SJF = "sjf"
     LEAST_SERVICE = "least-service"
+    SRTF = "srtf"
 
 
 class Backfill(StrEnum):

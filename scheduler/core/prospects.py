@@ -1,10 +1,17 @@
-"""The queues of a tick: projects' waiting jobs in their own order, less what is known not to start."""
+"""The queues of a tick: projects' waiting jobs in their own order, less what is known not to start.
 
-from collections.abc import Iterable
-from heapq import heapify, heappop, heapreplace
+A project may share its turns among its users: priority still comes first; among equals the user goes first who holds
+the fewest capacity units of the project now (all classes and bookings, with what this tick has started), then submit
+time. What a user held once and gave back counts no more: the memory of use is for accounts, across projects.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterable
+from heapq import heapify, heappop, heappush, heapreplace
 from typing import Protocol
 
-from scheduler.core.model import AccountId
+from scheduler.core.model import AccountId, UserName
+from scheduler.core.usage import Usage
 from scheduler.core.waiting import Group, Head, Row
 
 
@@ -23,13 +30,14 @@ class Outlook(Protocol):
 class Prospects:
     """Which groups are worth a look, and how far each was given out in this tick."""
 
-    def __init__(self, outlook: Outlook) -> None:
+    def __init__(self, outlook: Outlook, by_turns: Collection[AccountId], usage: Usage) -> None:
         self.dead: set[tuple[int, int]] = set()
         """Kinds of jobs of which none can start any more in this tick."""
         self.passed: dict[Row, int] = {}
         """How many of the group's jobs were given out and started."""
         self._accounts_passed: set[AccountId] = set()
         self._outlook = outlook
+        self._turns = UserTurns(by_turns, usage)
 
     def queue(self, heads: Iterable[Head], account: AccountId, *, is_guaranteed: bool = False) -> "Queue":
         """Returns the groups of a project that begin with these heads, merged."""
@@ -42,6 +50,8 @@ class Prospects:
                 if self.passed.get(row, 0) < len(row.line)
             ]
             heapify(found)
+        if account in self._turns.accounts:
+            return UserQueue(self, found, self._turns, is_guaranteed=is_guaranteed)
         return Queue(self, found, is_guaranteed=is_guaranteed)
 
     def has_hope(self, row: Row) -> bool:
@@ -105,3 +115,67 @@ class Queue:
     def drop(self) -> None:
         """Leaves the head's group."""
         heappop(self._heads)
+
+
+class UserTurns:
+    """What the users hold of projects that share their turns, as a tick goes on."""
+
+    def __init__(self, accounts: Collection[AccountId], usage: Usage) -> None:
+        self.accounts = accounts
+        self._held: dict[AccountId, Counter[UserName]] = {}
+        for (account, _), users in usage.user_units.items() if self.accounts else ():
+            if account in self.accounts:
+                self._held.setdefault(account, Counter()).update(users)
+
+    def held(self, row: Row) -> int:
+        """Returns the capacity units that the user of a group holds in its project."""
+        assert row.group.user is not None, "groups of a project that shares its turns are of one user"
+        return self._held.get(row.group.account, Counter())[row.group.user]
+
+    def count(self, row: Row) -> None:
+        """Counts a job of the group that was given out and started."""
+        assert row.group.user is not None, "groups of a project that shares its turns are of one user"
+        self._held.setdefault(row.group.account, Counter())[row.group.user] += row.group.shape.total_units
+
+
+class UserQueue(Queue):
+    """A project's groups by whose turn it is. What users hold only grows in a tick, so places are set right late."""
+
+    __slots__ = ("_places", "_turns")
+
+    def __init__(self, prospects: Prospects, heads: list[Head], turns: UserTurns, *, is_guaranteed: bool) -> None:
+        super().__init__(prospects, [], is_guaranteed=is_guaranteed)
+        self._turns = turns
+        self._places = [(self._place(head), head) for head in heads]
+        heapify(self._places)
+
+    def head(self) -> Head | None:
+        """Returns the first job of a group that is worth a look; None when there is none left."""
+        places = self._places
+        while places:
+            place, head = places[0]
+            now = self._place(head)
+            if now != place:
+                heapreplace(places, (now, head))
+            elif self._is_guaranteed or self._prospects.has_hope(head[1]):
+                return head
+            else:
+                heappop(places)
+        return None
+
+    def advance(self) -> None:
+        """Goes on behind the head, in its group."""
+        _, (_, row) = heappop(self._places)
+        self._turns.count(row)
+        count = self._prospects.passed_one(row)
+        if count < len(row.line):
+            head = (row.line[count], row)
+            heappush(self._places, (self._place(head), head))
+
+    def drop(self) -> None:
+        """Leaves the head's group."""
+        heappop(self._places)
+
+    def _place(self, head: Head) -> tuple[int, int, int, int]:
+        (urgency, rank_ms, job_id), row = head
+        return urgency, self._turns.held(row), rank_ms, job_id

@@ -306,17 +306,21 @@ class ClusterState:
         """Adds an account, or replaces its terms."""
         old = self.accounts.get(account.id) or Account(account.id)
         moved: list[Job] = []
-        if bool(old.user_limit) != bool(account.user_limit):
+        if old.is_by_user != account.is_by_user:
             moved = [job for name in self._waiting_within(account.id) for job in self._queued_jobs(name)]
         elif old.limit_weight != account.limit_weight:
             moved = self._queued_jobs(account.id)
         for job in moved:
             self._unqueue(job)
         self.accounts[account.id] = account
-        if account.user_limit:
-            self.waiting.by_user.add(account.id)
-        else:
-            self.waiting.by_user.discard(account.id)
+        for accounts, is_in in (
+            (self.waiting.by_user, account.is_by_user),
+            (self.waiting.by_turns, account.takes_turns),
+        ):
+            if is_in:
+                accounts.add(account.id)
+            else:
+                accounts.discard(account.id)
         for job in moved:
             self._queue(job)
         self._file_guarantee(account.id, account.guarantee)

@@ -75,7 +75,9 @@ class Waiting:
         """Every shape that a job ever had; its place is its number."""
         self.demand = Demand()
         self.by_user: set[AccountId] = set()
-        """Accounts with a limit per user. It changes only while no job of theirs waits here."""
+        """Accounts with a limit per user, or whose users take turns. It changes while no job of theirs waits here."""
+        self.by_turns: set[AccountId] = set()
+        """Projects whose users take turns; all of them are in `by_user` too."""
         self._numbers: dict[Shape, int] = {}
 
     def intern(self, shape: Shape) -> Shape:

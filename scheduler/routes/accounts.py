@@ -97,6 +97,7 @@ def account_answer(account: Account, display_name: str) -> Json:
         "pending_limit": account.pending_limit,
         "high_limit": account.high_limit,
         "limit_weight": account.limit_weight,
+        "takes_turns": account.takes_turns,
         "is_suspended": account.is_suspended,
     }
 
@@ -124,6 +125,7 @@ def _account(name: AccountId, asked: AccountBody) -> Account:
         running_limit=asked.running_limit,
         pending_limit=asked.pending_limit,
         high_limit=asked.high_limit,
+        takes_turns=asked.takes_turns,
     )
 
 

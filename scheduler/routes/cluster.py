@@ -15,6 +15,7 @@ from scheduler.routes.counting import ClassCount, class_counts
 from scheduler.routes.door import Door, answer
 from scheduler.routes.knowing import Priced
 from scheduler.routes.shown import Shown
+from scheduler.snapshot import document_of, take
 from scheduler.store.lookups import node_counts
 from scheduler.wire.answers import gpu_count, time_or_none
 from scheduler.wire.problems import API_VERSION, Json, envelope, page
@@ -66,6 +67,13 @@ def cluster_routes(door: Door, shown: Shown) -> APIRouter:
         now_ms = door.now_ms
         found = await door.ask(lambda state, made: _proposals(state, made, now_ms))
         return answer(page("DefragProposalList", now_ms, [_proposal(each) for each in found]))
+
+    @router.get("/v1/admin/state", summary="What the scheduler decides from, for admin simulate")
+    async def state(rights: Annotated[Rights, Depends(door.allow(OPERATES))]) -> Response:
+        rights.require_centre()
+        policy, now_ms = door.controller.policy, door.now_ms
+        found = await door.read(lambda connection: document_of(take(connection, policy, now_ms)))
+        return answer(envelope("State", now_ms, **found))
 
     @router.get("/v1/whoami", summary="Who the token says that asks")
     async def whoami(rights: Annotated[Rights, Depends(door.allow(ANYBODY))]) -> Response:

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from scheduler.core.events import AllocationCheckpointed, JobChanged, JobEnded, JobHeld, JobReleased
-from scheduler.core.lifecycle import ACTIVE, ENDS
+from scheduler.core.lifecycle import ACTIVE, ENDS, WAITING
 from scheduler.core.model import AllocationId, BookingWanted, EndReason, HoldKind, Job, JobId, JobState
 from scheduler.refusal import RefusalCode, Refused
 from scheduler.store.codec import JOB_COLUMNS, Row, job_of
@@ -28,6 +28,8 @@ from scheduler.store.transaction import Transaction
 
 _GLANCE = (JOB.c.id, JOB.c.state, JOB.c.hold, JOB.c.allocation_id)
 _UPDATE_JOB = sa.update(JOB).where(JOB.c.id == sa.bindparam("at_id"))
+
+_WAITING = sorted(state.value for state in WAITING)
 
 MOST_OVERDUE = 1_000
 """Jobs that one EndOverdue ends: many may share a deadline, and nobody else's write may wait for all of them."""
@@ -140,7 +142,7 @@ class CancelJobs:
 
 @dataclass(frozen=True, slots=True)
 class EndOverdue:
-    """Ends the jobs whose deadline has passed: those that wait fail, those that are active are asked to stop."""
+    """Ends the jobs that missed their deadline or will: those that wait fail, those that run are asked to stop."""
 
     def execute(self, tx: Transaction) -> tuple[JobAction, ...]:
         """Returns what became of the overdue jobs, at most MOST_OVERDUE of them, by deadline; empty when none is."""
@@ -151,12 +153,16 @@ class EndOverdue:
 def overdue_jobs(connection: Connection, now_ms: int) -> tuple[JobId, ...]:
     """Returns the jobs whose deadline has passed and that nothing ends yet: at most MOST_OVERDUE, by deadline.
 
+    A job that waits and may not begin before its deadline (a pause after a failure outlasts it) is certain to miss it
+    and is among them at once. A time limit makes nothing certain: it is the most that a job may take.
     Jobs that were cancelled, or told to stop at their deadline before, carry a reason and are left out. Costs a look
     into an index of the jobs with a deadline.
     """
+    begins_too_late = sa.and_(JOB.c.state.in_(_WAITING), JOB.c.begin_ms >= JOB.c.deadline_ms)
     statement = (
         sa.select(JOB.c.id)
-        .where(JOB.c.deadline_ms <= now_ms, JOB.c.ended_ms.is_(None), JOB.c.reason.is_(None))
+        .where(JOB.c.deadline_ms.is_not(None), JOB.c.ended_ms.is_(None), JOB.c.reason.is_(None))
+        .where(sa.or_(JOB.c.deadline_ms <= now_ms, begins_too_late))
         .order_by(JOB.c.deadline_ms, JOB.c.id)
         .limit(MOST_OVERDUE)
     )

@@ -46,7 +46,18 @@ from scheduler.store.tables import ACCOUNT, ALLOCATION, DEVICE, DEVICE_CURSOR, J
 
 # Taken from the class itself, so that a field that it gains is kept from that day on.
 _LAUNCH_FIELDS = tuple(field.name for field in fields(LaunchSpec))
-_LAUNCH_EMPTY = {"environment", "workdir", "image", "output", "run_as", "secrets", "volumes", "shm_bytes"}
+_LAUNCH_EMPTY = {
+    "environment",
+    "workdir",
+    "image",
+    "output",
+    "run_as",
+    "secrets",
+    "volumes",
+    "shm_bytes",
+    "is_terminal",
+    "idle_stop_seconds",
+}
 """Fields that are left out when they are empty, which is what they are by default."""
 
 # Looked up once a row: a dictionary is several times faster than an enum's call.
@@ -239,6 +250,7 @@ def account_of(row: Row) -> Account:
         terms.get("running_limit"),
         terms.get("pending_limit"),
         terms.get("high_limit"),
+        terms.get("takes_turns", False),
     )
 
 
@@ -250,6 +262,7 @@ def terms_json(account: Account) -> JsonObject:
         running_limit=account.running_limit,
         pending_limit=account.pending_limit,
         high_limit=account.high_limit,
+        takes_turns=account.takes_turns or None,
     )
 
 

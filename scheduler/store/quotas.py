@@ -122,8 +122,8 @@ def _per_user(own: Sequence[tuple[int, str]]) -> Iterator[tuple[int, str]]:
 
 def _smaller(shape: Shape, gpu_class: str, most: int) -> str:
     per_node = shape.gpus_per_node
-    if most < 1:
-        return ""
+    if most < 1 or shape.is_share:
+        return "" if most < 1 else f"-N {most * GPU_UNITS // shape.gpu_units}"
     if most >= per_node:
         return f"-g {gpu_class}:{per_node} -N {most // per_node}"
     return f"-g {gpu_class}:{most}"

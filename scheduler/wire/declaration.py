@@ -39,6 +39,7 @@ class AccountEntry(Strict):
     pending_limit: JobCount | None = None
     high_limit: JobCount | None = None
     limit_weight: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    takes_turns: bool = False
     is_suspended: bool = False
 
     def declared(self) -> DeclaredAccount:

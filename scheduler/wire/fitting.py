@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from scheduler.core.model import GpuClass, NodeName, PoolName
+from scheduler.core.model import GPU_UNITS, GpuClass, NodeName, PoolName
 from scheduler.refusal import Problem, RefusalCode, Refused
 from scheduler.wire.spec import JobSpec, invalid, parse_topology
 from scheduler.wire.text import did_you_mean
@@ -36,6 +36,8 @@ class Offer(Protocol):
     def labels(self) -> Mapping[str, str]: ...
     @property
     def names(self) -> frozenset[NodeName]: ...
+    @property
+    def device_units(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,8 @@ class Ask:
     """The size of the gang that a spec asks for, its defaults filled in."""
 
     nodes: int
-    gpus: int  # per node
+    units: int
+    """Capacity units per node: of whole devices, or of the part of one."""
     classes: tuple[GpuClass, ...]
 
 
@@ -71,9 +74,35 @@ def size_of(spec: JobSpec, offers: Sequence[Offer]) -> Ask:
         raise _too_many_nodes(spec, counts, nodes, gpus)
     _check_topology(spec, fitting, nodes, enough)
     named = tuple(GpuClass(name) for name in dict.fromkeys(spec.gpu_classes))
-    if named and spec.gpu_memory_bytes is None:
-        return Ask(nodes, gpus, named)
-    return Ask(nodes, gpus, tuple(name for name in named or sorted(enough) if name in enough))
+    if not named or spec.gpu_memory_bytes is not None:
+        named = tuple(name for name in named or sorted(enough) if name in enough)
+    return _sized(spec, nodes, gpus, {name: _units_of(name, fitting) for name in named})
+
+
+def _units_of(gpu_class: GpuClass, offers: Sequence[Offer]) -> int:
+    """Returns the capacity units of the smallest device of a class; a GPU's where its nodes do not agree."""
+    return min((offer.device_units for offer in offers if offer.gpu_class == gpu_class), default=0) or GPU_UNITS
+
+
+def _sized(spec: JobSpec, nodes: int, gpus: int, sizes: Mapping[GpuClass, int]) -> Ask:
+    """Returns the ask in capacity units. MIG instances are devices of less than a GPU: one to a node of a gang."""
+    sliced = {name for name, units in sizes.items() if units < GPU_UNITS}
+    if sliced and not spec.gpu_classes and len(sliced) < len(sizes):
+        sizes = {name: units for name, units in sizes.items() if name not in sliced}  # a GPU is a whole one
+        sliced = set()
+    if not sliced:
+        share = None if spec.gpus_per_node is None or spec.gpus_per_node >= 1 else round(spec.gpus_per_node * 100)
+        return Ask(nodes, gpus * GPU_UNITS if share is None else share * GPU_UNITS // 100, tuple(sizes))
+    name = min(sliced)
+    if spec.gpus_per_node is not None and spec.gpus_per_node < 1:
+        what, tried = f"{name} is part of a GPU already and is not shared", f"-g {name}:1"
+    elif len(set(sizes.values())) > 1:
+        what, tried = f"{', '.join(sizes)} are not of one size; name one of them", f"-g {name}:{gpus}"
+    elif gpus > 1:
+        what, tried = f"a job has one {name} on a node at most, not {gpus}", f"-g {name}:1 -N {nodes * gpus}"
+    else:
+        return Ask(nodes, sizes[name], tuple(sizes))
+    raise Refused(RefusalCode.INVALID, what, tries=(tried,), problems=(Problem(what, "gpus_per_node"),))
 
 
 def _check_names(spec: JobSpec, offers: Sequence[Offer]) -> None:
@@ -151,7 +180,9 @@ def _with_memory(wanted_bytes: int, offers: Sequence[Offer]) -> list[Offer]:
     found = [offer for offer, memory in known if memory is not None and memory >= wanted_bytes]
     if not found:
         raise _never(
-            f"no GPU has {wanted_bytes} bytes of memory (largest: {max(stated)})", tries=(), field="gpu_memory_bytes"
+            f"no GPU has {_size(wanted_bytes)} of memory (largest: {_size(max(stated))})",
+            tries=(),
+            field="gpu_memory_bytes",
         )
     return found
 
@@ -163,9 +194,12 @@ def memory_of(offer: Offer) -> int | None:
 
 
 def _gang(spec: JobSpec, eligible: Sequence[Offer]) -> tuple[int, int]:
-    """Returns (nodes, GPUs per node); `total_gpus` alone takes the fewest nodes over which it divides evenly."""
+    """Returns (nodes, GPUs per node); a share touches one.
+
+    `total_gpus` alone takes the fewest nodes over which it divides evenly.
+    """
     if spec.gpus_per_node is not None:
-        return spec.nodes or 1, spec.gpus_per_node
+        return spec.nodes or 1, max(1, int(spec.gpus_per_node))
     assert spec.total_gpus is not None, "parse_spec lets no spec pass that names no count of GPUs"
     if spec.nodes is not None:
         return spec.nodes, spec.total_gpus // spec.nodes
@@ -207,8 +241,9 @@ def _check_cpu_and_memory(spec: JobSpec, eligible: Sequence[Offer], gpus: int) -
         )
     memory = max(offer.memory_bytes for offer in holding)
     if spec.memory_bytes_per_node is not None and spec.memory_bytes_per_node > memory:
+        wanted = _size(spec.memory_bytes_per_node)
         raise _never(
-            f"no {_class_words(spec)} node has {spec.memory_bytes_per_node} bytes of memory (largest: {memory})",
+            f"no {_class_words(spec)} node has {wanted} of memory (largest: {_size(memory)})",
             tries=(f"-m {memory >> 30}G",) if memory >> 30 else (),
             field="memory_bytes_per_node",
         )
@@ -267,12 +302,20 @@ def _class_words(spec: JobSpec) -> str:
     return " or ".join(spec.gpu_classes) if spec.gpu_classes else "GPU"
 
 
+def _size(count_bytes: int) -> str:
+    """Returns a size in words that lose none of it as far as people count: GiB with two digits, or bytes below one."""
+    if count_bytes < 1 << 30:
+        return f"{count_bytes} bytes"
+    whole, hundredths = divmod(count_bytes * 100 >> 30, 100)
+    return f"{whole:,}.{hundredths:02d} GiB"
+
+
 def _words_of_sides(spec: JobSpec) -> str:
     sides = []
     if spec.cpus_per_node is not None:
         sides.append(f"{spec.cpus_per_node} CPUs")
     if spec.memory_bytes_per_node is not None:
-        sides.append(f"{spec.memory_bytes_per_node} bytes of memory")
+        sides.append(f"{_size(spec.memory_bytes_per_node)} of memory")
     return " and ".join(sides)
 
 

@@ -94,6 +94,7 @@ class AccountBody(Strict):
     pending_limit: JobCount | None = None
     high_limit: JobCount | None = None
     limit_weight: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    takes_turns: bool = False
     is_suspended: bool = False
 
 
@@ -118,6 +119,12 @@ class TokenBody(Strict):
     role: Role
     account: AccountPath | Annotated[str, Field(max_length=0)]
     user: Name
+    expires_in_seconds: Annotated[int, Field(ge=1, le=10 * 366 * 86_400)] | None = None
+
+
+class OwnTokenBody(Strict):
+    """A token that somebody makes for itself; without a time it lives as long as the one that it is made with."""
+
     expires_in_seconds: Annotated[int, Field(ge=1, le=10 * 366 * 86_400)] | None = None
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from decimal import ROUND_FLOOR, Decimal
 from enum import StrEnum
 from pathlib import PurePosixPath
 from typing import Annotated
@@ -55,6 +56,16 @@ class PriorityWord(StrEnum):
     HIGH = "high"
 
 
+class CheckpointSignal(StrEnum):
+    """What may ask a program to save its work: signals that it can handle."""
+
+    TERM = "TERM"
+    INT = "INT"
+    HUP = "HUP"
+    USR1 = "USR1"
+    USR2 = "USR2"
+
+
 PRIORITIES = {PriorityWord.LOW: -1, PriorityWord.NORMAL: 0, PriorityWord.HIGH: 1}
 PRIORITY_WORDS = {number: word.value for word, number in PRIORITIES.items()}
 
@@ -85,7 +96,9 @@ class JobSpec(BaseModel):
     shm_bytes: Size | None = Field(None, description="Size of the container's /dev/shm.")
     output: Path | None = Field(None, description="A file for the output besides the kept log.")
     nodes: Count | None = Field(None, description="Default 1, or what `total_gpus` needs.")
-    gpus_per_node: Count | None = None
+    gpus_per_node: Annotated[float, Field(gt=0, le=MOST_NODES, allow_inf_nan=False)] | None = Field(
+        None, description="A whole number; or a share of one GPU, in hundredths: 0.5."
+    )
     total_gpus: Annotated[int, Field(ge=1, le=10_000_000)] | None = Field(None, description="Instead of gpus_per_node.")
     gpu_classes: tuple[Name, ...] = Field(
         (), max_length=16, description="In order of preference; empty: any that fits."
@@ -103,6 +116,7 @@ class JobSpec(BaseModel):
     begin_at: AwareDatetime | None = None
     deadline_at: AwareDatetime | None = None
     hold: bool = False
+    terminal: bool = Field(False, description="It gets a terminal, at which somebody is to sit: run --pty.")
     retries: Annotated[int, Field(ge=0, le=100)] = 0
     retry_on: tuple[Name, ...] = Field((), max_length=8, description="The failures that are retried; empty: all.")
     array: Annotated[str, Field(min_length=1, max_length=4096)] | None = Field(
@@ -113,6 +127,12 @@ class JobSpec(BaseModel):
     )
     topology: Name | None = Field(None, description="required:LABEL or preferred:LABEL: nodes that share its value.")
     grace_seconds: Annotated[int, Field(ge=0, le=3600)] | None = Field(None, description="Between SIGTERM and SIGKILL.")
+    checkpoint_signal: CheckpointSignal | None = Field(
+        None, description="Instead of SIGTERM, before the grace: what the program saves its work at."
+    )
+    idle_stop_seconds: Annotated[int, Field(ge=60, le=MOST_INTEGER)] | None = Field(
+        None, description="It is ended, reason idle_stop, when all its GPUs were idle for so long."
+    )
     labels: dict[Name, Words] = Field(default_factory=dict, max_length=32)
     max_cost: MoneySpec | None = Field(None, description="The most that it may cost, all starts and elements together.")
     notify: tuple[NoticeEvent, ...] | None = Field(None, max_length=32, description="Default: what its user asked for.")
@@ -154,6 +174,8 @@ def _contradictions(spec: JobSpec) -> Iterator[Problem]:
         yield Problem("must begin with '/': a job has no directory that this could be relative to", "workdir")
     if (spec.gpus_per_node is None) == (spec.total_gpus is None):
         yield Problem("say how many GPUs: gpus_per_node or total_gpus, one of them", "gpus_per_node")
+    if spec.gpus_per_node is not None and (words := _uneven(Decimal(repr(spec.gpus_per_node)))):
+        yield Problem(words, "gpus_per_node")
     if spec.total_gpus is not None and spec.nodes is not None and spec.total_gpus % spec.nodes:
         yield Problem(f"{spec.total_gpus} GPUs do not divide evenly over {spec.nodes} nodes", "total_gpus")
     texts = [*(spec.command or ()), spec.script or "", *spec.env, *spec.env.values()]
@@ -175,7 +197,22 @@ def _contradictions(spec: JobSpec) -> Iterator[Problem]:
         yield Problem("last is of an array", "notify_when")
 
 
+def _uneven(gpus: Decimal) -> str | None:
+    """Returns what is wrong with a count of GPUs that is neither whole nor a share in hundredths."""
+    if gpus == gpus.to_integral_value():
+        return None
+    if gpus > 1:
+        return f"must be a whole number, or a share of one GPU such as 0.5; {gpus} is neither"
+    if gpus * 100 == (gpus * 100).to_integral_value():
+        return None
+    low = gpus.quantize(Decimal("0.01"), ROUND_FLOOR)
+    near = " or ".join(str(each) for each in (low, low + Decimal("0.01")) if 0 < each < 1)
+    return f"a share is told in hundredths of a GPU, so that it adds up exactly: {near}, not {gpus}"
+
+
 def _bad_words(spec: JobSpec) -> Iterator[Problem]:
+    if spec.terminal and (spec.array is not None or (spec.nodes or 1) > 1):
+        yield Problem("one sits at one terminal: of one job, on one node", "terminal")
     for text in spec.after:
         if parse_after(text) is None:
             yield Problem(

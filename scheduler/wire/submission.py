@@ -7,13 +7,14 @@ from pathlib import PurePosixPath
 
 from scheduler.admission import Money
 from scheduler.auth import Rights, Role
-from scheduler.core.model import GPU_UNITS, Dependency, NodeName, PoolName, Shape
+from scheduler.core.model import Dependency, NodeName, PoolName, Shape
 from scheduler.executor import LaunchSpec
 from scheduler.refusal import Problem, RefusalCode, Refused
 from scheduler.store.jobs import JobDraft
 from scheduler.wire.fitting import Offer, size_of
 from scheduler.wire.spec import (
     PRIORITIES,
+    CheckpointSignal,
     JobSpec,
     PriorityWord,
     invalid,
@@ -38,6 +39,10 @@ class SubmissionRules:
     """Whether the executor starts containers: a job that names an image must not run without it, as another program."""
     volumes: frozenset[str] = frozenset()
     """Names of what containers may mount."""
+    has_terminals: bool = True
+    """Whether the executor gives jobs terminals to sit at."""
+    shares_gpus: bool = False
+    """Whether a job may ask for a part of a GPU: only where something holds jobs to their parts."""
     needs_image: bool = False
     """Whether the executor runs nothing but containers: a job without an image could not start."""
     run_as: str | None = None
@@ -79,7 +84,7 @@ def draft_of(spec: JobSpec, rights: Rights, centre: Centre, after: tuple[Depende
         shape=Shape(
             gpu_classes=ask.classes,
             nodes=ask.nodes,
-            gpu_units=ask.gpus * GPU_UNITS,
+            gpu_units=ask.units,
             cpu_millicores=None if spec.cpus_per_node is None else spec.cpus_per_node * 1000,
             memory_bytes=spec.memory_bytes_per_node,
             pool=None if spec.pool is None else PoolName(spec.pool),
@@ -99,7 +104,10 @@ def draft_of(spec: JobSpec, rights: Rights, centre: Centre, after: tuple[Depende
             secrets=tuple(sorted(set(spec.secrets))),
             volumes=tuple(dict.fromkeys(spec.volumes)),
             shm_bytes=spec.shm_bytes,
+            is_terminal=spec.terminal,
+            idle_stop_seconds=spec.idle_stop_seconds,
             grace_seconds=grace,
+            stop_signal=f"SIG{(spec.checkpoint_signal or CheckpointSignal.TERM).value}",
             log_limit_bytes=rules.log_limit_bytes,
             run_as=rules.run_as,
         ),
@@ -144,7 +152,15 @@ def _check_rules(spec: JobSpec, rights: Rights, rules: SubmissionRules, now_ms: 
             tries=("leave out --image",),
             problems=(Problem("no images run here", "image"),),
         )
+    if spec.terminal and not rules.has_terminals:
+        raise Refused(
+            RefusalCode.POLICY,
+            "jobs have no terminals here: run --pty works where jobs are processes",
+            tries=("turnstile run -- COMMAND",),
+            problems=(Problem("is not offered here", "terminal"),),
+        )
     _check_container(spec, rules)
+    _check_share(spec, rules)
     check_priority(spec.priority, rights, rules)
     check_deadline(spec.deadline_at, now_ms)
 
@@ -173,6 +189,17 @@ def _check_container(spec: JobSpec, rules: SubmissionRules) -> None:
             tries=("--image REF",),
             problems=(Problem("is required here", "image"),),
         )
+
+
+def _check_share(spec: JobSpec, rules: SubmissionRules) -> None:
+    """Raises Refused (`policy`) for a part of a GPU where jobs cannot be held to one."""
+    if spec.gpus_per_node is None or spec.gpus_per_node >= 1 or rules.shares_gpus:
+        return
+    prefix = f"{','.join(spec.gpu_classes)}:" if spec.gpu_classes else ""
+    what = "this centre gives out whole GPUs, because it cannot hold jobs to a share of one"
+    raise Refused(
+        RefusalCode.POLICY, what, tries=(f"-g {prefix}1",), problems=(Problem("no shares here", "gpus_per_node"),)
+    )
 
 
 def check_time_limit(seconds: int, rules: SubmissionRules) -> None:

@@ -1,7 +1,6 @@
 """Two daemons: on one PostgreSQL one leads and the other waits; on one data directory the second does not start."""
 
 import json
-import threading
 import time
 from typing import Any
 
@@ -10,51 +9,12 @@ import pytest
 
 from tests.acceptance.conftest import MakeDaemon
 from tests.acceptance.daemons import Daemon, job, until
+from tests.acceptance.submitter import Submitter
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(150)]
 
 TAKEOVER_SECONDS = 15.0
 """The promise."""
-
-
-class Submitter(threading.Thread):
-    """Somebody with a script who submits one job after the other, each until it is taken, through one daemon's address.
-
-    Follows redirects as the command line does; a dead leader's address is a reason to ask again.
-    """
-
-    def __init__(self, ask: Daemon, others: list[Daemon]) -> None:
-        super().__init__()
-        self.ask = ask
-        self.by_url = {each.url: each for each in others}
-        self.taken: dict[str, int] = {}
-        self.refusals: set[int] = set()
-        self.must_end = threading.Event()
-
-    def run(self) -> None:
-        number = 0
-        while not self.must_end.is_set():
-            key = f"job {number}"
-            identity = self._try(key)
-            if identity is None:
-                time.sleep(0.05)
-                continue
-            self.taken[key] = identity
-            number += 1
-            time.sleep(0.01)
-
-    def _try(self, key: str) -> int | None:
-        try:
-            answer = self.ask.request("POST", "/v1/jobs", job("true"), token="mei", key=key, seconds=20)
-            if answer.status == 307:
-                leader = self.by_url[answer.headers["location"].removesuffix("/v1/jobs")]
-                answer = self.ask.with_port(leader.port).request("POST", "/v1/jobs", job("true"), token="mei", key=key)
-        except OSError:
-            return None
-        if answer.status != 201:
-            self.refusals.add(answer.status)
-            return None
-        return int(answer.item["id"])
 
 
 def lasting(url: str, job_id: int, seconds: float) -> None:
@@ -83,7 +43,7 @@ def test_when_the_leader_is_killed_the_other_leads_within_fifteen_seconds_and_no
     ).out.strip()
     assert leader.job(through_follower)["state"] == "held", "the command line finds the leader by itself"
 
-    submitter = Submitter(follower, [leader, follower])
+    submitter = Submitter(follower, [leader, follower], job("true"))
     submitter.start()
     try:
         until(lambda: len(submitter.taken) >= 20, "submissions are taken")

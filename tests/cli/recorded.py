@@ -272,6 +272,51 @@ ALLOCATIONS = page(
         }
     ],
 )
+REPORT = page(
+    "JobReport",
+    ALLOCATIONS["items"],
+    job_id=10431,
+    name="llama-sft",
+    account="acme/nlp",
+    user="mei",
+    state="completed",
+    reason=None,
+    exit_code=0,
+    submitted_at="2026-11-23T08:50:00Z",
+    waited_seconds=2460,
+    time_limit_seconds=43200,
+    ran_seconds=13200,
+    gpu={
+        "held_gpu_hours": "117.333333333",
+        "measured_gpu_hours": "116.900000000",
+        "coverage_ratio": 0.9963,
+        "busy_percent": 91,
+        "idle_gpu_hours": "2.400000000",
+        "idle_percent": 2,
+        "memory_max_bytes": 71_000_000_000,
+        "memory_bytes": 80_000_000_000,
+        "count": 32,
+        "never_busy": 0,
+    },
+    energy={"kwh": "71.204000", "coverage_ratio": 0.9963, "is_estimate": True},
+    costs=[
+        {
+            "currency": "USD",
+            "amount": "293.333333",
+            "gpu_hours": "117.333333333",
+            "preempted_gpu_hours": "0.000000000",
+            "price_per_gpu_hour": "2.50",
+            "price_book": "2026-10",
+            "lines": 1,
+        }
+    ],
+    advice=[
+        {
+            "code": "shorter_time",
+            "message": "-t 5h would have been enough (3h40m of 12h used); shorter jobs fit into earlier gaps",
+        }
+    ],
+)
 ACCOUNTS = page(
     "AccountList",
     [
@@ -287,6 +332,7 @@ ACCOUNTS = page(
             "pending_limit": None,
             "high_limit": None,
             "limit_weight": 0,
+            "takes_turns": False,
             "is_suspended": False,
         },
         {
@@ -301,6 +347,7 @@ ACCOUNTS = page(
             "pending_limit": None,
             "high_limit": None,
             "limit_weight": 0,
+            "takes_turns": False,
             "is_suspended": True,
         },
     ],
@@ -421,6 +468,31 @@ UNKNOWN = page(
 )
 
 
+PERIOD = {
+    "period": "2026-10",
+    "status": "closed",
+    "from": "2026-09-30T16:00:00.000Z",
+    "to": "2026-10-31T16:00:00.000Z",
+    "zone": "Asia/Shanghai",
+    "closes_from": "2026-11-03T16:00:00.000Z",
+    "closed_at": "2026-11-04T01:30:00.000Z",
+    "closed_by": "mei",
+    "manifest_sha256": "5e1f" * 16,
+    "seal": "a0b1" * 16,
+}
+OPEN_PERIOD = PERIOD | {
+    "period": "2026-11",
+    "status": "open",
+    "from": "2026-10-31T16:00:00.000Z",
+    "to": "2026-11-30T16:00:00.000Z",
+    "closes_from": "2026-12-03T16:00:00.000Z",
+    "closed_at": None,
+    "closed_by": None,
+    "manifest_sha256": None,
+    "seal": None,
+}
+
+
 def centre(peer: Peer) -> None:
     """Lets a peer answer as the whole of the small centre."""
     peer.answers("GET", "/v1/whoami", ME)
@@ -433,6 +505,7 @@ def centre(peer: Peer) -> None:
     peer.answers("GET", "/v1/jobs/10482/why", WHY)
     peer.answers("GET", "/v1/jobs/10431/events", EVENTS)
     peer.answers("GET", "/v1/jobs/10431/allocations", ALLOCATIONS)
+    peer.answers("GET", "/v1/jobs/10431/report", REPORT)
     peer.answers("GET", "/v1/jobs/10482/wait", ended(state="failed", reason="exit_nonzero", exit_code=3))
     peer.answers(
         "GET",
@@ -446,6 +519,7 @@ def centre(peer: Peer) -> None:
         ("release", "released"),
         ("requeue", "requeued"),
         ("checkpoint", "checkpointed"),
+        ("update", "changed"),
     ):
         peer.answers(
             "POST", f"/v1/jobs/{verb}", page("JobActionList", [{"id": 10482, "did": did, "state": "cancelled"}])
@@ -463,9 +537,10 @@ def centre(peer: Peer) -> None:
     peer.answers("PUT", "/v1/admin/users", envelope("User", **USERS["items"][0], did_change=True))
     removed = envelope("UserRemoved", account="acme", user="mei", tokens_revoked=2)
     peer.answers("DELETE", "/v1/admin/users", removed)
-    peer.answers("GET", "/v1/admin/tokens", TOKENS)
-    peer.answers("POST", "/v1/admin/tokens", envelope("Token", **TOKENS["items"][0], secret="tst_made-just-now"))
-    peer.answers("DELETE", "/v1/admin/tokens/01JDT", envelope("TokenRevoked", id="01JDT", was_valid=True))
+    for path in ("/v1/tokens", "/v1/admin/tokens"):
+        peer.answers("GET", path, TOKENS)
+        peer.answers("POST", path, envelope("Token", **TOKENS["items"][0], secret="tst_made-just-now"))
+        peer.answers("DELETE", f"{path}/01JDT", envelope("TokenRevoked", id="01JDT", was_valid=True))
     peer.answers("GET", "/v1/admin/prices", PRICES)
     peer.answers("POST", "/v1/admin/prices", envelope("PriceBook", **PRICES["items"][0]))
     for verb in ("drain", "resume"):
@@ -483,4 +558,7 @@ def centre(peer: Peer) -> None:
     peer.answers("DELETE", "/v1/admin/reservations/switch-works", envelope("Reservation", **RESERVATION))
     peer.answers("GET", "/v1/admin/ledger/verify", SOUND)
     peer.answers("GET", "/v1/admin/ledger/unknown", UNKNOWN)
+    peer.answers("GET", "/v1/admin/ledger/periods", page("PeriodList", [PERIOD, OPEN_PERIOD]))
+    peer.answers("POST", "/v1/admin/ledger/close", envelope("Period", **PERIOD))
+    peer.answers("POST", "/v1/admin/ledger/correct", envelope("Corrected", corrections=2, line_id=None))
     peer.answers("POST", "/v1/admin/ledger/reclassify", envelope("Reclassified", did_change=True))

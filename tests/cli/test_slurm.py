@@ -65,6 +65,8 @@ def flags(*options: str) -> dict[str, object]:
         ("--begin=now", {}),
         ("-H", {"hold": True}),
         ("--requeue", {}),
+        ("--signal=B:USR1@120", {"checkpoint_signal": "USR1", "grace": "120s"}),
+        ("--signal=12", {"checkpoint_signal": "USR2", "grace": "60s"}),
         ("-N 2 -t 90 # two nodes, ninety minutes", {"nodes": "2", "time": "1h30m"}),
     ],
 )
@@ -97,7 +99,7 @@ def test_a_later_line_wins_and_a_count_per_node_says_more_than_a_total() -> None
         ("-d afterok:17?afterok:18", "--dependency=afterok:17?afterok:18", "one of several is not offered"),
         ("-d expand:17", "--dependency=expand:17", "after, afterok, afterany, afternotok and singleton"),
         ("-d afterok:job", "--dependency=afterok:job", "does not name a job"),
-        ("--signal=B:USR1@120", "--signal=B:USR1@120", "no signal of choice"),
+        ("--signal=KILL@120", "--signal=KILL@120", "of signals, HUP, INT, USR1, USR2, TERM are offered"),
         ("-N 2-4", "--nodes=2-4", "a range of nodes is not offered"),
         ("-t 0", "--time=0", "every job has one here"),
         ("-t UNLIMITED", "--time=UNLIMITED", "every job has one here"),

@@ -208,8 +208,7 @@ class Rig:
             self.executor.wait_for_news(0.05)
 
     def pods(self, order: StartOrder) -> list[Pod]:
-        found = [pod for pod in self.executor._cluster.pods.objects().values() if pod.allocation == order.allocation.id]
-        return sorted(found, key=lambda pod: pod.rank)
+        return sorted(self.executor._cluster.pods_of(order.allocation.id), key=lambda pod: pod.rank)
 
     def annotate(self, order: StartOrder, rank: int = 0, **notes: str) -> None:
         """Tells the kubelet what becomes of a rank's pod."""
@@ -240,7 +239,7 @@ class Rig:
         def is_gone() -> bool:
             self.executor.observe()
             self.executor._next_sweep_ms = 0
-            return not self.executor._cluster.jobs.objects() and not self.executor._cluster.pods_by_allocation()
+            return not self.executor._cluster.allocations()
 
         until(is_gone, "empty namespace")
         self.executor.close()

@@ -6,12 +6,13 @@ from dataclasses import replace
 import pytest
 
 from k8s import names
+from k8s.crew import WORKERS
 from k8s.problems import KubernetesProblem, Unreachable
 from scheduler.core.model import EndReason, NodeAvailability
 from scheduler.executor import Ended, ExecutorError, StartOrder, StartRefused
 from tests.k8s.apiserver import ApiServer, Fault
 from tests.k8s.controllers import PREFIX
-from tests.k8s.grounds import Ground, Rig, until
+from tests.k8s.grounds import FAST_REQUESTS, Ground, Rig, until
 from tests.k8s.store import Json
 
 
@@ -164,6 +165,38 @@ def test_a_silent_nodes_jobs_end_at_its_last_sign_of_life(rig_with: Callable[...
     rig.annotate_node(name, state=None)
 
 
+@pytest.mark.parametrize("tells", ["lastHeartbeatTime", "lastTransitionTime"])
+def test_a_pod_evicted_from_a_node_that_is_back_by_now_was_not_cancelled_by_anybody(rig: Rig, tells: str) -> None:
+    """Servers before 1.26 don't say that it was their own eviction: the node's return does, seen or as it is told."""
+    order = rig.order()
+    rig.start(order)
+    name, pod = rig.ground.nodes[0], rig.pods(order)[0]
+    silence(rig, name)
+    until(lambda: rig.offered(name).node.availability is NodeAvailability.DOWN, "a node that is down")
+    rig.admin.delete(f"/api/v1/namespaces/{pod.namespace}/pods/{pod.name}")
+    back = {"type": "Ready", "status": "True", tells: server_of(rig).store.stamp()}
+    change_node(rig, name, lambda item: item["status"].update(conditions=[back]))
+    until(lambda: rig.offered(name).node.availability is NodeAvailability.UP, "a node that is up")
+    rig.annotate_node(name, state=None)
+    ended = rig.until_ended(order)
+    assert (ended.reason, name in (ended.detail or "")) == (EndReason.NODE_LOST, True), ended
+
+
+def test_a_pod_deleted_by_hand_on_a_node_that_was_away_long_ago_is_cancelled(rig: Rig) -> None:
+    name = rig.ground.nodes[0]
+    silence(rig, name)
+    rig.until(lambda: rig.offered(name).node.availability is NodeAvailability.DOWN, "a node that is down")
+    back = {"type": "Ready", "status": "True", "lastHeartbeatTime": "2026-01-01T00:00:00Z"}
+    change_node(rig, name, lambda item: item["status"].update(conditions=[back]))
+    rig.annotate_node(name, state=None)
+    rig.until(lambda: rig.offered(name).node.availability is NodeAvailability.UP, "a node that is up")
+    order = rig.order()
+    rig.start(order)
+    pod = rig.pods(order)[0]
+    rig.admin.delete(f"/api/v1/namespaces/{pod.namespace}/pods/{pod.name}")
+    assert rig.until_ended(order).reason is EndReason.CANCELLED
+
+
 def test_a_lost_nodes_slots_stay_taken_until_its_pods_are_gone(rig_with: Callable[..., Rig]) -> None:
     rig = rig_with(node_lost_seconds=0.0)
     order = rig.order(gpus=3)
@@ -225,6 +258,46 @@ def test_a_start_that_failed_half_way_is_completed_by_the_next(rig: Rig) -> None
     rig.start(order)
     assert [pod.rank for pod in rig.pods(order)] == [0, 1, 2]
     assert len(rig.jobs()) == 2 + 3
+
+
+def test_many_starts_are_one_call_and_each_has_its_own_outcome(rig: Rig) -> None:
+    orders = [rig.order(gpus=1, first=index) for index in range(6)]
+    wrong = replace(orders[2], spec=replace(orders[2].spec, image=None))
+    failed = rig.executor.start_many([*orders[:2], wrong, *orders[3:]])
+    assert list(failed) == [wrong.allocation.id]
+    assert isinstance(failed[wrong.allocation.id], StartRefused)
+    for order in (*orders[:2], *orders[3:]):
+        rig.until_started(order)
+    assert len(rig.jobs()) == 5
+
+
+def test_while_the_server_is_away_a_queue_of_starts_costs_a_few_requests_and_all_are_made_afterwards(rig: Rig) -> None:
+    rig.start(rig.order(gpus=1, first=7))  # so that the namespace is there
+    server = server_of(rig)
+    orders = [rig.order(gpus=1, nodes=1) for _ in range(40)]
+    before = server.count("POST", "/jobs")
+    server.faults.append(Fault("POST", "/jobs", times=10_000, status=503))
+    failed = rig.executor.start_many(orders)
+    assert {type(problem) for problem in failed.values()} == {Unreachable}
+    assert len(failed) == len(orders)
+    asked = server.count("POST", "/jobs") - before
+    assert asked <= WORKERS * FAST_REQUESTS.tries, "not each order finds out by itself"
+    server.faults.clear()
+    assert not rig.executor.start_many(orders)
+    assert len(rig.jobs()) == 1 + len(orders)
+
+
+def test_after_a_restart_what_was_never_started_is_started_without_keeping_the_lead_waiting(rig: Rig) -> None:
+    orders = [rig.order(gpus=1, first=index) for index in range(4)]
+    server_of(rig).faults.append(Fault("POST", "/jobs", times=10_000, status=503))
+    rig.restart().recover(orders)
+    held = {device.id for device in rig.offered(rig.ground.nodes[0]).devices if not device.is_foreign}
+    assert len(held) == 8, "what is to start holds its slots"
+    rig.executor.observe()
+    server_of(rig).faults.clear()
+    for order in orders:
+        rig.until_started(order)
+    assert len(rig.jobs()) == 4
 
 
 def test_a_gang_stopped_before_it_was_made_leaves_nothing(rig: Rig) -> None:

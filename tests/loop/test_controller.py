@@ -1,6 +1,7 @@
 """The loop as a whole: desk, planner and runner over a real store."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import pytest
 
@@ -13,6 +14,7 @@ from scheduler.core.model import (
     AccountId,
     AllocationId,
     Booking,
+    EndReason,
     GpuClass,
     HoldKind,
     JobId,
@@ -110,6 +112,46 @@ def test_a_job_cancelled_before_its_start_is_carried_out_still_ends(world: World
     controller.carry_out(CancelJobs((job,), "mei")).result(SECONDS)
     until(controller, lambda: state_of(controller, job) is JobState.CANCELLED)
     assert_memory_equals_database(controller)
+
+
+class _Sulking(Slow):
+    """An executor that takes no stops while it is away, and writes down what it was asked."""
+
+    def __init__(self, inside: SimulatedExecutor) -> None:
+        super().__init__(inside, lambda _: None)
+        self.is_away = False
+        self.asked: list[str] = []
+
+    def stop(self, allocation: AllocationId, grace_seconds: float, reason: EndReason) -> None:
+        self.asked.append("stop")
+        if self.is_away:
+            raise ExecutorError("away")
+        super().stop(allocation, grace_seconds, reason)
+
+    def observe(self) -> Sequence[Observation]:
+        self.asked.append("observe")
+        return super().observe()
+
+
+def test_an_executor_that_is_away_is_observed_between_any_two_orders_that_it_cannot_take(world: World) -> None:
+    """Each may take it seconds to fail: hundreds of them in a row would hide for minutes what happens meanwhile."""
+    made: list[_Sulking] = []
+
+    def wrap(executor: SimulatedExecutor) -> _Sulking:
+        made.append(_Sulking(executor))
+        return made[-1]
+
+    controller = world.leader(wrap=wrap)
+    (executor,) = made
+    jobs = submit(controller, seconds=3600, count=8)
+    until(controller, lambda: all(state_of(controller, job) is JobState.RUNNING for job in jobs))
+    executor.is_away = True
+    executor.asked.clear()
+    controller.carry_out(CancelJobs(tuple(jobs), "mei")).result(SECONDS)
+    until(controller, lambda: executor.asked.count("stop") >= len(jobs))
+    assert ("stop", "stop") not in pairwise(executor.asked)
+    executor.is_away = False
+    until(controller, lambda: all(state_of(controller, job) is JobState.CANCELLED for job in jobs))
 
 
 def test_a_start_that_the_executor_refuses_fails_the_job_with_its_words(world: World) -> None:

@@ -3,10 +3,12 @@
 import csv
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from PIL import Image
 
 from scheduler.core.policy import Backfill, Placement, Policy, QueueOrder
 from scheduler.refusal import Refused
@@ -96,11 +98,11 @@ def test_flags_override_the_policy_and_the_literatures_names_mean_its_rules(file
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"order": "srtf"}, "no limit says what remains"),
+        ({"order": "lifo"}, "fair, fifo, sjf, least-service, srtf"),
         ({"preemption": "always"}, "off, guarantee, fair"),
         ({"backfill": "some"}, "none, easy"),
         ({"restart_cost_seconds": -1}, "0 or more"),
-        ({"plot": Path("plot.png")}, "SVG"),
+        ({"plot": Path("plot.pdf")}, "SVG or PNG"),
         ({"schedule": Path("/nowhere/at/all.csv")}, "cannot be written"),
         ({"policy": Path("missing.toml")}, "missing.toml"),
     ],
@@ -108,3 +110,48 @@ def test_flags_override_the_policy_and_the_literatures_names_mean_its_rules(file
 def test_what_cannot_be_done_is_refused_in_words(files: Question, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(Refused, match=words):
         _ask(files, **changes)
+
+
+def test_the_plot_is_a_png_where_one_is_asked_for(files: Question, tmp_path: Path) -> None:
+    _ask(files, plot=tmp_path / "out.png")
+    with Image.open(tmp_path / "out.png") as image:
+        assert (image.format, image.size) == ("PNG", (1050, 630))
+        assert len(image.convert("RGB").getcolors() or ()) > 2, "it shows something"
+
+
+def test_shortest_remaining_time_first_stops_who_has_more_left(tmp_path: Path) -> None:
+    (tmp_path / "cluster.toml").write_text('[[nodes]]\nname = "n"\ngpus = 8\n')
+    header = "job_id,submit_seconds,gpus,duration_seconds,time_limit_seconds,checkpoint_seconds"
+    rows = ["long,0,8,1000,1000,0", "short,100,4,50,50,0", "late,990,8,500,500,0"]
+    (tmp_path / "jobs.csv").write_text("\n".join([header, *rows]) + "\n")
+    question = Question(tmp_path / "cluster.toml", tmp_path / "jobs.csv", order="srtf", schedule=tmp_path / "s.csv")
+    report: dict[str, Any] = simulate(question)
+    assert report["preemptions"] == 1
+    ran = [row.split(",") for row in (tmp_path / "s.csv").read_text().splitlines()[1:]]
+    assert [(row[0], row[1], row[2], row[5]) for row in ran] == [
+        ("long", "0", "100", "preempted"),
+        ("short", "100", "150", "completed"),
+        ("long", "150", "1050", "completed"),
+        ("late", "1050", "1550", "completed"),
+    ]
+    plain: dict[str, Any] = simulate(replace(question, preemption="off"))
+    assert plain["preemptions"] == 0
+    costly: dict[str, Any] = simulate(replace(question, restart_cost_seconds=60))
+    assert costly["makespan_seconds"] == report["makespan_seconds"] + 60
+
+
+def test_srtf_never_waits_longer_on_average_than_sjf_when_stopping_is_free(tmp_path: Path) -> None:
+    random = Random(7)
+    (tmp_path / "cluster.toml").write_text("[[nodes]]\ngpus = 4\n")
+    header = "job_id,submit_seconds,gpus,duration_seconds,time_limit_seconds,checkpoint_seconds"
+    rows = []
+    for index in range(300):
+        length = random.choice([10, 100, 1000])
+        rows.append(f"j{index},{random.randint(0, 20_000)},4,{length},{length},0")
+    (tmp_path / "jobs.csv").write_text("\n".join([header, *rows]) + "\n")
+    question = Question(tmp_path / "cluster.toml", tmp_path / "jobs.csv", backfill="none")
+    completion = {
+        order: simulate(replace(question, order=order))["completion_seconds"]["mean"]  # type: ignore[index]
+        for order in ("fifo", "sjf", "srtf")
+    }
+    assert completion["srtf"] <= completion["sjf"] <= completion["fifo"]

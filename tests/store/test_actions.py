@@ -118,6 +118,19 @@ def test_a_deadline_that_passes_fails_a_waiting_job(centre: Centre) -> None:
     assert (centre.job_state(job), centre.job_column(job, "reason")) == (JobState.FAILED, "deadline")
 
 
+def test_a_pause_after_a_failure_that_outlasts_the_deadline_ends_the_job_at_once(centre: Centre) -> None:
+    now_ms = centre.clock.now_ms()
+    doomed = centre.run("n0/0", retries=1, deadline_ms=now_ms + 9_000)
+    saved = centre.run("n0/1", retries=1, deadline_ms=now_ms + 60_000)
+    for each in (doomed, saved):
+        centre.started(each)
+        centre.ended(each, reason=EndReason.EXIT_NONZERO)
+    assert [centre.job_state(each.job) for each in (doomed, saved)] == [JobState.PENDING, JobState.PENDING]
+    centre.do(EndOverdue())
+    assert [centre.job_state(each.job) for each in (doomed, saved)] == [JobState.FAILED, JobState.PENDING]
+    assert centre.job_column(doomed.job, "reason") == "deadline"
+
+
 def test_what_is_overdue_ends_once_and_what_has_no_deadline_or_a_later_one_goes_on(centre: Centre) -> None:
     due_ms = centre.clock.now_ms() + 60_000
     running = centre.run("n0/0", deadline_ms=due_ms)
