@@ -55,6 +55,8 @@ _TELLS_NOTHING_NEW = (
     AllocationMade | AllocationStarted | AllocationStopping | AllocationCheckpointed | ClaimMade | HoldPriced
 )
 """Events that can let nothing start that the last plan left waiting."""
+LEAST_IDLE_SECONDS = 0.5
+"""Before a survey that is due, so that a clock that stands still makes no idle planner spin."""
 IDLE_SECONDS = 5.0
 """A tick at least this often, so that a stalled planner shows in its metrics."""
 
@@ -196,10 +198,13 @@ class Planner:
                     return True
 
     def _idle_seconds(self) -> float:
-        wake_at_ms = self._plan.wake_at_ms
+        now_ms, wake_at_ms, idle_seconds = self._clock.now_ms(), self._plan.wake_at_ms, IDLE_SECONDS
+        if self._state.waiting.of_shape:
+            # A survey looks at what waits even where nothing happens, or short waits were never foretold.
+            idle_seconds = min(idle_seconds, max(LEAST_IDLE_SECONDS, (self._survey_after_ms - now_ms) / 1000))
         if wake_at_ms is None:
-            return IDLE_SECONDS
-        return min(IDLE_SECONDS, max(0, wake_at_ms - self._clock.now_ms()) / 1000)
+            return idle_seconds
+        return min(idle_seconds, max(0, wake_at_ms - now_ms) / 1000)
 
     def _absorb(self, happened: Sequence[Event]) -> bool:
         """Takes events into the state; True when they can change what a plan would say. No events mean: plan again."""

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from scheduler.forecasts import SURVEY_SECONDS
 from tests.acceptance.daemons import TENANT, Daemon, free_port, until
 from tests.dashboards.conftest import repository
 from tests.dashboards.prometheus import program
@@ -31,6 +32,17 @@ EMPTY_HERE = {
     "Inventory age, worst 10 nodes": "it looks at the collector nvml, and simulated GPUs are read by another",
     "Preempted and preempting": "nothing is preempted while GPUs are free",
 }
+
+
+PRICES = """
+version = "now"
+currency = "USD"
+effective = 2020-01-01T00:00:00+00:00
+[prices.H200]
+guaranteed = "2"
+burst = "2.5"
+spot = "1"
+"""
 
 
 class Prometheus:
@@ -69,6 +81,9 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
         made.start().set_up()
         limited = made.request("PUT", f"/v1/admin/accounts/{TENANT}", {"display_name": TENANT, "limit": {"H200": 16}})
         assert limited.status in {200, 201}, limited
+        (made.folder / "prices.toml").write_text(PRICES, encoding="utf-8")
+        made.turnstile("admin", "price", "import", "prices.toml", "--publish")
+        made.turnstile("admin", "budget", "set", TENANT, "--limit", "1000")
         made.submit("sleep", "600", gpus_per_node=8, time_limit_seconds=900)
         made.submit("true", begin_at="2099-01-01T00:00:00Z")
         yield made
@@ -132,7 +147,10 @@ def test_every_panel_of_every_board_shows_finite_numbers(daemon: Daemon, prometh
     seen: dict[str, list[float]] = {}
     while missing:
         assert time.monotonic() < deadline, {query: seen.get(query) for _, query in missing}
-        job = daemon.submit("true")
+        # One holds the free node and another waits for it: what a survey foretells of its start is measured when it
+        # starts, and a rate is seen from the second such start on.
+        daemon.submit("sleep", str(SURVEY_SECONDS + 3), gpus_per_node=8)
+        job = daemon.submit("true", gpus_per_node=8)
         daemon.wait_for(job["id"], "completed")
         for title, query in sorted(missing):
             seen[query] = values = prometheus.values(query)
