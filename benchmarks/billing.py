@@ -4,7 +4,8 @@
 
 Writes a ledger as the daemon would have, hashes and all, straight into a new SQLite file (or takes the one named, if
 it is there), then measures in turn: the export of the month (usage lines, FOCUS, totals, capacity), the proof of the
-ledger, and the proof of the export's files, each in a process of its own with its peak of resident memory.
+ledger, the proof of the export's files, closing the month (files of all and of each tenant, made, proved and sealed)
+and the proof of the ledger with its closed month, each in a process of its own with its peak of resident memory.
 """
 
 import argparse
@@ -15,25 +16,35 @@ import sqlite3
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from heapq import merge
 from itertools import islice, pairwise
 from pathlib import Path
 from random import Random
+from typing import TypeVar
 from zoneinfo import ZoneInfo
 
 from cli.daemon.migrate import upgrade
+from metering.closing import PeriodTerms, close_period
 from metering.core.tariff import PriceBook, parse_price_book
 from metering.export import export_usage
+from metering.focus import FocusTerms
 from metering.ledger import publish
 from metering.verify import verify, verify_export
+from scheduler.clock import ManualClock
 from scheduler.core.model import GPU_UNITS, AccountId, AllocationId, Booking, DeviceId, GpuClass, JobId, Phase
 from scheduler.core.occupancy import GENESIS_HASH, Evidence, Interval, OccupancyState, Occupant, interval_hash
+from scheduler.core.policy import Policy
 from scheduler.store.database import Database
+from scheduler.store.write import Command, Writer
+
+T = TypeVar("T")
 
 ZONE = ZoneInfo("Asia/Shanghai")
 START_MS = 1_793_462_400_000  # 2026-11-01 00:00 in Shanghai
 MONTH_MS = 30 * 86_400_000
+WINDOW_MS = 72 * 3_600_000
 GPUS_A_NODE = 8
 GANGS = (1, 2, 4, 8)  # each on a quarter of the nodes
 TENANTS, PROJECTS = 20, 5
@@ -235,10 +246,49 @@ def prove_export(_: str, folder: str) -> str:
     return f"{report.counted['lines']} rows of CSV"
 
 
+class Desk:
+    """Carries out what closing writes, without a daemon."""
+
+    def __init__(self, url: str) -> None:
+        self.database = Database.open(url)
+        self.clock = ManualClock(START_MS + MONTH_MS + WINDOW_MS)
+        self._writer = Writer(self.database, self.clock, Policy(), None)
+
+    def carry_out(self, command: Command[T]) -> Future[T]:
+        """Carries out a command at once."""
+        done: Future[T] = Future()
+        done.set_result(self._writer.run(command)[0])
+        return done
+
+
+def close_month(url: str, _: str) -> str:
+    """Closes the month."""
+    closed = close_period(Desk(url), PeriodTerms(ZONE.key, WINDOW_MS, FocusTerms()), "2026-11", "benchmark")
+    assert closed.seal is not None, "a closed period is sealed"
+    return f"{len(closed.seal.files)} sealed files"
+
+
+def prove_closed(url: str, _: str) -> str:
+    """Proves the ledger with its closed month, which is rated again and held against what is sealed."""
+    with Database.open(url).read() as connection:
+        report = verify(connection, START_MS + MONTH_MS + WINDOW_MS)
+    assert report.is_proved, report.findings[:5]
+    return f"{report.counted['sealed_files']} sealed files"
+
+
+STEPS = {
+    "export": export_month,
+    "prove ledger": prove_ledger,
+    "prove export": prove_export,
+    "close": close_month,
+    "prove closed": prove_closed,
+}
+
+
 def measured(step: str, url: str, folder: str) -> tuple[str, float, int]:
     """Runs a step in this process; returns what it did, its seconds and the process's peak in MiB."""
     began = time.perf_counter()
-    said = {"export": export_month, "prove ledger": prove_ledger, "prove export": prove_export}[step](url, folder)
+    said = STEPS[step](url, folder)
     peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     return said, time.perf_counter() - began, peak_mib
 
@@ -260,7 +310,7 @@ def main() -> None:
         # A process each, so that each has its own peak of memory.
         fresh = multiprocessing.get_context("spawn")
         total = 0.0
-        for step in ("export", "prove ledger", "prove export"):
+        for step in STEPS:
             with fresh.Pool(1) as pool:
                 said, seconds, peak_mib = pool.apply(measured, (step, url, folder))
             total += seconds

@@ -61,7 +61,8 @@ class PodWitness:
         self._state = state
         self._lock = threading.Lock()
         self.uids: dict[tuple[str, str], set[str]] = defaultdict(set)
-        """Of every pod ever seen, by allocation and rank (or the pod's Job, where each rank has one)."""
+        """Of every pod that ever ran, by allocation and rank. A Job's controller makes another for one that is evicted
+        from a silent node; pinned there as well, it never runs."""
         self.asked: dict[str, int] = {}
         """GPUs that a pod asked for, by namespace/name."""
         self.wrongly_held: list[str] = []
@@ -79,8 +80,11 @@ class PodWitness:
         metadata, labels = item["metadata"], item["metadata"].get("labels") or {}
         index = (metadata.get("annotations") or {}).get(names.COMPLETION_INDEX, labels.get(names.RANK, "0"))
         gpus = sum(int(each["resources"]["limits"].get(GPU, 0)) for each in item["spec"]["containers"])
+        states = [each.get("state") or {} for each in (item.get("status") or {}).get("containerStatuses") or ()]
+        has_run = any(state.get("running") or state.get("terminated") for state in states)
         with self._lock:
-            self.uids[labels[names.ALLOCATION], str(index)].add(metadata["uid"])
+            if has_run:
+                self.uids[labels[names.ALLOCATION], str(index)].add(metadata["uid"])
             self.asked[f"{metadata['namespace']}/{metadata['name']}"] = gpus
         return str(metadata["uid"])
 
@@ -121,6 +125,10 @@ class Verdicts:
         """Compares what was promised with what the witnesses saw."""
         states = Counter(facts.jobs[job]["state"] if job in facts.jobs else "missing" for job in jobs)
         self.say(f"all {len(jobs)} jobs completed", states == {"completed": len(jobs)}, dict(states))
+        for job in jobs:
+            row = facts.jobs.get(job, {})
+            if row.get("state") != "completed":
+                print(f"    job {job}: {row.get('state')}, {row.get('reason')}, {row.get('detail')}")
         by_job: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
         for each in facts.allocations:
             by_job[each["job_id"]].append(each)
@@ -131,7 +139,7 @@ class Verdicts:
         words = f"runs were sent back only from the silent node ({len(back)})"
         self.say(words, not strays, [(each["job_id"], each["detail"]) for each in strays[:5]])
         doubled = [key for key, uids in witness.uids.items() if len(uids) > 1]
-        self.say(f"no rank had two pods ({len(witness.uids)} pods seen)", not doubled, doubled[:5])
+        self.say(f"no rank ran twice ({len(witness.uids)} ran)", not doubled, doubled[:5])
         self.say("the ledger has one holder a GPU", not facts.doubly_held, facts.doubly_held[:5])
         words = f"no kubelet refused a pod for want of a GPU, in {witness.snapshots} looks at all GPUs"
         is_right = witness.snapshots > 0 and not witness.rejected and not witness.wrongly_held

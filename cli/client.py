@@ -56,6 +56,19 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
+class Doorway:
+    """What opens a WebSocket: its address, the headers (with the token), the certificates to trust."""
+
+    url: str
+    headers: Mapping[str, str]
+    trust: ssl.SSLContext | None
+
+    def __repr__(self) -> str:
+        """Leaves the token out."""
+        return f"Doorway(url={self.url!r})"
+
+
+@dataclass(frozen=True, slots=True)
 class _Request:
     method: str
     path: str
@@ -148,6 +161,28 @@ class Client:
         finally:
             # The stream may have been left in the middle: this connection cannot carry another request.
             self.close()
+
+    def doorway(self, path: str) -> Doorway:
+        """Returns how a WebSocket at this path is asked for."""
+        scheme = "wss" if self._base.scheme == "https" else "ws"
+        token = self._endpoint.token
+        return Doorway(
+            f"{scheme}://{self._base.netloc}{self._base.path.rstrip('/')}{path}",
+            {} if token is None else {"Authorization": f"Bearer {token}"},
+            ssl.create_default_context(cafile=self._endpoint.ca_file) if scheme == "wss" else None,
+        )
+
+    def turned_away(self, status: int, location: str | None, body: bytes) -> ApiError | None:
+        """Returns why a WebSocket was not opened; None when another daemon leads, which this client now points at."""
+        if status in {307, 308} and location is not None:
+            self._turn_to(location)
+            return None
+        origin = f"{self._endpoint.url} answered {status}, not as Turnstile does"
+        return refusal(status, body, stranger=origin, note=self._endpoint.origin)
+
+    def unreachable(self, broken: BaseException) -> ApiError:
+        """Returns what is said of a server that does not answer."""
+        return self._unreachable(broken)
 
     def _json(self, request: _Request) -> Json:
         response = self._send(request)

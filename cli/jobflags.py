@@ -27,6 +27,7 @@ FLAGS_OF_FIELDS = {
     "gpu_memory_bytes": "-g",
     "gpus_per_node": "-g",
     "grace_seconds": "--grace",
+    "idle_stop_seconds": "--idle-stop",
     "image": "-i",
     "labels": "-l",
     "max_cost": "--max-cost",
@@ -44,6 +45,7 @@ FLAGS_OF_FIELDS = {
     "retry_on": "--retry-on",
     "secrets": "--secret",
     "shm_bytes": "--shm",
+    "terminal": "--pty",
     "time_limit_seconds": "-t",
     "topology": "--topology",
     "total_gpus": "--total-gpus",
@@ -134,6 +136,9 @@ class JobFlags:
     checkpoint_signal: Annotated[
         str | None, typer.Option("--checkpoint-signal", metavar="NAME", help="Instead of TERM: INT, HUP, USR1, USR2.")
     ] = None
+    idle_stop: Annotated[
+        str | None, typer.Option("--idle-stop", metavar="DUR", help="End it when its GPUs were idle for: 30m.")
+    ] = None
     sweep: Annotated[
         list[str] | None, typer.Option("--sweep", metavar="K=V,V", help="A job for each value; repeat: for each pair.")
     ] = None
@@ -204,6 +209,7 @@ def spec_of(
         "checkpoint_signal": None
         if flags.checkpoint_signal is None
         else values.checkpoint_signal(flags.checkpoint_signal),
+        "idle_stop_seconds": None if flags.idle_stop is None else values.duration(flags.idle_stop, "--idle-stop"),
         "grace_seconds": None if flags.grace is None else values.duration(flags.grace, "--grace"),
     }
     return {name: value for name, value in spec.items() if value not in (None, {}, [])}

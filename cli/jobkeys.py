@@ -130,6 +130,7 @@ KEYS = (
     Key("retry-on", Shape.TEXT, "Only after these failures: exit_nonzero, oom …", "oom,exit_nonzero", values.retry_on),
     Key("grace", Shape.TEXT, "Between SIGTERM and SIGKILL: 120s.", "120s", values.duration),
     Key("checkpoint-signal", Shape.TEXT, "Instead of TERM, before the grace.", "USR1", values.checkpoint_signal),
+    Key("idle-stop", Shape.TEXT, "End it when all its GPUs were idle for so long.", "30m", values.duration),
     Key("notify", Shape.WORDS, "Events to be told of.", ["end", "preempt", "idle"], values.notice_events),
     Key("notify-when", Shape.TEXT, "Of an array: each element, or the last.", "last", *_WHEN),
     Key("max-cost", Shape.TEXT, "Refuse it if it may cost more than this.", "960 USD", values.money, _NUMBER),

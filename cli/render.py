@@ -103,11 +103,12 @@ class Screen:
         """Prints one line of data that has no other form: a completion script, an id."""
         self._out(text)
 
-    def raw(self, data: bytes) -> None:
-        """Prints bytes as they are: what a job wrote."""
-        sys.stdout.flush()
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
+    def raw(self, data: bytes, *, is_error: bool = False) -> None:
+        """Prints bytes as they are: what a job wrote; `is_error` to standard error."""
+        stream = sys.stderr if is_error else sys.stdout
+        stream.flush()
+        stream.buffer.write(data)
+        stream.buffer.flush()
 
     def say(self, line: str) -> None:
         """Tells the person something that is not data."""

@@ -58,6 +58,8 @@ class Session:
         """The project to submit to where no flag names one."""
         if self.contexts.project is not None:
             return self.contexts.project
+        if self.overrides.token_file is not None or self.environment.get("TURNSTILE_TOKEN_FILE"):
+            return None  # a context's project goes with its own token: another's may not know it
         context = chosen(self.contexts, self.overrides)
         return None if context is None else context.project
 

@@ -7,6 +7,7 @@ Read in order: Verb, Verbs, VerbCommand.
 """
 
 import importlib.util
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -111,6 +112,10 @@ class VerbCommand(TyperCommand):
                 self.params.append(param)
         for param in self.params:
             _take_as_typed(param)
+            if COMPLETION_VARIABLE in os.environ:
+                from cli.completing import offer_live
+
+                offer_live(param, self.name or "")
 
     def get_help_option(self, ctx: "Context") -> Any:
         """Returns `--help`, which is taken as it is typed too."""

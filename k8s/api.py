@@ -330,17 +330,19 @@ def _configuration(access: Access) -> Any:
         raise NotConfigured(_what_is_missing(access, problem)) from problem
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as problem:
         where = access.kubeconfig or KUBE_CONFIG_DEFAULT_LOCATION
-        raise NotConfigured(f"kubeconfig {where} cannot be read: {problem}") from problem
+        words = " ".join(str(problem).split())
+        raise NotConfigured(f"kubeconfig {where} cannot be read: {words}") from problem
     return configuration
 
 
 def _what_is_missing(access: Access, problem: Exception) -> str:
     where = access.kubeconfig or KUBE_CONFIG_DEFAULT_LOCATION
-    paths = [Path(part).expanduser() for part in str(where).split(":")]
+    paths = [Path(part).expanduser() for part in str(where).split(":") if part]
     if not any(path.exists() for path in paths):
+        place = f"at {where}" if paths else "(KUBECONFIG is set and empty)"
         return (
-            f"there is no kubeconfig at {where} and this is no pod of a cluster; "
-            "name one with executor.kubeconfig in the settings, or with KUBECONFIG"
+            f"there is no kubeconfig {place} and this is no pod of a cluster; "
+            "name one with kubernetes.kubeconfig in the settings, or with KUBECONFIG"
         )
     try:
         contexts, current = list_kube_config_contexts(access.kubeconfig)  # type: ignore[no-untyped-call] # likewise

@@ -2,17 +2,17 @@
 
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from k8s import names
 from k8s.api import Api, Json
 from k8s.mirror import Change, Mirror, MirrorLimits
-from k8s.nodes import Machine, reduce_node
+from k8s.nodes import Machine, reduce_node, returned_ms
 from k8s.options import Options
 from k8s.pods import Pod, reduce_pod
 from k8s.problems import Unreachable
 from k8s.runs import Run
-from scheduler.core.model import AllocationId
+from scheduler.core.model import AllocationId, NodeAvailability
 
 PATIENCE_SECONDS = 3.0
 """A mirror that hears nothing for longer is told of: one whose watch is cut and resumed is nobody's business."""
@@ -38,6 +38,9 @@ class Cluster:
     def __init__(self, api: Api, options: Options, limits: MirrorLimits | None = None) -> None:
         self._listeners: list[Callable[[], None]] = []
         self._is_started = False
+        self._silent: set[str] = set()
+        """Nodes that were last seen down; like `_returned_ms` touched by the nodes' own watch alone."""
+        self._returned_ms: dict[str, int] = {}
         self._options = options
         nodes_query = {"labelSelector": options.nodes.node_selector} if options.nodes.node_selector else None
         self.nodes: Mirror[Machine] = Mirror(api, "/api/v1/nodes", self._reduce_node, self._tell, nodes_query, limits)
@@ -102,7 +105,18 @@ class Cluster:
             run.take(Change(pod.uid, pod), now_ms)
 
     def _reduce_node(self, item: Json) -> Machine:
-        return reduce_node(item, self._options.nodes)
+        """Remembers when a node was last heard again: one that is back must not look as if it had never been away."""
+        machine = reduce_node(item, self._options.nodes)
+        if machine.availability is NodeAvailability.DOWN:
+            self._silent.add(machine.name)
+            return machine
+        if machine.name in self._silent:
+            self._silent.discard(machine.name)
+            self._returned_ms[machine.name] = returned_ms(item) or 0
+        seen_ms = self._returned_ms.get(machine.name)
+        if seen_ms is None:
+            return machine
+        return replace(machine, returned_ms=max(seen_ms, machine.returned_ms or 0))
 
     def _reduce_pod(self, item: Json) -> Pod | None:
         return reduce_pod(item, self._options.installation)

@@ -55,6 +55,8 @@ class Machine:
     """When the control plane gave it up for want of a sign of life; None while it has not."""
     heartbeat_ms: int | None = None
     """The kubelet's last report before that."""
+    returned_ms: int | None = None
+    """Since when it is ready without a break, as far as is known; None while it is not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,7 @@ def reduce_node(item: Json, options: NodeOptions) -> Machine:
         reason=reason,
         given_up_ms=ms_of(silent.get("lastTransitionTime")),
         heartbeat_ms=ms_of(silent.get("lastHeartbeatTime")),
+        returned_ms=ms_of(_ready(status).get("lastTransitionTime")),
     )
 
 
@@ -100,6 +103,17 @@ def _silent(status: Json) -> Json:
     """Returns the condition in which the control plane says that it has not heard of the kubelet; empty if it has."""
     conditions = status.get("conditions") or ()
     return next((each for each in conditions if each["type"] == "Ready" and each["status"] == "Unknown"), {})
+
+
+def _ready(status: Json) -> Json:
+    """Returns the condition in which the kubelet says that it is ready; empty if it does not."""
+    conditions = status.get("conditions") or ()
+    return next((each for each in conditions if each["type"] == "Ready" and each["status"] == "True"), {})
+
+
+def returned_ms(item: Json) -> int | None:
+    """Returns when a node that was silent a moment ago reported again; None while it is not ready."""
+    return ms_of(_ready(item.get("status") or {}).get("lastHeartbeatTime"))
 
 
 def _availability(item: Json, options: NodeOptions) -> tuple[NodeAvailability, str | None]:

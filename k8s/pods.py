@@ -71,6 +71,8 @@ class Pod:
     """When somebody asked for its deletion; None while nobody has."""
     disruption: str | None = None
     """Who takes the pod away, when the cluster says so: a drain, a taint, another pod."""
+    node: str | None = None
+    """Where it runs or ran; None before it is bound."""
 
     @property
     def is_deleting(self) -> bool:
@@ -103,6 +105,7 @@ def reduce_pod(item: Json, installation: str) -> Pod | None:
         trouble=None if is_over else _trouble(status, state),
         deleted_ms=_deleted_ms(metadata),
         disruption=_disruption(status),
+        node=spec.get("nodeName"),
     )
 
 

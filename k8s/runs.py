@@ -264,7 +264,7 @@ class _RankEnd:
 
 
 def _node(pod: Pod) -> str:
-    return "?" if pod.usage is None else pod.usage.node
+    return pod.node or "?"
 
 
 def _is_taken_away(place: RankPod) -> bool:
@@ -279,8 +279,11 @@ def _taken_away(pod: Pod, machines: Mapping[str, Machine]) -> tuple[EndReason, s
     """Returns whose doing it was that a pod is deleted, when it was not ours."""
     if pod.disruption is not None:
         return EndReason.NODE_LOST, f"its pod was taken away: {pod.disruption}"
-    machine = None if pod.usage is None else machines.get(pod.usage.node)
-    if pod.usage is not None and (machine is None or machine.reason is not None):
+    machine = None if pod.node is None else machines.get(pod.node)
+    if pod.node is not None and (machine is None or machine.reason is not None):
         why = "is gone" if machine is None else machine.reason
-        return EndReason.NODE_LOST, f"its pod was taken away; node {pod.usage.node} {why}"
+        return EndReason.NODE_LOST, f"its pod was taken away; node {pod.node} {why}"
+    if machine is not None and pod.deleted_ms is not None and (machine.returned_ms or 0) + SECOND_MS > pod.deleted_ms:
+        # Servers before 1.26 don't say that it was their own eviction; by now the node may be back.
+        return EndReason.NODE_LOST, f"its pod was taken away while node {machine.name} was not ready"
     return EndReason.CANCELLED, "its pod was deleted in Kubernetes, by hand or by another controller"

@@ -16,7 +16,7 @@ from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.engine import Connection
 
 from metering.budgets import Purse, first_over, headroom_events, micros_of, money, standing
-from metering.charges import set_aside
+from metering.charges import priced_after, set_aside
 from metering.core.budget import CAPTURE_MS, HOLD_AHEAD_MS, Budget, Wanted, ahead_ms
 from metering.core.civil import local_time
 from metering.core.quantity import AMOUNT_DECIMALS, minor_unit
@@ -93,6 +93,7 @@ class BudgetAdmission(Prices):
         One that was charged to its end before is charged anew: what is known of it has changed.
         """
         insert = postgresql_insert if connection.dialect.name == "postgresql" else sqlite_insert
+        allocations = [*allocations, *priced_after(connection, allocations)]
         fresh = {"due_ms": 0, "is_held": False, "gpu_eq_units": 0, "grace_ms": 0, "is_warned": False}
         for part in chunks(allocations):
             statement = insert(CHARGE_DUE).values([{"allocation_id": each, **fresh} for each in part])

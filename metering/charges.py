@@ -5,18 +5,23 @@ difference, whichever way: a gang whose end turns out to be earlier than what wa
 order and number of looks do not matter, and after the last one posted = lines, to the micro-unit.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from zoneinfo import ZoneInfo
 
+import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from metering.budgets import Purse
 from metering.core.journal import EntryKind, JournalEntry, Ledger, Leg
 from metering.journal import LineCharge, charged_lines, legs_of, next_entry_id, post
-from metering.timelines import Prices, timelines
+from metering.tables import CHARGE_DUE
+from metering.timelines import Prices, is_metered, load_prices, timelines
 from metering.usage_lines import lines_of
-from scheduler.core.model import AccountId, AllocationId, JobId
+from scheduler.core.model import AccountId, AllocationId, GpuClass, JobId, tenant_of
+from scheduler.store.database import chunks
 from scheduler.store.ledger_rows import LedgerAllocation
+from scheduler.store.tables import ALLOCATION
 
 LineKey = tuple[str, str]
 
@@ -137,3 +142,27 @@ def _post(
     allocation, job = gang
     key = f"{kind.value}/{allocation}/{next_entry_id(connection)}"
     post(connection, JournalEntry(key, kind, currency, at_ms, legs, allocation, JobId(job)))
+
+
+def priced_after(connection: Connection, allocations: Sequence[AllocationId]) -> list[AllocationId]:
+    """Returns what may cost something else now that settled allocations turn out to have used more or less.
+
+    Where a class has tiers, or a tenant packages of it, that is all of the tenant's use of the class since.
+    """
+    found: set[AllocationId] = set()
+    prices: Prices | None = None
+    for part in chunks(allocations):
+        row = ALLOCATION.c
+        settled = sa.select(row.account, row.gpu_class, sa.func.min(row.decided_ms).label("since_ms")).where(
+            row.id.in_(part), row.id.not_in(sa.select(CHARGE_DUE.c.allocation_id))
+        )
+        for each in connection.execute(settled.group_by(row.account, row.gpu_class)).all():
+            prices = load_prices(connection) if prices is None else prices
+            tenant = tenant_of(AccountId(each.account))
+            if not is_metered(prices, tenant, GpuClass(each.gpu_class)):
+                continue
+            its = sa.or_(row.account == tenant, row.account.startswith(f"{tenant}/", autoescape=True))
+            lived = sa.or_(row.ended_ms.is_(None), row.ended_ms > each.since_ms)
+            query = sa.select(row.id).where(its, row.gpu_class == each.gpu_class, lived)
+            found.update(map(AllocationId, connection.execute(query).scalars()))
+    return sorted(found - set(allocations))

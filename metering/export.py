@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -19,13 +19,16 @@ from sqlalchemy.engine import Connection
 
 from metering.capacity import capacity_of
 from metering.core.civil import civil_days, day_start_ms, local_time, utc_text
-from metering.core.fees import UsedKey
+from metering.core.fees import Fee, UsedKey
+from metering.core.period import PeriodStatus, period_at
 from metering.core.pricebook import PriceBook
 from metering.core.quantity import AMOUNT_DECIMALS, divide, fixed, minor_unit
 from metering.core.rating import MICROS, Invoice, Line, LineType, Totals
 from metering.core.stretches import Stretch
 from metering.core.volume import Package
-from metering.core.who_pays import WHO_PAYS
+from metering.core.who_pays import WHO_PAYS, WhoPays
+from metering.correction_rows import correction_cells
+from metering.credit_lines import credit_cells, credit_of
 from metering.csv_files import CsvFile, WrittenFile, harmless
 from metering.fee_lines import fees_of, note_reserved
 from metering.focus import FocusRows, FocusTerms
@@ -34,7 +37,7 @@ from metering.ledger import has_windows
 from metering.manifest import MANIFEST, Manifest, tool_version, tzdata_version
 from metering.packages import package_sha256
 from metering.timelines import Timelines, load_prices, timelines
-from metering.usage_lines import PERIOD_STATUS, USAGE_COLUMNS, LineContext, UsageRows, rated_lines
+from metering.usage_lines import USAGE_COLUMNS, LineContext, RatedLine, UsageRows, rated_lines
 from scheduler.core.model import AccountId, tenant_of
 from scheduler.refusal import RefusalCode, Refused
 from scheduler.store.account_names import load_account_names
@@ -46,6 +49,9 @@ TOTALS_FILE = "invoice_totals.csv"
 TOTALS_COLUMNS = (
     *("tenant_id", "tenant_name", "period", "currency", "tax_rates", "line_count"),
     *("subtotal", "tax", "rounding", "payable", "payable_minor_units"),
+)
+STATUS_PLACE, TENANT_PLACE, CURRENCY_PLACE, BOOK_PLACE = (
+    USAGE_COLUMNS.index(name) for name in ("period_status", "tenant_id", "currency", "price_book")
 )
 CAPACITY_FILE = "capacity.csv"
 CAPACITY_COLUMNS = (
@@ -62,6 +68,8 @@ class _Request:
     tenant: AccountId | None
     revision: int
     focus: FocusTerms
+    status: PeriodStatus
+    who_pays: WhoPays
 
 
 @dataclass(slots=True)
@@ -70,6 +78,8 @@ class _Sums:
     """Lines of usage, least charges and surcharges."""
     fee_lines: int = 0
     unpriced_lines: int = 0
+    correction_lines: int = 0
+    credit_lines: int = 0
     gpu_ms: int = 0
     held_unit_ms: int = 0
     charged_unit_ms: int = 0
@@ -98,6 +108,8 @@ def export_usage(  # noqa: PLR0913 - a request in words: what, where, which time
     known_until_ms: int | None = None,
     revision: int = 0,
     focus: FocusTerms = FocusTerms(),  # noqa: B008 - a frozen value
+    status: PeriodStatus = PeriodStatus.OPEN,
+    who_pays: WhoPays = WHO_PAYS,
 ) -> Manifest:
     """Writes the export of `[from_ms, to_ms)` to `out_dir`, which must be empty or not there, and returns its manifest.
 
@@ -121,7 +133,9 @@ def export_usage(  # noqa: PLR0913 - a request in words: what, where, which time
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", suffix=".partial", dir=out_dir.parent))
     try:
-        manifest = _write(connection, partial, _Request(from_ms, to_ms, zone, tenant, revision, focus))
+        manifest = _write(
+            connection, partial, _Request(from_ms, to_ms, zone, tenant, revision, focus, status, who_pays)
+        )
         partial.rename(out_dir)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -184,14 +198,14 @@ def _write(connection: Connection, folder: Path, request: _Request) -> Manifest:
         zone=request.zone.key,
         tzdata_version=tzdata_version(request.zone.key),
         period=period,
-        period_status=PERIOD_STATUS,
+        period_status=request.status.value,
         tenant=request.tenant,
         revision=request.revision,
         files=tuple(sorted(files, key=lambda file: file.name)),
         sums=_sums_document(sums, invoices, is_whole=request.tenant is None),
         price_books=_books_in_range(prices.books, lines_of.plain_days),
         packages=_packages_in_range(prices.packages, request),
-        who_pays=WHO_PAYS.version,
+        who_pays=request.who_pays.version,
         first_sequence=first,
         last_sequence=last,
         chain_head=hash_at(connection, last) if last is not None else None,
@@ -211,46 +225,114 @@ def _write_lines(
 ) -> tuple[list[WrittenFile], list[Invoice]]:
     """Writes the native and the FOCUS file side by side, from the same lines."""
     request, context, lines_of, period = terms
-    totals = Totals()
-    native = UsageRows(connection, context)
-    reserved_use: dict[UsedKey, int] = defaultdict(int)
     focus = FocusRows(request.focus, request.zone)
     names = [name(period, request.tenant, request.revision) for name in (usage_file_name, focus_file_name)]
     native_file = CsvFile(folder / names[0], USAGE_COLUMNS)
     focus_file = CsvFile(folder / names[1], focus.columns, has_bom=False)
     checker = FocusChecker(focus.columns)
+    put = _Put((native_file, focus_file), checker, focus.columns, request.status, period)
     with native_file, focus_file:
+        charges = _Charges(put, UsageRows(connection, context), focus, request, sums)
+        reserved_use: dict[UsedKey, int] = defaultdict(int)
         for rated in rated_lines(connection, lines_of, request.tenant):
-            cells = native.usage(rated)
-            native_file.row(cells)
-            charge = focus.usage(rated, cells)
-            if charge is not None:
-                _put_charge(focus_file, checker, charge)
-            totals.add(rated.line)
-            sums.add(rated.line)
+            charges.usage(rated)
             note_reserved(reserved_use, rated.line)
         for fee in fees_of(lines_of, reserved_use, request.tenant):
-            cells = native.fee(fee)
-            native_file.row(cells)
-            _put_charge(focus_file, checker, focus.of_fee(fee, cells))
-            totals.count(tenant_of(fee.account), fee.book, fee.amount_micros)
-            sums.fee_lines += 1
-        invoices = totals.invoices()
-        range_ms = (request.from_ms, request.to_ms)
+            charges.fee(fee)
+        books = {book.version: book for book in lines_of.prices.books}
+        for amount_micros, cells in correction_cells(connection, request.from_ms, request.to_ms, request.tenant):
+            charges.correction(cells, amount_micros, books)
+        invoices = charges.totals.invoices()
         for invoice in invoices:
-            for cells in native.invoice(invoice, range_ms, period):
-                native_file.row(cells)
-                _put_charge(focus_file, checker, focus.of_invoice(invoice, cells, range_ms))
+            charges.invoice(invoice, period)
     _refuse_broken(checker.finish(), invoices)
     return [native_file.finished, focus_file.finished], invoices
 
 
-def _put_charge(file: CsvFile, checker: FocusChecker, cells: Sequence[str]) -> None:
-    """Writes a FOCUS row, or refuses it: a file that breaks a rule of its specification never leaves."""
-    checker.row(cells)
-    if checker.report.failures:
-        _refuse_broken(checker.report, ())
-    file.row(cells)
+class _Charges:
+    """Writes each charge to both files, and counts it."""
+
+    def __init__(self, put: "_Put", native: UsageRows, focus: FocusRows, request: _Request, sums: _Sums) -> None:
+        self.totals = Totals()
+        self._put = put
+        self._native = native
+        self._focus = focus
+        self._request = request
+        self._sums = sums
+
+    def usage(self, rated: RatedLine) -> None:
+        """Writes a line of usage, and beside it what is given back of it."""
+        cells = self._native.usage(rated)
+        self._put.native(cells)
+        self._put.charge(self._focus.usage(rated, cells), cells)
+        self.totals.add(rated.line)
+        self._sums.add(rated.line)
+        credit = credit_of(rated, self._request.who_pays)
+        if credit is None or rated.line.book is None:
+            return
+        cells = credit_cells(credit, cells, self._request.zone)
+        self._put.native(cells)
+        self._put.charge(self._focus.of_credit(cells, rated.line.slice.stretch.day), cells)
+        self.totals.count(tenant_of(rated.line.slice.segment.holder), rated.line.book, -credit.amount_micros)
+        self._sums.credit_lines += 1
+
+    def fee(self, fee: Fee) -> None:
+        """Writes a package, a monthly fee, or what of them was unused."""
+        cells = self._native.fee(fee)
+        self._put.native(cells)
+        self._put.charge(self._focus.of_fee(fee, cells), cells)
+        self.totals.count(tenant_of(fee.account), fee.book, fee.amount_micros)
+        self._sums.fee_lines += 1
+
+    def correction(self, cells: list[str], amount_micros: int, books: Mapping[str, PriceBook]) -> None:
+        """Writes a correction of a closed period that is charged in this range."""
+        charged_in = period_at(self._request.to_ms - 1, self._request.zone)
+        self._put.native(cells)
+        self._put.charge(self._focus.of_correction(cells, charged_in), cells)
+        if cells[CURRENCY_PLACE]:
+            self.totals.count(AccountId(cells[TENANT_PLACE]), books[cells[BOOK_PLACE]], amount_micros)
+        self._sums.correction_lines += 1
+
+    def invoice(self, invoice: Invoice, period: str) -> None:
+        """Writes an invoice's tax and rounding."""
+        range_ms = (self._request.from_ms, self._request.to_ms)
+        for cells in self._native.invoice(invoice, range_ms, period):
+            self._put.native(cells)
+            self._put.charge(self._focus.of_invoice(invoice, cells, range_ms), cells)
+
+
+class _Put:
+    """Writes rows to both files: marks what is final, and refuses what breaks a rule before it leaves."""
+
+    def __init__(
+        self,
+        files: tuple[CsvFile, CsvFile],
+        checker: FocusChecker,
+        columns: Sequence[str],
+        status: PeriodStatus,
+        period: str,
+    ) -> None:
+        self._files = files
+        self._checker = checker
+        self._status = status
+        self._period = period
+        self._invoice_place = columns.index("InvoiceId")
+
+    def native(self, cells: list[str]) -> None:
+        """Writes a native row; it is final when its period is closed."""
+        cells[STATUS_PLACE] = self._status.value
+        self._files[0].row(cells)
+
+    def charge(self, charge: list[str] | None, cells: Sequence[str]) -> None:
+        """Writes the FOCUS row of a native one; on the invoice of its tenant when its period is closed."""
+        if charge is None:
+            return
+        if self._status is PeriodStatus.CLOSED:
+            charge[self._invoice_place] = f"{self._period}/{cells[TENANT_PLACE]}/{cells[CURRENCY_PLACE]}"
+        self._checker.row(charge)
+        if self._checker.report.failures:
+            _refuse_broken(self._checker.report, ())
+        self._files[1].row(charge)
 
 
 def _refuse_broken(report: FocusReport, invoices: Sequence[Invoice]) -> None:
@@ -334,6 +416,8 @@ def _sums_document(sums: _Sums, invoices: Sequence[Invoice], *, is_whole: bool) 
         "usage_lines": sums.usage_lines,
         "fee_lines": sums.fee_lines,
         "unpriced_lines": sums.unpriced_lines,
+        "correction_lines": sums.correction_lines,
+        "credit_lines": sums.credit_lines,
         "gpu_ms": sums.gpu_ms,
         "held_unit_ms": sums.held_unit_ms,
         "charged_unit_ms": sums.charged_unit_ms,

@@ -18,6 +18,7 @@ class Check(StrEnum):
     HOLDER = "holder"  # who held what agrees with the allocation
     GANG = "gang"  # devices of a segment share its billed interval
     RECLASSIFICATION = "reclassification"  # what is laid over the partition fits it, and follows from the evidence
+    SEAL = "seal"  # a closed period is as it was sealed, and charged with its corrections as it is known now
     JOURNAL = "journal"  # postings add up to zero, balances are their fold, charges follow from occupancy
     PRICE_BOOK = "price_book"  # a book is what its hash says
     PACKAGE = "package"  # a package is what its hash says

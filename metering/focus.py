@@ -14,17 +14,20 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta, tzinfo
+from decimal import Decimal
 from functools import lru_cache
 from typing import NamedTuple
 
 from metering.core.civil import day_start_ms, local_time, utc_text
 from metering.core.fees import QUANTITY_DECIMALS, Fee
-from metering.core.quantity import AMOUNT_DECIMALS, fixed, gpu_ms_between
+from metering.core.period import Period
+from metering.core.quantity import AMOUNT_DECIMALS, divide, fixed, gpu_ms_between
 from metering.core.rating import Invoice, LineType
 from metering.core.usage import Slice
 from metering.csv_files import harmless
 from metering.focus_columns import CUSTOM_COLUMNS, VERSIONS, columns_of
 from metering.usage_lines import USAGE_COLUMNS, RatedLine
+from scheduler.clock import parse_utc_ms
 from scheduler.core.model import Booking
 
 SERVICE = ("Compute", "GPU Compute", "Other (Compute)")
@@ -49,6 +52,7 @@ _COMMITMENT, _CORRECTS, _USE, _ENERGY, _EVIDENCE = (
 )
 
 
+_NOTHING = fixed(0, AMOUNT_DECIMALS)
 UNNAMED_ISSUER = "GPU centre"
 """Who issues invoices where nothing else is configured."""
 
@@ -138,8 +142,99 @@ class FocusRows:
             native[_USE],
             native[_ENERGY],
             native[_EVIDENCE],
+            "",
         )
         return cells
+
+    def of_credit(self, native: Sequence[str], day: date) -> list[str]:
+        """Returns the row of a credit: of its usage's day and job, without a quantity, with the incident's id."""
+        amount, currency = native[_AT["amount"]], native[_AT["currency"]]
+        values = dict(zip(_PERIOD, self._periods(day), strict=True)) | self._everywhere(currency)
+        values |= dict.fromkeys(("BilledCost", "ContractedCost", "EffectiveCost", "ListCost"), amount)
+        values |= self._of_job(native) | {
+            "PricingCurrencyEffectiveCost": amount,
+            "ChargeCategory": "Credit",
+            "ChargeDescription": f"Service credit: {native[_AT['incident_id']]}",
+            "ChargeFrequency": "One-Time",
+            "x_IncidentId": native[_AT["incident_id"]],
+        }
+        return [values.get(name, "") for name in self.columns]
+
+    def of_correction(self, native: Sequence[str], charged_in: Period) -> list[str] | None:
+        """Returns the row of a correction: of its line's day, billed in the period that it is charged in.
+
+        None for a correction of time without a price.
+        """
+        amount, currency, hours = (native[_AT[name]] for name in ("amount", "currency", "gpu_hours"))
+        if not amount:
+            return None
+        start_ms = parse_utc_ms(native[_AT["start_utc"]])
+        charge_start, charge_end, *_ = self._periods(local_time(start_ms, self._zone).date())
+        bill = _whole_seconds(charged_in.from_ms), _whole_seconds(charged_in.to_ms)
+        values = dict(zip(_PERIOD, (charge_start, charge_end, *bill), strict=True)) | self._everywhere(currency)
+        values |= dict.fromkeys(("BilledCost", "ContractedCost", "EffectiveCost", "ListCost"), amount)
+        values |= self._of_job(native) | {
+            "PricingCurrencyEffectiveCost": amount,
+            "ChargeCategory": "Credit",
+            "ChargeClass": "Correction",
+            "ChargeDescription": f"Correction of {native[_AT['corrects_line_id']]}",
+            "ChargeFrequency": "One-Time",
+            "x_CorrectsEntryId": native[_AT["corrects_line_id"]],
+            "x_IncidentId": native[_AT["incident_id"]],
+        }
+        commitment = native[_COMMITMENT]
+        if not native[_AT["job_id"]]:
+            kind = "Prepaid Package" if commitment.startswith("package/") else "GPU Reservation"
+            values |= commitment_cells(commitment) | {
+                "ChargeCategory": "Purchase",
+                "EffectiveCost": _NOTHING,
+                "PricingCategory": "Committed",
+                "PricingCurrencyEffectiveCost": _NOTHING,
+                "ResourceId": commitment,
+                "ResourceType": "Commitment",
+                "SkuId": native[_SKU],
+                "SkuMeter": kind,
+                "SkuPriceId": f"{native[_SKU]}/{commitment}/{native[_BOOK]}",
+            }
+        elif not native[_AT["incident_id"]]:
+            sku, book = native[_AT["sku"]], native[_AT["price_book"]]
+            values |= {
+                "ChargeCategory": "Usage",
+                "ChargeFrequency": "Usage-Based",
+                "ConsumedQuantity": fixed(divide(round(Decimal(hours) * 10**9) * 3_600_000, 10**9), 3),
+                "ConsumedUnit": "GPU-Seconds",
+                "PricingCategory": "Standard",
+                "PricingQuantity": hours,
+                "PricingUnit": "GPU-Hours",
+                "SkuId": sku,
+                "SkuMeter": "GPU Allocation",
+                "SkuPriceId": f"{sku}/{book}/{native[_AT['priority_class']]}",
+            }
+        return [values.get(name, "") for name in self.columns]
+
+    def _of_job(self, native: Sequence[str]) -> dict[str, str]:
+        """Returns what any charge of a job says about whose it is and what it was."""
+        return {
+            "BillingAccountId": native[_AT["tenant_id"]],
+            "BillingAccountName": native[_AT["tenant_name"]],
+            "ResourceId": f"job/{native[_AT['job_id']].partition('_')[0]}",
+            "ResourceName": native[_AT["job_name"]],
+            "ResourceType": "GPU Job",
+            "SubAccountId": native[_AT["project_id"]],
+            "SubAccountName": native[_AT["project_name"]],
+            "SubAccountType": "Project",
+            "x_JobId": native[_AT["job_id"]],
+            "x_SegmentNo": native[_AT["segment_no"]],
+            "x_SegmentStart": native[_AT["start_utc"]],
+            "x_SegmentEnd": utc_text(parse_utc_ms(native[_AT["end_local"]])),
+            "x_EndReason": native[_AT["end_reason"]],
+            "x_UserId": native[_AT["user_id"]],
+            "x_GpuModel": native[_AT["gpu_model"]],
+            "x_GpuCount": native[_AT["gpu_count"]],
+            "x_PriceBookVersion": native[_AT["price_book"]],
+            "x_LedgerEntryId": native[_AT["line_id"]],
+            "x_EvidenceClass": native[_AT["evidence"]],
+        }
 
     def of_fee(self, fee: Fee, native: Sequence[str]) -> list[str]:
         """Returns the row of a package, a monthly fee, or what of them was unused."""

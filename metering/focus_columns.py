@@ -167,7 +167,7 @@ VERSIONS = {"1.2": FOCUS_1_2, "1.3": FOCUS_1_3}
 CUSTOM_COLUMNS = (
     *("x_JobId", "x_SegmentNo", "x_SegmentStart", "x_SegmentEnd", "x_EndReason", "x_UserId", "x_GpuModel"),
     *("x_GpuCount", "x_NodeCount", "x_GpuUuids", "x_PriceBookVersion", "x_LedgerEntryId", "x_CorrectsEntryId"),
-    *("x_GpuUtilAvg", "x_EnergyKwh", "x_EvidenceClass"),
+    *("x_GpuUtilAvg", "x_EnergyKwh", "x_EvidenceClass", "x_IncidentId"),
 )
 
 

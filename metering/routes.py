@@ -3,26 +3,26 @@
 An export is made in a directory that is gone before the first byte leaves: a client that hangs up leaves nothing.
 """
 
-import shutil
-import tarfile
-import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Annotated
 from zoneinfo import ZoneInfo
 
 from fastapi import APIRouter, Depends, Query, Response
-from fastapi.responses import StreamingResponse
 from sqlalchemy.engine import Connection
 
 from metering.evidence_routes import evidence_routes
-from metering.export import export_usage
 from metering.focus import UNNAMED_ISSUER, FocusTerms
 from metering.focus_columns import VERSIONS
+from metering.forecast_routes import forecast_routes
+from metering.periods import known_period
 from metering.price_routes import price_routes
 from metering.report_routes import report_routes
+from metering.sealed import export_known
 from metering.spans import instant_of, zone_of
+from metering.statements import write_statements
+from metering.tarred import streamed, tar_of
 from metering.usage_routes import usage_routes
 from metering.verify import Report, verify
 from scheduler.auth import READS_MONEY, Rights
@@ -35,20 +35,21 @@ from scheduler.wire.spec import invalid
 
 MOST_LEDGER_READS = 2
 """Exports and verifications at once: each reads the ledger from end to end and keeps a thread and a snapshot."""
-_CHUNK_BYTES = 256 << 10
 
 
-def _terms_by(issuer_known: str) -> Callable[..., FocusTerms]:
-    """Returns the dependency that reads what a FOCUS file is asked to be."""
+def _terms_by(plain: FocusTerms) -> Callable[..., FocusTerms | None]:
+    """Returns the dependency that reads what a FOCUS file is asked to be; None where nothing is asked."""
 
     def terms(
-        focus: Annotated[str, Query(max_length=8, description="The version of FOCUS: 1.2 or 1.3.")] = "1.2",
+        focus: Annotated[str | None, Query(max_length=8, description="The version of FOCUS: 1.2 or 1.3.")] = None,
         issuer: Annotated[str | None, Query(max_length=256, description="The centre's name on invoices.")] = None,
-    ) -> FocusTerms:
+    ) -> FocusTerms | None:
+        if focus is None and issuer is None:
+            return None
         try:
-            return FocusTerms(focus, issuer_known if issuer is None else issuer)
+            return FocusTerms(focus or plain.version, plain.issuer if issuer is None else issuer)
         except ValueError as error:
-            field = "focus" if focus not in VERSIONS else "issuer"
+            field = "focus" if focus is not None and focus not in VERSIONS else "issuer"
             raise invalid((Problem(str(error), field),)) from None
 
     return terms
@@ -58,15 +59,19 @@ def ledger_routes(door: Door, issuer_known: str = UNNAMED_ISSUER) -> APIRouter:
     """Returns the routes of the ledger and of prices. Invoices are of `issuer_known` where nobody asks for another."""
     router = APIRouter(tags=["money"])
     reader = door.allow(READS_MONEY)
-    focus_terms = _terms_by(issuer_known)
+    plain = FocusTerms(issuer=issuer_known)
+    focus_terms = _terms_by(plain)
     slots = Slots(MOST_LEDGER_READS, MOST_LEDGER_READS, "readings of the ledger")
 
     @router.get("/v1/admin/ledger/verify", summary="Prove the ledger, or say where it does not hold")
-    async def verify_ledger(rights: Annotated[Rights, Depends(reader)]) -> Response:
+    async def verify_ledger(
+        rights: Annotated[Rights, Depends(reader)],
+        period: Annotated[str | None, Query(max_length=7, description="Of closed periods only this one.")] = None,
+    ) -> Response:
         rights.require_centre()
         slots.check("")
         with slots.counted(""):
-            report = await door.aside(_verified, door)
+            report = await door.aside(_verified, door, period)
         return answer(envelope("LedgerReport", door.now_ms, **_report(report)))
 
     @router.get(
@@ -77,7 +82,7 @@ def ledger_routes(door: Door, issuer_known: str = UNNAMED_ISSUER) -> APIRouter:
     )
     async def export_ledger(
         rights: Annotated[Rights, Depends(reader)],
-        terms: Annotated[FocusTerms, Depends(focus_terms)],
+        focus: Annotated[FocusTerms | None, Depends(focus_terms)],
         from_: Annotated[str, Query(alias="from", max_length=64, description="A day in `zone`, or an RFC 3339 time.")],
         to: Annotated[str, Query(max_length=64, description="Exclusive; as `from`.")],
         zone: Annotated[str, Query(max_length=64, description="An IANA time zone.")] = "UTC",
@@ -85,16 +90,16 @@ def ledger_routes(door: Door, issuer_known: str = UNNAMED_ISSUER) -> APIRouter:
     ) -> Response:
         whose = rights.ledger_tenant(tenant)
         where = zone_of(zone)
-        wanted = _Wanted(instant_of(from_, where, "from"), instant_of(to, where, "to"), where, whose, terms)
+        wanted = _Wanted(instant_of(from_, where, "from"), instant_of(to, where, "to"), where, whose, focus, plain)
         slots.check("")
         with slots.counted(""):
             file = await door.aside(_exported, door, wanted)
-        headers = {"Content-Disposition": 'attachment; filename="turnstile-export.tar"', "Cache-Control": "no-store"}
-        return StreamingResponse(_chunks(door, file), media_type="application/x-tar", headers=headers)
+        return streamed(door, file, "turnstile-export.tar")
 
     router.include_router(price_routes(door))
     router.include_router(usage_routes(door))
     router.include_router(report_routes(door))
+    router.include_router(forecast_routes(door))
     router.include_router(evidence_routes(door))
     return router
 
@@ -105,12 +110,15 @@ class _Wanted:
     to_ms: int
     zone: ZoneInfo
     tenant: AccountId | None
-    focus: FocusTerms
+    focus: FocusTerms | None
+    unasked: FocusTerms
 
 
-def _verified(door: Door) -> Report:
+def _verified(door: Door, period: str | None) -> Report:
     with door.controller.database.read() as connection:
-        return verify(connection)
+        if period is not None:
+            known_period(connection, period, "UTC", door.now_ms)
+        return verify(connection, period=period)
 
 
 def _report(report: Report) -> Json:
@@ -126,35 +134,23 @@ def _report(report: Report) -> Json:
 
 
 def _exported(door: Door, wanted: _Wanted) -> IO[bytes]:
-    """Returns a tar of an export, read from its beginning; no file of it has a name any more."""
-    folder = Path(tempfile.mkdtemp(prefix="turnstile-export-"))
-    file = tempfile.TemporaryFile()  # noqa: SIM115  # it is closed by whoever streams it
-    try:
+    def write(folder: Path) -> None:
         with door.controller.database.read() as connection:
-            _export(connection, folder / "export", wanted, door.now_ms)
-        with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
-            for path in sorted((folder / "export").iterdir()):
-                # Names and contents only: the same export again is the same bytes, whoever's daemon makes it.
-                member = tarfile.TarInfo(path.name)
-                member.size = path.stat().st_size
-                member.mode = 0o644
-                with path.open("rb") as content:
-                    archive.addfile(member, content)
-        file.seek(0)
-    except BaseException:
-        file.close()
-        raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    return file
+            _export(connection, folder, wanted, door.now_ms)
+        write_statements(folder)
+
+    return tar_of(write)
 
 
 def _export(connection: Connection, folder: Path, wanted: _Wanted, now_ms: int) -> None:
     span = (wanted.from_ms, wanted.to_ms)
-    export_usage(connection, folder, *span, wanted.zone, wanted.tenant, known_until_ms=now_ms, focus=wanted.focus)
-
-
-async def _chunks(door: Door, file: IO[bytes]) -> AsyncIterator[bytes]:
-    with file:
-        while chunk := await door.aside(file.read, _CHUNK_BYTES):
-            yield chunk
+    export_known(
+        connection,
+        folder,
+        span,
+        wanted.zone,
+        wanted.tenant,
+        known_until_ms=now_ms,
+        focus=wanted.focus,
+        unasked=wanted.unasked,
+    )

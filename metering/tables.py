@@ -240,6 +240,70 @@ class ChargeDueRow(SQLModel, table=True):
     is_warned: bool
 
 
+class PeriodEventRow(SQLModel, table=True):
+    """A billing period that began to close, or was closed: two rows a period, chained, never back."""
+
+    __tablename__ = "period_event"
+    __table_args__ = (sa.UniqueConstraint("period", "status"),)
+    sequence: int = _big(primary_key=True)
+    period: str
+    status: str
+    from_ms: int = _big()
+    to_ms: int = _big()
+    zone: str
+    at_ms: int = _big()
+    actor: str
+    attempt: str
+    """Names the sealed files; empty while it is closing."""
+    seal: str
+    """JSON: the heads of all chains, the price books, the hashes of the files; empty while it is closing."""
+    previous_hash: str
+    hash: str
+
+
+class PeriodFileRow(SQLModel, table=True):
+    """A part of a sealed file, compressed. `attempt` is the hash of all files: a repeat writes the same rows."""
+
+    __tablename__ = "period_file"
+    attempt: str = Field(primary_key=True)
+    path: str = Field(primary_key=True)
+    part: int = Field(primary_key=True)
+    data: bytes = Field(sa_type=sa.LargeBinary(), nullable=False)
+
+
+class CorrectionRow(SQLModel, table=True):
+    """A charge of the open period that corrects one of a closed period: append-only, chained."""
+
+    __tablename__ = "correction"
+    __table_args__ = (
+        sa.Index("ix_correction_recorded_ms", "recorded_ms"),
+        sa.Index("ix_correction_corrected_period", "corrected_period"),
+    )
+    sequence: int = _big(primary_key=True)
+    key: str = Field(unique=True)
+    """The line's id in every export."""
+    period: str
+    """In which it is charged: the open one."""
+    corrected_period: str
+    corrects_line_id: str
+    target_line_id: str
+    """The line whose amount it brings to what is known now."""
+    origin: str
+    tenant: str
+    amount_micros: int = _big()
+    gpu_ms: int = _big()
+    hours_nano: int = _big()
+    currency: str
+    price_book: str
+    cells: str
+    """JSON: the line as exported, less what belongs to the period that it stands in."""
+    reason: str
+    actor: str
+    recorded_ms: int = _big()
+    previous_hash: str
+    hash: str
+
+
 def _table(model: type[SQLModel]) -> sa.Table:
     return model.metadata.tables[str(model.__tablename__)]
 
@@ -259,3 +323,6 @@ BUDGET_USE = _table(BudgetUseRow)
 BUDGET_NOTICE = _table(BudgetNoticeRow)
 JOB_CAP = _table(JobCapRow)
 CHARGE_DUE = _table(ChargeDueRow)
+PERIOD_EVENT = _table(PeriodEventRow)
+PERIOD_FILE = _table(PeriodFileRow)
+CORRECTION = _table(CorrectionRow)

@@ -27,6 +27,8 @@ from scheduler.core.model import AccountId, Booking, GpuClass, tenant_of
 from scheduler.store.ledger_rows import allocations
 
 MeterKey = tuple[AccountId, GpuClass]
+MOST_MS = 2**62
+"""After all time that is told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,13 @@ def timelines(
     if thresholds or packages:
         made.meters.update(_meters(connection, made, thresholds, packages, tenant))
     return made
+
+
+def is_metered(prices: Prices, tenant: AccountId, gpu_class: GpuClass) -> bool:
+    """Says whether what one job of a tenant uses of a class may change what another one costs."""
+    thresholds = _thresholds(prices.books, (0, MOST_MS))
+    key = (tenant, gpu_class)
+    return key in thresholds or (None, gpu_class) in thresholds or key in _by_key(prices.packages)
 
 
 Thresholds = Mapping[tuple[AccountId | None, GpuClass], set[int]]

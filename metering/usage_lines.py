@@ -35,10 +35,10 @@ USAGE_COLUMNS = (
     *("start_local", "end_local", "start_utc", "duration_ms", "gpu_ms", "gpu_hours", "sku", "price_book"),
     *("unit_price", "list_amount", "discount_amount", "amount", "currency", "tax_rate", "line_type"),
     *("corrects_line_id", "package_id", "gpu_util_avg_pct", "energy_kwh", "evidence"),
-    *("list_price", "price_band", "effective_amount"),
+    *("list_price", "price_band", "effective_amount", "incident_id"),
 )
 PERIOD_STATUS = "open"
-"""Periods are not closed yet, so every line is provisional."""
+"""Of lines until they are sealed with their period: the export writes what they are."""
 ENERGY_COVERAGE_PERCENT = 95
 """Energy is told only when windows cover this much of a line's GPU time: a sum with holes would read as a saving."""
 _NO_SKU = re.compile(r"[^a-z0-9.-]+")
@@ -186,6 +186,7 @@ class UsageRows:
             cells.list_price,
             piece.stretch.band,
             amount if cells.committed is None else self._effective(cells.committed, line),
+            "",
         ]
 
     def fee(self, fee: Fee) -> list[str]:

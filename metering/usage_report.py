@@ -14,6 +14,8 @@ from sqlalchemy.engine import Connection
 
 from metering.core.quantity import GPU_HOURS_DECIMALS, UNIT_MS_PER_GPU_HOUR, divide
 from metering.core.rating import LineType
+from metering.core.who_pays import WHO_PAYS
+from metering.credit_lines import credit_of
 from metering.ledger import has_windows, idle_sums
 from metering.timelines import load_prices, timelines
 from metering.usage_lines import RatedLine, rated_lines
@@ -52,7 +54,7 @@ class UsageGroup:
     measured_gpu_ms: int = 0
     """GPU time whose use is known; what is idle is a part of it."""
     amount_micros: int = 0
-    """Before tax and the invoice's rounding."""
+    """Less credits; before tax and the invoice's rounding."""
 
     def add(self, other: "UsageGroup") -> None:
         """Adds another group's numbers to this one's."""
@@ -113,7 +115,8 @@ def totals_of(groups: list[UsageGroup]) -> list[UsageGroup]:
 def count_line(group: UsageGroup, rated: RatedLine) -> None:
     """Adds a line to a group, rounded as in its file."""
     group.lines += 1
-    group.amount_micros += rated.line.amount_micros or 0
+    credit = credit_of(rated, WHO_PAYS)
+    group.amount_micros += (rated.line.amount_micros or 0) - (0 if credit is None else credit.amount_micros)
     if rated.line.type is LineType.ENERGY:  # the same hours again, at another price
         return
     nano = divide(rated.line.slice.charged.unit_ms * 10**GPU_HOURS_DECIMALS, UNIT_MS_PER_GPU_HOUR)

@@ -22,6 +22,7 @@ from metering.verify_chained import verify_chained, verify_covers, verify_settle
 from metering.verify_files import verify_export
 from metering.verify_holders import verify_allocations, verify_cursors, verify_known_segments
 from metering.verify_journal import verify_journal
+from metering.verify_periods import verify_periods
 from scheduler.core.occupancy import GENESIS_HASH, Cursor, Interval, OccupancyState, fields_hash, interval_hash
 from scheduler.refusal import Refused
 from scheduler.store.codec import cursor_of, interval_of
@@ -47,10 +48,11 @@ _UNREADABLE = (ValueError, LookupError, AssertionError, TypeError, InvalidOperat
 """What reading a row raises that says an unknown word, half a holder, or a text where a number belongs."""
 
 
-def verify(connection: Connection, known_until_ms: int | None = None) -> Report:
+def verify(connection: Connection, known_until_ms: int | None = None, *, period: str | None = None) -> Report:
     """Proves the whole ledger of one snapshot; time grows with its rows, memory does not.
 
-    Open intervals count up to `known_until_ms`, by default the latest time in the ledger itself.
+    Open intervals count up to `known_until_ms`, by default the latest time in the ledger itself. Of closed periods all
+    are proved, or the one that is named.
     """
     report = Report()
     tracks = Tracks()
@@ -70,6 +72,7 @@ def verify(connection: Connection, known_until_ms: int | None = None) -> Report:
     if fits:
         verify_known_segments(connection, report, until_ms)
         verify_settled(connection, report)
+        verify_periods(connection, report, period)
     return report
 
 

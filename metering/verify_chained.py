@@ -7,13 +7,14 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from metering.findings import Check, Report
+from metering.tables import CORRECTION, PERIOD_EVENT
 from scheduler.core.model import AllocationId
 from scheduler.store.chained import breaks, rows_of
 from scheduler.store.evidence import missing_rows
 from scheduler.store.overlays import evidence_row, reclassification_of
 from scheduler.store.tables import ALLOCATION, EVIDENCE, OCCUPANCY, RECLASSIFICATION
 
-CHAINED = (EVIDENCE, RECLASSIFICATION)
+CHAINED = (EVIDENCE, RECLASSIFICATION, PERIOD_EVENT, CORRECTION)
 _READERS = ((EVIDENCE, evidence_row), (RECLASSIFICATION, reclassification_of))
 
 

@@ -26,12 +26,14 @@ from metering.focus_check import check_focus
 from metering.manifest import MANIFEST, Manifest
 from metering.rerating import compare_with_ledger
 from metering.usage_lines import USAGE_COLUMNS
+from metering.verify_derived import is_derived, verify_derived
 from scheduler.clock import parse_utc_ms
 
 _MICROS = 10**AMOUNT_DECIMALS
 _USAGE = frozenset({LineType.USAGE, LineType.MINIMUM, LineType.ENERGY})
 _OF_INVOICE = (LineType.TAX, LineType.ROUNDING)
-_FEES = frozenset(LineType) - _USAGE - frozenset(_OF_INVOICE)
+_GIVEN = frozenset({LineType.CREDIT, LineType.CORRECTION})
+_FEES = frozenset(LineType) - _USAGE - _GIVEN - frozenset(_OF_INVOICE)
 InvoiceKey = tuple[str, str]  # tenant and currency
 
 
@@ -49,6 +51,7 @@ def verify_export(folder: Path, connection: Connection | None = None) -> Report:
     if not _verify_hashes(folder, manifest, report):
         return report
     _verify_contents(folder, manifest, report)
+    verify_derived(folder, manifest, report)
     if connection is not None:
         compare_with_ledger(folder, manifest, connection, report)
     return report
@@ -57,7 +60,7 @@ def verify_export(folder: Path, connection: Connection | None = None) -> Report:
 def _verify_hashes(folder: Path, manifest: Manifest, report: Report) -> bool:
     """Checks which files there are and their bytes; returns whether all of them can be read."""
     names = {file.name for file in manifest.files}
-    present = {path.name for path in folder.iterdir()}
+    present = {path.name for path in folder.iterdir() if not is_derived(path.name)}
     for name in sorted(present - names - {MANIFEST}):
         report.wrong(Check.FILE, name, "a file of the manifest", "one that it does not name")
     wanted = {TOTALS_FILE, *([CAPACITY_FILE] if manifest.tenant is None else [])}
@@ -135,7 +138,7 @@ class _Reader:
 
 def _verify_usage(reader: _Reader, name: str, manifest: Manifest, report: Report) -> dict[InvoiceKey, _Invoice]:
     invoices: dict[InvoiceKey, _Invoice] = defaultdict(_Invoice)
-    gpu_ms = lines = fees = unpriced = 0
+    gpu_ms = lines = fees = unpriced = corrections = credits_ = 0
     for where, row in reader.rows(name, USAGE_COLUMNS):
         try:
             kind = row["line_type"]
@@ -146,10 +149,17 @@ def _verify_usage(reader: _Reader, name: str, manifest: Manifest, report: Report
             elif kind in _FEES:
                 fees += 1
                 _verify_amounts(where, row, report)
+            elif kind == LineType.CREDIT:
+                credits_ += 1
+                _verify_credit(where, row, report)
+            elif kind == LineType.CORRECTION:
+                corrections += 1
+                report.expect(Check.FILE, f"{where} corrects_line_id", True, bool(row["corrects_line_id"]))
             elif kind not in _OF_INVOICE:
                 report.wrong(Check.FILE, f"{where} line_type", ", ".join(LineType), kind)
+            report.expect(Check.FILE, f"{where} period_status", manifest.period_status, row["period_status"])
             if not row["amount"]:
-                unpriced += 1
+                unpriced += kind in _USAGE
                 continue
             invoice = invoices[row["tenant_id"], row["currency"]]
             invoice.micros[kind] += _micros(row["amount"])
@@ -159,8 +169,15 @@ def _verify_usage(reader: _Reader, name: str, manifest: Manifest, report: Report
     report.expect(Check.ARITHMETIC, f"{name} usage lines", manifest.sums.get("usage_lines"), lines)
     report.expect(Check.ARITHMETIC, f"{name} fee lines", manifest.sums.get("fee_lines"), fees)
     report.expect(Check.ARITHMETIC, f"{name} unpriced lines", manifest.sums.get("unpriced_lines"), unpriced)
+    report.expect(Check.ARITHMETIC, f"{name} corrections", manifest.sums.get("correction_lines", 0), corrections)
+    report.expect(Check.ARITHMETIC, f"{name} credits", manifest.sums.get("credit_lines", 0), credits_)
     report.expect(Check.ARITHMETIC, f"{name} sum of gpu_ms", manifest.sums.get("gpu_ms"), gpu_ms)
     return invoices
+
+
+def _verify_credit(where: str, row: Mapping[str, str], report: Report) -> None:
+    report.expect(Check.ARITHMETIC, f"{where} amount", True, _micros(row["amount"]) < 0)
+    report.expect(Check.FILE, f"{where} incident_id", True, bool(row["incident_id"]))
 
 
 def _verify_usage_row(where: str, row: Mapping[str, str], report: Report) -> None:

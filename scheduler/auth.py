@@ -40,12 +40,19 @@ ANYBODY = frozenset(Role)
 READS_JOBS = frozenset({Role.USER, Role.TENANT_ADMIN, Role.BILLING, Role.OPERATOR})
 READS_LOGS = frozenset({Role.USER, Role.TENANT_ADMIN, Role.OPERATOR})
 RUNS_JOBS = frozenset({Role.USER, Role.TENANT_ADMIN, Role.OPERATOR})
+ENTERS_JOBS = frozenset({Role.USER, Role.TENANT_ADMIN})
+"""Who goes into running jobs and reaches their ports. Operators end tenants' jobs and never look inside."""
 READS_MONEY = frozenset({Role.BILLING, Role.OPERATOR})
+READS_STATEMENTS = frozenset({Role.TENANT_ADMIN, Role.BILLING, Role.OPERATOR})
 SETS_BUDGETS = frozenset({Role.TENANT_ADMIN, Role.BILLING, Role.OPERATOR})
 OPERATES = frozenset({Role.OPERATOR})
 DELIVERS = frozenset({Role.AGENT})
 ANY_NODE = UserName("any-node")
 """The user of an agent's token that speaks for every node: one Secret for the agents of a whole cluster."""
+KEEPS_TOKENS = READS_JOBS
+"""Who may make tokens for itself; an agent's is its node's."""
+OF_THE_CENTRE = frozenset({Role.OPERATOR, Role.AGENT})
+"""Roles that no account bounds: a token that has one is the centre's own."""
 ADMINISTERS = frozenset({Role.TENANT_ADMIN, Role.OPERATOR})
 GIVEN_BY_TENANTS = frozenset({Role.USER, Role.TENANT_ADMIN, Role.BILLING})
 """What a tenant's own admin may make others; the rest are the centre's."""
@@ -114,7 +121,9 @@ class Rights:
     caller: Caller
 
     def require(self, roles: frozenset[Role]) -> None:
-        """Raises Refused (`not_allowed`) unless the caller has one of the roles."""
+        """Raises Refused (`not_allowed`) unless the caller has one of the roles, those of the centre in the centre."""
+        if self.caller.role in OF_THE_CENTRE:
+            self.require_centre()
         if self.caller.role not in roles:
             wanted = " or ".join(sorted(roles))
             raise Refused(
@@ -169,8 +178,15 @@ class Rights:
         if not is_within(account, self.caller.account):
             raise Refused(RefusalCode.NOT_FOUND, f"no account {account or 'of the centre'!r} that this token may see")
 
-    def require_giving(self, role: Role) -> None:
-        """Raises Refused (`not_allowed`) unless the caller may give others the role."""
+    def require_giving(self, role: Role, account: AccountId) -> None:
+        """Raises Refused unless the caller may give others the role there: `not_allowed`, or `invalid` for a role of
+        the centre in a tenant, where nothing would bound it."""
+        if self.is_operator and role in OF_THE_CENTRE and account != ROOT_ACCOUNT:
+            raise Refused(
+                RefusalCode.INVALID,
+                f"a token with the role {role} is for the whole centre, and {account} is one of its accounts",
+                tries=("leave -A out", "--role tenant_admin"),
+            )
         if not self.is_operator and role not in GIVEN_BY_TENANTS:
             raise Refused(RefusalCode.NOT_ALLOWED, f"a token with the role {role} is the centre's to make")
 
@@ -222,6 +238,10 @@ class Rights:
             return False
         return self.acts_on_user is None or user == self.acts_on_user
 
+    def may_enter_job(self, account: AccountId, user: UserName) -> bool:
+        """True when the caller may run programs inside a job of this account and user, and reach its ports."""
+        return self.caller.role in ENTERS_JOBS and self.may_act_on_job(account, user)
+
     def ledger_tenant(self, asked: str | None) -> AccountId | None:
         """Returns the tenant whose part of the ledger the caller gets when it asks for `asked`; None for all of it.
 
@@ -236,6 +256,16 @@ class Rights:
         if own != tenant_of(own):
             raise Refused(RefusalCode.NOT_ALLOWED, f"the ledger is kept per tenant, and this token is for {own}")
         return own
+
+    def bill_tenant(self, asked: str | None) -> AccountId | None:
+        """Returns whose bill the caller gets when it asks for `asked`; None when it is of the centre and asks for none.
+
+        Raises Refused (`not_found`) for another tenant's, and for a token of a project, which has no bill of its own.
+        """
+        own = self.caller.account
+        if own not in (ROOT_ACCOUNT, tenant_of(own)):
+            raise Refused(RefusalCode.NOT_FOUND, f"bills are made per tenant, and this token is for {own}")
+        return self.ledger_tenant(asked)
 
     def require_budget(self, account: AccountId, *, is_money: bool) -> None:
         """Raises Refused (`not_allowed`) unless the caller may change the budget of an account that it sees.

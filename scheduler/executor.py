@@ -7,8 +7,16 @@ does after the end is committed. Implementations are called from one thread at a
 
     ExecutorError            the executor itself is out of order; the caller keeps state as it is and tries again
       StartRefused           this allocation can never start here (the message says why); it ends as launch_failed
+      EntryRefused           nobody can enter this allocation, or reach that port of it (the message says why)
+        CannotRun            what was to run there is no program
 """
 
+import contextlib
+import fcntl
+import os
+import socket
+import struct
+import termios
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
@@ -27,6 +35,18 @@ from scheduler.core.model import (
 
 class ExecutorError(Exception):
     """The executor is out of order for now. Nothing about any allocation follows from it."""
+
+
+class EntryRefused(ExecutorError):
+    """Nobody can enter this allocation, or reach that port; the message is for who asked."""
+
+
+class CannotRun(EntryRefused):
+    """The program is none: 126 or 127 as a shell would say."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class StartRefused(ExecutorError):
@@ -57,6 +77,10 @@ class LaunchSpec:
     """Names of volumes that the centre offers."""
     shm_bytes: int | None = None
     """Size of /dev/shm in a container; None for the executor's own default."""
+    is_terminal: bool = False
+    """It gets a terminal, at which somebody is to sit (see `Enterable.attach`); nothing of it is kept as output."""
+    idle_stop_seconds: int | None = None
+    """It is to be ended when all its GPUs were idle for so long; None: never for that."""
     simulated_seconds: float | None = None
     """How long the simulated executor lets it run; other executors ignore it."""
     simulated_exit_code: int = 0
@@ -184,6 +208,76 @@ class Executor(Protocol):
 
     def close(self) -> None:
         """Lets go of this process's resources. Jobs keep running."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What somebody runs inside a running job, besides it. `terminal` is (rows, columns), None for plain pipes."""
+
+    argv: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    terminal: tuple[int, int] | None = None
+
+
+def set_size(terminal: int, size: tuple[int, int]) -> None:
+    """Tells a terminal its rows and columns, and by it the programs there."""
+    with contextlib.suppress(OSError):  # it is gone: so is whoever would want to know
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
+
+
+@dataclass(slots=True)
+class Entered:
+    """Open ends of what runs inside a job; whoever gets them closes them. All are non-blocking.
+
+    `input_fd` and `output_fd` are one terminal where `error_fd` is None. `control` is a socket of JSON packets:
+    `{"do": "signal", "number": n}` may be sent, `{"exit_code": n}` comes at its end; closing it before ends
+    the program.
+    """
+
+    input_fd: int
+    output_fd: int
+    error_fd: int | None
+    control: socket.socket
+    _open: set[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._open = {fd for fd in (self.input_fd, self.output_fd, self.error_fd) if fd is not None}
+
+    def resize(self, size: tuple[int, int]) -> None:
+        """Tells a terminal its rows and columns, and by it the programs there."""
+        set_size(self.output_fd, size)
+
+    def close_input(self) -> None:
+        """Says that nothing more is typed. Of no meaning at a terminal."""
+        self._close(self.input_fd)
+
+    def close(self) -> None:
+        """Lets go of all of it; a program that still runs ends."""
+        self.control.close()
+        for fd in tuple(self._open):
+            self._close(fd)
+
+    def _close(self, fd: int) -> None:
+        if fd in self._open:
+            self._open.discard(fd)
+            os.close(fd)
+
+
+@runtime_checkable
+class Enterable(Protocol):
+    """An executor into whose running jobs their owners may go. From any thread. All raise EntryRefused."""
+
+    def enter(self, allocation: AllocationId, node_rank: int, program: Program) -> Entered:
+        """Starts a program among the job's processes: its user, environment, directory, limits and devices."""
+        ...
+
+    def attach(self, allocation: AllocationId, node_rank: int, size: tuple[int, int]) -> Entered:
+        """Takes the seat at the terminal that the job was started with, of (rows, columns) now."""
+        ...
+
+    def reach(self, allocation: AllocationId, node_rank: int, port: int) -> socket.socket:
+        """Returns a connection to a TCP port on which a process of this very job listens."""
         ...
 
 

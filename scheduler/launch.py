@@ -59,6 +59,15 @@ def user_for(run_as: str | None) -> pwd.struct_passwd | None:
     return user
 
 
+def check_secrets(order: StartOrder) -> None:
+    """Refuses an order without the values of its secrets, where the scheduler keeps them. Raises StartRefused."""
+    for name in order.spec.secrets:
+        if name not in order.secrets:
+            raise StartRefused(f"the secret {name} was removed after the job was submitted")
+        if not _is_passable(order.secrets[name]):
+            raise StartRefused(f"the secret {name} contains a NUL byte or text that is not Unicode")
+
+
 def check(order: StartOrder) -> None:
     """Refuses what no machine could run. Raises StartRefused."""
     spec = order.spec
@@ -67,11 +76,6 @@ def check(order: StartOrder) -> None:
     for position, argument in enumerate(spec.argv):
         if not _is_passable(argument):
             raise StartRefused(f"argument {position} contains a NUL byte or text that is not Unicode")
-    for name in spec.secrets:
-        if name not in order.secrets:
-            raise StartRefused(f"the secret {name} was removed after the job was submitted")
-        if not _is_passable(order.secrets[name]):
-            raise StartRefused(f"the secret {name} contains a NUL byte or text that is not Unicode")
     for name, value in {**spec.environment, "TURNSTILE_JOB_NAME": spec.name}.items():
         if not name or "=" in name or not _is_passable(name + value):
             text = "has an empty name, an equals sign in its name, a NUL byte, or text that is not Unicode"
@@ -147,6 +151,7 @@ def order_for(order: StartOrder, rank: int, place: Place, inherited: Mapping[str
         "doorbell": str(place.doorbell),
         "devices": list(grant.devices),
         "master_port": place.port,
+        "is_terminal": spec.is_terminal,
     }
 
 

@@ -11,20 +11,23 @@ import logging
 import os
 import select
 import shutil
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scheduler import cgroups, launch, rundir
+from scheduler import cgroups, entering, launch, rundir
 from scheduler.clock import Clock
 from scheduler.core.model import AllocationId, EndReason
 from scheduler.executor import (
     Checkpointed,
     Ended,
+    Entered,
     ExecutorError,
     LogChunk,
     NodeInventory,
     Observation,
+    Program,
     Started,
     StartOrder,
     StartRefused,
@@ -117,6 +120,7 @@ class LocalExecutor:
             self._adopt(order)
             return
         launch.check(order)
+        launch.check_secrets(order)
         launch.user_for(order.spec.run_as)
         self._refuse_held_devices(order)
         run = self._run_of(order)
@@ -208,6 +212,18 @@ class LocalExecutor:
         except (FileNotFoundError, NotADirectoryError):
             raise KeyError(f"no log of rank {node_rank} of allocation {allocation}") from None
         return LogChunk(data, next_offset, is_over and len(data) < limit_bytes, is_truncated)
+
+    def enter(self, allocation: AllocationId, node_rank: int, program: Program) -> Entered:
+        """Runs a program inside a running job. From any thread. Raises EntryRefused."""
+        return entering.run_inside(self._space.rank(allocation, node_rank), program)
+
+    def attach(self, allocation: AllocationId, node_rank: int, size: tuple[int, int]) -> Entered:
+        """Takes the seat at the job's own terminal. From any thread. Raises EntryRefused."""
+        return entering.sit_down(self._space.rank(allocation, node_rank), size)
+
+    def reach(self, allocation: AllocationId, node_rank: int, port: int) -> socket.socket:
+        """Returns a connection to a port that the job listens on. From any thread. Raises EntryRefused."""
+        return entering.reach(self._space.rank(allocation, node_rank), port)
 
     def forget_logs(self, before_ms: int) -> int:
         """Removes the logs of ended allocations not written to since; returns how many. Raises OSError."""

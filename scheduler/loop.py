@@ -24,7 +24,7 @@ from scheduler.core.plan import Plan
 from scheduler.core.policy import Policy
 from scheduler.core.state import ClusterState
 from scheduler.desk import Desk
-from scheduler.executor import Executor, ExecutorError, LogChunk
+from scheduler.executor import Enterable, Executor, ExecutorError, LogChunk
 from scheduler.observer import Observer
 from scheduler.planner import Offer, Planner
 from scheduler.refusal import RefusalCode, Refused
@@ -70,6 +70,8 @@ class Controller:
         self.policy = policy
         self.admission: Admission = FreeOfCharge()
         """Prices and budgets: whoever puts the daemon together sets it before the start."""
+        self.entrance: Enterable | None = None
+        """The way into running jobs, set likewise; None where the executor offers none."""
         self._lease = lease
         self._observer = observer
         self._term: _Term | None = None

@@ -6,10 +6,12 @@ Shared with the supervisor, which must start fast: imports stay few.
 import contextlib
 import ctypes
 import errno
+import fcntl
 import os
 import signal
+import termios
 from collections.abc import Iterator, Mapping
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from scheduler.rundir import Claim, Order
 
@@ -29,6 +31,16 @@ class CommandError(Exception):
     def __init__(self, number: int) -> None:
         super().__init__(os.strerror(number))
         self.number = number
+
+
+class Streams(NamedTuple):
+    """The descriptors that become a process's 0, 1 and 2; none of them is 0, 1 or 2 itself."""
+
+    input: int
+    output: int
+    error: int
+    is_terminal: bool = False
+    """All three are a terminal, which becomes the process's own: Ctrl-C there is its signal."""
 
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -59,13 +71,14 @@ def rights_of(order: Order) -> Iterator[None]:
         os.setgroups(groups)
 
 
-def launch(order: Order, environment: Mapping[str, str], output_fd: int) -> int:
-    """Starts the job and returns its process id. Raises LaunchError or CommandError."""
+def launch(order: Order, environment: Mapping[str, str], streams: Streams) -> int:
+    """Starts the order's command as its user and in its group; returns its process id. Raises LaunchError or
+    CommandError."""
     report, fail = os.pipe2(os.O_CLOEXEC)
     supervisor = os.getpid()
     pid = os.fork()
     if pid == 0:
-        _become_job(order, environment, (output_fd, fail), supervisor)
+        _become_job(order, environment, (streams, fail), supervisor)
     os.close(fail)
     message = b""
     while chunk := os.read(report, 256):
@@ -83,15 +96,17 @@ def launch(order: Order, environment: Mapping[str, str], output_fd: int) -> int:
     raise LaunchError(f"cannot set the {stage} of the job's process: {text}")
 
 
-def _become_job(order: Order, environment: Mapping[str, str], fds: tuple[int, int], supervisor: int) -> NoReturn:
-    output_fd, fail = fds
+def _become_job(order: Order, environment: Mapping[str, str], fds: tuple[Streams, int], supervisor: int) -> NoReturn:
+    streams, fail = fds
     stage = "session"
     try:
         os.setsid()
         os.umask(0o022)
-        null = os.open(os.devnull, os.O_RDONLY)
-        for source, target in ((null, 0), (output_fd, 1), (output_fd, 2)):
+        for target, source in enumerate(streams[:3]):
             os.dup2(source, target)
+        if streams.is_terminal:
+            stage = "terminal"
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
         signal.set_wakeup_fd(-1)
         for number in (*range(1, 32), *range(signal.SIGRTMIN, signal.SIGRTMAX + 1)):
             if number not in (signal.SIGKILL, signal.SIGSTOP):

@@ -6,6 +6,7 @@
         order.json              what to run; removed by the supervisor as soon as it is read: it holds secrets
         claim.json              who runs it; its modification time is the sign of life
         control, control.json   a FIFO that says "look", and what is asked: a stop, a new time limit
+        enter                   a socket of packets, see `entrance`: who comes in while the job runs
         status.json             how it ended; written whole, last, and durably
     BASE/logs/ALLOCATION/RANK/  segments of the output, see `joblog`
     BASE/scratch/ALLOCATION/    the job's own: its checkpoint file
@@ -26,6 +27,7 @@ CONTROL = "control.json"
 CONTROL_BELL = "control"
 STATUS = "status.json"
 LOCK = "lock"
+ENTRANCE = "enter"
 
 
 class Order(TypedDict):
@@ -51,6 +53,7 @@ class Order(TypedDict):
     doorbell: str
     devices: list[str]
     master_port: int
+    is_terminal: bool
 
 
 class Claim(TypedDict):

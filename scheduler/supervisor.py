@@ -16,11 +16,13 @@ import sys
 import time
 
 from scheduler import rundir
+from scheduler.entrance import Entrance
 from scheduler.joblog import LogWriter, OutputCopy
 from scheduler.processes import (
     PR_SET_CHILD_SUBREAPER,
     CommandError,
     LaunchError,
+    Streams,
     descendants,
     launch,
     prctl,
@@ -32,6 +34,7 @@ LOCK_FD = 3
 HEARTBEAT_SECONDS = 2.0
 PIPE_BYTES = 1 << 20  # the most that an unprivileged process may ask for: /proc/sys/fs/pipe-max-size
 STATUS_RESERVE_BYTES = 4096
+DESERTED = "nobody sat at its terminal for a minute"
 
 COMMAND = "import sys; sys.path.append(sys.argv.pop(1)); from scheduler.supervisor import main; main()"
 """For `python -I -S -c COMMAND ROOT RUN_DIRECTORY`: no site, no environment, ROOT after the standard library."""
@@ -76,6 +79,7 @@ class Supervisor:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGTERM, self._terminate)
         self._control = os.open(f"{directory}/{rundir.CONTROL_BELL}", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._entrance = Entrance(directory, order)
 
     def run(self) -> None:
         """Runs the job to its end."""
@@ -119,6 +123,7 @@ class Supervisor:
 
     def finish(self, exit_code: int | None, reason: str | None, detail: str | None) -> None:
         """Tells the gang's other ranks of a failure, then everybody by the status file. The last thing that is done."""
+        self._entrance.close()
         self._drain()
         self._log.close()
         if self._copy is not None:
@@ -152,7 +157,7 @@ class Supervisor:
         order["environment"]["TURNSTILE_DEADLINE"] = str((started_ms + order["time_limit_ms"]) // 1000)
         self._started_at = time.monotonic()
         try:
-            self._pid = launch(order, order["environment"], self._out_write)
+            self._pid = self._launch()
         finally:
             os.close(self._out_write)
             order["environment"] = {}  # nothing needs it any more, and it may hold secrets
@@ -162,6 +167,19 @@ class Supervisor:
         self._claim["job_start_ticks"] = int(stat_fields(self._pid)[19])  # not reaped yet, so it is there
         self._write_claim()
         self._ring_doorbell()
+
+    def _launch(self) -> int:
+        order = self._order
+        if order.get("is_terminal"):
+            self._say("it runs at a terminal, of which nothing is kept")
+            return self._entrance.launch_at_terminal()
+        null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            pid = launch(order, order["environment"], Streams(null, self._out_write, self._out_write))
+        finally:
+            os.close(null)
+        self._entrance.open_to(pid)
+        return pid
 
     def _refuse(self, number: int) -> None:
         """Ends as a shell would when the command cannot be run: 127 for none of that name, 126 for any other cause."""
@@ -176,7 +194,7 @@ class Supervisor:
 
     def _supervise(self) -> None:
         poller = select.poll()
-        for fd in (self._out, self._control, self._wake):
+        for fd in (self._out, self._control, self._wake, self._entrance.fileno()):
             poller.register(fd, select.POLLIN)
         heartbeat_at = 0.0  # the first round looks at everything: what came before is not announced again
         while True:
@@ -189,7 +207,7 @@ class Supervisor:
                 self._read_control()
                 heartbeat_at = now + HEARTBEAT_SECONDS
             self._enforce(now)
-            due = min(heartbeat_at, self._limit_at if self._kill_at is None else self._kill_at)
+            due = min(heartbeat_at, self._limit_at if self._kill_at is None else self._kill_at, self._entrance.due())
             ready = [fd for fd, _ in poller.poll(max(0, int((due - time.monotonic()) * 1000) + 1))]
             if self._out in ready and not self._copy_output():
                 poller.unregister(self._out)
@@ -198,6 +216,8 @@ class Supervisor:
             if self._control in ready:
                 _empty(self._control)
                 heartbeat_at = 0.0
+            if self._entrance.fileno() in ready:
+                self._entrance.look()
 
     def _enforce(self, now: float) -> None:
         grace_seconds = self._order["grace_seconds"]
@@ -205,6 +225,11 @@ class Supervisor:
             detail = "the machine is going down"
             self._begin_stop(
                 {"reason": "node_lost", "grace_seconds": grace_seconds, "detail": detail, "is_peer": False}
+            )
+        self._entrance.enforce(now)
+        if self._entrance.is_deserted(now) and self._stop is None:
+            self._begin_stop(
+                {"reason": "cancelled", "grace_seconds": grace_seconds, "detail": DESERTED, "is_peer": False}
             )
         if now >= self._limit_at:
             detail = f"time limit of {self._order['time_limit_ms'] / 1000:g} s reached"
@@ -224,6 +249,8 @@ class Supervisor:
         self._limit_at = float("inf")
         if self._pid and stop["grace_seconds"] > 0:
             self._signal_tree(self._order["stop_signal"])
+            if self._order.get("is_terminal"):
+                self._signal_tree(signal.SIGHUP)  # shells that people sit at do not hear SIGTERM
             self._signal_tree(signal.SIGCONT)  # a stopped process hears nothing
 
     def _read_control(self) -> None:
@@ -284,6 +311,8 @@ class Supervisor:
                     return True
                 if pid == self._pid:
                     self._wait_status = status
+                else:
+                    self._entrance.ended(pid, status)
         except ChildProcessError:
             return False
 

@@ -71,6 +71,12 @@ NODE = (
     Verb("resume", __name__, "node_resume", "NODES", "Let jobs start on nodes again"),
     Verb("history", __name__, "node_history", "NODES", "Tell what became of a node's GPUs"),
 )
+JOB = (
+    Verb("cancel", "cli.commands.act", "cancel", "JOBS", "Cancel jobs, anybody's"),
+    Verb("requeue", "cli.commands.act", "requeue", "JOBS", "Stop running jobs and queue them again"),
+    Verb("boost", "cli.commands.act", "boost", "JOBS", "Put waiting jobs before others of their project"),
+    Verb("explain", "cli.commands.jobs", "why", "JOBS", "Tell why a job waits"),
+)
 ADMIN = (
     Verb("tenant", "cli.commands.accounts", "TENANT", "ACCOUNTS", "Tenants: create, list, show, set, suspend"),
     Verb("project", "cli.commands.accounts", "PROJECT", "ACCOUNTS", "Projects, of any depth: create, list, show, set"),
@@ -86,11 +92,14 @@ ADMIN = (
     Verb("resume", "cli.commands.centre", "resume", "CENTRE", "Start jobs in paused pools again"),
     Verb("reserve", "cli.commands.centre", "RESERVE", "CENTRE", "Reservations: create, list, cancel"),
     Verb("budget", "cli.commands.budgets", "BUDGET", "MONEY", "Budgets: set, list, topup, end"),
+    Verb("job", __name__, "JOB", "CENTRE", "Anybody's jobs: cancel, requeue, boost, explain"),
     Verb("defrag", "cli.commands.centre", "defrag", "CENTRE", "Tell which jobs to move so that blocked ones start"),
     Verb("price", "cli.commands.prices", "PRICE", "MONEY", "Price books: import, diff, publish, list, show"),
     Verb("package", "cli.commands.prices", "PACKAGE", "MONEY", "Packages of GPU-hours: sell, list"),
     Verb("ledger", "cli.commands.ledger", "LEDGER", "MONEY", "The ledger: verify, export"),
     Verb("dashboards", "cli.commands.dashboards", "DASHBOARDS", "CENTRE", "Grafana boards, alert rules: export"),
+    Verb("backup", "cli.commands.backup", "backup", "CENTRE", "Copy the daemon's database and prove the copy"),
+    Verb("restore", "cli.commands.backup", "restore", "CENTRE", "Put a copy in the database's place"),
     Verb("state", "cli.commands.state", "STATE", "CENTRE", "The live state in a file: dump, load"),
     Verb("simulate", "cli.commands.simulate", "simulate", "CENTRE", "Run the scheduler on a trace or a state"),
 )

@@ -320,13 +320,16 @@ def _preempt(stage: _Stage, gpu_class: str, nodes: int, per_node: int) -> None:
     gang = ("-g", f"{gpu_class}:{per_node}", "-N", str(nodes))
     saves = (
         'echo "attempt $TURNSTILE_ATTEMPT"; [ "$TURNSTILE_ATTEMPT" = 1 ] || exit 0; '
-        "trap 'echo saving my work; sleep 3; touch \"$TURNSTILE_CHECKPOINT_FILE\"; exit 1' TERM; sleep 60 & wait"
+        "trap 'echo saving my work; sleep 4; touch \"$TURNSTILE_CHECKPOINT_FILE\"; exit 1' TERM; sleep 60 & wait"
     )
     sweep = stage.type("jon", "submit", "-n", "sweep", *gang, "-t", "1h", "--", "/bin/sh", "-c", saves)
     stage.until("jon", sweep, "running")
     urgent = stage.type(
         "mei", "submit", "-n", "urgent", *gang, "-t", "10m", "--", "/bin/sh", "-c", "sleep 2; echo done"
     )
+    stage.until("jon", sweep, "stopping")
+    stage.remark("While jon's job saves its work, mei's can say what it waits for:")
+    stage.type("mei", "why", urgent)
     stage.type("mei", "wait", urgent, "--timeout", "60s")
     stage.remark(
         "jon's processes were told to end, saved their work, and wait again in their old place; then they go on:"

@@ -6,7 +6,6 @@ server's packages to do so. What is named with --copy is not written to, not eve
 
 import re
 import shutil
-import tarfile
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ import typer
 from cli import answers, moments
 from cli.answers import Json, text
 from cli.errors import ExitCode, NotFound, Refusal, UsageProblem
+from cli.exports import as_parquet, require_parquet, unpacked
 from cli.faults import ApiError
 from cli.layout import Column, View
 from cli.render import envelope
@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 DatabaseUrl = Annotated[
     str | None, typer.Option("--database", metavar="URL", help="Work on this database, without a server.")
 ]
-Copy = Annotated[str | None, typer.Option("--copy", metavar="FILE", help="Work on this copy of a SQLite database.")]
+Copy = Annotated[
+    str | None, typer.Option("--copy", metavar="FILE", help="Work on this copy: a SQLite file, or an export.")
+]
 _FOCUS_VERSIONS = ("1.2", "1.3")
 MOST_SHOWN = 50
 """Findings that people are shown; `-o json` has them all."""
@@ -49,6 +51,9 @@ def verify(
         str | None,
         typer.Argument(metavar="[DIR]", help="Prove the files of this export (against the ledger, if named)."),
     ] = None,
+    period: Annotated[
+        str | None, typer.Option("--period", metavar="YYYY-MM", help="Of closed periods, prove only this one.")
+    ] = None,
     database: DatabaseUrl = None,
     copy: Copy = None,
 ) -> int:
@@ -56,14 +61,18 @@ def verify(
 
     Examples:
       turnstile admin ledger verify
-      turnstile admin ledger verify --copy turnstile-backup.db
+      turnstile admin ledger verify --copy turnstile-backup.db --period 2026-11
       turnstile admin ledger verify november/ --database postgresql://ledger@db/turnstile
     """
     session: Session = ctx.obj
+    if period is not None and not _MONTH.match(period):
+        raise UsageProblem(f"--period {period!r} is not a month", "--period 2026-11")
+    if copy is not None and export_dir is None and Path(copy).expanduser().is_dir():
+        export_dir, copy = copy, None
     if database is None and copy is None and export_dir is None:
-        answer = session.client.get("/v1/admin/ledger/verify")
+        answer = session.client.get("/v1/admin/ledger/verify", {"period": period})
     else:
-        answer = _verified(export_dir, database, copy)
+        answer = _verified(export_dir, database, copy, period)
     sound = answers.truth(answer, "is_sound")
     failures = answers.items(answer, "failures")
     counts = answers.sub(answer, "counts") or {}
@@ -85,35 +94,44 @@ def export(
     month: Annotated[str | None, typer.Option("--month", metavar="YYYY-MM", help="Instead of --from and --to.")] = None,
     zone: Annotated[str | None, typer.Option("--zone", metavar="NAME", help="Civil days are of this zone.")] = None,
     tenant: Annotated[str | None, typer.Option("--tenant", metavar="NAME", help="Only what is this tenant's.")] = None,
-    focus: Annotated[str, typer.Option("--focus", metavar="VERSION", help="Of FOCUS: 1.2 or 1.3.")] = "1.2",
+    focus: Annotated[str | None, typer.Option("--focus", metavar="VERSION", help="Of FOCUS: 1.2 or 1.3.")] = None,
     issuer: Annotated[
         str | None, typer.Option("--issuer", metavar="NAME", help="The centre's name, as invoices have it.")
     ] = None,
+    parquet: Annotated[bool, typer.Option("--parquet", help="Each file as Parquet too (extra `parquet`).")] = False,
     database: DatabaseUrl = None,
     copy: Copy = None,
 ) -> None:
     """Write usage, FOCUS charges, totals and capacity of a time as CSV, with a manifest of their hashes.
 
+    Of a closed month in the centre's zone these are the sealed files, byte by byte, whatever became known since. A
+    statement for each tenant, an HTML page that prints well, is made of the same lines and stands beside them.
+
     Examples:
       turnstile admin ledger export november/ --month 2026-11 --zone Asia/Shanghai
       turnstile admin ledger export acme/ --from 2026-11-01 --to 2026-11-08 --zone UTC --tenant acme
+      turnstile admin ledger export november/ --month 2026-11 --zone Asia/Shanghai --parquet
     """
     session: Session = ctx.obj
     known_zone = _zone(zone)
     since, until = _range(start, end, month, known_zone)
-    if focus not in _FOCUS_VERSIONS:
+    if focus is not None and focus not in _FOCUS_VERSIONS:
         raise UsageProblem(f"--focus {focus!r} is not written", *(f"--focus {each}" for each in _FOCUS_VERSIONS))
     if issuer is not None and (not issuer.strip() or not issuer.isprintable()):
         raise UsageProblem("--issuer is no name that can be read", '--issuer "Park GPU Centre"')
     folder = Path(out_dir).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise Refusal(f"{out_dir} is there and not empty", "a directory that is new", code="conflict")
+    if parquet:
+        require_parquet()
     if database is None and copy is None:
         query = {"from": moments.write(since), "to": moments.write(until), "zone": zone, "tenant": tenant}
         query |= {"focus": focus, "issuer": issuer}
         names = _download(session, query, folder)
     else:
         names = _exported(_source(database, copy), folder, _Wanted((since, until), known_zone, tenant, focus, issuer))
+    if parquet:
+        names = sorted([*names, *as_parquet(folder)])
     answer = envelope(
         "LedgerExport",
         {"directory": str(folder), "files": names, "from": moments.write(since), "to": moments.write(until)},
@@ -162,6 +180,9 @@ LEDGER = (
     Verb("verify", __name__, "verify", "LEDGER", "Prove the ledger, or the files of an export"),
     Verb("export", __name__, "export", "LEDGER", "Write usage, FOCUS, totals and capacity as CSV"),
     Verb("check-focus", __name__, "check_focus", "LEDGER", "Check a FOCUS file against its rules"),
+    Verb("periods", "cli.commands.periods", "periods", "LEDGER", "List billing periods: open, closing, closed"),
+    Verb("close", "cli.commands.periods", "close", "LEDGER", "Close a period: prove, write and seal its files"),
+    Verb("correct", "cli.commands.periods", "correct", "LEDGER", "Correct a closed period in the open one"),
     Verb("unknown", "cli.commands.unknown", "unknown", "LEDGER", "List GPU time that nobody can account for yet"),
     Verb("reclassify", "cli.commands.unknown", "reclassify", "LEDGER", "Say what unknown time was, with the reason"),
 )
@@ -213,27 +234,9 @@ def _moment(typed: str, flag: str, zone: ZoneInfo | None) -> datetime:
 
 
 def _download(session: Session, query: dict[str, str | None], folder: Path) -> list[str]:
-    """Fetches the tar of an export and writes its files: plain ones, by their names alone."""
     with tempfile.TemporaryFile() as kept:
         session.client.save("/v1/admin/ledger/export", query, kept)
-        kept.seek(0)
-        names = []
-        try:
-            with tarfile.open(fileobj=kept, mode="r:*") as archive:
-                folder.mkdir(parents=True, exist_ok=True)
-                for member in archive:
-                    name = Path(member.name).name
-                    content = archive.extractfile(member) if member.isfile() and name else None
-                    if content is None:
-                        continue
-                    with (folder / name).open("xb") as written:
-                        shutil.copyfileobj(content, written)
-                    names.append(name)
-        except tarfile.TarError:
-            raise answers.BrokenAnswer("the export is not a tar file") from None
-        except OSError as problem:
-            raise Refusal(f"{folder} cannot be written: {problem.strerror}") from None
-    return sorted(names)
+        return unpacked(kept, folder)
 
 
 def _source(database: str | None, copy: str | None) -> tuple[str, bool]:
@@ -285,7 +288,7 @@ def _connection(source: tuple[str, bool]) -> "Iterator[Connection]":
             database.dispose()
 
 
-def _verified(export_dir: str | None, database: str | None, copy: str | None) -> Json:
+def _verified(export_dir: str | None, database: str | None, copy: str | None, period: str | None) -> Json:
     from metering.verify import verify as verify_ledger
     from metering.verify import verify_export
 
@@ -297,7 +300,7 @@ def _verified(export_dir: str | None, database: str | None, copy: str | None) ->
     with _connection(_source(database, copy)) as connection:
         if export_dir is not None:
             return _report(verify_export(Path(export_dir).expanduser(), connection))
-        return _report(verify_ledger(connection))
+        return _report(verify_ledger(connection, period=period))
 
 
 def _check_is_export(named: str) -> None:
@@ -336,25 +339,29 @@ class _Wanted:
     span: tuple[datetime, datetime]
     zone: ZoneInfo | None
     tenant: str | None
-    focus: str
+    focus: str | None
     issuer: str | None
 
 
 def _exported(source: tuple[str, bool], folder: Path, wanted: _Wanted) -> list[str]:
-    from metering.export import export_usage
     from metering.focus import FocusTerms
+    from metering.sealed import export_known
+    from metering.statements import write_statements
     from scheduler.core.model import AccountId
 
     if wanted.zone is None:
         raise UsageProblem("say in which zone civil days begin", "--zone Asia/Shanghai", "--zone UTC")
     since, until = (round(each.timestamp() * 1000) for each in wanted.span)
     whose = None if wanted.tenant is None else AccountId(wanted.tenant)
-    terms = FocusTerms(wanted.focus) if wanted.issuer is None else FocusTerms(wanted.focus, wanted.issuer)
+    terms = None
+    if wanted.focus is not None or wanted.issuer is not None:
+        terms = FocusTerms(wanted.focus or _FOCUS_VERSIONS[0], wanted.issuer or FocusTerms().issuer)
     if folder.is_dir():
         folder.rmdir()  # empty, as was checked; the export takes its place in one step
     try:
         with _connection(source) as connection:
-            export_usage(connection, folder, since, until, wanted.zone, whose, focus=terms)
+            export_known(connection, folder, (since, until), wanted.zone, whose, focus=terms)
+        write_statements(folder)
     except OSError as problem:
         raise Refusal(f"{folder} cannot be written: {problem.strerror}") from None
     return sorted(each.name for each in folder.iterdir())

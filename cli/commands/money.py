@@ -1,6 +1,7 @@
 """Looking at money: `usage`."""
 
 import os
+import shutil
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from typing import Annotated
@@ -8,9 +9,10 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import typer
 
-from cli import answers, moments, phrases, values
+from cli import answers, moments, phrases, spending, values
 from cli.answers import Json, number, sub, text
 from cli.errors import UsageProblem
+from cli.faults import ApiError
 from cli.layout import Column, View
 from cli.session import Session
 
@@ -28,12 +30,17 @@ def usage(
     by: Annotated[str, typer.Option("--by", metavar="WHAT", help=f"{', '.join(GROUPS)}.")] = "project",
     account: Annotated[str | None, typer.Option("-A", "--account", metavar="NAME", help="Only this account's.")] = None,
     zone: Annotated[str | None, typer.Option("--zone", metavar="NAME", help="Days are of this zone (TZ).")] = None,
+    plot: Annotated[bool, typer.Option("--plot", help="Draw bars below the table.")] = False,
 ) -> None:
     """Tell what was used, how much of it was idle, and what it costs before tax.
+
+    This month's projects have their monthly budget beside them, and a forecast: the cost so far, and for the days that
+    are left the second cheapest to the second dearest of the last seven. `near` may pass the budget, `over` will.
 
     Examples:
       turnstile usage
       turnstile usage --for "last month" --by user
+      turnstile usage --by day --plot
       turnstile usage --from 2026-11-01 --to 2026-11-08 --by day -o csv
     """
     session: Session = ctx.obj
@@ -47,7 +54,30 @@ def usage(
         "by": grouped,
         "account": account,
     }
-    session.screen.listing(session.client.get("/v1/usage", query), _view(grouped))
+    answer = session.client.get("/v1/usage", query)
+    has_forecast = start is None and end is None and time in {None, "this month"} and grouped == "project"
+    if has_forecast:
+        answer = spending.with_budgets(answer, *_beside(session, account, known_zone))
+    session.screen.listing(answer, _view(grouped, spending.until_title(answer) if has_forecast else None))
+    if plot and not session.screen.style.is_machine:
+        for line in ["", *spending.plotted(answer, shutil.get_terminal_size().columns)]:
+            session.screen.plain(line)
+
+
+def _beside(session: Session, account: str | None, zone: ZoneInfo) -> tuple[Json | None, Json | None]:
+    """Returns budgets and forecasts; None for each that this server does not have."""
+    found: list[Json | None] = []
+    for path, query in (
+        ("/v1/budgets", {"account": account}),
+        ("/v1/usage/forecast", {"account": account, "zone": zone.key}),
+    ):
+        try:
+            found.append(session.client.get(path, query))
+        except ApiError as problem:
+            if problem.code != "not_found":
+                raise
+            found.append(None)
+    return found[0], found[1]
 
 
 def _zone(name: str | None) -> ZoneInfo:
@@ -126,12 +156,18 @@ def _footer(answer: Json) -> str | None:
     for total in answers.items(answer, "totals"):
         idle = _hours(total, "idle_gpu_hours")
         known = "idle part not measured" if idle is None else f"{idle} of what was measured idle"
-        told.append(f"total {_hours(total, 'gpu_hours')} GPU-hours, {known}, {_cost(total) or 'without a price'}")
+        parts = [f"total {_hours(total, 'gpu_hours')} GPU-hours", known, _cost(total) or "without a price"]
+        told.append(", ".join([*parts, *spending.total_told(total)]))
     span = f"{text(answer, 'from')} to {text(answer, 'to')}, days of {text(answer, 'zone')}"
     return " · ".join([*told, f"{span}, an end is exclusive; before tax; idle is billed, shown so that you can act"])
 
 
-def _view(grouped: str) -> View:
+def _view(grouped: str, forecast: str | None) -> View:
+    """Returns how usage is shown; with the heading of a forecast, budgets and forecasts too."""
+    beside = (
+        Column("BUDGET", spending.budget_cell, is_right=True),
+        Column(forecast or "", spending.forecast_cell, is_right=True),
+    )
     return View(
         columns=(
             Column(grouped.upper().replace("-", " "), lambda each: text(each, "key")),
@@ -141,11 +177,13 @@ def _view(grouped: str) -> View:
             Column("PREEMPTED", lambda each: _hours(each, "preempted_gpu_hours"), is_right=True),
             Column("MEASURED", lambda each: _hours(each, "measured_gpu_hours"), is_right=True, is_wide=True),
             Column("COST", _cost, is_right=True),
+            *(beside if forecast is not None else ()),
         ),
         name=lambda each: text(each, "key"),
         fields=(
             "key", "name", "lines", "gpu_hours", "idle_gpu_hours", "idle_percent", "measured_gpu_hours",
-            "preempted_gpu_hours", "cost.amount", "cost.currency",
+            "preempted_gpu_hours", "cost.amount", "cost.currency", "budget.amount", "forecast.low.amount",
+            "forecast.high.amount",
         ),
         empty="nothing was used in this time",
         footer=_footer,

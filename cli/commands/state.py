@@ -28,11 +28,19 @@ def dump(ctx: typer.Context, file: Annotated[str, typer.Argument(metavar="FILE.j
     """
     session: Session = ctx.obj
     path = Path(file).expanduser()
+    if path.exists() and not path.is_file():
+        raise Refusal(f"{file} is there and no plain file", "turnstile admin state dump now.json")
+    new = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
-        # Who waits for what is tenants' business: the file is its writer's alone.
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as opened:
-            session.client.save("/v1/admin/state", None, opened)
+        # Who waits for what is tenants' business: the file is its writer's alone. An older state of that name stays
+        # until the new one is whole.
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(descriptor, "wb") as opened:
+                session.client.save("/v1/admin/state", None, opened)
+            new.replace(path)
+        finally:
+            new.unlink(missing_ok=True)
     except OSError as problem:
         raise Refusal(f"{file} cannot be written: {problem.strerror}") from None
     _tell(session, path, f"wrote {file}")

@@ -61,28 +61,47 @@ def submit(
 
 
 @with_flags(JobFlags)
-def run(ctx: typer.Context, command: Words = None) -> int | None:
+def run(
+    ctx: typer.Context,
+    command: Words = None,
+    pty: Annotated[bool, typer.Option("--pty", help="At a terminal: a shell, unless a command is named.")] = False,
+) -> int | None:
     """Submit a job and stay with it: its output is printed, and its exit status is this command's.
 
-    Ctrl-C leaves the job running; a second Ctrl-C within two seconds cancels it.
-    124: its time limit; 125: it never ran; 128+n: signal n.
+    Ctrl-C leaves the job running; a second Ctrl-C within two seconds cancels it. With --pty every key goes to the
+    program, Ctrl-C too, nothing is kept of the session, and the job ends with its shell, or a minute after nobody sits
+    there any more. 124: its time limit; 125: it never ran; 128+n: signal n.
 
     Examples:
       turnstile run -g 1 -t 10m -- nvidia-smi
       turnstile run -g H100:8 -t 4h ./train.sh
+      turnstile run --pty -g 1 -t 2h
     """
     session: Session = ctx.obj
     flags = session.flags
     assert isinstance(flags, JobFlags)
-    job = asked(session, flags, command)
+    if pty and not (session.screen.is_terminal_in or flags.dry_run):
+        raise UsageProblem(
+            "--pty needs a terminal, and standard input is none", "turnstile run …", "turnstile submit …"
+        )
+    job = asked(session, flags, command, needs_work=not pty)
     _refuse_many(job.flags)
+    if pty:
+        from cli.interactive import seated
+
+        is_shell = not command and session.job_file is None
+        job = replace(job, specs=tuple(seated(each, is_shell=is_shell) for each in job.specs))
     (answer,) = _send(session, job)
     if flags.dry_run:
         _tell(session, answer, is_dry_run=True)
         return None
     reference = _reference(answer)
     session.screen.say(f"Submitted {reference}")
-    return attach(session, reference)
+    if not pty:
+        return attach(session, reference)
+    from cli.interactive import sit_at
+
+    return sit_at(session, reference)
 
 
 def attach(session: Session, reference: str) -> int:

@@ -31,19 +31,24 @@ from cli.daemon.attendance import LOOK_SECONDS, Attendance, AttendedExecutor
 from cli.daemon.bootstrap import bootstrap
 from cli.daemon.gpus import Gpus, no_gpus, real_gpus, simulated_gpus
 from cli.daemon.guarantees import GuaranteeWatch
+from cli.daemon.idleness import idle_watch
 from cli.daemon.money import KEEP_SECONDS, WHOLE_SECONDS, BudgetKeeper, centre_zone
 from cli.daemon.notifier import notifier_of
+from cli.daemon.periods import PERIODS_SECONDS, PeriodTurns, period_terms
 from cli.daemon.settings import Settings, SettingsProblem
 from cli.daemon.turns import Turns
 from metering.admission import BudgetAdmission
+from metering.billing_routes import billing_routes
 from metering.budget_routes import budget_routes
 from metering.budget_watch import BudgetCollector
 from metering.ledger_watch import BLIND_MS, LedgerCollector, LedgerWatch
+from metering.period_routes import period_routes
+from metering.period_watch import PeriodCollector
 from metering.routes import ledger_routes
 from metering.samples import StoreWindows
 from metering.telemetry import GpuCollector
 from scheduler.clock import LedgerClock
-from scheduler.executor import Executor, ExecutorError
+from scheduler.executor import Enterable, Executor, ExecutorError
 from scheduler.local import LocalExecutor
 from scheduler.loop import LEASE_TTL_MS, Controller
 from scheduler.refusal import Refused
@@ -60,6 +65,8 @@ logger = logging.getLogger(__name__)
 DISTRIBUTION = "gpu-turnstile"
 INVENTORY_SECONDS = 30
 """Between two looks at the inventory when no sample showed a change: catches what the executor alone knows."""
+BOOTSTRAP_SECONDS = 2
+"""Between two looks whether a daemon that could not lead at its start leads now."""
 RATES_SECONDS = 10
 """Between two looks at which price book is in force, for fairness; money is rated by the ledger's times, exactly."""
 DEADLINE_SECONDS = 2
@@ -100,6 +107,7 @@ class Daemon:
         self._parts: _Parts | None = None
         self._held_now: frozenset[str] = frozenset()
         self._attendance = Attendance()
+        self._idleness = idle_watch(settings.metering)
 
     def run(self, announce: Callable[["Daemon"], None]) -> None:
         """Runs until SIGTERM or SIGINT. Calls `announce` once it answers. Raises StartProblem, StoreError."""
@@ -109,7 +117,8 @@ class Daemon:
             parts.gpus.poll()
             parts.controller.start()
             parts.periodic.start()
-            bootstrap(parts.controller, self.data_dir)
+            if not bootstrap(parts.controller, self.data_dir):
+                self._bootstrap_later(parts)
             # Now that it leads: from here on held time is counted and /metrics says whether the ledger adds up.
             parts.periodic.add_job(_guarded(self._keep_windows))
             # What is loaded by now stays for the daemon's life: the collector need not walk it again and again, which
@@ -125,6 +134,15 @@ class Daemon:
             parts.controller.stop()
             parts.gpus.close()
             parts.database.dispose()
+
+    def _bootstrap_later(self, parts: _Parts) -> None:
+        """Tries again until it is done: a first start whose cluster is away leads later, and needs its token then."""
+
+        def try_again() -> None:
+            if bootstrap(parts.controller, self.data_dir, wait_seconds=0.0):
+                again.remove()
+
+        again = parts.periodic.add_job(_guarded(try_again), "interval", seconds=BOOTSTRAP_SECONDS)
 
     @property
     def controller(self) -> Controller:
@@ -150,6 +168,7 @@ class Daemon:
         controller = Controller(database, attended, clock, settings.policy, lease, telemetry)
         admission = BudgetAdmission(centre_zone(settings.metering.zone))
         controller.admission = admission
+        controller.entrance = executor if isinstance(executor, Enterable) else None
         telemetry.registry.register(
             GpuCollector(gpus.snapshots, lambda _: settings.node.pool, self._attendance.watch.successes)
         )
@@ -162,8 +181,15 @@ class Daemon:
             is_metrics_open=settings.server.metrics_open,
             rules=submission_rules(settings),
         )
+        terms = period_terms(settings)
         money = partial(ledger_routes, issuer_known=self.settings.metering.issuer)
-        routes = (money, budget_routes(admission.zone), self._attendance.routes)
+        routes = (
+            money,
+            budget_routes(admission.zone),
+            period_routes(terms),
+            billing_routes(terms),
+            self._attendance.routes,
+        )
         app = api(controller, admission, limits, telemetry, routes)
         config = uvicorn.Config(
             app, log_config=None, access_log=False, lifespan="on", proxy_headers=False, timeout_graceful_shutdown=5
@@ -173,6 +199,9 @@ class Daemon:
         telemetry.registry.register(BudgetCollector(keeper.watch))
         periodic.add_job(_guarded(keeper.keep), "interval", seconds=KEEP_SECONDS)
         periodic.add_job(_guarded(keeper.keep_all), "interval", seconds=WHOLE_SECONDS)
+        billing = PeriodTurns(controller, terms)
+        telemetry.registry.register(PeriodCollector(billing.keeper))
+        periodic.add_job(_guarded(billing.look), "interval", seconds=PERIODS_SECONDS)
         return _Parts(database, gpus, controller, telemetry, ledger, periodic, uvicorn.Server(config))
 
     def _gpus(self, clock: LedgerClock) -> Gpus:
@@ -251,11 +280,13 @@ class Daemon:
         windows = self._attendance.own_windows(parts.gpus.close_windows())
         if not parts.controller.is_leading:
             parts.ledger.forget()
+            self._idleness.forget()
             return
         if windows:
             parts.controller.carry_out(StoreWindows(windows)).result(timeout=30.0)
         measured = (*windows, *self._attendance.agents_windows(parts.controller))
         parts.ledger.look(measured, parts.controller.clock.now_ms())
+        self._idleness.look(parts.controller, measured)
 
 
 def _stop_at_signals(server: uvicorn.Server) -> None:
@@ -295,6 +326,7 @@ def submission_rules(settings: Settings) -> SubmissionRules:
         volumes=frozenset(settings.kubernetes.volumes) if settings.executor.kind == "kubernetes" else frozenset(),
         runs_images=settings.executor.kind == "kubernetes",
         needs_image=settings.executor.kind == "kubernetes",
+        has_terminals=settings.executor.kind == "local",
         shares_gpus=settings.executor.shares and settings.executor.kind != "kubernetes",
         keeps_secrets=settings.executor.kind != "kubernetes",
     )
@@ -328,6 +360,7 @@ def claim_data_dir(path: Path) -> IO[str]:
     except OSError as problem:
         lock.seek(0)
         owner = lock.read().strip() or "unknown"
+        lock.close()
         raise StartProblem(
             f"another daemon (process {owner}) runs with data directory {path}; stop it, or choose another directory"
         ) from problem

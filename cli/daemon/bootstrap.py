@@ -21,20 +21,24 @@ SETTLE_SECONDS = 30.0
 FIRST_OPERATOR = UserName("operator")
 
 
-def bootstrap(controller: Controller, data_dir: Path) -> None:
+def bootstrap(controller: Controller, data_dir: Path, wait_seconds: float = SETTLE_SECONDS) -> bool:
     """Makes the first operator's token when the installation has no token, and keeps it in the data directory.
+
+    Returns False when that is not known yet, because this daemon does not lead: where it cannot, as without its
+    cluster, the token is made once it can.
 
     The file is written before the token is stored: a crash between the two leaves a file that opens nothing and is
     written again, never a token that nobody has.
     """
-    controller.wait_until_settled(SETTLE_SECONDS)
+    controller.wait_until_settled(wait_seconds)
     if not controller.is_leading:
-        return
+        return False
     with controller.database.read() as connection:
         if tokens(connection):
-            return
+            return True
     issue_token(controller, data_dir / OPERATOR_TOKEN, Role.OPERATOR, ROOT_ACCOUNT, FIRST_OPERATOR)
     logger.info("a first operator's token is in %s", data_dir / OPERATOR_TOKEN)
+    return True
 
 
 def issue_token(controller: Controller, path: Path, role: Role, account: AccountId, user: UserName) -> None:

@@ -59,7 +59,8 @@ def kubernetes_executor(
         if denied:
             words = "; ".join(str(right) for right in denied)
             raise KubernetesProblem(
-                f"Kubernetes grants {len(denied)} needed rights not: {words}; bind a role with them"
+                f"Kubernetes does not grant {len(denied)} rights that this daemon needs: {words}; "
+                "bind a role with them, as deploy/kubernetes does"
             )
     return KubernetesExecutor(api, clock, options, LogKeeper(api, data_dir / "pod-logs")), TrafficCollector(api)
 

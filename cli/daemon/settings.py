@@ -108,6 +108,10 @@ class NodeSettings:
     reserved_memory_gib: int = _key(0, "memory kept from jobs for the system")
 
 
+MOST_CLOSING_HOURS = 8784
+"""A leap year: whoever waits longer never closes."""
+
+
 @dataclass(frozen=True, slots=True)
 class KubernetesSettings:
     """The cluster, where executor.kind is kubernetes. Lists are texts with commas."""
@@ -163,6 +167,16 @@ class Metering:
     read_deadline_seconds: float = _key(10.0, "after which a hanging NVML call is given up and its process replaced")
     zone: str | None = _key(
         None, "the centre's time zone (tz database name) for civil days and people; default the system's"
+    )
+    closing_hours: float = _key(
+        72.0, "how long late facts are waited for after a billing period's end: outlasts a weekend's outage of a node"
+    )
+    idle_percent: int = _key(
+        5, "utilisation up to which a GPU counts as idle: contexts held open and monitoring show 1 to 3"
+    )
+    idle_notice_minutes: float = _key(
+        15.0,
+        "how long all GPUs of a job are idle before its owner is told: longer than loading data or a checkpoint takes",
     )
     issuer: str = _key("GPU centre", "the centre's name on invoices and in FOCUS files, where none is asked for")
 
@@ -374,18 +388,20 @@ def _check(settings: Settings, problems: list[str]) -> None:
     problems.extend(_metering_problems(metering))
 
 
-def _metering_problems(metering: Metering) -> list[str]:
-    problems = []
+def _metering_problems(metering: Metering) -> Iterator[str]:
+    if not 0 <= metering.closing_hours <= MOST_CLOSING_HOURS:
+        yield f"metering.closing_hours: {metering.closing_hours:g} is not from 0 to {MOST_CLOSING_HOURS} hours"
+    if not 0 <= metering.idle_percent < 100:
+        yield f"metering.idle_percent: {metering.idle_percent} is not from 0 to 99"
+    if not metering.idle_notice_minutes > 0:
+        yield f"metering.idle_notice_minutes: must be more than 0, not {metering.idle_notice_minutes:g}"
     if not metering.issuer.strip() or not metering.issuer.isprintable():
-        problems.append('metering.issuer: needs a name that can be read, such as "Park GPU Centre"')
+        yield 'metering.issuer: needs a name that can be read, such as "Park GPU Centre"'
     if metering.zone is not None:
         try:
             ZoneInfo(metering.zone)
         except (ZoneInfoNotFoundError, ValueError):
-            problems.append(
-                f"metering.zone: {metering.zone!r} is not in the tz database; write one such as Asia/Shanghai"
-            )
-    return problems
+            yield f"metering.zone: {metering.zone!r} is not in the tz database; write one such as Asia/Shanghai"
 
 
 def _executor_problems(executor: ExecutorSettings) -> Iterator[str]:

@@ -40,6 +40,8 @@ class LineType(StrEnum):
     PACKAGE_UNUSED = "package_unused"
     RESERVED = "reserved"
     RESERVED_UNUSED = "reserved_unused"
+    CREDIT = "credit"
+    CORRECTION = "correction"
     TAX = "tax"
     ROUNDING = "rounding"
 

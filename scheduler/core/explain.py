@@ -115,14 +115,14 @@ def _ahead(state: ClusterState, plan: Plan, job: Job) -> tuple[int, int, bool]:
     classes = set(job.shape.gpu_classes)
     own = state.group_of(job)
     bookings = Bookings(state)
-    line = FairLine(state, bookings, plan.now_ms, _AllStart(plan.blocks, own))
+    line = FairLine(state, bookings, plan.now_ms, AllStart(plan.blocks, own))
     jobs = units = 0
     for _ in range(MOST_AHEAD):
         candidate = line.next()
         if candidate is None or candidate[0] == job.id:
             return jobs, units, False
         group = candidate[1]
-        bookings.take(group, group.shape.gpu_classes[0], _booking(bookings, group))
+        bookings.take(group, group.shape.gpu_classes[0], booking_of(bookings, group))
         line.started()
         if not classes.isdisjoint(group.shape.gpu_classes):
             jobs += 1
@@ -131,11 +131,11 @@ def _ahead(state: ClusterState, plan: Plan, job: Job) -> tuple[int, int, bool]:
 
 
 @dataclass(frozen=True, slots=True)
-class _AllStart:
+class AllStart:
     """The outlook of a count: everything starts but what is forbidden to, the asker's own group excepted."""
 
     blocks: Mapping[Group, Reason]
-    own: Group
+    own: Group | None = None
 
     def is_hopeless(self, group: Group) -> bool:
         return group in self.blocks and group != self.own
@@ -144,7 +144,8 @@ class _AllStart:
         return False
 
 
-def _booking(bookings: Bookings, group: Group) -> Booking:
+def booking_of(bookings: Bookings, group: Group) -> Booking:
+    """Returns how a gang of the group would be held if it could start."""
     chosen = bookings.choose(group, group.shape.gpu_classes[0])
     if isinstance(chosen, Booking):
         return chosen

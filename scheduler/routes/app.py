@@ -15,6 +15,7 @@ from scheduler.routes.cluster import cluster_routes
 from scheduler.routes.door import Door
 from scheduler.routes.edge import install
 from scheduler.routes.follow import follow_routes
+from scheduler.routes.inside import inside_routes
 from scheduler.routes.jobs import job_routes
 from scheduler.routes.needs import ApiSettings, Controller
 from scheduler.routes.nodes import node_routes
@@ -69,6 +70,7 @@ def api(
         public_routes(door, telemetry),
         action_routes(door),
         follow_routes(door, shown, watch),
+        inside_routes(door),
         job_routes(door, shown),
         cluster_routes(door, shown),
         quota_routes(door),

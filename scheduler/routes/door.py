@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from fastapi import Request, Response
 from sqlalchemy.engine import Connection
+from starlette.requests import HTTPConnection
 
 from scheduler.auth import Caller, Rights, Role, TokenCache, bearer_secret, secret_hash, unknown_token
 from scheduler.core.model import AccountId, UserName
@@ -66,9 +67,7 @@ class Door:
         """Returns the dependency of a route that answers these roles."""
 
         async def rights(request: Request) -> Rights:
-            found = Rights(await self.caller(request))
-            found.require(roles)
-            return found
+            return await self.rights(request, roles)
 
         return rights
 
@@ -77,19 +76,30 @@ class Door:
     ) -> Callable[[Request], Awaitable[Rights]]:
         """Returns the dependency of a route that writes: besides, this daemon must lead, and the caller's account not
         be suspended. Raises LedElsewhere."""
-        allowed = self.allow(roles)
 
         async def rights(request: Request) -> Rights:
-            found = await allowed(request)
-            if not even_suspended:
-                found.require_unsuspended()
-            if not self.controller.is_leading:
-                raise LedElsewhere(await self.aside(lambda: self.controller.leader_url))
-            return found
+            return await self.rights_to_change(request, roles, even_suspended=even_suspended)
 
         return rights
 
-    async def caller(self, request: Request) -> Caller:
+    async def rights(self, request: HTTPConnection, roles: frozenset[Role]) -> Rights:
+        """Returns what the caller may see and do. Raises Refused unless it has one of the roles."""
+        found = Rights(await self.caller(request))
+        found.require(roles)
+        return found
+
+    async def rights_to_change(
+        self, request: HTTPConnection, roles: frozenset[Role], *, even_suspended: bool = False
+    ) -> Rights:
+        """As `rights`, for what `allow_change` guards. Raises LedElsewhere too."""
+        found = await self.rights(request, roles)
+        if not even_suspended:
+            found.require_unsuspended()
+        if not self.controller.is_leading:
+            raise LedElsewhere(await self.aside(lambda: self.controller.leader_url))
+        return found
+
+    async def caller(self, request: HTTPConnection) -> Caller:
         """Returns who asks. Raises Refused: `not_logged_in`, or TooFast when the token's rate is spent."""
         now_ms = self.now_ms
         try:
@@ -107,7 +117,7 @@ class Door:
             raise TooFast(f"this token may send {limit:g} requests a second; wait a moment", int(wait_seconds) + 1)
         return caller
 
-    async def _look_up(self, hashed: str, request: Request) -> Caller:
+    async def _look_up(self, hashed: str, request: HTTPConnection) -> Caller:
         """Reads the token from the store; requests that come together share one look-up."""
         if self._failed_logins.wait_seconds(_address(request), self.now_ms) > 0:
             raise TooFast("too many requests without a valid token from this address; wait a moment", 5)
@@ -164,7 +174,7 @@ class Door:
         return await asyncio.get_running_loop().run_in_executor(self._aside, partial(work, *arguments))
 
 
-def _address(request: Request) -> str:
+def _address(request: HTTPConnection) -> str:
     return request.client.host if request.client is not None else ""
 
 

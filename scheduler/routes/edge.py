@@ -13,6 +13,7 @@ from typing import Protocol
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from scheduler.refusal import Problem, RefusalCode, Refused
@@ -49,11 +50,14 @@ class Edge:
         self._times = times
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
         request_id = _request_id(scope)
         scope.setdefault("state", {})["request_id"] = request_id
+        if scope["type"] == "websocket":
+            await self._app(scope, receive, send)  # its routes answer errors themselves, see `denial_of`
+            return
         began = time.perf_counter()
         status = 0
 
@@ -111,12 +115,12 @@ def _too_large(most_bytes: int) -> Refused:
     return Refused(RefusalCode.TOO_LARGE, f"the body is larger than {most_bytes} bytes, the most that is taken")
 
 
-def request_id_of(request: Request) -> str:
+def request_id_of(request: HTTPConnection) -> str:
     """Returns the id that the edge gave the request."""
     return str(request.state.request_id)
 
 
-def refusal_response(request: Request, refused: Refused) -> Response:
+def refusal_response(request: HTTPConnection, refused: Refused) -> Response:
     """Returns a refusal as the answer to a request."""
     headers = {"Cache-Control": "no-store"}
     if refused.code is RefusalCode.NOT_LOGGED_IN:
@@ -129,33 +133,49 @@ def refusal_response(request: Request, refused: Refused) -> Response:
     return Response(body, HTTP_STATUS[refused.code], headers, PROBLEM_TYPE)
 
 
-Handler = Callable[[Request, Exception], Awaitable[Response]]
+Handler = Callable[[HTTPConnection, Exception], Awaitable[Response]]
 
 
-async def _refused(request: Request, error: Exception) -> Response:
+async def _refused(request: HTTPConnection, error: Exception) -> Response:
     assert isinstance(error, Refused), "registered for Refused"
     return refusal_response(request, error)
 
 
-async def _store_unavailable(request: Request, error: Exception) -> Response:
+async def _store_unavailable(request: HTTPConnection, error: Exception) -> Response:
     logger.warning("request %s: %s", request_id_of(request), error)
     return refusal_response(
         request, Refused(RefusalCode.UNAVAILABLE, "the database is not available; nothing was stored, try again")
     )
 
 
-async def _fenced(request: Request, _: Exception) -> Response:
+async def _fenced(request: HTTPConnection, _: Exception) -> Response:
     return refusal_response(
         request, Refused(RefusalCode.UNAVAILABLE, "another daemon has taken over; nothing was stored here, try again")
     )
 
 
-async def _led_elsewhere(request: Request, error: Exception) -> Response:
+async def _led_elsewhere(request: HTTPConnection, error: Exception) -> Response:
     assert isinstance(error, LedElsewhere), "registered for LedElsewhere"
     if error.url is None:
         return refusal_response(request, Refused(RefusalCode.UNAVAILABLE, "no daemon leads at the moment; try again"))
     query = f"?{request.url.query}" if request.url.query else ""
     return Response(None, 307, {"Location": f"{error.url.rstrip('/')}{request.url.path}{query}"})
+
+
+_HANDLERS: Mapping[type[Exception], Handler] = {
+    Refused: _refused,
+    StoreUnavailable: _store_unavailable,
+    Fenced: _fenced,
+    LedElsewhere: _led_elsewhere,
+}
+DENIALS = tuple(_HANDLERS)
+"""What a WebSocket's route may raise before it accepts; `denial_of` answers it."""
+
+
+async def denial_of(websocket: HTTPConnection, error: Exception) -> Response:
+    """Returns the answer to a request for a WebSocket that is not opened: the same as over plain HTTP."""
+    handler = next(each for kind, each in _HANDLERS.items() if isinstance(error, kind))
+    return await handler(websocket, error)
 
 
 async def _malformed(request: Request, error: Exception) -> Response:
@@ -197,14 +217,8 @@ def _with_status(response: Response, status: int, headers: Mapping[str, str]) ->
 
 def install(app: FastAPI, most_body_bytes: int, times: RequestTimes) -> None:
     """Puts the edge around an app and its handlers into it."""
-    handlers: list[tuple[type[Exception], Handler]] = [
-        (Refused, _refused),
-        (StoreUnavailable, _store_unavailable),
-        (Fenced, _fenced),
-        (LedElsewhere, _led_elsewhere),
-        (RequestValidationError, _malformed),
-        (HTTPException, _http_error),
-    ]
-    for kind, handler in handlers:
+    for kind, handler in _HANDLERS.items():
         app.add_exception_handler(kind, handler)
+    app.add_exception_handler(RequestValidationError, _malformed)
+    app.add_exception_handler(HTTPException, _http_error)
     app.add_middleware(Edge, most_body_bytes=most_body_bytes, times=times)

@@ -14,6 +14,7 @@ from sqlalchemy.engine import Connection
 from scheduler.admission import Admission, BudgetLeft, CostQuestion, Quote, Submission
 from scheduler.clock import iso_utc
 from scheduler.core.explain import reasons_of
+from scheduler.core.front import Front, front
 from scheduler.core.model import (
     GPU_UNITS,
     AccountId,
@@ -71,6 +72,7 @@ class Knowing:
         self._door = door
         self._admission = admission
         self._plan: Plan | None = None
+        self._front = Front()
         self._plan_at_ms = -_PLAN_LIFE_MS
         self._fetching: asyncio.Task[None] | None = None
         self._budgets: dict[AccountId, tuple[BudgetLeft | None, int]] = {}
@@ -98,6 +100,11 @@ class Knowing:
         plan = await self._last_plan() if waiting else None
         return {} if plan is None else {job.id: reasons_of(plan, job) for job in waiting}
 
+    @property
+    def front(self) -> Front:
+        """Who is next, as of the plan that `reasons` last told from."""
+        return self._front
+
     async def _last_plan(self) -> Plan | None:
         if not self._door.controller.is_leading:
             return None
@@ -110,9 +117,9 @@ class Knowing:
     async def _fetch_plan(self) -> None:
         asked_ms = self._door.now_ms
         try:
-            self._plan = await self._door.ask(lambda _, plan: plan)
+            self._plan, self._front = await self._door.ask(lambda state, plan: (plan, front(state, plan)))
         except Refused:
-            self._plan = None  # it has stopped leading in between
+            self._plan, self._front = None, Front()  # it has stopped leading in between
         self._plan_at_ms = asked_ms
 
     # ---- money ------------------------------------------------------------------------------------------------------

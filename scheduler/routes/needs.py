@@ -10,7 +10,7 @@ from scheduler.core.model import AllocationId
 from scheduler.core.plan import Plan
 from scheduler.core.policy import Policy
 from scheduler.core.state import ClusterState
-from scheduler.executor import LogChunk
+from scheduler.executor import Enterable, LogChunk
 from scheduler.store.database import Database
 from scheduler.store.write import Command
 from scheduler.wire.fitting import Offer
@@ -66,6 +66,11 @@ class Controller(Protocol):
         """Returns bytes of a rank's log. Raises KeyError when there is none, ExecutorError."""
         ...
 
+    @property
+    def entrance(self) -> Enterable | None:
+        """The way into running jobs; None where the executor offers none."""
+        ...
+
     def health(self) -> list[str]:
         """Returns what is wrong, in words; empty when all is well."""
         ...
@@ -98,6 +103,12 @@ class ApiSettings:
     most_streams: int = 256
     """Log streams open at once: each polls its log once a second when it is quiet."""
     most_streams_per_token: int = 32
+    most_guests: int = 128
+    """Programs and terminals inside jobs at once, over this daemon."""
+    most_guests_per_token: int = 16
+    most_tunnels: int = 1024
+    """Connections to jobs' ports at once; a browser on a notebook opens a dozen."""
+    most_tunnels_per_token: int = 128
     most_waits: int = 10_000
     """Long polls open at once. All of them together cost one query a change, at most 20 a second."""
     most_waits_per_token: int = 1000

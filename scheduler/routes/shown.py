@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from scheduler.admission import Admission
 from scheduler.auth import Rights
 from scheduler.core.lifecycle import WAITING
-from scheduler.core.model import JobId
 from scheduler.routes.door import Door
 from scheduler.routes.knowing import Knowing, Priced
 from scheduler.store.queries import JobRecord
@@ -20,22 +19,22 @@ class Shown:
         self._door = door
         self.knowing = Knowing(door, admission)
 
-    async def job(self, kind: str, job: JobRecord, rights: Rights, position: int | None = None) -> Json:
+    async def job(self, kind: str, job: JobRecord, rights: Rights) -> Json:
         """Returns one job: the envelope and the job's own fields."""
-        [item] = await self.jobs([job], rights, {job.job.id: position})
+        [item] = await self.jobs([job], rights)
         return envelope(kind, self._door.now_ms, **item)
 
-    async def jobs(
-        self, jobs: Sequence[JobRecord], rights: Rights, positions: dict[JobId, int | None] | None = None
-    ) -> list[Json]:
+    async def jobs(self, jobs: Sequence[JobRecord], rights: Rights) -> list[Json]:
         """Returns jobs in order, with reasons for those that wait."""
         costs = await self.knowing.max_costs([Priced.of(each.job) for each in jobs])
+        reasons = await self.knowing.reasons(each.job for each in jobs if each.job.state in WAITING)
         view = JobView(
             now_ms=self._door.now_ms,
             pools=self.knowing.pools,
-            reasons=await self.knowing.reasons(each.job for each in jobs if each.job.state in WAITING),
+            reasons=reasons,
             max_costs={each.job.id: cost for each, cost in zip(jobs, costs, strict=True) if cost is not None},
-            positions=positions or {},
+            positions=self.knowing.front.positions,
+            estimates=self.knowing.front.promised,
         )
         return [
             job_answer(each, view, with_command=rights.may_see_command(each.job.account, each.job.user))

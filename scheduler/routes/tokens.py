@@ -1,20 +1,19 @@
-"""Tokens: made by operators, and by tenants' admins for their own people; told once, revoked at once."""
+"""Tokens: made by operators, by tenants' admins for their people, by everybody for itself; told once."""
 
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Request, Response
 from ulid import ULID
 
-from scheduler.auth import ADMINISTERS, Rights, new_secret, secret_hash
+from scheduler.auth import ADMINISTERS, KEEPS_TOKENS, Rights, new_secret, secret_hash
 from scheduler.core.model import AccountId, UserName
 from scheduler.routes.bodies import body_of
 from scheduler.routes.door import Door, answer
 from scheduler.store import centre
-from scheduler.store.centre import TokenRecord
-from scheduler.store.tokens import RevokeToken, SaveToken
+from scheduler.store.tokens import RevokeToken, SaveOwnToken, SaveToken, TokenRecord
 from scheduler.wire.answers import time_or_none
 from scheduler.wire.problems import Json, envelope, page
-from scheduler.wire.requests import TokenBody, parse
+from scheduler.wire.requests import OwnTokenBody, TokenBody, parse
 
 
 def token_routes(door: Door) -> APIRouter:
@@ -33,7 +32,7 @@ def token_routes(door: Door) -> APIRouter:
     async def make(request: Request, rights: Annotated[Rights, Depends(changing)]) -> Response:
         asked = parse(TokenBody, await request.body())
         rights.require_people_of(AccountId(asked.account))
-        rights.require_giving(asked.role)
+        rights.require_giving(asked.role, AccountId(asked.account))
         secret = new_secret()
         now_ms = door.now_ms
         lifetime = asked.expires_in_seconds
@@ -59,7 +58,40 @@ def token_routes(door: Door) -> APIRouter:
         door.tokens.forget()
         return answer(envelope("TokenRevoked", door.now_ms, id=token_id, was_valid=was_valid))
 
+    _own_token_routes(door, router)
     return router
+
+
+def _own_token_routes(door: Door, router: APIRouter) -> None:
+    reader = door.allow(KEEPS_TOKENS)
+    changing = door.allow_change(KEEPS_TOKENS)
+    ending = door.allow_change(KEEPS_TOKENS, even_suspended=True)
+
+    @router.get("/v1/tokens", summary="The caller's own tokens, without their secrets")
+    async def own(rights: Annotated[Rights, Depends(reader)]) -> Response:
+        caller = rights.caller
+        found = await door.read(lambda connection: centre.tokens_of(connection, caller.account, caller.user))
+        return answer(page("TokenList", door.now_ms, [_token(each) for each in found]))
+
+    @router.post("/v1/tokens", status_code=201, summary="Make a token for oneself", openapi_extra=body_of(OwnTokenBody))
+    async def make_own(request: Request, rights: Annotated[Rights, Depends(changing)]) -> Response:
+        asked = parse(OwnTokenBody, await request.body())
+        secret = new_secret()
+        now_ms = door.now_ms
+        lifetime = asked.expires_in_seconds
+        expires_ms = rights.caller.expires_ms if lifetime is None else now_ms + lifetime * 1000
+        command = SaveOwnToken(rights.caller.token_id, str(ULID()), secret_hash(secret), expires_ms)
+        made = await door.carry_out(command)
+        return answer(envelope("Token", now_ms, **_token(made), secret=secret), 201)
+
+    @router.delete("/v1/tokens/{token_id}", summary="Revoke one of the caller's own tokens")
+    async def revoke_own(
+        token_id: Annotated[str, Path(max_length=64)], rights: Annotated[Rights, Depends(ending)]
+    ) -> Response:
+        caller = rights.caller
+        was_valid = await door.carry_out(RevokeToken(token_id, caller.account, caller.user))
+        door.tokens.forget()
+        return answer(envelope("TokenRevoked", door.now_ms, id=token_id, was_valid=was_valid))
 
 
 def _token(token: TokenRecord) -> Json:

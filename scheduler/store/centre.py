@@ -25,24 +25,7 @@ from scheduler.core.occupancy import Cursor, OccupancyState
 from scheduler.store.codec import ACCOUNT_COLUMNS, CURSOR_COLUMNS, account_of, cursor_of
 from scheduler.store.nodes import load_nodes
 from scheduler.store.tables import ACCOUNT, DEVICE_CURSOR, NODE, POOL, TOKEN
-
-_TOKEN_COLUMNS = (
-    *(TOKEN.c.id, TOKEN.c.role, TOKEN.c.account, TOKEN.c.user, TOKEN.c.created_ms, TOKEN.c.expires_ms),
-    TOKEN.c.revoked_ms,
-)
-
-
-@dataclass(frozen=True, slots=True)
-class TokenRecord:
-    """A token without its secret."""
-
-    id: str
-    role: str
-    account: AccountId
-    user: UserName
-    created_ms: int
-    expires_ms: int | None
-    revoked_ms: int | None
+from scheduler.store.tokens import TOKEN_COLUMNS, TokenRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +91,7 @@ def token_by_hash(connection: Connection, secret_hash: str) -> tuple[TokenRecord
 
     None if there is no such token, or if its account is gone.
     """
-    row = connection.execute(sa.select(*_TOKEN_COLUMNS).where(TOKEN.c.secret_hash == secret_hash)).one_or_none()
+    row = connection.execute(sa.select(*TOKEN_COLUMNS).where(TOKEN.c.secret_hash == secret_hash)).one_or_none()
     if row is None:
         return None
     found = TokenRecord(*row)
@@ -124,7 +107,13 @@ def token_by_hash(connection: Connection, secret_hash: str) -> tuple[TokenRecord
 
 def tokens(connection: Connection) -> list[TokenRecord]:
     """Returns every token, oldest first."""
-    return [TokenRecord(*row) for row in connection.execute(sa.select(*_TOKEN_COLUMNS).order_by(TOKEN.c.id))]
+    return [TokenRecord(*row) for row in connection.execute(sa.select(*TOKEN_COLUMNS).order_by(TOKEN.c.id))]
+
+
+def tokens_of(connection: Connection, account: AccountId, user: UserName) -> list[TokenRecord]:
+    """Returns a user's tokens of an account, oldest first."""
+    statement = sa.select(*TOKEN_COLUMNS).where(TOKEN.c.account == account, TOKEN.c.user == user).order_by(TOKEN.c.id)
+    return [TokenRecord(*row) for row in connection.execute(statement)]
 
 
 def nodes(connection: Connection) -> list[NodeRecord]:

@@ -46,7 +46,18 @@ from scheduler.store.tables import ACCOUNT, ALLOCATION, DEVICE, DEVICE_CURSOR, J
 
 # Taken from the class itself, so that a field that it gains is kept from that day on.
 _LAUNCH_FIELDS = tuple(field.name for field in fields(LaunchSpec))
-_LAUNCH_EMPTY = {"environment", "workdir", "image", "output", "run_as", "secrets", "volumes", "shm_bytes"}
+_LAUNCH_EMPTY = {
+    "environment",
+    "workdir",
+    "image",
+    "output",
+    "run_as",
+    "secrets",
+    "volumes",
+    "shm_bytes",
+    "is_terminal",
+    "idle_stop_seconds",
+}
 """Fields that are left out when they are empty, which is what they are by default."""
 
 # Looked up once a row: a dictionary is several times faster than an enum's call.

@@ -24,6 +24,7 @@ from scheduler.core.model import (
     NodeName,
     Phase,
     UserName,
+    tenant_of,
 )
 from scheduler.core.occupancy import Cursor, Interval
 from scheduler.store.codec import CURSOR_COLUMNS, INTERVAL_COLUMNS, cursor_of, grants_of, interval_of
@@ -98,6 +99,8 @@ class LedgerAllocation:
     rows: tuple[Any, ...]
     """Its closed intervals as plain tuples in the order of `codec.INTERVAL_COLUMNS`."""
     cursors: tuple[Cursor, ...]
+    checkpointed_ms: int | None = None
+    """Until when its job last said that its work is saved."""
 
     @property
     def intervals(self) -> tuple[Interval, ...]:
@@ -302,15 +305,25 @@ def allocations_by_id(connection: Connection, ids: Sequence[AllocationId]) -> li
     return found
 
 
+def tenants_between(connection: Connection, from_ms: int, to_ms: int) -> set[AccountId]:
+    """Returns the tenants whose allocations lived in `[from_ms, to_ms)`."""
+    query = sa.select(ALLOCATION.c.account).distinct().where(*_lived(from_ms, to_ms))
+    return {tenant_of(AccountId(account)) for account in connection.execute(query).scalars()}
+
+
+def _lived(from_ms: int, to_ms: int) -> tuple[sa.ColumnElement[bool], ...]:
+    # An allocation may have been given a part of the range after its end was written.
+    given = sa.select(RECLASSIFICATION.c.allocation_id).where(
+        RECLASSIFICATION.c.to_ms > from_ms, RECLASSIFICATION.c.allocation_id.is_not(None)
+    )
+    ended = sa.or_(ALLOCATION.c.ended_ms.is_(None), ALLOCATION.c.ended_ms > from_ms, ALLOCATION.c.id.in_(given))
+    return ALLOCATION.c.decided_ms < to_ms, ended
+
+
 def _allocation_page(
     connection: Connection, span: tuple[int, int], tenant: AccountId | None, after: str
 ) -> Sequence[Row[Any]]:
-    # An allocation may have been given a part of the range after its end was written.
-    given = sa.select(RECLASSIFICATION.c.allocation_id).where(
-        RECLASSIFICATION.c.to_ms > span[0], RECLASSIFICATION.c.allocation_id.is_not(None)
-    )
-    live = sa.or_(ALLOCATION.c.ended_ms.is_(None), ALLOCATION.c.ended_ms > span[0], ALLOCATION.c.id.in_(given))
-    query = _ALLOCATIONS.where(ALLOCATION.c.id > after, ALLOCATION.c.decided_ms < span[1], live)
+    query = _ALLOCATIONS.where(ALLOCATION.c.id > after, *_lived(*span))
     if tenant is not None:
         inside = sa.func.substr(ALLOCATION.c.account, 1, len(tenant) + 1) == f"{tenant}/"
         query = query.where(sa.or_(ALLOCATION.c.account == tenant, inside))
@@ -350,6 +363,7 @@ def _with_rows(connection: Connection, page: Sequence[Row[Any]], *, as_written: 
             end_reason=end_reason,
             rows=tuple(closed[row.id]),
             cursors=tuple(held[row.id]),
+            checkpointed_ms=row.checkpointed_ms,
         )
 
 

@@ -21,6 +21,24 @@ MEMBER_ROLES = ("user", "tenant_admin", "billing")
 
 
 @dataclass(frozen=True, slots=True)
+class TokenRecord:
+    """A token without its secret."""
+
+    id: str
+    role: str
+    account: AccountId
+    user: UserName
+    created_ms: int
+    expires_ms: int | None
+    revoked_ms: int | None
+
+
+TOKEN_COLUMNS = (
+    TOKEN.c.id, TOKEN.c.role, TOKEN.c.account, TOKEN.c.user, TOKEN.c.created_ms, TOKEN.c.expires_ms, TOKEN.c.revoked_ms,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
 class Member:
     """A user of an account. `may_use_high`: its jobs may be `high` whatever limit the account has on those."""
 
@@ -69,18 +87,55 @@ class SaveToken:
 
 
 @dataclass(frozen=True, slots=True)
+class SaveOwnToken:
+    """Keeps a token that somebody made for itself with another one, `made_with`: it can do and last no more than that.
+
+    What the other one is now decides, not what it was when the request came: a revoked token leaves none behind.
+    """
+
+    made_with: str
+    id: str
+    secret_hash: str
+    expires_ms: int | None
+
+    def execute(self, tx: Transaction) -> TokenRecord:
+        """Returns the token. Refuses one that would outlive the other, and another that is no longer valid."""
+        row = tx.connection.execute(sa.select(*TOKEN_COLUMNS).where(TOKEN.c.id == self.made_with)).one_or_none()
+        if row is None or row.revoked_ms is not None or (row.expires_ms is not None and row.expires_ms <= tx.now_ms):
+            raise Refused(RefusalCode.NOT_LOGGED_IN, "the token is not valid any more", tries=("turnstile login",))
+        old = TokenRecord(*row)
+        if old.expires_ms is not None and (self.expires_ms is None or self.expires_ms > old.expires_ms):
+            left_seconds = (old.expires_ms - tx.now_ms) // 1000
+            raise Refused(
+                RefusalCode.POLICY,
+                "a token lives no longer than the one that it was made with, which has "
+                f"{left_seconds} s left; name a shorter time, or ask an admin",
+            )
+        place = (old.account, old.user)
+        SaveToken(self.id, self.secret_hash, old.role, *place, self.expires_ms).execute(tx)
+        return TokenRecord(self.id, old.role, *place, tx.now_ms, self.expires_ms, None)
+
+
+@dataclass(frozen=True, slots=True)
 class RevokeToken:
-    """Ends a token from now on. One that is not `within` the account is as if it did not exist."""
+    """Ends a token from now on. One that is not `within` the account, or not `user`'s there, is as if it were not."""
 
     id: str
     within: AccountId = ROOT_ACCOUNT
+    user: UserName | None = None
+    """Whose it must be, in that very account; None for anybody's there or below."""
 
     def execute(self, tx: Transaction) -> bool:
         """Returns False when it was revoked before. Refuses an unknown id."""
         row = tx.connection.execute(
-            sa.select(TOKEN.c.revoked_ms, TOKEN.c.account).where(TOKEN.c.id == self.id)
+            sa.select(TOKEN.c.revoked_ms, TOKEN.c.account, TOKEN.c.user).where(TOKEN.c.id == self.id)
         ).one_or_none()
-        if row is None or not _is_seen(row.account, self.within):
+        is_meant = row is not None and (
+            _is_seen(row.account, self.within)
+            if self.user is None
+            else (row.account, row.user) == (self.within, self.user)
+        )
+        if row is None or not is_meant:
             raise Refused(RefusalCode.NOT_FOUND, f"there is no token {self.id}")
         if row.revoked_ms is not None:
             return False

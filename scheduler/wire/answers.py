@@ -11,7 +11,7 @@ from scheduler.clock import iso_utc
 from scheduler.core.estimate import StartEstimate
 from scheduler.core.explain import Explanation
 from scheduler.core.lifecycle import WAITING
-from scheduler.core.model import GPU_UNITS, GpuClass, JobId, PoolName, Shape
+from scheduler.core.model import GPU_UNITS, GpuClass, JobId, JobState, PoolName, Shape
 from scheduler.core.reasons import SLURM_WORDS, Reason
 from scheduler.store.queries import AllocationRecord, HistoryLine, JobRecord
 from scheduler.wire.problems import Json
@@ -44,7 +44,9 @@ class JobView:
     pools: Mapping[GpuClass, Sequence[PoolName]] = field(default_factory=dict)
     reasons: Mapping[JobId, Sequence[Reason]] = field(default_factory=dict)
     max_costs: Mapping[JobId, Json] = field(default_factory=dict)
-    positions: Mapping[JobId, int | None] = field(default_factory=dict)
+    positions: Mapping[JobId, int] = field(default_factory=dict)
+    estimates: Mapping[JobId, StartEstimate] = field(default_factory=dict)
+    """Of starts that are promised."""
 
 
 def job_answer(job: JobRecord, view: JobView, *, with_command: bool) -> Json:
@@ -57,6 +59,7 @@ def job_answer(job: JobRecord, view: JobView, *, with_command: bool) -> Json:
     pools = view.pools.get(job.gpu_class, ())
     # A job that waits again keeps its last start in `allocations`; what it has now is nothing.
     is_placed = core.state not in WAITING
+    estimate = view.estimates.get(core.id)
     return {
         "id": job_answer_id(core.id, core.array, core.array_index),
         "array_id": core.array,
@@ -92,9 +95,9 @@ def job_answer(job: JobRecord, view: JobView, *, with_command: bool) -> Json:
         "array_cap": core.array_cap,
         "node_names": [grant.node for grant in job.grants] if is_placed else [],
         "elapsed_seconds": None if elapsed_ms is None else elapsed_ms // 1000,
-        "position": view.positions.get(core.id),
+        "position": view.positions.get(core.id) if core.state is JobState.PENDING else None,
         "reasons": reason_answers(view.reasons.get(core.id, ())),
-        "start_estimate": None,
+        "start_estimate": estimate_answer(estimate) if estimate and core.state is JobState.PENDING else None,
         "max_cost": view.max_costs.get(core.id),
         "command": list(job.launch.argv) if with_command else None,
         "environment_names": sorted(job.launch.environment) if with_command else None,

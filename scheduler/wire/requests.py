@@ -122,6 +122,12 @@ class TokenBody(Strict):
     expires_in_seconds: Annotated[int, Field(ge=1, le=10 * 366 * 86_400)] | None = None
 
 
+class OwnTokenBody(Strict):
+    """A token that somebody makes for itself; without a time it lives as long as the one that it is made with."""
+
+    expires_in_seconds: Annotated[int, Field(ge=1, le=10 * 366 * 86_400)] | None = None
+
+
 class DrainBody(Strict):
     """Why a node is drained: what people will read in front of the machine."""
 

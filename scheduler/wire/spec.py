@@ -116,6 +116,7 @@ class JobSpec(BaseModel):
     begin_at: AwareDatetime | None = None
     deadline_at: AwareDatetime | None = None
     hold: bool = False
+    terminal: bool = Field(False, description="It gets a terminal, at which somebody is to sit: run --pty.")
     retries: Annotated[int, Field(ge=0, le=100)] = 0
     retry_on: tuple[Name, ...] = Field((), max_length=8, description="The failures that are retried; empty: all.")
     array: Annotated[str, Field(min_length=1, max_length=4096)] | None = Field(
@@ -128,6 +129,9 @@ class JobSpec(BaseModel):
     grace_seconds: Annotated[int, Field(ge=0, le=3600)] | None = Field(None, description="Between SIGTERM and SIGKILL.")
     checkpoint_signal: CheckpointSignal | None = Field(
         None, description="Instead of SIGTERM, before the grace: what the program saves its work at."
+    )
+    idle_stop_seconds: Annotated[int, Field(ge=60, le=MOST_INTEGER)] | None = Field(
+        None, description="It is ended, reason idle_stop, when all its GPUs were idle for so long."
     )
     labels: dict[Name, Words] = Field(default_factory=dict, max_length=32)
     max_cost: MoneySpec | None = Field(None, description="The most that it may cost, all starts and elements together.")
@@ -207,6 +211,8 @@ def _uneven(gpus: Decimal) -> str | None:
 
 
 def _bad_words(spec: JobSpec) -> Iterator[Problem]:
+    if spec.terminal and (spec.array is not None or (spec.nodes or 1) > 1):
+        yield Problem("one sits at one terminal: of one job, on one node", "terminal")
     for text in spec.after:
         if parse_after(text) is None:
             yield Problem(

@@ -39,6 +39,8 @@ class SubmissionRules:
     """Whether the executor starts containers: a job that names an image must not run without it, as another program."""
     volumes: frozenset[str] = frozenset()
     """Names of what containers may mount."""
+    has_terminals: bool = True
+    """Whether the executor gives jobs terminals to sit at."""
     shares_gpus: bool = False
     """Whether a job may ask for a part of a GPU: only where something holds jobs to their parts."""
     needs_image: bool = False
@@ -102,6 +104,8 @@ def draft_of(spec: JobSpec, rights: Rights, centre: Centre, after: tuple[Depende
             secrets=tuple(sorted(set(spec.secrets))),
             volumes=tuple(dict.fromkeys(spec.volumes)),
             shm_bytes=spec.shm_bytes,
+            is_terminal=spec.terminal,
+            idle_stop_seconds=spec.idle_stop_seconds,
             grace_seconds=grace,
             stop_signal=f"SIG{(spec.checkpoint_signal or CheckpointSignal.TERM).value}",
             log_limit_bytes=rules.log_limit_bytes,
@@ -147,6 +151,13 @@ def _check_rules(spec: JobSpec, rights: Rights, rules: SubmissionRules, now_ms: 
             "this centre runs processes and no images",
             tries=("leave out --image",),
             problems=(Problem("no images run here", "image"),),
+        )
+    if spec.terminal and not rules.has_terminals:
+        raise Refused(
+            RefusalCode.POLICY,
+            "jobs have no terminals here: run --pty works where jobs are processes",
+            tries=("turnstile run -- COMMAND",),
+            problems=(Problem("is not offered here", "terminal"),),
         )
     _check_container(spec, rules)
     _check_share(spec, rules)

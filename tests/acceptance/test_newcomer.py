@@ -81,7 +81,7 @@ def test_the_wheel_holds_the_four_packages_and_nothing_else(wheel: Path) -> None
     tops = {name.partition("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == PACKAGES
     assert len(tops) == len(PACKAGES) + 1
-    strange = [name for name in names if "__pycache__" in name or "test" in Path(name).name]
+    strange = [name for name in names if "__pycache__" in name or Path(name).name.startswith(("test_", "conftest"))]
     assert strange == []
     assert any(name.startswith("cli/daemon/migrations/versions/") for name in names), "a daemon needs its migrations"
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)

@@ -14,7 +14,11 @@ from ulid import ULID
 
 from cli.daemon.attendance import Attendance
 from metering.admission import BudgetAdmission
+from metering.billing_routes import billing_routes
 from metering.budget_routes import budget_routes
+from metering.closing import PeriodTerms
+from metering.focus import FocusTerms
+from metering.period_routes import period_routes
 from metering.routes import ledger_routes
 from scheduler.auth import Role, new_secret, secret_hash
 from scheduler.clock import ManualClock
@@ -24,7 +28,7 @@ from scheduler.core.occupancy import Evidence
 from scheduler.core.plan import Plan
 from scheduler.core.policy import Policy
 from scheduler.core.state import ClusterState
-from scheduler.executor import Ended, LogChunk, NodeInventory, Started
+from scheduler.executor import Ended, Enterable, LogChunk, NodeInventory, Started
 from scheduler.planner import Offer, offers_of
 from scheduler.routes.app import api
 from scheduler.routes.needs import ApiSettings
@@ -39,6 +43,7 @@ from scheduler.telemetry import Telemetry
 from tests.builders import START_MS, node
 
 T = TypeVar("T")
+PERIODS = PeriodTerms("Asia/Shanghai", 72 * 3_600_000, FocusTerms())
 
 
 class Centre:
@@ -51,6 +56,7 @@ class Centre:
         self.is_leading = True
         self.leader_url: str | None = None
         self.problems: list[str] = []
+        self.entrance: Enterable | None = None
         self.outputs: dict[tuple[str, int], tuple[bytes, bool]] = {}
         self.broken: Exception | None = None
         """What the next commands fail with, as when the database is away."""
@@ -167,5 +173,11 @@ def two_tenants(database: Database) -> Centre:
 def app_of(centre: Centre, **settings: Any) -> FastAPI:
     """The app as the daemon puts it together."""
     limits = ApiSettings(version="1.2.3", **settings)
-    routes = (ledger_routes, budget_routes(centre.admission.zone), Attendance().routes)
+    routes = (
+        ledger_routes,
+        budget_routes(centre.admission.zone),
+        period_routes(PERIODS),
+        billing_routes(PERIODS),
+        Attendance().routes,
+    )
     return api(centre, centre.admission, limits, Telemetry("1.2.3"), routes)

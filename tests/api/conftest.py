@@ -1,6 +1,7 @@
 """A migrated SQLite database for each test, copied from one; and a client of the whole app."""
 
 import asyncio
+import json
 import shutil
 import threading
 from collections.abc import Coroutine, Iterator
@@ -60,6 +61,40 @@ class Http:
     def request(self, method: str, path: str, **rest: Any) -> httpx.Response:
         return self.run(self.client.request(method, path, **rest))
 
+    def open_socket(self, path: str, headers: dict[str, str], *sent: str) -> tuple[int, list[dict[str, Any]]]:
+        """Asks for a WebSocket and sends texts; returns 101 and all that came, or the refusal's status and document."""
+        incoming = [{"type": "websocket.connect"}, *({"type": "websocket.receive", "text": each} for each in sent)]
+        came: list[dict[str, Any]] = []
+
+        async def receive() -> dict[str, Any]:
+            return incoming.pop(0) if incoming else {"type": "websocket.disconnect", "code": 1000}
+
+        async def send(message: Any) -> None:
+            came.append(dict(message))
+
+        scope = {
+            "type": "websocket",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "scheme": "ws",
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": b"",
+            "root_path": "",
+            "headers": [(name.lower().encode(), value.encode()) for name, value in headers.items()],
+            "client": ("127.0.0.1", 50_000),
+            "server": ("turnstile.example", 80),
+            "subprotocols": [],
+            "state": {},
+            "extensions": {"websocket.http.response": {}},
+        }
+        self.run(asyncio.wait_for(self._app(scope, receive, send), DEADLINE_SECONDS))
+        if came[0]["type"] == "websocket.accept":
+            return 101, [json.loads(each["text"]) for each in came if each.get("text")]
+        body = b"".join(each.get("body", b"") for each in came)
+        headers = {name.decode(): value.decode() for name, value in came[0]["headers"]}
+        return int(came[0]["status"]), [json.loads(body) if body else headers]
+
     def close(self) -> None:
         async def end() -> None:
             await self.client.aclose()
@@ -89,6 +124,9 @@ class Client:
 
     def post(self, path: str, **rest: Any) -> httpx.Response:
         return self.request("POST", path, **rest)
+
+    def socket(self, path: str, *sent: dict[str, Any]) -> tuple[int, list[dict[str, Any]]]:
+        return self.http.open_socket(path, self.headers, *(json.dumps(each) for each in sent))
 
     def submit(self, **spec: Any) -> int:
         """Submits the smallest job, changed as the test says; returns its id."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from fastapi import FastAPI
-from fastapi.routing import APIRoute
+from fastapi.routing import APIRoute, APIWebSocketRoute
 
 from scheduler.auth import Caller, Rights, Role
 from scheduler.core.model import AccountId, UserName
@@ -57,6 +57,9 @@ WHO_MAY: dict[tuple[str, str], tuple[set[Role | None], Any]] = {
     ("GET", "/v1/admin/tokens"): ({T, O}, None),
     ("POST", "/v1/admin/tokens"): ({T, O}, {"role": "user", "account": "acme/vision", "user": "bob"}),
     ("DELETE", "/v1/admin/tokens/{token_id}"): ({T, O}, None),
+    ("GET", "/v1/tokens"): ({U, T, B, O}, None),
+    ("POST", "/v1/tokens"): ({U, T, B, O}, {"expires_in_seconds": 60}),
+    ("DELETE", "/v1/tokens/{token_id}"): ({U, T, B, O}, None),
     ("GET", "/v1/admin/prices"): ({B, O}, None),
     ("POST", "/v1/admin/prices"): ({O}, BOOK),
     ("GET", "/v1/admin/prices/{version}"): ({B, O}, None),
@@ -94,10 +97,16 @@ WHO_MAY: dict[tuple[str, str], tuple[set[Role | None], Any]] = {
     ("GET", "/v1/reservations"): ({U, T, B, O}, None),
     ("POST", "/v1/admin/reservations"): ({O}, {"name": "works", "duration_seconds": 60, "nodes": ["h1"]}),
     ("DELETE", "/v1/admin/reservations/{name}"): ({O}, None),
+    ("GET", "/v1/billing"): ({T, B, O}, None),
+    ("GET", "/v1/billing/{period}"): ({T, B, O}, None),
     ("GET", "/v1/usage"): ({U, T, B, O}, None),
+    ("GET", "/v1/usage/forecast"): ({U, T, B, O}, None),
     ("GET", "/v1/admin/ledger/verify"): ({B, O}, None),
     ("GET", "/v1/admin/ledger/export"): ({B, O}, None),
     ("GET", "/v1/admin/ledger/unknown"): ({B, O}, None),
+    ("GET", "/v1/admin/ledger/periods"): ({B, O}, None),
+    ("POST", "/v1/admin/ledger/close"): ({O}, {"period": "2026-09"}),
+    ("POST", "/v1/admin/ledger/correct"): ({O}, {"period": "2026-09"}),
     ("POST", "/v1/admin/ledger/reclassify"): (
         {O},
         {"allocation": "A", "ended_at": "2026-11-02T00:00:00Z", "reason": "x"},
@@ -109,7 +118,20 @@ WHO_MAY: dict[tuple[str, str], tuple[set[Role | None], Any]] = {
 }
 """Each route: the roles that it answers, and the body of a request that it takes."""
 
-WHERE = {"path:path": "acme/new", "token_id": "none", "name": "h1", "node": "ana", "version": "none"}
+WHO_MAY_OPEN: dict[str, set[Role | None]] = {
+    "/v1/jobs/{ref}/exec": {U, T},
+    "/v1/jobs/{ref}/attach": {U, T},
+    "/v1/jobs/{ref}/port": {U, T},
+}
+"""Each WebSocket: the roles that it opens to."""
+WHERE = {
+    "path:path": "acme/new",
+    "token_id": "none",
+    "name": "h1",
+    "node": "ana",
+    "version": "none",
+    "period": "2026-11",
+}
 _OPEN_DOCUMENT = ("GET", "/v1/openapi.json")
 
 
@@ -118,11 +140,39 @@ def routes_of(app: FastAPI) -> Iterator[tuple[str, str]]:
         yield from ((method.upper(), path.replace("{path}", "{path:path}")) for method in operations)
 
 
+def sockets_of(app: FastAPI) -> Iterator[str]:
+    """The WebSockets, wherever the framework keeps its routers: the document does not name them."""
+    waiting = list(app.router.routes)
+    while waiting:
+        route = waiting.pop()
+        if isinstance(route, APIWebSocketRoute):
+            yield route.path
+        waiting += (
+            getattr(getattr(route, "original_router", None), "routes", None) or getattr(route, "routes", None) or []
+        )
+
+
 def test_every_route_stands_in_the_table(centre: Centre) -> None:
     app = app_of(centre)
     hidden = [route for route in app.routes if isinstance(route, APIRoute) and not route.include_in_schema]
     assert hidden == []
     assert set(routes_of(app)) == set(WHO_MAY)
+    assert set(sockets_of(app)) == set(WHO_MAY_OPEN)
+
+
+@pytest.mark.parametrize("role", [None, *Role])
+def test_every_websocket_opens_to_its_roles_and_no_other(people: People, role: Role | None, centre: Centre) -> None:
+    job = people.user().submit()
+    centre.tick()
+    account = "" if role in {O, B, A} else "acme/vision"
+    asker = people.stranger() if role is None else people.with_role(role, account, "ana")
+    for path, allowed in WHO_MAY_OPEN.items():
+        status, (document, *_) = asker.socket(path.format(ref=job))
+        if role in allowed:
+            assert (status, document["code"]) == (422, "policy"), (path, role)  # this centre offers no way in
+        else:
+            code = "not_logged_in" if role is None else "not_allowed"
+            assert (status, document["code"]) == (401 if role is None else 403, code), (path, role)
 
 
 @pytest.mark.parametrize("role", [None, *Role])
@@ -246,6 +296,60 @@ def test_a_token_is_told_once_and_works_until_it_is_revoked(http: Http, people: 
     assert made["secret"] not in listed.text
     assert operator.request("DELETE", f"/v1/admin/tokens/{made['id']}").json()["was_valid"] is True
     assert holder.get("/v1/whoami").status_code == 401
+
+
+@pytest.mark.parametrize("role", [O, A])
+def test_no_token_of_a_tenant_has_a_role_of_the_centre(people: People, role: Role) -> None:
+    body = {"role": role.value, "account": "acme", "user": "olga"}
+    refused = people.operator().post("/v1/admin/tokens", json=body)
+    assert (refused.status_code, refused.json()["code"]) == (422, "invalid")
+
+
+def test_an_operators_token_of_a_tenant_from_before_does_nothing(people: People) -> None:
+    people.user("zoe", "zeta/lab")
+    old = people.with_role(Role.OPERATOR, "acme", "olga")
+    for method, path, body in (
+        ("PUT", "/v1/admin/accounts/zeta", {"weight": 5}),
+        ("POST", "/v1/admin/accounts/zeta/suspend", {}),
+        ("POST", "/v1/admin/nodes/h1/drain", {"reason": "x"}),
+        ("POST", "/v1/admin/pause", {}),
+        ("GET", "/v1/nodes", None),
+    ):
+        assert old.request(method, path, json=body).json()["code"] == "not_allowed", path
+
+
+def test_a_token_made_for_oneself_is_like_its_maker_and_seen_by_nobody_else(http: Http, people: People) -> None:
+    ana, bob = people.user("ana"), people.user("bob")
+    made = ana.post("/v1/tokens", json={"expires_in_seconds": 60}).json()
+    assert (made["user"], made["role"], made["account"]) == ("ana", "user", "acme/vision")
+    assert Client(http, made["secret"]).get("/v1/whoami").json()["user"] == "ana"
+    assert made["id"] in ana.get("/v1/tokens").text
+    for other in (bob, people.admin(), people.user("ana", "zeta/lab"), people.operator()):
+        assert made["id"] not in other.get("/v1/tokens").text
+        assert other.request("DELETE", f"/v1/tokens/{made['id']}").status_code == 404
+    assert ana.request("DELETE", f"/v1/tokens/{made['id']}").json()["was_valid"] is True
+    assert Client(http, made["secret"]).get("/v1/whoami").status_code == 401
+
+
+def test_a_token_made_for_oneself_lives_no_longer_than_its_maker(centre: Centre, http: Http, people: People) -> None:
+    operator = people.operator()
+    body = {"role": "user", "account": "acme/vision", "user": "ana", "expires_in_seconds": 600}
+    ana = Client(http, operator.post("/v1/admin/tokens", json=body).json()["secret"])
+    refused = ana.post("/v1/tokens", json={"expires_in_seconds": 3600})
+    assert refused.json()["code"] == "policy"
+    made = Client(http, ana.post("/v1/tokens", json={}).json()["secret"])
+    assert made.get("/v1/whoami").json()["expires_at"] is not None
+    centre.clock.advance(seconds=601)
+    assert made.get("/v1/whoami").status_code == 401
+
+
+def test_a_revoked_token_that_is_still_remembered_makes_none(centre: Centre, http: Http) -> None:
+    from scheduler.store.tokens import RevokeToken
+
+    holder = Client(http, centre.token(Role.OPERATOR, "", "olga"))
+    id_ = holder.get("/v1/whoami").json()["token_id"]
+    centre.commit(RevokeToken(id_))
+    assert holder.post("/v1/tokens", json={}).status_code == 401
 
 
 def test_a_token_revoked_elsewhere_is_refused_within_a_second(centre: Centre, http: Http) -> None:

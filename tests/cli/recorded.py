@@ -448,6 +448,31 @@ UNKNOWN = page(
 )
 
 
+PERIOD = {
+    "period": "2026-10",
+    "status": "closed",
+    "from": "2026-09-30T16:00:00.000Z",
+    "to": "2026-10-31T16:00:00.000Z",
+    "zone": "Asia/Shanghai",
+    "closes_from": "2026-11-03T16:00:00.000Z",
+    "closed_at": "2026-11-04T01:30:00.000Z",
+    "closed_by": "mei",
+    "manifest_sha256": "5e1f" * 16,
+    "seal": "a0b1" * 16,
+}
+OPEN_PERIOD = PERIOD | {
+    "period": "2026-11",
+    "status": "open",
+    "from": "2026-10-31T16:00:00.000Z",
+    "to": "2026-11-30T16:00:00.000Z",
+    "closes_from": "2026-12-03T16:00:00.000Z",
+    "closed_at": None,
+    "closed_by": None,
+    "manifest_sha256": None,
+    "seal": None,
+}
+
+
 def centre(peer: Peer) -> None:
     """Lets a peer answer as the whole of the small centre."""
     peer.answers("GET", "/v1/whoami", ME)
@@ -474,10 +499,14 @@ def centre(peer: Peer) -> None:
         ("release", "released"),
         ("requeue", "requeued"),
         ("checkpoint", "checkpointed"),
+        ("update", "changed"),
     ):
         peer.answers(
             "POST", f"/v1/jobs/{verb}", page("JobActionList", [{"id": 10482, "did": did, "state": "cancelled"}])
         )
+    peer.answers(
+        "POST", "/v1/jobs/update", page("JobActionList", [{"id": 10482, "did": "changed", "state": "pending"}])
+    )
     peer.answers("GET", "/v1/gpus", GPUS)
     peer.answers("GET", "/v1/nodes", NODES)
     peer.answers("GET", "/v1/admin/accounts", ACCOUNTS)
@@ -491,9 +520,10 @@ def centre(peer: Peer) -> None:
     peer.answers("PUT", "/v1/admin/users", envelope("User", **USERS["items"][0], did_change=True))
     removed = envelope("UserRemoved", account="acme", user="mei", tokens_revoked=2)
     peer.answers("DELETE", "/v1/admin/users", removed)
-    peer.answers("GET", "/v1/admin/tokens", TOKENS)
-    peer.answers("POST", "/v1/admin/tokens", envelope("Token", **TOKENS["items"][0], secret="tst_made-just-now"))
-    peer.answers("DELETE", "/v1/admin/tokens/01JDT", envelope("TokenRevoked", id="01JDT", was_valid=True))
+    for path in ("/v1/tokens", "/v1/admin/tokens"):
+        peer.answers("GET", path, TOKENS)
+        peer.answers("POST", path, envelope("Token", **TOKENS["items"][0], secret="tst_made-just-now"))
+        peer.answers("DELETE", f"{path}/01JDT", envelope("TokenRevoked", id="01JDT", was_valid=True))
     peer.answers("GET", "/v1/admin/prices", PRICES)
     peer.answers("POST", "/v1/admin/prices", envelope("PriceBook", **PRICES["items"][0]))
     for verb in ("drain", "resume"):
@@ -511,4 +541,7 @@ def centre(peer: Peer) -> None:
     peer.answers("DELETE", "/v1/admin/reservations/switch-works", envelope("Reservation", **RESERVATION))
     peer.answers("GET", "/v1/admin/ledger/verify", SOUND)
     peer.answers("GET", "/v1/admin/ledger/unknown", UNKNOWN)
+    peer.answers("GET", "/v1/admin/ledger/periods", page("PeriodList", [PERIOD, OPEN_PERIOD]))
+    peer.answers("POST", "/v1/admin/ledger/close", envelope("Period", **PERIOD))
+    peer.answers("POST", "/v1/admin/ledger/correct", envelope("Corrected", corrections=2, line_id=None))
     peer.answers("POST", "/v1/admin/ledger/reclassify", envelope("Reclassified", did_change=True))

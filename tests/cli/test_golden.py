@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Home
-from tests.cli.peer import NOW, Peer, envelope, page, problem
+from tests.cli.peer import NOW, Peer, Reply, envelope, page, problem
 from tests.cli.recorded import ACCOUNTS, FAILED, RUNNING, UNSOUND, job
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -42,6 +42,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], tuple[str, str]]] = {
     "release": (("release", "-y", "10482"), ("POST", "/v1/jobs/release")),
     "requeue": (("requeue", "-y", "10482"), ("POST", "/v1/jobs/requeue")),
     "checkpoint": (("checkpoint", "10482"), ("POST", "/v1/jobs/checkpoint")),
+    "update": (("update", "10482", "-t", "2h"), ("POST", "/v1/jobs/update")),
     "gpus": (("gpus",), ("GET", "/v1/gpus")),
     "nodes": (("nodes",), ("GET", "/v1/nodes")),
     "whoami": (("whoami",), ("GET", "/v1/whoami")),
@@ -63,6 +64,10 @@ COMMANDS: dict[str, tuple[tuple[str, ...], tuple[str, str]]] = {
     ),
     "admin-token-list": (("admin", "token", "list"), ("GET", "/v1/admin/tokens")),
     "admin-token-revoke": (("admin", "token", "revoke", "01JDT"), ("DELETE", "/v1/admin/tokens/01JDT")),
+    "token-create": (("token", "create", "--expires", "30d"), ("POST", "/v1/tokens")),
+    "token-list": (("token", "list"), ("GET", "/v1/tokens")),
+    "token-revoke": (("token", "revoke", "01JDT"), ("DELETE", "/v1/tokens/01JDT")),
+    "admin-job-boost": (("admin", "job", "boost", "10482"), ("POST", "/v1/jobs/update")),
     "admin-price-list": (("admin", "price", "list"), ("GET", "/v1/admin/prices")),
     "admin-node-drain": (("admin", "node", "drain", "gpu-017", "-r", "fan"), ("POST", "/v1/admin/nodes/gpu-017/drain")),
     "admin-node-resume": (("admin", "node", "resume", "gpu-017"), ("POST", "/v1/admin/nodes/gpu-017/resume")),
@@ -86,6 +91,12 @@ COMMANDS: dict[str, tuple[tuple[str, ...], tuple[str, str]]] = {
         ("DELETE", "/v1/admin/reservations/switch-works"),
     ),
     "admin-ledger-verify": (("admin", "ledger", "verify"), ("GET", "/v1/admin/ledger/verify")),
+    "admin-ledger-periods": (("admin", "ledger", "periods"), ("GET", "/v1/admin/ledger/periods")),
+    "admin-ledger-close": (("admin", "ledger", "close", "--period", "2026-10"), ("POST", "/v1/admin/ledger/close")),
+    "admin-ledger-correct": (
+        ("admin", "ledger", "correct", "--period", "2026-10"),
+        ("POST", "/v1/admin/ledger/correct"),
+    ),
     "admin-ledger-unknown": (("admin", "ledger", "unknown"), ("GET", "/v1/admin/ledger/unknown")),
     "admin-ledger-reclassify": (
         ("admin", "ledger", "reclassify", "--allocation", "A", "--ended-at", "2026-11-02T09:00:00Z", "-r", "journal"),
@@ -275,6 +286,29 @@ def test_only_jobs_that_wait_get_other_terms(home: Home, peer: Peer, did: str, s
         "priority": "high",
         "begins_at_once": True,
     }
+
+
+@pytest.mark.parametrize(
+    ("answered", "code"),
+    [
+        (problem("policy", 422, "there is no way into running jobs here"), 3),
+        (problem("not_found", 404, "no job 10482 in tenant acme"), 4),
+        (problem("not_allowed", 403, "job 10482 is ana's"), 5),
+        (problem("wrong_state", 409, "job 10482 is pending; only a running job can be entered"), 6),
+        (problem("unavailable", 503, "no daemon leads at the moment"), 7),
+    ],
+)
+@pytest.mark.parametrize("words", [("exec", "10482", "--", "true"), ("port-forward", "10482", "0:8888")], ids="-".join)
+def test_a_refused_entry_is_told_like_any_other_refusal(
+    home: Home, peer: Peer, words: tuple[str, ...], answered: Reply, code: int
+) -> None:
+    path = "exec" if words[0] == "exec" else "port"
+    peer.answers("GET", f"/v1/jobs/10482/{path}", answered)
+    told = home.turnstile(*words)
+    assert (told.code, told.out) == (code, "")
+    assert told.err.startswith("error: ")
+    as_json = home.turnstile(words[0], "-o", "json", *words[1:])
+    assert (as_json.code, json.loads(as_json.out)["kind"]) == (code, "Error")
 
 
 def test_an_update_without_terms_says_what_is_missing(home: Home) -> None:

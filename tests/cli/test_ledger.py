@@ -166,7 +166,6 @@ def test_an_export_from_the_server_is_unpacked_into_a_directory_of_its_own(home:
         "from": ["2026-10-31T16:00:00Z"],
         "to": ["2026-11-30T16:00:00Z"],
         "zone": ["Asia/Shanghai"],
-        "focus": ["1.2"],
     }
 
 
@@ -209,3 +208,46 @@ def test_an_exports_focus_file_is_checked_and_a_broken_one_is_exit_1(home: Home,
     )
     assert home.turnstile("admin", "ledger", "check-focus", "nowhere.csv").code == 3
     assert home.turnstile("admin", "ledger", "export", "more", *flags[:-4], "--focus", "0.5").code == 2
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ("close", "--period", "november"),
+        ("close", "--period", "2026-13"),
+        ("verify", "--period", "2026-1"),
+        ("correct", "--period", "2026-10", "--line", "a/1"),
+        ("correct", "--period", "2026-10", "--line", "a/1", "--amount", "much", "-r", "x"),
+        ("reclassify", "-r", "x"),
+        ("reclassify", "-r", "x", "--device", "G", "--from", "today", "--to", "2026-11-02T09:00Z", "--as", "idle"),
+        ("reclassify", "-r", "x", "--allocation", "A", "--ended-at", "2026-11-02T09:00"),
+    ],
+    ids=lambda typed: " ".join(typed[:3]),
+)
+def test_what_cannot_be_meant_is_a_usage_problem_and_asks_nobody(
+    home: Home, peer: Peer, typed: tuple[str, ...]
+) -> None:
+    assert home.turnstile("admin", "ledger", *typed).code == 2
+    assert peer.asked == []
+
+
+def test_a_copy_that_is_a_directory_is_an_export(home: Home, kept: tuple[Path, Centre]) -> None:
+    path, centre = kept
+    assert home.turnstile("admin", "ledger", "export", "out", "--copy", str(path), *span_of(centre)).code == 0
+    done = home.turnstile("admin", "ledger", "verify", "--copy", "out", "-o", "json")
+    assert (done.code, json.loads(done.out)["counts"]["files"]) == (0, 4)
+
+
+def test_an_amount_less_is_sent_as_it_was_typed(home: Home, peer: Peer) -> None:
+    from tests.cli.recorded import centre as whole
+
+    whole(peer)
+    flags = ("--period", "2026-10", "--line", "a/1/2026-10-31/b", "--amount", "-12.30", "-r", "goodwill")
+    assert home.turnstile("admin", "ledger", "correct", *flags).code == 0
+    (asked,) = peer.requests("POST", "/v1/admin/ledger/correct")
+    assert json.loads(asked.body) == {
+        "period": "2026-10",
+        "line_id": "a/1/2026-10-31/b",
+        "amount": "-12.30",
+        "reason": "goodwill",
+    }

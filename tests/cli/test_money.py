@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from cli.commands.money import named_span
+from cli.spending import forecast_cell, plotted
 from tests.cli.conftest import Home
 from tests.cli.peer import Json, Peer, page
 
@@ -58,6 +59,86 @@ def test_usage_is_a_table_with_its_sum_its_span_and_what_is_not_known(home: Home
     assert "total 2,276.1 GPU-hours" in done.err
     assert "2026-11-01T00:00:00Z to 2026-11-23T12:31:07Z, days of UTC" in done.err
     assert "idle is billed, shown so that you can act" in done.err
+
+
+def amount(digits: str) -> Json:
+    return {"amount": digits, "currency": "USD"}
+
+
+@pytest.fixture
+def planned(told: Peer) -> Peer:
+    """The peer tells budgets and forecasts too."""
+    budgets = [
+        {"account": "nlp", "period": "month", "paid": amount("8841.00")},
+        {"account": "", "period": "month", "paid": amount("13841.00")},
+        {"account": "vision", "period": "prepaid", "paid": amount("5.00")},
+    ]
+    forecast = {
+        "account": "nlp",
+        "so_far": amount("4531.030864"),
+        "low": amount("8120.200000"),
+        "high": amount("8900.400000"),
+        "until": "2026-12-01T00:00:00Z",
+        "days": 7,
+    }
+    told.answers("GET", "/v1/budgets", page("BudgetList", budgets))
+    told.answers("GET", "/v1/usage/forecast", page("ForecastList", [forecast], totals=[{**forecast, "account": None}]))
+    return told
+
+
+def test_this_months_projects_have_their_budget_and_forecast_beside_them(home: Home, planned: Peer) -> None:
+    done = home.turnstile("usage")
+    assert done.code == 0, done.err
+    assert done.out.splitlines() == [
+        "PROJECT  GPU-HOURS  OF WHICH IDLE  PREEMPTED          COST    BUDGET        FORECAST 30 NOV",
+        "nlp        1,812.4     96.2   5 %       12.0  4,531.03 USD  8,841.00  8,120 … 8,900  (near)",
+        "vision       463.7              -        0.0             -         -                      -",
+    ]
+    assert "budget 13,841.00, forecast 8,120 … 8,900" in done.err
+    document = json.loads(home.turnstile("usage", "-o", "json").out)
+    assert document["items"][0]["forecast"]["high"] == amount("8900.400000")
+    assert (document["items"][1]["budget"], document["items"][1]["forecast"]) == (None, None)
+
+
+@pytest.mark.parametrize(("limit", "mark"), [("8000", "  (over)"), ("8500", "  (near)"), ("8900.4", ""), ("90000", "")])
+def test_a_forecast_is_held_against_its_budget(limit: str, mark: str) -> None:
+    item = {"budget": amount(limit), "forecast": {"low": amount("8120.2"), "high": amount("8900.4")}}
+    assert forecast_cell(item) == f"8,120 … 8,900{mark}"
+    assert forecast_cell({**item, "budget": None}) == "8,120 … 8,900"
+    assert forecast_cell({"forecast": None}) is None
+
+
+def test_other_times_and_keys_ask_for_no_forecast(home: Home, planned: Peer) -> None:
+    for flags in (("--for", "last month"), ("--by", "user"), ("--from", "2026-11-01")):
+        assert "FORECAST" not in home.turnstile("usage", *flags).out
+    assert planned.requests("GET", "/v1/usage/forecast") == []
+
+
+def test_usage_is_drawn_as_bars_that_fit_the_window(home: Home, told: Peer) -> None:
+    lines = home.turnstile("usage", "--plot").out.splitlines()
+    start = lines.index("GPU-hours")  # one project has no price
+    assert lines[start + 1].startswith("nlp     1,812.4  ####")
+    assert max(map(len, lines[start:])) <= 80
+
+
+@pytest.mark.parametrize("columns", [20, 40, 80, 200])
+def test_bars_are_in_proportion_and_never_wider_than_the_window(columns: int) -> None:
+    costs = ("4531.03", "0.01", "0.00", "2265.515")
+    answer = {"items": [group(f"2026-11-0{i}", "1.0", None, cost) for i, cost in enumerate(costs, start=1)]}
+    unit, *bars = plotted(answer, columns)
+    lengths = [bar.count("#") for bar in bars]
+    assert unit == "cost in USD"
+    assert lengths[1:3] == [1, 0]
+    assert abs(lengths[0] - 2 * lengths[3]) <= 1
+    assert all(len(bar) <= max(columns, 10 + 2 + 8 + 2 + 10) for bar in bars)
+
+
+def test_hostile_and_wide_names_keep_their_bars_in_line() -> None:
+    answer = {"items": [group("视觉组", "2.0", None, None), group("\x1b[31mred", "1.0", None, None)]}
+    _, first, second = plotted(answer, 80)
+    assert "\x1b" not in second
+    assert plotted({"items": []}, 80) == []
+    assert first.startswith("视觉组")
 
 
 def test_csv_and_json_have_every_digit(home: Home, told: Peer) -> None:

@@ -12,7 +12,7 @@ from tests.cli.conftest import ROOT, Home
 
 SERVER_LIBRARIES = frozenset({
     "sqlmodel", "sqlalchemy", "kubernetes", "apscheduler", "pynvml", "prometheus_client", "fastapi", "starlette",
-    "pydantic", "uvicorn", "alembic", "psycopg", "httpx", "rich", "scheduler", "metering", "k8s",
+    "pydantic", "uvicorn", "alembic", "psycopg", "httpx", "rich", "websockets", "scheduler", "metering", "k8s",
 })  # fmt: skip
 
 

@@ -195,6 +195,20 @@ def test_a_dry_run_says_so_to_the_server_and_prints_no_id(home: Home, peer: Peer
     assert home.turnstile("run", "--dry-run", "-t", "12h", "x").out == done.out
 
 
+def test_a_contexts_project_is_not_sent_with_another_token(
+    home: Home, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = home.path / ".config/turnstile"
+    folder.mkdir(parents=True)
+    (folder / "config.toml").write_text(
+        f'current = "dev"\n[contexts.dev]\nurl = "{peer.url}"\ntoken_file = "{home.token_file}"\nproject = "dev/main"\n'
+    )
+    assert sent(home, peer, "-t", "1h", "x").get("project") is None  # the environment names a token
+    monkeypatch.delenv("TURNSTILE_TOKEN_FILE")
+    assert sent(home, peer, "-t", "1h", "x")["project"] == "dev/main"
+    assert sent(home, peer, "--token-file", str(home.token_file), "-t", "1h", "x").get("project") is None
+
+
 def test_the_project_comes_from_flag_environment_or_project_file(
     home: Home, peer: Peer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,7 @@ from tests.cli.conftest import ROOT
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(600)]
 READY_SECONDS = 60.0
-DOCS = ("tutorials/admin.md", "tutorials/engineer.md", "tutorials/billing.md", "slurm.md")
+DOCS = ("tutorials/admin.md", "tutorials/engineer.md", "tutorials/billing.md", "slurm.md", "recipes.md")
 """In this order on one daemon: the admin's imports the price book that the others' money needs."""
 _EXIT = re.compile(r"^(?P<command>.*\S)\s+# exit (?P<code>[0-9]+)$")
 

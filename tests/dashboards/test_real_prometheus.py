@@ -168,7 +168,7 @@ def test_the_rules_are_evaluated_without_an_error_and_a_healthy_centre_fires_non
         ),
         "every alert was evaluated",
     )
-    assert len(alerts) == 20
+    assert len(alerts) == 21
     for rule in alerts:
         assert rule["health"] == "ok", rule
         assert rule["state"] != "firing", rule

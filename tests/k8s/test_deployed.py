@@ -152,7 +152,7 @@ def test_the_check_as_the_daemons_account_finds_no_right_missing_and_names_what_
     found = by_check(check_cluster(api, LedgerClock()))
     assert [each.verdict for each in found["rights"]] == [Verdict.FINE]
     assert found["clock"][0].verdict is Verdict.FINE
-    assert "8 GPUs" in found["gpus"][0].message
+    assert int(found["gpus"][0].message.split()[0]) >= 8, "the server may have the contract suite's nodes too"
     assert (found["gpu_labels"][0].verdict, NODE in found["gpu_labels"][0].message) == (Verdict.LACKS, True)
     admin.merge(f"/api/v1/nodes/{NODE}", {"metadata": {"labels": {"nvidia.com/gpu.product": "NVIDIA-H100"}}})
     assert by_check(check_cluster(api, LedgerClock()))["gpu_labels"][0].verdict is Verdict.FINE

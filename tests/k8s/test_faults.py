@@ -165,6 +165,38 @@ def test_a_silent_nodes_jobs_end_at_its_last_sign_of_life(rig_with: Callable[...
     rig.annotate_node(name, state=None)
 
 
+@pytest.mark.parametrize("tells", ["lastHeartbeatTime", "lastTransitionTime"])
+def test_a_pod_evicted_from_a_node_that_is_back_by_now_was_not_cancelled_by_anybody(rig: Rig, tells: str) -> None:
+    """Servers before 1.26 don't say that it was their own eviction: the node's return does, seen or as it is told."""
+    order = rig.order()
+    rig.start(order)
+    name, pod = rig.ground.nodes[0], rig.pods(order)[0]
+    silence(rig, name)
+    until(lambda: rig.offered(name).node.availability is NodeAvailability.DOWN, "a node that is down")
+    rig.admin.delete(f"/api/v1/namespaces/{pod.namespace}/pods/{pod.name}")
+    back = {"type": "Ready", "status": "True", tells: server_of(rig).store.stamp()}
+    change_node(rig, name, lambda item: item["status"].update(conditions=[back]))
+    until(lambda: rig.offered(name).node.availability is NodeAvailability.UP, "a node that is up")
+    rig.annotate_node(name, state=None)
+    ended = rig.until_ended(order)
+    assert (ended.reason, name in (ended.detail or "")) == (EndReason.NODE_LOST, True), ended
+
+
+def test_a_pod_deleted_by_hand_on_a_node_that_was_away_long_ago_is_cancelled(rig: Rig) -> None:
+    name = rig.ground.nodes[0]
+    silence(rig, name)
+    rig.until(lambda: rig.offered(name).node.availability is NodeAvailability.DOWN, "a node that is down")
+    back = {"type": "Ready", "status": "True", "lastHeartbeatTime": "2026-01-01T00:00:00Z"}
+    change_node(rig, name, lambda item: item["status"].update(conditions=[back]))
+    rig.annotate_node(name, state=None)
+    rig.until(lambda: rig.offered(name).node.availability is NodeAvailability.UP, "a node that is up")
+    order = rig.order()
+    rig.start(order)
+    pod = rig.pods(order)[0]
+    rig.admin.delete(f"/api/v1/namespaces/{pod.namespace}/pods/{pod.name}")
+    assert rig.until_ended(order).reason is EndReason.CANCELLED
+
+
 def test_a_lost_nodes_slots_stay_taken_until_its_pods_are_gone(rig_with: Callable[..., Rig]) -> None:
     rig = rig_with(node_lost_seconds=0.0)
     order = rig.order(gpus=3)

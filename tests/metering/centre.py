@@ -133,7 +133,9 @@ class Centre:
 
     def _apply(self, job: JobId, shape: Shape, booking: Booking, grants: tuple[Grant, ...]) -> AllocationId:
         start = Start(job, shape.gpu_classes[0], booking, grants)
-        applied, _ = self._writer.run(ApplyPlan(Plan(1, self.now_ms, (start,))))
+        # The ledger's time, which does not run back when somebody sets the clock: as a daemon's clock has its floor.
+        planned_ms = max(self.now_ms, self._writer._floor_ms or 0)
+        applied, _ = self._writer.run(ApplyPlan(Plan(1, planned_ms, (start,))))
         assert not applied.rejected, applied.rejected
         return applied.started[0].allocation.id
 

@@ -116,6 +116,7 @@ def test_a_line_says_what_was_held_and_what_it_costs(centre: Centre, tmp_path: P
         "list_price": "18.00",
         "price_band": "",
         "effective_amount": "18.000000",
+        "incident_id": "",
     }
     assert list(line) == list(USAGE_COLUMNS)
     assert (tax["line_type"], tax["amount"], tax["tax_rate"]) == ("tax", "1.080000", "0.06")
@@ -136,6 +137,7 @@ def test_the_columns_are_the_contract() -> None:
         " end_reason gpu_model gpu_share gpu_count priority_class start_local end_local start_utc duration_ms gpu_ms"
         " gpu_hours sku price_book unit_price list_amount discount_amount amount currency tax_rate line_type"
         " corrects_line_id package_id gpu_util_avg_pct energy_kwh evidence list_price price_band effective_amount"
+        " incident_id"
     )
     assert list(USAGE_COLUMNS) == contract.split()
 

@@ -48,6 +48,8 @@ LAUNCH = LaunchSpec(
     secrets=("HF_TOKEN",),
     volumes=("data:/data",),
     shm_bytes=1 << 30,
+    is_terminal=True,
+    idle_stop_seconds=1800,
     simulated_seconds=0.0,
     simulated_exit_code=3,
 )

@@ -1,4 +1,4 @@
-"""Two daemons on one PostgreSQL and one cluster: whoever leads, each job has one Job, one run, one bill.
+"""Daemons over a cluster: whoever leads, each job has one Job, one run, one bill; and what a first start needs.
 
 The cluster is the API server of `tests/k8s`, so that anyone can run this; the daemons and the database are real.
 """
@@ -22,10 +22,11 @@ from k8s.mirror import Mirror
 from tests.acceptance.conftest import MakeDaemon
 from tests.acceptance.daemons import Daemon, job, until
 from tests.acceptance.submitter import Submitter
+from tests.k8s.apiserver import Fault
 from tests.k8s.controllers import GPU, PREFIX
 from tests.k8s.grounds import Ground, memory_ground
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.postgres, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(300)]
 
 TAKEOVER_SECONDS = 15.0
 """The promise."""
@@ -158,6 +159,7 @@ def submitting(through: Daemon, others: list[Daemon]) -> Iterator[Submitter]:
         submitter.join(timeout=60)
 
 
+@pytest.mark.postgres
 def test_when_the_leader_is_killed_under_load_the_other_leads_and_every_job_runs_once(
     pair: tuple[Daemon, Daemon], ground: Ground, pods: Pods, postgres: Any
 ) -> None:
@@ -192,6 +194,7 @@ def test_when_the_leader_is_killed_under_load_the_other_leads_and_every_job_runs
         each.assert_no_trace_in_log()
 
 
+@pytest.mark.postgres
 def test_a_leader_that_was_frozen_and_wakes_up_fenced_doubles_and_ends_nothing(
     pair: tuple[Daemon, Daemon], ground: Ground, pods: Pods
 ) -> None:
@@ -214,6 +217,7 @@ def test_a_leader_that_was_frozen_and_wakes_up_fenced_doubles_and_ends_nothing(
     follower.turnstile("admin", "ledger", "verify")
 
 
+@pytest.mark.postgres
 def test_a_job_that_a_fenced_leader_left_behind_is_deleted_on_sight(
     pair: tuple[Daemon, Daemon], ground: Ground
 ) -> None:
@@ -238,3 +242,40 @@ def test_a_job_that_a_fenced_leader_left_behind_is_deleted_on_sight(
 
     until(is_gone, "the stray Job and its pods are gone")
     leader.turnstile("admin", "ledger", "verify")
+
+
+def config_of(ground: Ground) -> tuple[str, str]:
+    path = ground.folder / "single.toml"
+    lines = f'[executor]\nkind = "kubernetes"\n[kubernetes]\nkubeconfig = "{ground.kubeconfig}"\n'
+    path.write_text(lines, encoding="utf-8")
+    return ("--config", str(path))
+
+
+def test_a_jobs_secrets_are_the_namespaces_own_by_reference(make_daemon: MakeDaemon, ground: Ground) -> None:
+    centre = make_daemon("centre", *config_of(ground)).start().set_up()
+    words = ("submit", "--image", IMAGE, "-g", "1", "-t", "1h", "--secret", "wandb", "--", "train")
+    identity = centre.turnstile(*words, who="mei").out.strip()
+    centre.wait_for(identity, "running", "failed")
+    assert centre.job(identity)["state"] == "running", centre.job(identity)["detail"]
+    (made,) = ground.api().list_all("/apis/batch/v1/jobs")[0]
+    (container,) = made["spec"]["template"]["spec"]["containers"]
+    assert container["envFrom"] == [{"secretRef": {"name": "wandb"}}]
+    refused = centre.request("PUT", "/v1/secrets/wandb", {"value": "hunter2"}, token="mei")
+    assert refused.status in {403, 409, 422}
+    assert "kubectl create secret" in refused.body.decode()
+    assert "hunter2" not in centre.log
+
+
+def test_a_first_start_without_its_cluster_answers_and_makes_its_token_once_it_leads(
+    make_daemon: MakeDaemon, ground: Ground
+) -> None:
+    assert ground.server is not None
+    ground.server.faults.append(Fault("GET", "/api/v1/nodes", times=1_000_000, status=503))
+    centre = make_daemon("centre", *config_of(ground)).start(wait=False)
+    until(lambda: centre.probe("/healthz") == 200, "it is alive", 90)
+    assert centre.probe("/readyz") == 503
+    assert not centre.token().exists()
+    ground.server.faults.clear()
+    centre.wait_until_ready()
+    until(centre.token().exists, "the first operator's token")
+    centre.set_up()

@@ -1,0 +1,34 @@
+"""Billing periods in the daemon: in which zone months begin, and the look at them now and then."""
+
+from cli.daemon.money import centre_zone
+from cli.daemon.settings import Settings
+from metering.closing import PeriodTerms
+from metering.focus import FocusTerms
+from metering.settling import PeriodKeeper
+from scheduler.loop import Controller
+
+HOUR_MS = 3_600_000
+PERIODS_SECONDS = 60
+"""Between two looks at billing periods: how late one begins to close, or is corrected."""
+
+
+def period_terms(settings: Settings) -> PeriodTerms:
+    """Returns how the centre's periods are."""
+    metering = settings.metering
+    window_ms = round(metering.closing_hours * HOUR_MS)
+    return PeriodTerms(centre_zone(metering.zone).key, window_ms, FocusTerms(issuer=metering.issuer))
+
+
+class PeriodTurns:
+    """Looks at billing periods while this daemon leads."""
+
+    def __init__(self, controller: Controller, terms: PeriodTerms) -> None:
+        self._controller = controller
+        self.keeper = PeriodKeeper(controller, terms.zone, terms.window_ms)
+
+    def look(self) -> None:
+        """Begins to close the billing periods that are over, and corrects those that are closed."""
+        if self._controller.is_leading:
+            self.keeper.look()
+        else:
+            self.keeper.forget()

@@ -1,0 +1,50 @@
+"""Running jobs whose GPUs may be idle, and the end of those that asked to be ended then."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from scheduler.core.model import AllocationId, EndReason, JobId, JobState
+from scheduler.store.codec import grants_of, launch_of
+from scheduler.store.gangs import stop
+from scheduler.store.tables import ALLOCATION, JOB
+from scheduler.store.transaction import Transaction
+
+
+@dataclass(frozen=True, slots=True)
+class RunningGang:
+    """A running job as whoever watches for idleness needs it. `idle_stop_seconds` is None where nobody asked."""
+
+    job: JobId
+    allocation: AllocationId
+    devices: frozenset[str]
+    started_ms: int
+    idle_stop_seconds: int | None
+
+
+def running_gangs(connection: Connection) -> Iterator[RunningGang]:
+    """Yields the running jobs, in order of their numbers."""
+    statement = (
+        sa.select(JOB.c.id, JOB.c.launch, ALLOCATION.c.id, ALLOCATION.c.grants, ALLOCATION.c.started_ms)
+        .join(ALLOCATION, ALLOCATION.c.id == JOB.c.allocation_id)
+        .where(JOB.c.state == JobState.RUNNING.value, ALLOCATION.c.started_ms.is_not(None))
+        .order_by(JOB.c.id)
+    )
+    for job, launch, allocation, grants, started_ms in connection.execute(statement):
+        devices = frozenset(str(device) for grant in grants_of(grants) for device in grant.devices)
+        yield RunningGang(
+            JobId(job), AllocationId(allocation), devices, started_ms, launch_of(launch).idle_stop_seconds
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class StopIdle:
+    """Asks gangs to end because their GPUs were idle for as long as their jobs allow."""
+
+    allocations: tuple[AllocationId, ...]
+
+    def execute(self, tx: Transaction) -> int:
+        """Returns how many are being stopped by this; those that end already are left as they are."""
+        return len(stop(tx, self.allocations, EndReason.IDLE_STOP, "idle"))
