@@ -12,9 +12,10 @@ import sqlalchemy as sa
 from ulid import ULID
 
 from scheduler.admission import CostQuestion, HoldAsk
-from scheduler.core.events import AllocationMade
+from scheduler.core.events import AccountChanged, AllocationMade
 from scheduler.core.lifecycle import ACTIVE
 from scheduler.core.model import (
+    AccountId,
     Allocation,
     AllocationId,
     Device,
@@ -144,6 +145,7 @@ class _Starts:
         self._started_claims: list[JobId] = []
         self._allocation_rows: list[JsonObject] = []
         self._job_rows: list[JsonObject] = []
+        self._changed_here = {event.account.id for event in tx.events if isinstance(event, AccountChanged)}
         self._holds = tx.admission.holds(tx.connection, tx.now_ms)
 
     def take(self, start: Start) -> None:
@@ -200,10 +202,12 @@ class _Starts:
         if suspended is not None:
             return f"{suspended} is suspended"
         # Limits were the planner's to hold, by the terms as it knew them.
-        changed = next(
-            (step for step in lineage(job.account) if self._tx.account_changed_ms(step) > self._planned_ms), None
-        )
+        changed = next((step for step in lineage(job.account) if self._has_changed(step)), None)
         return None if changed is None else f"{changed} has other terms since the plan was made"
+
+    def _has_changed(self, account: AccountId) -> bool:
+        """Tells whether an account has other terms than the plan knew; what this transaction changed, none knew."""
+        return account in self._changed_here or self._tx.account_changed_ms(account) > self._planned_ms
 
     def _why_not_reserved(self, job: Job, start: Start) -> str | None:
         for grant in start.grants:

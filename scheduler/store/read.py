@@ -129,8 +129,10 @@ def live_orders(connection: Connection) -> list[StartOrder]:
         .order_by(ALLOCATION.c.id)
     )
     orders = []
+    charged = _charged_units(connection)
     for row in connection.execute(statement).all():
         allocation, launch = allocation_of(row[:-3]), launch_of(row[-3])
+        allocation = replace(allocation, charged_units=charged[allocation.id])
         array = None if row[-1] is None else JobId(row[-1])
         secrets = resolve(connection, allocation.account, launch.secrets)
         orders.append(StartOrder(allocation, launch, row[-2], array, secrets))
@@ -176,11 +178,15 @@ def latest_known_ms(connection: Connection) -> int:
 
 def _live_allocations(connection: Connection) -> tuple[Allocation, ...]:
     """Returns what runs, charged as the ledger has it: a node may have lost GPUs or gained some since the start."""
-    row = DEVICE_CURSOR.c
-    sums = sa.select(row.allocation_id, sa.func.sum(row.gpu_eq_units)).where(row.allocation_id.is_not(None))
-    charged = {id_: int(units) for id_, units in connection.execute(sums.group_by(row.allocation_id)).all()}
+    charged = _charged_units(connection)
     found = (allocation_of(each) for each in connection.execute(_LIVE_ALLOCATIONS))
     return tuple(replace(each, charged_units=charged[each.id]) for each in found)
+
+
+def _charged_units(connection: Connection) -> dict[str, int]:
+    row = DEVICE_CURSOR.c
+    sums = sa.select(row.allocation_id, sa.func.sum(row.gpu_eq_units)).where(row.allocation_id.is_not(None))
+    return {id_: int(units) for id_, units in connection.execute(sums.group_by(row.allocation_id)).all()}
 
 
 def _live_jobs(connection: Connection) -> Iterator[Job]:

@@ -118,7 +118,9 @@ class Centre:
         shape, grants = self._gang(devices, units, memory)
         launch = LaunchSpec(("train", "--password", SECRET), name, {"TOKEN": SECRET})
         wanted = BookingWanted.SPOT if booking is Booking.SPOT else BookingWanted.AUTO
-        draft = JobDraft(AccountId(account), UserName(user), name, shape, 86_400_000, launch, wanted, labels=labels or {})
+        draft = JobDraft(
+            AccountId(account), UserName(user), name, shape, 86_400_000, launch, wanted, labels=labels or {}
+        )
         (job,), _ = self._writer.run(SubmitJobs((draft,), AccountId(account.split("/", maxsplit=1)[0]), UserName(user)))
         return self._apply(job, shape, booking, grants)
 
