@@ -9,6 +9,7 @@ import binascii
 import json
 import signal
 import time
+from collections.abc import Callable
 
 from cli import answers
 from cli.answers import BrokenAnswer, Json
@@ -53,13 +54,23 @@ def exit_code_of(job: Json) -> int:
 
 
 class Companion:
-    """Stays with one job. `is_known`: the server has said that the job is there, and so is worth waiting for.
+    """Stays with one job. `is_known`: the server has said that the job is there, and so is worth waiting for. `output`
+    takes what the job writes; standard output does otherwise.
 
     A daemon that is restarted is waited for, up to ABSENCE_SECONDS: the job does not need it to go on. One that was
     never there is the caller's to decide about: ApiError.
     """
 
-    def __init__(self, client: Client, screen: Screen, ref: str, *, is_known: bool = False) -> None:
+    def __init__(
+        self,
+        client: Client,
+        screen: Screen,
+        ref: str,
+        *,
+        is_known: bool = False,
+        output: Callable[[bytes], None] | None = None,
+    ) -> None:
+        self._output = output or screen.raw
         self._client = client
         self._screen = screen
         self._ref = ref
@@ -131,7 +142,7 @@ class Companion:
                     content = _content(event.data)
                     if event.kind == "end":
                         return answers.whole(content, "attempt") or 1
-                    self._screen.raw(_bytes(content))
+                    self._output(_bytes(content))
                     pause, given_up_at = 0.05, time.monotonic() + ABSENCE_SECONDS
             except ApiError as problem:
                 if not self._is_worth_waiting(problem, given_up_at):

@@ -152,6 +152,7 @@ class JobFlags:
         str | None, typer.Option("--max-cost", metavar="AMOUNT", help="Refuse what may cost more than this.")
     ] = None
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen, and submit nothing.")] = False
+    yes: Annotated[bool, typer.Option("-y", "--yes", help="Don't ask; submitting never does.")] = False
     lenient: Annotated[bool, typer.Option("--lenient", help="Leave out what is not supported.")] = False
 
 

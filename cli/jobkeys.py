@@ -140,7 +140,7 @@ KEYS = (
 EITHER = (("command", "script"), ("gpus", "total-gpus"))
 """Keys of which a file has one at most."""
 
-NOT_IN_FILES = frozenset({"dry_run", "lenient"})
+NOT_IN_FILES = frozenset({"dry_run", "lenient", "yes"})
 """Fields of JobFlags that say how to submit, and not what."""
 
 _OF_SHAPE: Mapping[Shape, Schema] = {

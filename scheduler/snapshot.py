@@ -49,6 +49,11 @@ def take(connection: Connection, policy: Policy, now_ms: int) -> Snapshot:
 
 def encode(snapshot: Snapshot) -> bytes:
     """Returns a snapshot as a file: the same state gives the same bytes."""
+    return json.dumps(document_of(snapshot), ensure_ascii=False, sort_keys=True, indent=1).encode() + b"\n"
+
+
+def document_of(snapshot: Snapshot) -> dict[str, Any]:
+    """Returns a snapshot as JSON values."""
     parts = _PARTS.dump_python(replace(snapshot.parts, rates=()), mode="json")
     parts["rates"] = [
         {"at_ms": change.at_ms, "rates": [[*map(str, key), rate] for key, rate in sorted(change.rates.items())]}
@@ -56,8 +61,7 @@ def encode(snapshot: Snapshot) -> bytes:
     ]
     policy = {name: value for name, value in asdict(snapshot.policy).items() if value is not None}
     switched_off = {name: False for name, value in asdict(snapshot.policy).items() if value is None}
-    document = {"format": FORMAT, "at_ms": snapshot.at_ms, "policy": policy | switched_off, "parts": parts}
-    return json.dumps(document, ensure_ascii=False, sort_keys=True, indent=1).encode() + b"\n"
+    return {"format": FORMAT, "at_ms": snapshot.at_ms, "policy": policy | switched_off, "parts": parts}
 
 
 def decode(content: bytes, name: str) -> Snapshot:

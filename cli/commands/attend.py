@@ -1,6 +1,8 @@
 """Staying with jobs: `logs` and `wait`."""
 
+import json
 import time
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -10,7 +12,8 @@ from cli.answers import Json
 from cli.client import step
 from cli.errors import ExitCode, WaitedTooLong
 from cli.following import Companion, exit_code_of, has_ended
-from cli.render import listed
+from cli.layout import View
+from cli.render import envelope, listed
 from cli.session import MOST_LISTED, Session, number_of
 from cli.values import count, duration
 from cli.views import ending, history_view
@@ -28,7 +31,7 @@ def logs(
     ] = None,
     exit_status: Annotated[bool, typer.Option("--exit-status", help="With -f: return the job's exit status.")] = False,
 ) -> int | None:
-    """Print what a job wrote, as it wrote it.
+    """Print what a job wrote, as it wrote it; with -o jsonl each line as it comes, with -o json all of them at the end.
 
     Examples:
       turnstile logs 10482
@@ -37,16 +40,69 @@ def logs(
     """
     session: Session = ctx.obj
     ref, node = session.reference(job), count(rank, "--rank", least=0)
+    sink = _Lines(session, ref, node) if session.screen.style.format in {"json", "jsonl"} else None
+    output = session.screen.raw if sink is None else sink.add
+    code = _print_logs(session, ref, node, output, following=following, tail=tail, has_status=exit_status)
+    if sink is not None:
+        sink.close()
+    return code
+
+
+class _Lines:
+    """What a job wrote as JSON: `jsonl` prints each line when it is whole, `json` one document at the end."""
+
+    def __init__(self, session: Session, ref: str, rank: int) -> None:
+        self._screen = session.screen
+        self._ref = ref
+        self._rank = rank
+        self._rest = b""
+        self._kept: list[dict[str, object]] = []
+
+    def add(self, data: bytes) -> None:
+        *whole, self._rest = (self._rest + data).split(b"\n")
+        for each in whole:
+            self._one(each)
+
+    def close(self) -> None:
+        if self._rest:
+            self._one(self._rest)
+        if self._screen.style.format == "json":
+            self._screen.document(
+                envelope("JobLog", {"id": self._ref, "rank": self._rank, "items": self._kept}), _LOG, []
+            )
+
+    def _one(self, line: bytes) -> None:
+        item: dict[str, object] = {"line": line.decode("utf-8", "replace")}
+        if self._screen.style.format == "json":
+            self._kept.append(item)
+            return
+        told = {"id": self._ref, "rank": self._rank, **item}
+        self._screen.raw(json.dumps(told, ensure_ascii=False).encode() + b"\n")
+
+
+_LOG = View((), lambda each: answers.text(each, "id"), ("id", "rank"))
+
+
+def _print_logs(
+    session: Session,
+    ref: str,
+    node: int,
+    output: Callable[[bytes], None],
+    *,
+    following: bool,
+    tail: str | None,
+    has_status: bool,
+) -> int | None:
     if following:
-        ended = Companion(session.client, session.screen, ref).follow(node)
-        return exit_code_of(ended) if exit_status else None
+        ended = Companion(session.client, session.screen, ref, output=output).follow(node)
+        return exit_code_of(ended) if has_status else None
     lines = None if tail is None else count(tail, "--tail")
     kept, offset = b"", 0
     while True:
         query = {"rank": node, "offset": offset, "limit_bytes": _CHUNK_BYTES}
         chunk, headers = session.client.chunk(f"/v1/jobs/{step(ref)}/logs", query)
         if lines is None:
-            session.screen.raw(chunk)
+            output(chunk)
         else:
             kept = b"".join((kept + chunk).splitlines(keepends=True)[-lines:])
         said = headers.get("turnstile-next-offset", "")
@@ -54,7 +110,7 @@ def logs(
         if not chunk or following_offset <= offset:
             break
         offset = following_offset
-    session.screen.raw(kept)
+    output(kept)
     return None
 
 

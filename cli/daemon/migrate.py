@@ -1,7 +1,7 @@
 """Moves a database's schema forward, and refuses one that this version does not know.
 
     SchemaUnknown    a newer version of the program made this schema; run that version, or restore a backup
-    SchemaBehind     the schema is older than the program; upgrade it (the message names the command)
+    SchemaBehind     the schema is older than the program; the daemon's start brings it up
 
 An upgrade is one transaction on both databases, under a lock that makes a second daemon wait for the first.
 """
@@ -67,7 +67,8 @@ def check(url: str) -> None:
     if revision != head():
         found = "no schema" if revision is None else f"schema {revision}"
         raise SchemaBehind(
-            f"the database has {found}, this version needs {head()}; back it up, then run: turnstile admin upgrade"
+            f"the database has {found}, this version needs {head()}; "
+            "back it up, then start this version's daemon, which brings it up"
         )
 
 

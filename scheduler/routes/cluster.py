@@ -15,7 +15,7 @@ from scheduler.routes.counting import ClassCount, class_counts
 from scheduler.routes.door import Door, answer
 from scheduler.routes.knowing import Priced
 from scheduler.routes.shown import Shown
-from scheduler.snapshot import encode, take
+from scheduler.snapshot import document_of, take
 from scheduler.store.lookups import node_counts
 from scheduler.wire.answers import gpu_count, time_or_none
 from scheduler.wire.problems import API_VERSION, Json, envelope, page
@@ -72,8 +72,8 @@ def cluster_routes(door: Door, shown: Shown) -> APIRouter:
     async def state(rights: Annotated[Rights, Depends(door.allow(OPERATES))]) -> Response:
         rights.require_centre()
         policy, now_ms = door.controller.policy, door.now_ms
-        content = await door.read(lambda connection: encode(take(connection, policy, now_ms)))
-        return Response(content, media_type="application/json", headers={"Cache-Control": "no-store"})
+        found = await door.read(lambda connection: document_of(take(connection, policy, now_ms)))
+        return answer(envelope("State", now_ms, **found))
 
     @router.get("/v1/whoami", summary="Who the token says that asks")
     async def whoami(rights: Annotated[Rights, Depends(door.allow(ANYBODY))]) -> Response:

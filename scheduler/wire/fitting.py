@@ -180,7 +180,9 @@ def _with_memory(wanted_bytes: int, offers: Sequence[Offer]) -> list[Offer]:
     found = [offer for offer, memory in known if memory is not None and memory >= wanted_bytes]
     if not found:
         raise _never(
-            f"no GPU has {wanted_bytes} bytes of memory (largest: {max(stated)})", tries=(), field="gpu_memory_bytes"
+            f"no GPU has {_size(wanted_bytes)} of memory (largest: {_size(max(stated))})",
+            tries=(),
+            field="gpu_memory_bytes",
         )
     return found
 
@@ -239,8 +241,9 @@ def _check_cpu_and_memory(spec: JobSpec, eligible: Sequence[Offer], gpus: int) -
         )
     memory = max(offer.memory_bytes for offer in holding)
     if spec.memory_bytes_per_node is not None and spec.memory_bytes_per_node > memory:
+        wanted = _size(spec.memory_bytes_per_node)
         raise _never(
-            f"no {_class_words(spec)} node has {spec.memory_bytes_per_node} bytes of memory (largest: {memory})",
+            f"no {_class_words(spec)} node has {wanted} of memory (largest: {_size(memory)})",
             tries=(f"-m {memory >> 30}G",) if memory >> 30 else (),
             field="memory_bytes_per_node",
         )
@@ -299,12 +302,20 @@ def _class_words(spec: JobSpec) -> str:
     return " or ".join(spec.gpu_classes) if spec.gpu_classes else "GPU"
 
 
+def _size(count_bytes: int) -> str:
+    """Returns a size in words that lose none of it as far as people count: GiB with two digits, or bytes below one."""
+    if count_bytes < 1 << 30:
+        return f"{count_bytes} bytes"
+    whole, hundredths = divmod(count_bytes * 100 >> 30, 100)
+    return f"{whole:,}.{hundredths:02d} GiB"
+
+
 def _words_of_sides(spec: JobSpec) -> str:
     sides = []
     if spec.cpus_per_node is not None:
         sides.append(f"{spec.cpus_per_node} CPUs")
     if spec.memory_bytes_per_node is not None:
-        sides.append(f"{spec.memory_bytes_per_node} bytes of memory")
+        sides.append(f"{_size(spec.memory_bytes_per_node)} of memory")
     return " and ".join(sides)
 
 

@@ -99,7 +99,7 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
     ({"gpus_per_node": 16, "gpu_classes": ["H100"]}, "never_fits", "no node has 16 H100 (largest: 8)"),
     ({"gpus_per_node": 8, "nodes": 3, "gpu_classes": ["H100"]}, "never_fits", "there are 2 such nodes"),
     ({"cpus_per_node": 500}, "never_fits", "(largest: 96)"),
-    ({"memory_bytes_per_node": 1 << 50}, "never_fits", "bytes of memory (largest:"),
+    ({"memory_bytes_per_node": 1 << 50}, "never_fits", "1,048,576.00 GiB of memory (largest:"),
     ({"gpus_per_node": 6, "gpu_classes": ["A100"]}, "never_fits", "largest: 4"),
     ({"gpu_classes": ["H10"]}, "invalid", "did you mean 'H100'?"),
     ({"gpu_classes": ["V900"]}, "invalid", "there are A100, H100"),

@@ -504,9 +504,6 @@ def centre(peer: Peer) -> None:
         peer.answers(
             "POST", f"/v1/jobs/{verb}", page("JobActionList", [{"id": 10482, "did": did, "state": "cancelled"}])
         )
-    peer.answers(
-        "POST", "/v1/jobs/update", page("JobActionList", [{"id": 10482, "did": "changed", "state": "pending"}])
-    )
     peer.answers("GET", "/v1/gpus", GPUS)
     peer.answers("GET", "/v1/nodes", NODES)
     peer.answers("GET", "/v1/admin/accounts", ACCOUNTS)

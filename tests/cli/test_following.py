@@ -1,5 +1,6 @@
 """Staying with jobs: output, ends, exit statuses, Ctrl-C."""
 
+import json
 import os
 import pty
 import select
@@ -128,6 +129,35 @@ def test_logs_prints_what_there_is_in_pieces_and_its_tail(home: Home, peer: Peer
     assert peer.requests(*LOGS)[-1].query["rank"] == ["2"]
 
 
+@pytest.mark.parametrize("following", [(), ("-f",)])
+def test_logs_as_json_are_whole_lines_whatever_bytes_are_in_them(
+    home: Home, peer: Peer, following: tuple[str, ...]
+) -> None:
+    wrote = b'say "hi"\xff\n\x1b[31mred\nno end'
+
+    def part(asked: Asked) -> Reply:
+        if following:
+            return stream(wrote[:11], wrote[11:])
+        offset = int(asked.query["offset"][0])
+        piece = wrote[offset : offset + 11]
+        return Reply(piece, headers={"Turnstile-Next-Offset": str(offset + len(piece))})
+
+    peer.answers(*LOGS, part)
+    peer.answers(*WAIT, ended())
+    lines = ['say "hi"\N{REPLACEMENT CHARACTER}', "\x1b[31mred", "no end"]
+    streamed = home.turnstile("logs", "10482", *following, "-o", "jsonl").out
+    assert "\x1b" not in streamed
+    assert [json.loads(each)["line"] for each in streamed.splitlines()] == lines
+    document = json.loads(home.turnstile("logs", "10482", *following, "-o", "json").out)
+    assert (document["kind"], [each["line"] for each in document["items"]]) == ("JobLog", lines)
+
+
+def test_logs_that_cannot_be_had_are_one_error_in_json(home: Home, peer: Peer) -> None:
+    peer.answers(*LOGS, problem("not_found", 404, "no job 10482 in tenant acme"))
+    done = home.turnstile("logs", "10482", "-o", "json")
+    assert (done.code, json.loads(done.out)["kind"]) == (4, "Error")
+
+
 def test_cancel_reads_ids_from_stdin_and_sends_them_in_one_request(home: Home, peer: Peer) -> None:
     home.turnstile("cancel", "-", stdin="10482\n10490_7 10482\n")
     (sent,) = peer.requests("POST", "/v1/jobs/cancel")
@@ -206,9 +236,15 @@ class Terminal:
         self.process.send_signal(signal.SIGINT)
 
     def end(self) -> int:
-        """Waits for the end and returns the exit status."""
+        """Waits for the end, reads what was shown last, and returns the exit status."""
         try:
-            return self.process.wait(20)
+            code = self.process.wait(20)
+            while select.select([self._ours], [], [], 0)[0]:
+                try:
+                    self.shown += os.read(self._ours, 65_536).decode()
+                except OSError:  # Linux says so that nobody holds the other side any more
+                    break
+            return code
         finally:
             os.close(self._ours)
 
