@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+# One worker a core; a file's tests stay together, for they share their servers.
+PYTEST_FLAGS ?= -n auto --dist loadfile
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
 .PHONY: help demo test test-kubernetes check lint format clean

@@ -177,7 +177,8 @@ def headroom_events(connection: Connection, accounts: Iterable[AccountId] | None
         left = None
         if budget is not None and budget.is_hard:
             left = standing(connection, budget, at_ms).left_micros
-        events.append(HeadroomChanged(at_ms, account, left))
+        pays = budget is not None and budget.kind is BudgetKind.PREPAID
+        events.append(HeadroomChanged(at_ms, account, left, pays))
     return events
 
 

@@ -25,6 +25,7 @@ from scheduler.core.events import (
     AllocationStopping,
     ClaimMade,
     Event,
+    HeadroomChanged,
     HoldPriced,
     JobChanged,
     JobEnded,
@@ -57,6 +58,10 @@ _TELLS_NOTHING_NEW = (
 """Events that can let nothing start that the last plan left waiting."""
 LEAST_IDLE_SECONDS = 0.5
 """Before a survey that is due, so that a clock that stands still makes no idle planner spin."""
+REFUSED_SECONDS = 1.0
+"""Between plans of which the store took nothing, from MOST_REFUSED in a row on: a state that contradicts the store must
+not keep both at work without rest."""
+MOST_REFUSED = 3
 IDLE_SECONDS = 5.0
 """A tick at least this often, so that a stalled planner shows in its metrics."""
 
@@ -128,6 +133,8 @@ class Planner:
         self._plan = Plan(0, clock.now_ms())
         self._thread = threading.Thread(target=self._run, name="planner", daemon=True)
         self._is_broken: Exception | None = None
+        self._refused = 0
+        """Plans in a row of which the store took nothing."""
         self.offers: tuple[Offer, ...] = offers_of(state)
         self.forecasts = Forecasts(observer)
         self._survey_after_ms = clock.now_ms() + round(1000 * SURVEY_SECONDS)
@@ -198,6 +205,8 @@ class Planner:
                     return True
 
     def _idle_seconds(self) -> float:
+        if self._refused >= MOST_REFUSED:
+            return REFUSED_SECONDS
         now_ms, wake_at_ms, idle_seconds = self._clock.now_ms(), self._plan.wake_at_ms, IDLE_SECONDS
         if self._state.waiting.of_shape:
             # A survey looks at what waits even where nothing happens, or short waits were never foretold.
@@ -213,6 +222,7 @@ class Planner:
         for event in happened:
             if isinstance(event, JobEnded):
                 self._observer.job_finished(tenant_of(self._state.jobs[event.job].account), event.state)
+            needs_tick |= self._may_start_more(event)
             self._state.apply(event)
             if isinstance(event, JobChanged | JobHeld | JobEnded):
                 self.forecasts.forget(event.job.id if isinstance(event, JobChanged) else event.job)
@@ -223,10 +233,16 @@ class Planner:
             nodes_changed |= isinstance(event, NodeChanged | NodeRemoved)
             if isinstance(event, ClaimMade):
                 self._report_claim(event.claim)
-            needs_tick |= not isinstance(event, _TELLS_NOTHING_NEW)
         if nodes_changed:
             self.offers = offers_of(self._state)
         return needs_tick
+
+    def _may_start_more(self, event: Event) -> bool:
+        """Tells whether an event, not yet taken in, can let something start that the last plan left waiting."""
+        if isinstance(event, HeadroomChanged) and event.left_micros is not None:
+            before = self._state.headroom.left.get(event.account)
+            return before is None or event.left_micros > before
+        return not isinstance(event, _TELLS_NOTHING_NEW)
 
     def _report_start(self, allocation: Allocation) -> None:
         job = self._state.jobs[allocation.job]
@@ -261,10 +277,11 @@ class Planner:
             self.last_tick_ms = made.now_ms
             self._state.apply(PreemptionWeighed(made.now_ms, made.weighed))
             if made.is_idle:
+                self._refused = 0
                 return
             if not self._bring(made):
                 return
-            if not made.is_partial:
+            if not made.is_partial or self._refused >= MOST_REFUSED:
                 return
 
     def _survey(self) -> None:
@@ -284,7 +301,12 @@ class Planner:
             logger.warning("plan %d was not committed: %s", made.decision, problem)
             return False
         self._launch(applied.started)
-        if applied.rejected:
+        has_effect = bool(applied.started or applied.stopped or applied.promoted or made.lapses)
+        self._refused = 0 if has_effect or not applied.rejected else self._refused + 1
+        if self._refused >= MOST_REFUSED:
+            job, why = applied.rejected[0]
+            logger.warning("plan %d was refused, as the last %d: job %d, %s", made.decision, self._refused, job, why)
+        elif applied.rejected:
             logger.info("plan %d: %d starts were overtaken by events", made.decision, len(applied.rejected))
             self._inbox.put(())
         self._drain_events()

@@ -59,7 +59,7 @@ class Bookings:
         self._count(group, gpu_class, booking, +1)
         if self._state.headroom.is_limited(group.account):
             need = self._state.headroom.need(group, gpu_class, booking)
-            for account in lineage(group.account):
+            for account in self._state.headroom.binding(group.account):
                 self._spent[account] += need
         self._charge(group, gpu_class, booking)
 
@@ -309,9 +309,8 @@ class Bookings:
         if not headroom.is_limited(group.account):
             return None
         need = headroom.need(group, gpu_class, booking)
-        for name in lineage(group.account) if need > 0 else ():
-            left = headroom.left.get(name)
-            if left is not None and left - self._spent[name] < need:
+        for name in headroom.binding(group.account) if need > 0 else ():
+            if headroom.left[name] - self._spent[name] < need:
                 return Reason(ReasonCode.BUDGET, detail=name)
         return None
 

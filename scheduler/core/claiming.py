@@ -4,7 +4,7 @@ from collections.abc import Container
 
 from scheduler.core.booking import Bookings
 from scheduler.core.capacity import is_schedulable
-from scheduler.core.model import GPU_UNITS, AllocationId, Booking, Job, JobState
+from scheduler.core.model import GPU_UNITS, AllocationId, Booking, Job, JobState, accepts
 from scheduler.core.reasons import Reason, ReasonCode
 from scheduler.core.state import ClusterState
 from scheduler.core.stretch import Claim
@@ -17,7 +17,20 @@ def why_lost(state: ClusterState, bookings: Bookings, claim: Claim, now_ms: int)
         return "the job waits no more"
     if now_ms >= claim.until_ms:
         return "the gangs that were stopped for it did not end in time"
-    return _forbidden(state, bookings, claim, job) or _missing(state, claim)
+    return (
+        _put_off(claim, job, now_ms) or _forbidden(state, bookings, claim, job) or _missing(state, claim, job, now_ms)
+    )
+
+
+def _put_off(claim: Claim, job: Job, now_ms: int) -> str | None:
+    """Returns what the job's owner changed since, so that it starts later or longer than was claimed, or otherwise."""
+    if job.begin_ms is not None and job.begin_ms > now_ms:
+        return "its begin time is not come"
+    if job.time_limit_ms > claim.end_ms - claim.free_ms:
+        return "its time limit was raised"
+    if not accepts(job.wanted, claim.booking):
+        return f"it asks for {job.wanted} now"
+    return None
 
 
 def _forbidden(state: ClusterState, bookings: Bookings, claim: Claim, job: Job) -> str | None:
@@ -32,8 +45,11 @@ def _forbidden(state: ClusterState, bookings: Bookings, claim: Claim, job: Job) 
     return None
 
 
-def _missing(state: ClusterState, claim: Claim) -> str | None:
+def _missing(state: ClusterState, claim: Claim, job: Job, now_ms: int) -> str | None:
     for grant in claim.grants:
+        kept = next((each for each in state.advance.values() if each.keeps_out(grant.node, job, now_ms)), None)
+        if kept is not None:
+            return f"node {grant.node} is kept by reservation {kept.id}"
         room = state.capacity.rooms.get(grant.node)
         if room is None or room.node.pool in state.closed_pools:
             return f"node {grant.node} is not to be had any more"

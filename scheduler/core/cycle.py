@@ -116,6 +116,8 @@ class _Tick:
         self._failed: set[tuple[Shape, GpuClass]] = set()
         self._crowded_out: dict[tuple[Shape, GpuClass], int] = {}
         """By shape and class, the shortest limit that would have delayed a promise in this tick."""
+        self._withheld: set[Shape] = set()
+        """Shapes of which a job fitted what is free, and could not be spared the nodes: strong ones leave no memory."""
         self._classes_taken: set[GpuClass] = set()
         self._classes_closed: set[GpuClass] = set()
         """Without backfill: classes in which a job waits that all others wait behind."""
@@ -281,7 +283,7 @@ class _Tick:
                 continue
             if not any(self._fits(shape, gpu_class) for gpu_class in shape.gpu_classes):
                 self.verdicts[shape] = verdict(state.capacity, shape, state.closed_pools, state.structures)
-            elif any(self._bound_ms(shape, gpu_class) < NEVER_MS for gpu_class in shape.gpu_classes):
+            elif shape in self._withheld or any(self._bound_ms(shape, each) < NEVER_MS for each in shape.gpu_classes):
                 until_ms = self._promises.first_start_ms(shape)
                 self.verdicts[shape] = crowded(state.capacity, shape, state.closed_pools, state.structures, until_ms)
         self.blocks = self.bookings.blocks()
@@ -418,8 +420,10 @@ class _Tick:
         if self._promises.are_spare(grants, spares):
             return grants
         grants = self._choose(shape, gpu_class, spares)
-        if grants is None and not is_strong:
-            self._remember_crowded(group, gpu_class)
+        if grants is None:
+            self._withheld.add(shape)
+            if not is_strong:
+                self._remember_crowded(group, gpu_class)
         return grants
 
     def _choose(self, shape: Shape, gpu_class: GpuClass, spares: Spares | None) -> tuple[Grant, ...] | None:

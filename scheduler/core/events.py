@@ -239,6 +239,8 @@ class HeadroomChanged:
     at_ms: int
     account: AccountId
     left_micros: int | None
+    is_prepaid: bool = False
+    """It pays for what lies below it, from money paid ahead: such money further up is not touched."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,13 +14,15 @@ from scheduler.core.waiting import Group, group_of
 
 MOST_AHEAD = 5000
 """Jobs that are counted before the answer is "at least so many": more means nothing to a person, and costs the loop."""
-_OUT_OF_LINE = frozenset({ReasonCode.BEGIN_TIME, ReasonCode.BACKOFF, ReasonCode.PREEMPTING})
-"""Reasons for which a job waits beside the order: nobody is ahead of it."""
-
 MOST_NAMED = 5
 """Dependencies that a reason names."""
-_OUT_OF_LINE = frozenset({ReasonCode.DEPENDENCY, ReasonCode.BEGIN_TIME, ReasonCode.BACKOFF, ReasonCode.ARRAY_LIMIT})
-"""Reasons of jobs that do not stand in line yet: nobody is ahead of them."""
+_OUT_OF_LINE = frozenset(
+    {
+        *(ReasonCode.DEPENDENCY, ReasonCode.BEGIN_TIME, ReasonCode.BACKOFF, ReasonCode.ARRAY_LIMIT),
+        ReasonCode.PREEMPTING,
+    }
+)
+"""Reasons of jobs that wait beside the order, before it or with a claim: nobody is ahead of them."""
 
 
 @dataclass(frozen=True, slots=True)

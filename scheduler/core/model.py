@@ -44,6 +44,13 @@ class Booking(StrEnum):
     SPOT = "spot"
 
 
+def accepts(wanted: BookingWanted, booking: Booking) -> bool:
+    """Tells whether a job that asks for `wanted` may run under the booking."""
+    if wanted is BookingWanted.AUTO:
+        return booking is not Booking.SPOT
+    return booking.value == wanted.value
+
+
 class JobState(StrEnum):
     """The states users see. `lifecycle` holds which may follow which."""
 

@@ -350,7 +350,7 @@ class ClusterState:
         self.headroom.forget_needs()
 
     def _headroom_changed(self, event: events.HeadroomChanged) -> None:
-        self.headroom.change(event.account, event.left_micros)
+        self.headroom.change(event.account, event.left_micros, is_prepaid=event.is_prepaid)
 
     def _hold_priced(self, event: events.HoldPriced) -> None:
         job = self.jobs.get(event.job)

@@ -7,7 +7,7 @@ time, for maintenance or for one account's jobs.
 from dataclasses import dataclass
 from typing import NamedTuple, NewType
 
-from scheduler.core.model import AccountId, AllocationId, Booking, GpuClass, Grant, JobId, NodeName, UserName
+from scheduler.core.model import AccountId, AllocationId, Booking, GpuClass, Grant, Job, JobId, NodeName, UserName
 
 ReservationId = NewType("ReservationId", str)  # an admin's name for it
 
@@ -80,6 +80,12 @@ class AdvanceReservation:
     nodes: tuple[NodeName, ...]  # sorted
     account: AccountId | None = None
     reason: str | None = None
+
+    def keeps_out(self, node: NodeName, job: Job, now_ms: int) -> bool:
+        """Tells whether a job that started on the node now could reach into the reservation, and is not its guest."""
+        if node not in self.nodes or self.end_ms <= now_ms or self.start_ms >= now_ms + job.time_limit_ms:
+            return False
+        return self.account is None or not is_within(job.account, self.account)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,10 @@ import sqlalchemy as sa
 from ulid import ULID
 
 from scheduler.admission import CostQuestion, HoldAsk
-from scheduler.core.events import AllocationMade
+from scheduler.core.events import AccountChanged, AllocationMade
 from scheduler.core.lifecycle import ACTIVE
 from scheduler.core.model import (
+    AccountId,
     Allocation,
     AllocationId,
     Device,
@@ -30,17 +31,18 @@ from scheduler.core.model import (
     NodeName,
     Phase,
     Shape,
+    accepts,
 )
 from scheduler.core.occupancy import Evidence, OccupancyState, Occupant, charged_units
 from scheduler.core.plan import Plan, Start
 from scheduler.core.state import lineage
-from scheduler.core.stretch import AdvanceReservation, is_within
+from scheduler.core.stretch import AdvanceReservation
 from scheduler.executor import StartOrder
 from scheduler.store import claims
 from scheduler.store.codec import JOB_COLUMNS, grants_json, job_of, launch_of
 from scheduler.store.database import chunks
 from scheduler.store.gangs import stop
-from scheduler.store.nodes import load_nodes
+from scheduler.store.nodes import CLAIM_CAUSE, load_nodes
 from scheduler.store.partition import Lanes
 from scheduler.store.prepared import Prepared, json_text
 from scheduler.store.promotions import promote
@@ -143,6 +145,7 @@ class _Starts:
         self._started_claims: list[JobId] = []
         self._allocation_rows: list[JsonObject] = []
         self._job_rows: list[JsonObject] = []
+        self._changed_here = {event.account.id for event in tx.events if isinstance(event, AccountChanged)}
         self._holds = tx.admission.holds(tx.connection, tx.now_ms)
 
     def take(self, start: Start) -> None:
@@ -173,7 +176,8 @@ class _Starts:
 
     def _why_not_money(self, allocation: Allocation) -> str | None:
         """Sets aside what the start costs at first; returns who has not so much."""
-        charged = sum(self._charged(grant) for grant in allocation.grants)
+        charged = allocation.charged_units
+        assert charged is not None, "the store says what each start is charged for"
         question = CostQuestion(
             allocation.account, allocation.gpu_class, allocation.booking, charged, allocation.time_limit_ms
         )
@@ -192,23 +196,23 @@ class _Starts:
             return early
         if not _has_shape(start, job.shape):
             return "the job has another shape"
+        if not accepts(job.wanted, start.booking):
+            return f"the job asks for {job.wanted}"
         suspended = next((step for step in lineage(job.account) if self._tx.is_suspended(step)), None)
         if suspended is not None:
             return f"{suspended} is suspended"
         # Limits were the planner's to hold, by the terms as it knew them.
-        changed = next(
-            (step for step in lineage(job.account) if self._tx.account_changed_ms(step) > self._planned_ms), None
-        )
+        changed = next((step for step in lineage(job.account) if self._has_changed(step)), None)
         return None if changed is None else f"{changed} has other terms since the plan was made"
 
+    def _has_changed(self, account: AccountId) -> bool:
+        """Tells whether an account has other terms than the plan knew; what this transaction changed, none knew."""
+        return account in self._changed_here or self._tx.account_changed_ms(account) > self._planned_ms
+
     def _why_not_reserved(self, job: Job, start: Start) -> str | None:
-        if not self._reservations:
-            return None
-        end_ms = self._tx.now_ms + job.time_limit_ms
         for grant in start.grants:
             for each in self._reservations.get(grant.node, ()):
-                is_host = each.account is not None and is_within(job.account, each.account)
-                if each.start_ms < end_ms and not is_host:
+                if each.keeps_out(grant.node, job, self._tx.now_ms):
                     return f"node {grant.node} is kept by reservation {each.id}"
         return None
 
@@ -249,7 +253,7 @@ class _Starts:
         if rest.state not in {OccupancyState.IDLE, OccupancyState.RESERVED_UNUSED} or rest.units < grant.units:
             return f"device {device_id} is taken"
         # A claim's job starts on what its claim names, which nobody else could have claimed meanwhile.
-        if rest.cause == claims.CAUSE and start.job not in self._claims:
+        if rest.cause == CLAIM_CAUSE and start.job not in self._claims:
             return f"device {device_id} is kept for another job"
         if grant.units < device.units and len(grant.devices) != 1:
             return "a share is of one device"
@@ -268,6 +272,7 @@ class _Starts:
             decided_ms=now_ms,
             attempt=job.attempt + 1,
             time_limit_ms=job.time_limit_ms,
+            charged_units=sum(self._charged(grant) for grant in start.grants),
         )
 
     def _make(self, job: Job, allocation: Allocation) -> None:

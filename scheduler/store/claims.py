@@ -22,25 +22,26 @@ from scheduler.core.model import (
     EndReason,
     GpuClass,
     Grant,
+    Job,
     JobId,
     JobState,
     NodeAvailability,
     UserName,
+    accepts,
     lineage,
 )
 from scheduler.core.occupancy import Evidence, OccupancyState, Occupant
 from scheduler.core.plan import Lapse
-from scheduler.core.stretch import Claim
-from scheduler.store.codec import grants_json, grants_of
+from scheduler.core.stretch import AdvanceReservation, Claim
+from scheduler.store.codec import JOB_COLUMNS, grants_json, grants_of, job_of
 from scheduler.store.database import chunks
 from scheduler.store.gangs import load_live, stop
-from scheduler.store.nodes import load_nodes, resting
+from scheduler.store.nodes import CLAIM_CAUSE, load_nodes, resting
 from scheduler.store.partition import Lanes
+from scheduler.store.reservations import live_reservations
 from scheduler.store.tables import CLAIM, DEVICE, JOB, POOL
 from scheduler.store.transaction import Transaction
 
-CAUSE = "claim"
-"""Why a device is `reserved_unused`: it is kept for a job that others were stopped for."""
 STARTED = "started"
 """Outcome of a claim whose job started from it."""
 
@@ -149,7 +150,7 @@ def reserve(
                     continue
                 rest = lanes.of(device)[0]
                 if rest.occupant.state is OccupancyState.IDLE and rest.occupant.units == grant.units:
-                    kept = Occupant(OccupancyState.RESERVED_UNUSED, grant.units, CAUSE)
+                    kept = Occupant(OccupancyState.RESERVED_UNUSED, grant.units, CLAIM_CAUSE)
                     lanes.move(rest, kept, max(at_ms, rest.since_ms), Evidence.CONTROLLER)
 
 
@@ -162,7 +163,7 @@ def _release(tx: Transaction, claim: Claim) -> None:
             if device.id not in _devices(claim.grants):
                 continue
             rest = lanes.of(device.id)[0]
-            if (rest.occupant.state, rest.occupant.cause) == (OccupancyState.RESERVED_UNUSED, CAUSE):
+            if (rest.occupant.state, rest.occupant.cause) == (OccupancyState.RESERVED_UNUSED, CLAIM_CAUSE):
                 state, cause = resting(known, device)
                 lanes.move(rest, Occupant(state, rest.occupant.units, cause), tx.now_ms, Evidence.CONTROLLER)
     lanes.flush()
@@ -170,12 +171,30 @@ def _release(tx: Transaction, claim: Claim) -> None:
 
 def _why_not(tx: Transaction, claim: Claim) -> str | None:
     """Returns why a claim does not hold on what the database has now."""
-    state = tx.connection.execute(sa.select(JOB.c.state).where(JOB.c.id == claim.job)).scalar_one_or_none()
-    if state != JobState.PENDING:
-        return "there is no such job" if state is None else f"the job is {state}"
+    row = tx.connection.execute(sa.select(*JOB_COLUMNS).where(JOB.c.id == claim.job)).one_or_none()
+    if row is None:
+        return "there is no such job"
+    return _why_not_job(tx, claim, job_of(row)) or _why_not_devices(tx, claim)
+
+
+def _why_not_job(tx: Transaction, claim: Claim, job: Job) -> str | None:
     suspended = next((step for step in lineage(claim.account) if tx.is_suspended(step)), None)
-    if suspended is not None:
-        return f"{suspended} is suspended"
+    kept = [each for each in live_reservations(tx.connection) if _keeps_out(each, claim, job, tx.now_ms)]
+    rules = (
+        (job.state is not JobState.PENDING, f"the job is {job.state}"),
+        (job.begin_ms is not None and job.begin_ms > tx.now_ms, "the job's begin time is not come"),
+        (not accepts(job.wanted, claim.booking), f"the job asks for {job.wanted}"),
+        (suspended is not None, f"{suspended} is suspended"),
+        (bool(kept), f"its nodes are kept by reservation {kept[0].id if kept else ''}"),
+    )
+    return next((why for forbids, why in rules if forbids), None)
+
+
+def _keeps_out(made: AdvanceReservation, claim: Claim, job: Job, now_ms: int) -> bool:
+    return any(made.keeps_out(grant.node, job, now_ms) for grant in claim.grants)
+
+
+def _why_not_devices(tx: Transaction, claim: Claim) -> str | None:
     live = load_live(tx, claim.victims)
     nodes = load_nodes(tx.connection, {grant.node for grant in claim.grants})
     closed = set(tx.connection.execute(sa.select(POOL.c.name).where(POOL.c.is_closed)).scalars())
@@ -197,7 +216,7 @@ def _why_not(tx: Transaction, claim: Claim) -> str | None:
 
 def _can_be_had(occupant: Occupant, victims: Iterable[AllocationId]) -> bool:
     if occupant.state is OccupancyState.RESERVED_UNUSED:
-        return occupant.cause != CAUSE
+        return occupant.cause != CLAIM_CAUSE
     return occupant.state is OccupancyState.IDLE or occupant.allocation in set(victims)
 
 

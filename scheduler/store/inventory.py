@@ -21,9 +21,8 @@ from scheduler.core.model import (
 from scheduler.core.occupancy import Evidence, OccupancyState, Occupant
 from scheduler.executor import NodeInventory
 from scheduler.refusal import RefusalCode, Refused
-from scheduler.store.claims import CAUSE
 from scheduler.store.database import chunks
-from scheduler.store.nodes import GONE, KnownNode, load_nodes, resting
+from scheduler.store.nodes import CLAIM_CAUSE, GONE, KnownNode, load_nodes, resting
 from scheduler.store.partition import Lanes
 from scheduler.store.tables import DEVICE, DEVICE_CURSOR, NODE, POOL, JsonObject
 from scheduler.store.transaction import Transaction
@@ -263,7 +262,7 @@ def _rest(tx: Transaction, lanes: Lanes, device: Device, whole: Occupant, eviden
     rest = open_lanes[0]
     if rest.occupant.state is OccupancyState.ALLOCATED:
         return  # it shows when the allocation lets go
-    if rest.occupant.cause == CAUSE and whole.state in {OccupancyState.IDLE, OccupancyState.RESERVED_UNUSED}:
+    if rest.occupant.cause == CLAIM_CAUSE and whole.state in {OccupancyState.IDLE, OccupancyState.RESERVED_UNUSED}:
         return  # it stays kept for the job that others were stopped for
     occupant = replace(whole, units=rest.occupant.units)
     if (rest.occupant, rest.gpu_class) != (occupant, device.gpu_class):

@@ -19,6 +19,9 @@ from scheduler.store.tables import DEVICE, NODE
 GONE = "not in the inventory any more"
 """The reason of a node or device that vanished while an allocation held it; it is removed once it is free."""
 
+CLAIM_CAUSE = "claim"
+"""Why a device is `reserved_unused`: it is kept for a job that others were stopped for."""
+
 
 @dataclass(frozen=True, slots=True)
 class KnownNode:

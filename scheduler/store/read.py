@@ -5,7 +5,7 @@ for people and metrics are in `queries` (jobs) and `centre` (the rest).
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -87,7 +87,7 @@ def load_state_parts(connection: Connection, half_life_ms: int = HALF_LIFE_MS) -
         closed_pools={PoolName(name): reason for name, reason in pools},
         nodes=tuple((known.effective, known.devices) for known in load_nodes(connection).values()),
         jobs=tuple(_live_jobs(connection)),
-        allocations=tuple(allocation_of(row) for row in connection.execute(_LIVE_ALLOCATIONS)),
+        allocations=_live_allocations(connection),
         rates=rate_history(connection),
         burst_use=ended_burst_use(connection, latest_known_ms(connection) - FORGOTTEN_HALF_LIVES * half_life_ms),
         reservations=live_reservations(connection),
@@ -129,8 +129,10 @@ def live_orders(connection: Connection) -> list[StartOrder]:
         .order_by(ALLOCATION.c.id)
     )
     orders = []
+    charged = _charged_units(connection)
     for row in connection.execute(statement).all():
         allocation, launch = allocation_of(row[:-3]), launch_of(row[-3])
+        allocation = replace(allocation, charged_units=charged[allocation.id])
         array = None if row[-1] is None else JobId(row[-1])
         secrets = resolve(connection, allocation.account, launch.secrets)
         orders.append(StartOrder(allocation, launch, row[-2], array, secrets))
@@ -172,6 +174,19 @@ def latest_known_ms(connection: Connection) -> int:
         sa.select(JOB_EVENT.c.at_ms).order_by(JOB_EVENT.c.sequence.desc()).limit(1),
     ]
     return max(connection.execute(statement).scalar() or 0 for statement in latest)
+
+
+def _live_allocations(connection: Connection) -> tuple[Allocation, ...]:
+    """Returns what runs, charged as the ledger has it: a node may have lost GPUs or gained some since the start."""
+    charged = _charged_units(connection)
+    found = (allocation_of(each) for each in connection.execute(_LIVE_ALLOCATIONS))
+    return tuple(replace(each, charged_units=charged[each.id]) for each in found)
+
+
+def _charged_units(connection: Connection) -> dict[str, int]:
+    row = DEVICE_CURSOR.c
+    sums = sa.select(row.allocation_id, sa.func.sum(row.gpu_eq_units)).where(row.allocation_id.is_not(None))
+    return {id_: int(units) for id_, units in connection.execute(sums.group_by(row.allocation_id)).all()}
 
 
 def _live_jobs(connection: Connection) -> Iterator[Job]:

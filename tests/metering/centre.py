@@ -20,6 +20,7 @@ from scheduler.core.model import (
     AccountId,
     AllocationId,
     Booking,
+    BookingWanted,
     Device,
     DeviceId,
     EndReason,
@@ -116,7 +117,10 @@ class Centre:
         """Submits a job and decides that it gets these devices; it is starting."""
         shape, grants = self._gang(devices, units, memory)
         launch = LaunchSpec(("train", "--password", SECRET), name, {"TOKEN": SECRET})
-        draft = JobDraft(AccountId(account), UserName(user), name, shape, 86_400_000, launch, labels=labels or {})
+        wanted = BookingWanted.SPOT if booking is Booking.SPOT else BookingWanted.AUTO
+        draft = JobDraft(
+            AccountId(account), UserName(user), name, shape, 86_400_000, launch, wanted, labels=labels or {}
+        )
         (job,), _ = self._writer.run(SubmitJobs((draft,), AccountId(account.split("/", maxsplit=1)[0]), UserName(user)))
         return self._apply(job, shape, booking, grants)
 

@@ -105,6 +105,9 @@ class Model:
                 self.pools.pop(event.pool, None)
                 if event.is_closed:
                     self.pools[event.pool] = event.reason
+            case events.AllocationPromoted():
+                old = self.allocations[event.allocation]
+                self.allocations[old.id] = replace(old, booking=event.booking, segment=event.segment)
             case _:
                 self._apply_to_jobs(event)
 
