@@ -182,8 +182,10 @@ class Planner:
 
     def _receive(self) -> bool:
         """Takes in all that has queued, waiting for the first if there is nothing; False when told to stop."""
+        # Fixed now: questions that come every second must not put an idle tick off for ever.
+        until = time.monotonic() + self._idle_seconds()
         try:
-            item = self._inbox.get(timeout=self._idle_seconds())
+            item = self._inbox.get(timeout=max(0.0, until - time.monotonic()))
         except queue.Empty:
             return True
         needs_tick = False
@@ -200,7 +202,7 @@ class Planner:
                 if needs_tick:
                     return True
                 try:
-                    item = self._inbox.get(timeout=self._idle_seconds())
+                    item = self._inbox.get(timeout=max(0.0, until - time.monotonic()))
                 except queue.Empty:
                     return True
 

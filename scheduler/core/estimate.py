@@ -14,7 +14,7 @@ from scheduler.core.policy import Backfill, Policy
 from scheduler.core.state import ClusterState
 from scheduler.core.stretch import Reservation
 
-MOST_AHEAD = 500
+MOST_AHEAD = 64
 """Jobs in line that are laid into the schedule for one answer: some tens of milliseconds. What stands further back gets
 no estimate, for so long a queue changes before its end is reached."""
 
