@@ -290,9 +290,9 @@ class Planner:
         """Estimates the starts of some jobs that wait, where there is time for it."""
         if self._clock.now_ms() < self._survey_after_ms or not self._inbox.empty():
             return
-        began = time.perf_counter()
+        began = time.thread_time()  # its own work: a busy machine makes no survey rarer
         self.forecasts.survey(self._state, self._policy, self._plan.now_ms)
-        pause_seconds = max(SURVEY_SECONDS, SHARE * (time.perf_counter() - began))
+        pause_seconds = max(SURVEY_SECONDS, SHARE * (time.thread_time() - began))
         self._survey_after_ms = self._clock.now_ms() + round(1000 * pause_seconds)
 
     def _bring(self, made: Plan) -> bool:
