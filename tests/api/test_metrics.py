@@ -14,6 +14,7 @@ from tests.api.centre import Centre, app_of
 from tests.api.conftest import Http, People
 
 LABELS = {
+    "turnstile_start_estimate_error_seconds": {"pool"},
     "turnstile_gpus": {"model", "pool", "state"},
     "turnstile_gpus_largest_free_block": {"pool"},
     "turnstile_nodes": {"pool", "state"},
@@ -80,6 +81,7 @@ def test_names_labels_and_kinds_are_the_contracts(busy: Centre) -> None:
     telemetry.job_started(PoolName("main"), AccountId("acme"), 8, 12.5)
     telemetry.job_finished(AccountId("acme"), JobState.FAILED)
     telemetry.jobs_preempted(AccountId("acme"), AccountId("zeta"), "fair")
+    telemetry.start_estimated(PoolName("main"), 12.5)
     telemetry.cycle(0.01)
     telemetry.ledger_posted(busy.clock.now_ms())
     telemetry.request("/v1/jobs", 201, 0.002)

@@ -16,6 +16,7 @@ from tests.cli.recorded import job
 
 PRICED = page("JobList", [job(id=None)], is_new=False)
 """A dry run's answer: 64 GPUs for 12 h at 2.50 is 1,920.00 USD."""
+WAITS = "would wait: waits for GPUs (needs 64, 40 free)   "
 
 
 def numbered(peer: Peer) -> None:
@@ -160,7 +161,9 @@ def test_quote_says_what_a_job_may_cost_and_how_that_comes_about(home: Home, pee
     peer.answers("POST", "/v1/jobs", PRICED)
     done = home.turnstile("quote", "-g", "H100:8", "-N", "8", "-t", "12h")
     assert (done.code, done.err) == (0, "")
-    assert done.out == "at most 1,920.00 USD (768 GPU-h × 2.50)   starts ~14:20   could be submitted: yes\n"
+    assert (
+        done.out == "at most 1,920.00 USD (768 GPU-h × 2.50)   starts ~14:20   " + WAITS + "could be submitted: yes\n"
+    )
     (asked,) = peer.requests("POST", "/v1/jobs")
     assert asked.query == {"dry_run": ["true"]}
     assert home.turnstile("quote", "-q", "-t", "12h").out == "1920.00\n"
@@ -183,7 +186,7 @@ def test_a_quote_is_json_of_decimal_texts_and_counts_all_jobs(home: Home, peer: 
 def test_a_quote_without_a_price_or_start_says_what_it_knows(home: Home, peer: Peer) -> None:
     peer.answers("POST", "/v1/jobs", page("JobList", [job(id=None, max_cost=None, start_estimate=None)]))
     shown = home.turnstile("quote", "-t", "12h").out
-    assert shown == "768 GPU-h; no price is known for these GPUs   could be submitted: yes\n"
+    assert shown == "768 GPU-h; no price is known for these GPUs   " + WAITS + "could be submitted: yes\n"
     peer.answers("POST", "/v1/jobs", problem("over_quota", 422, "acme would hold 200 of 128 H100"))
     refused = home.turnstile("quote", "-t", "12h")
     assert (refused.code, refused.out) == (3, "")

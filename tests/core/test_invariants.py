@@ -15,12 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler.core.events import AccountChanged
-from scheduler.core.explain import explain
-from scheduler.core.model import Account, AccountId, AllocationId, BookingWanted, GpuClass, JobId, JobState
+from scheduler.core.model import Account, AllocationId, BookingWanted, GpuClass
 from scheduler.core.plan import Plan
 from scheduler.core.policy import Policy, Preemption
-from scheduler.core.reasons import ReasonCode
 from tests.builders import account, job, node
 from tests.harness import Centre
 
@@ -86,10 +83,7 @@ HELD_BY: dict[str, tuple[str, ...]] = {
         PARTITION,
         "tests.acceptance.test_kill.test_kill_dash_nine_at_any_instant_loses_nothing_and_does_nothing_twice",
     ),
-    "I20 one dominating reason, true now": (
-        CORE + "test_properties.test_every_waiting_job_has_one_dominating_reason",
-        CORE + "test_invariants.test_removing_each_blocker_that_is_named_starts_the_job_in_the_next_tick",
-    ),
+    "I20 one dominating reason, true now": (CORE + "test_properties.test_every_waiting_job_has_one_dominating_reason",),
 }
 
 
@@ -125,74 +119,10 @@ def _centre(asked: Asked, *accounts: Account, nodes: int = 3, policy: Policy | N
     return centre
 
 
-def _remove(centre: Centre, job_id: JobId, code: ReasonCode) -> None:
-    """Takes one kind of blocker away, as the person would who was told of it."""
-    account_id = centre.state.jobs[job_id].account
-    match code:
-        case ReasonCode.HELD_USER | ReasonCode.HELD_ADMIN:
-            centre.release(job_id)
-        case ReasonCode.SUSPENDED | ReasonCode.QUOTA_TENANT | ReasonCode.QUOTA_PROJECT | ReasonCode.QUOTA_USER:
-            for name in (account_id, AccountId(account_id.partition("/")[0])):
-                terms = centre.state.accounts.get(name, Account(name))
-                free = replace(terms, limit={}, user_limit={}, running_limit=None, is_suspended=False)
-                centre.apply(AccountChanged(centre.now_ms, free))
-        case ReasonCode.GUARANTEE:
-            tenant = centre.state.accounts[AccountId(account_id.partition("/")[0])]
-            centre.apply(AccountChanged(centre.now_ms, replace(tenant, guarantee={H100: 1000})))
-            _grow(centre, 130)
-        case ReasonCode.CAPACITY | ReasonCode.FRAGMENTATION | ReasonCode.RESERVATION | ReasonCode.PREEMPTING:
-            _grow(centre, 3)
-        case ReasonCode.POOL_CLOSED:
-            centre.pool("main", closed=False)
-        case _:
-            raise AssertionError(f"nothing here is blocked by {code}")
-
-
 def _grow(centre: Centre, nodes: int) -> None:
     first = len(centre.state.capacity.rooms)
     for index in range(first, first + nodes):
         centre.node(node(f"n{index}"))
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    asked,
-    st.integers(0, 6),
-    st.booleans(),
-    st.booleans(),
-    st.sampled_from([None, "hold", "close", "suspend"]),
-    st.data(),
-)
-def test_removing_each_blocker_that_is_named_starts_the_job_in_the_next_tick(
-    asked: Asked, limit: int, is_by_user: bool, is_counted: bool, trouble: str | None, data: st.DataObject
-) -> None:
-    terms = account("x", guarantee=2, limit=limit * 4 or None, user_limit=8 if is_by_user else None)
-    running = account("y", guarantee=2, running_limit=2 if is_counted else None)
-    centre = _centre(asked, terms, running, policy=Policy(preemption=Preemption.OFF))
-    waiting = sorted(each.id for each in centre.state.jobs.values() if each.state is JobState.PENDING)
-    if not waiting:
-        return
-    target = data.draw(st.sampled_from(waiting))
-    for other in waiting:  # the order is no blocker that anybody could remove: it is told as who is ahead
-        if other != target:
-            centre.hold(other)
-    if trouble == "hold":
-        centre.hold(target)
-    elif trouble == "close":
-        centre.pool("main", closed=True)
-    elif trouble == "suspend":
-        path = AccountId(centre.state.jobs[target].account.partition("/")[0])
-        centre.apply(AccountChanged(centre.now_ms, replace(centre.state.accounts[path], is_suspended=True)))
-    made = centre.tick()
-    removed: list[ReasonCode] = []
-    while target not in centre.running():
-        # What dominates is told, and what would stop it next once that is gone; nothing is told twice.
-        told = dict.fromkeys(reason.code for reason in explain(centre.state, made, target).reasons)
-        assert not set(told) & set(removed), f"{told} are told, and were removed before: {removed}"
-        for code in told:
-            _remove(centre, target, code)
-        removed += told
-        made = centre.tick()
 
 
 @settings(max_examples=60, deadline=None)
