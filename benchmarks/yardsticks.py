@@ -1,4 +1,4 @@
-"""Runs public traces through the scheduler; prints our figures beside the references and the aims, and which are missed.
+"""Runs public traces through the scheduler; prints our figures beside references and aims, and says which are missed.
 
     python -m benchmarks.yardsticks [NAME …] [--traces DIR]
 
@@ -206,7 +206,9 @@ def lublin(folder: Path) -> list[Figure]:
 
 def hpc2n(folder: Path) -> list[Figure]:
     """The first weeks of a real log with its users' limits."""
-    print("HPC2N 2002, 240 processors, 3,145 jobs with their users' limits: mean wait in seconds, mean bounded slowdown")
+    print(
+        "HPC2N 2002, 240 processors, 3,145 jobs with their users' limits: mean wait in seconds, mean bounded slowdown"
+    )
     print("  [textbook] first come 5,627.9 / 47.41, shortest limit 3,494.8 / 31.49, EASY 3,560 / 17.1,")
     print("             shortest limit + EASY 2,316 / 12.2, with perfect knowledge 2,221 / 8.4")
     inventory, jobs = load("hpc2n", folder / "HPC2N-2002-first3k.swf.gz")

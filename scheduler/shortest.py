@@ -5,11 +5,10 @@ less the work that it has kept, for that is all that a scheduler can know; a tra
 gives the literature's oracle. There is no guard: no minimum run time, no shares, no guarantee.
 """
 
-from collections.abc import Iterator
 from heapq import nsmallest
 
 from scheduler.core.finishing import Ranks, ranks_of
-from scheduler.core.model import Allocation, AllocationId, Grant, Job, JobId
+from scheduler.core.model import Allocation, AllocationId, GpuClass, Grant, Job, JobId, Shape
 from scheduler.core.placement import place
 from scheduler.core.policy import Policy, QueueOrder
 from scheduler.core.state import ClusterState
@@ -30,17 +29,27 @@ def gangs_to_stop(state: ClusterState, policy: Policy, now_ms: int) -> list[Allo
         return []
     is_ranked = policy.order is QueueOrder.FINISH_TIME
     order = _Order(state, ranks_of(state, policy, now_ms) if is_ranked else None, now_ms)
-    running = sorted(state.allocations.values(), key=lambda each: (-order.of_running(each), each.id))
+    waiting = order.waiting()
+    first = order.of_waiting(waiting[0]) if waiting else 0
+    running = [each for each in state.allocations.values() if order.of_running(each) > first]
+    if not running:
+        return []
+    running.sort(key=lambda each: (-order.of_running(each), each.id))
     stopped: list[Allocation] = []
     taken: list[Grant] = []
-    for job in order.waiting():
+    hopeless: set[tuple[Shape, GpuClass]] = set()
+    """What did not fit for one who comes first does not fit for those behind, who may take less."""
+    for job in waiting:
         shape = job.shape
         for gpu_class in shape.gpu_classes:
+            if (shape, gpu_class) in hopeless:
+                continue
             grants = place(state.capacity, shape, gpu_class, state.closed_pools)
             victims: list[Allocation] = []
             if grants is None:
                 victims = _victims(state, job, [each for each in running if each.gpu_class == gpu_class], order)
                 if not victims:
+                    hopeless.add((shape, gpu_class))
                     continue
                 grants = place(state.capacity, shape, gpu_class, state.closed_pools)
                 assert grants is not None, "the victims were chosen so that it fits"
@@ -54,8 +63,7 @@ def gangs_to_stop(state: ClusterState, policy: Policy, now_ms: int) -> list[Allo
     for grant in reversed(taken):
         state.capacity.give_back(grant)
     for each in stopped:
-        for grant in each.grants:
-            state.capacity.take(grant)
+        _put_back(state, each)
     return [each.id for each in stopped]
 
 
@@ -76,16 +84,20 @@ class _Order:
         """Returns the rank of what waits."""
         return job.time_limit_ms if self._ranks is None else self._ranks.rank(job, job.time_limit_ms)
 
-    def waiting(self) -> Iterator[Job]:
-        """Yields the waiting jobs that come first."""
+    def waiting(self) -> list[Job]:
+        """Returns the waiting jobs that come first."""
         jobs = self._state.jobs
         first = (
             (self.of_waiting(jobs[JobId(job_id)]), submitted_ms, job_id)
             for _, line in self._state.pending_groups()
             for _, submitted_ms, job_id in line[:MOST_LOOKED_AT]
         )
-        for _, _, job_id in nsmallest(MOST_LOOKED_AT, first):
-            yield jobs[JobId(job_id)]
+        return [jobs[JobId(job_id)] for _, _, job_id in nsmallest(MOST_LOOKED_AT, first)]
+
+
+def _has_opened(state: ClusterState, gang: Allocation, gpus: int) -> bool:
+    """Tells whether one of the nodes that a gang has left has so many free GPUs: only then may more fit than before."""
+    return any(len(state.capacity.rooms[grant.node].free) >= gpus for grant in gang.grants)
 
 
 def _victims(state: ClusterState, job: Job, running: list[Allocation], order: _Order) -> list[Allocation]:
@@ -94,27 +106,36 @@ def _victims(state: ClusterState, job: Job, running: list[Allocation], order: _O
     Returns those that stay out; none if the job would not fit, and then the capacity is as it was.
     """
     out: list[Allocation] = []
-    fits, rank = False, order.of_waiting(job)
-    for each in running[:MOST_TRIED]:
-        if order.of_running(each) <= rank:
-            break
-        for grant in each.grants:
-            state.capacity.give_back(grant)
-        out.append(each)
-        fits = place(state.capacity, job.shape, each.gpu_class, state.closed_pools) is not None
-        if fits:
-            break
-    for each in list(out) if fits else []:
-        for grant in each.grants:
-            state.capacity.take(grant)
+    if not _make_room(state, job, [each for each in running if order.of_running(each) > order.of_waiting(job)], out):
+        for each in out:
+            _put_back(state, each)
+        return []
+    for each in list(out):
+        _put_back(state, each)
         if place(state.capacity, job.shape, each.gpu_class, state.closed_pools) is not None:
             out.remove(each)
-            continue
-        for grant in each.grants:
-            state.capacity.give_back(grant)
-    if not fits:
-        for each in out:
-            for grant in each.grants:
-                state.capacity.take(grant)
-        return []
+        else:
+            _take_out(state, each)
     return out
+
+
+def _make_room(state: ClusterState, job: Job, gangs: list[Allocation], out: list[Allocation]) -> bool:
+    """Takes gangs out in turn, and adds them to `out`, until the job fits; tells whether it does."""
+    for each in gangs[:MOST_TRIED]:
+        _take_out(state, each)
+        out.append(each)
+        if not job.shape.is_share and not _has_opened(state, each, job.shape.gpus_per_node):
+            continue
+        if place(state.capacity, job.shape, each.gpu_class, state.closed_pools) is not None:
+            return True
+    return False
+
+
+def _take_out(state: ClusterState, gang: Allocation) -> None:
+    for grant in gang.grants:
+        state.capacity.give_back(grant)
+
+
+def _put_back(state: ClusterState, gang: Allocation) -> None:
+    for grant in gang.grants:
+        state.capacity.take(grant)

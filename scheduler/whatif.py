@@ -17,8 +17,8 @@ from scheduler.knobs import choice, policy_from
 from scheduler.plot import draw, draw_png
 from scheduler.refusal import RefusalCode, Refused
 from scheduler.replay import Replay
-from scheduler.shortest import STOPPING_ORDERS
 from scheduler.scenario import read_accounts, read_cluster, read_jobs
+from scheduler.shortest import STOPPING_ORDERS
 from scheduler.snapshot import LARGEST_BYTES, Snapshot, decode
 
 SCHEDULE_COLUMNS = ("job_id", "start_seconds", "end_seconds", "nodes", "booking", "end_reason")

@@ -229,9 +229,9 @@ class _Tick:
 
     def is_hopeless(self, group: Group) -> bool:
         """Tells whether memory alone says that no job of the group can start now, be promised a start or take one."""
-        if self._may_preempt(group):
-            return False
         hope = self._hope(group.shape, group.time_limit_ms)
+        if hope is _Hope.SOME or self._may_preempt(group):
+            return False
         if hope is _Hope.BY_GUARANTEE:
             return not self.bookings.may_be_guaranteed(group) and not self._promises.is_host(group.account)
         return hope is _Hope.NONE
