@@ -90,13 +90,15 @@ class Queue:
     queue moves on.
     """
 
-    __slots__ = ("_dead_seen", "_heads", "_hopeful", "_is_guaranteed", "_kept", "_passed", "_prospects")
+    __slots__ = ("_dead_seen", "_first", "_heads", "_hopeful", "_is_guaranteed", "_kept", "_passed", "_prospects")
 
     def __init__(self, prospects: Prospects, heads: SortedList[Head] | list[Head], *, is_guaranteed: bool) -> None:
         self._prospects = prospects
         self._kept = heads if isinstance(heads, SortedList) else None
         self._passed = 0
         """Heads of those kept that are not worth a look."""
+        self._first: Head | None = None
+        """The next one of those kept."""
         self._heads: list[Head] = [] if isinstance(heads, SortedList) else heads
         self._hopeful: Row | None = None
         self._dead_seen = 0
@@ -127,14 +129,16 @@ class Queue:
         prospects, count = self._prospects, len(kept)
         dead = prospects.dead
         while self._passed < count:
-            head: Head = kept[self._passed]
-            row = head[1]
+            if self._first is None:
+                self._first = kept[self._passed]
+            row = self._first[1]
             if self._is_guaranteed or (row is self._hopeful and row.kind not in dead):
-                return head
+                return self._first
             if prospects.has_hope(row):
                 self._hopeful = row
-                return head
+                return self._first
             self._passed += 1
+            self._first = None
         return None
 
     def _move_on(self) -> None:
@@ -161,6 +165,7 @@ class Queue:
             heappop(self._heads)
         else:
             self._passed += 1
+            self._first = None
 
 
 class UserTurns:

@@ -169,18 +169,25 @@ class TreeWalk:
             branch = below
         branch.queue = queue
 
-    def _order(self, branch: _Branch) -> None:
-        """Files everything below a branch; an account that has jobs of its own and others below it gets a leaf."""
+    def _order(self, branch: _Branch) -> Head | None:
+        """Files everything below a branch, and returns the job that is next below it.
+
+        An account that has jobs of its own and others below it gets a leaf.
+        """
         if branch.queue is not None and branch.children:
             own = _Branch(branch.account, branch, branch.queue)
             own.is_own, branch.queue = True, None
             branch.children[branch.account] = own
+        if branch.queue is not None:
+            return branch.queue.head()
+        heads: dict[_Branch, Head] = {}
         for below in branch.children.values():
-            self._order(below)
-            head = below.head()
+            head = self._order(below)
             if head is not None:
+                heads[below] = head
                 branch.heap.append((self._key(below, head[1]), below.account, below.is_own, below))
         heapify(branch.heap)
+        return heads[branch.heap[0][3]] if branch.heap else None
 
     def _key(self, branch: _Branch, row: Row) -> int:
         if branch.is_own:
