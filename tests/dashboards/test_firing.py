@@ -92,7 +92,9 @@ class Watch:
                     known = self.fired.setdefault(rule["name"].removeprefix("Turnstile"), [])
                     if alert["labels"] not in known:
                         known.append(alert["labels"])
-        assert self.fired.keys() <= self.expected, {each: self.fired[each] for each in self.fired.keys() - self.expected}
+        assert self.fired.keys() <= self.expected, {
+            each: self.fired[each] for each in self.fired.keys() - self.expected
+        }
         return set(self.fired)
 
     def expect(self, *names: str) -> None:
@@ -149,7 +151,7 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
         made.close()
 
 
-def lasting(daemon: Daemon, node: str, **spec: object) -> Any:  # Any: JSON
+def lasting(daemon: Daemon, node: str, **spec: Any) -> Any:  # Any: JSON
     """Submits a job that would hold its GPUs on a node for longer than any test."""
     return daemon.submit("sleep", "7200", **{"only_nodes": [node], "time_limit_seconds": 7200, **spec})
 
@@ -175,7 +177,9 @@ def is_refused(daemon: Daemon) -> bool:
 
 def test_each_alert_fires_when_its_fault_is_there_and_not_before(daemon: Daemon, tmp_path: Path) -> None:
     with prometheus_at(tmp_path / "prometheus", f"127.0.0.1:{daemon.port}", [shortened_rules(tmp_path)]) as server:
-        until(lambda: server.values("count_over_time(turnstile_build_info[1m]) > 5"), "five scrapes of a healthy centre")
+        until(
+            lambda: server.values("count_over_time(turnstile_build_info[1m]) > 5"), "five scrapes of a healthy centre"
+        )
         watch = Watch(server, daemon)
         assert [rule["health"] for rule in server.alerting()] == ["ok"] * 21
         watch.look()
