@@ -29,6 +29,7 @@ from platformdirs import user_data_path
 from cli.daemon import migrate
 from cli.daemon.attendance import LOOK_SECONDS, Attendance, AttendedExecutor
 from cli.daemon.bootstrap import bootstrap
+from cli.daemon.decisions import FORGET_SECONDS, forget_decisions
 from cli.daemon.gpus import Gpus, no_gpus, real_gpus, simulated_gpus
 from cli.daemon.guarantees import GuaranteeWatch
 from cli.daemon.idleness import idle_watch
@@ -252,6 +253,8 @@ class Daemon:
         notifier = notifier_of(self.settings.notify, controller)
         periodic.add_job(_guarded(notifier.look), "interval", seconds=NOTICE_SECONDS)
         periodic.add_job(_guarded(notifier.forget), "interval", hours=6)
+        forgotten = partial(forget_decisions, controller, self.settings.decisions)
+        periodic.add_job(_guarded(forgotten), "interval", seconds=FORGET_SECONDS)
         keep_ms = self.settings.executor.log_retention_days * DAY_MS
         if self.settings.executor.kind == "kubernetes":
             from cli.daemon.cluster import NEWS_SECONDS, forget_logs, refresh_when_changed

@@ -22,9 +22,12 @@ from metering.gpus import GpuProblem, GpuSample, ProblemCode, ThrottleReason
 from metering.simulated import SimulatedReader
 from scheduler import planner
 from scheduler.core.plan import Plan
+from scheduler.routes import scrapes
 
 MONEY_SECONDS = 1
 """Between two looks at budgets, where the daemon takes a minute."""
+PATIENCE_SECONDS = 0.3
+"""Of a scrape with a tick that hangs: it comes each second here, and may take no longer."""
 VARIABLE = "DRILL_FILE"
 
 
@@ -92,5 +95,6 @@ def _slow_plan(*arguments: Any) -> Plan:  # Any: what the planner gives it
 if __name__ == "__main__":
     vars(gpus)["SimulatedReader"] = DrilledReader
     _PLANNER["plan"] = _slow_plan
+    vars(scrapes)["PATIENCE_SECONDS"] = PATIENCE_SECONDS
     vars(app)["WHOLE_SECONDS"] = MONEY_SECONDS
     command_line.main()

@@ -22,12 +22,15 @@ from tests.dashboards.server import Prometheus, prometheus_at
 pytestmark = [pytest.mark.prometheus, pytest.mark.acceptance, pytest.mark.timeout(300)]
 SHORTENED = {
     "TurnstileGpuMissing": ("[6h:5m]", "[10m:1s]"),
-    "TurnstileInventoryStale": ("> 120", "> 15"),
+    "TurnstileInventoryStale": ("> 120", "> 20"),
     "TurnstileSchedulingStopped": ("[5m]", "[12s]"),
-    "TurnstileSchedulingSlow": ("[10m]", "[15s]"),
-    "TurnstileLedgerLag": ("> 300", "> 15"),
+    "TurnstileSchedulingSlow": ("[10m]", "[30s]"),
+    "TurnstileLedgerLag": ("> 300", "> 20"),
 }
 """What lasts minutes in the rules: what stands there, and what stands there in this test."""
+LASTS = {"TurnstileSchedulingStopped": "10s", "TurnstileDown": "5s"}
+"""An idle daemon ticks each five seconds: two scrapes in a row often see none, and that must not be enough. A scrape
+may be late on a busy machine."""
 HOURS_5_MS = 5 * 3_600_000
 PRICES = {
     "version": "now",
@@ -64,7 +67,7 @@ def shortened_rules(folder: Path) -> Path:
     rules = yaml.safe_load((repository() / "deploy/prometheus/rules/alerts.yaml").read_text(encoding="utf-8"))
     for group in rules["groups"]:
         for rule in group["rules"]:
-            rule["for"] = "1s"
+            rule["for"] = LASTS.get(rule["alert"], "1s")
             if rule["alert"] in SHORTENED:
                 long, short = SHORTENED[rule["alert"]]
                 assert long in rule["expr"], rule
