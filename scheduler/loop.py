@@ -44,6 +44,9 @@ LEASE_TTL_MS = 10_000
 LOOK_SECONDS = 2.0
 """Between a follower's looks at the lease, a leader's renewals, and tries to begin a term again."""
 
+QUIET_MS = 60_000
+"""Without a tick for so long one hangs: a planner with nothing to do ticks each five seconds."""
+
 
 @dataclass(slots=True)
 class _Term:
@@ -141,7 +144,10 @@ class Controller:
         term = self._term
         if term is None:
             return [self._trouble or "this daemon does not lead"]
-        return [problem for problem in (term.planner.problem, term.runner.problem) if problem is not None]
+        quiet_ms = self.clock.now_ms() - term.planner.last_tick_ms
+        hangs = f"a tick hangs: none for {quiet_ms // 1000} s; restart the daemon" if quiet_ms > QUIET_MS else None
+        problems = (term.planner.problem, hangs, term.runner.problem)
+        return [problem for problem in problems if problem is not None]
 
     @property
     def version(self) -> int:

@@ -18,7 +18,10 @@ def public_routes(door: Door, telemetry: Telemetry) -> APIRouter:
 
     @router.get("/healthz", summary="The process answers")
     async def healthz() -> Response:
-        return answer(envelope("Health", door.now_ms, is_ready=None, problems=[]))
+        # Alive is whoever answers: a daemon that cannot plan is not mended by a restart of its own accord. What keeps
+        # it from being ready is said all the same.
+        problems = await door.aside(door.controller.health)
+        return answer(envelope("Health", door.now_ms, is_ready=not problems, problems=problems))
 
     @router.get("/readyz", summary="Leads, and all that it needs answers")
     async def readyz() -> Response:

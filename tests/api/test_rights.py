@@ -82,6 +82,7 @@ WHO_MAY: dict[tuple[str, str], tuple[set[Role | None], Any]] = {
     ("POST", "/v1/agents/{node}/heartbeat"): ({A}, HEARTBEAT),
     ("POST", "/v1/agents/{node}/evidence"): ({A}, {}),
     ("GET", "/v1/admin/state"): ({O}, None),
+    ("GET", "/v1/admin/health"): ({O}, None),
     ("GET", "/v1/admin/jobs/{ref}/decisions"): ({O}, None),
     ("GET", "/v1/admin/decisions/tape"): ({O}, None),
     ("GET", "/v1/admin/defrag"): ({O}, None),
