@@ -19,7 +19,6 @@ CHECKS = (
     "agents",
     "gpus",
     "ledger",
-    "billing",
     "notices",
 )
 
