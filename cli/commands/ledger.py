@@ -201,10 +201,10 @@ def _opinion(file: Path, program: str) -> Json:
 
 def _opinion_lines(opinion: Json) -> list[str]:
     failures = answers.items(opinion, "failures")
-    known = opinion["known_contradictions"]
+    known = len(answers.texts(opinion, "known_contradictions"))
     word = "NOT SOUND" if failures else "sound"
     looked = f"{opinion['passed']} of its rules hold, {opinion['skipped']} it does not look at"
-    lines = [f"{word} by focus-validator: {looked}, {len(known)} contradict the specification"]
+    lines = [f"{word} by focus-validator: {looked}, {known} contradict the specification"]
     return lines + [
         f"  {text(each, 'rule')}: {each['rows']} rows: {text(each, 'what')}" for each in failures[:MOST_SHOWN]
     ]
