@@ -108,6 +108,9 @@ def test_a_tape_goes_on_from_a_state_taken_in_the_middle_of_things(
     monkeypatch.setattr(recorder, "STATE_SECONDS", 0.2)
     controller = world.leader()
     live_a_while(world, controller)
+    monkeypatch.setattr(recorder, "STATE_SECONDS", 3600.0)
+    submit(controller, gpus=8, seconds=3600, count=1)
+    until(controller, lambda: is_flushed(controller))  # the last state is somewhere before here
     submit(controller, gpus=8, seconds=3600, count=6)
     until(controller, lambda: is_flushed(controller))
     with controller.database.read() as connection:
