@@ -9,7 +9,7 @@ is kept for the first waiting job that accepts nothing else, up to its size.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 
 from scheduler.core.fairshare import pro_rata
 from scheduler.core.model import (
@@ -139,6 +139,16 @@ class Bookings:
         """Returns for whom guarantee is kept free, by tenant and class."""
         return dict(self._keeps_for)
 
+    def tenants_with_guarantee_left(self) -> set[AccountId]:
+        """Returns the tenants that could start a share of a GPU within their guarantee in some class."""
+        held, found = self._state.usage.held_units, set()
+        for gpu_class in self._state.guarantees:
+            for tenant, bought in self._in_force(gpu_class).items():
+                key = (tenant, gpu_class, Booking.GUARANTEED)
+                if bought - held.get(key, 0) - self._taken.get(key, 0) - self._kept.get((tenant, gpu_class), 0) > 0:
+                    found.add(tenant)
+        return found
+
     def has_guarantee(self, account: AccountId) -> bool:
         """Tells whether the account's tenant bought a guarantee of any class."""
         known = self._state.accounts.get(tenant_of(account))
@@ -162,9 +172,11 @@ class Bookings:
 
     def suspension(self, account: AccountId) -> Reason | None:
         """Returns why nothing of the account may start; None when something may."""
-        for name in lineage(account):
-            known = self._state.accounts.get(name)
-            if known is not None and known.is_suspended:
+        path, binding = lineage(account), self._state.waiting.binding
+        if binding.isdisjoint(path):
+            return None
+        for name in path:
+            if name in binding and self._state.accounts[name].is_suspended:
                 return Reason(ReasonCode.SUSPENDED, detail=name)
         return None
 
@@ -219,14 +231,17 @@ class Bookings:
         """Returns what forbids a start to each group that could not start whatever is free, beside what did start."""
         found: dict[Group, Reason] = {}
         self.is_guarantee_turn = False  # it may not be over where a tick was cut short
+        heads, binding = self._state.waiting.heads[BookingWanted.GUARANTEED], self._state.waiting.binding
+        is_free = not binding and not self._state.headroom.left
         for account, groups in self._state.waiting.groups.items():
+            if account not in heads and (is_free or not self._is_bound(account, binding)):
+                continue
             suspended = self.suspension(account)
             if suspended is not None:
                 found.update(dict.fromkeys(groups, suspended))
                 continue
             limits = self._limits(account)
             has_budget = self._state.headroom.is_limited(account)
-            heads = self._state.waiting.heads[BookingWanted.GUARANTEED]
             if not limits and not has_budget and account not in heads:
                 continue
             rooms: dict[tuple[UserName | None, GpuClass], int | None] = {}
@@ -239,10 +254,16 @@ class Bookings:
                     found[group] = forbidden
         return found
 
+    def _is_bound(self, account: AccountId, binding: Set[AccountId]) -> bool:
+        """Tells whether a limit, a suspension or a budget on the account's path could stop a job."""
+        return not binding.isdisjoint(lineage(account)) or self._state.headroom.is_limited(account)
+
     def _limits(self, account: AccountId) -> list[Account]:
         """Returns the accounts of the path that limit what may start, nearest first."""
-        known = (self._state.accounts.get(name) for name in lineage(account))
-        return [each for each in known if each is not None and each.is_limited]
+        path, binding, accounts = lineage(account), self._state.waiting.binding, self._state.accounts
+        if binding.isdisjoint(path):
+            return []
+        return [accounts[name] for name in path if name in binding and accounts[name].is_limited]
 
     def _is_within(
         self, group: Group, limits: list[Account], rooms: dict[tuple[UserName | None, GpuClass], int | None]
@@ -292,10 +313,14 @@ class Bookings:
 
     def guarantee_of(self, tenant: AccountId, gpu_class: GpuClass) -> int:
         """Returns the units of its guarantee that the tenant can count on now, with the capacity that is left."""
+        return self._in_force(gpu_class).get(tenant, 0)
+
+    def _in_force(self, gpu_class: GpuClass) -> dict[AccountId, int]:
+        """Returns what tenants can count on now; worked out once a tick."""
         bought = self._bought.get(gpu_class)
         if bought is None:
             bought = self._bought[gpu_class] = guarantees_in_force(self._state, gpu_class)
-        return bought.get(tenant, 0)
+        return bought
 
     def _guarantees(self, account: AccountId, gpu_class: GpuClass) -> list[tuple[AccountId, int]]:
         """Returns the accounts of the path whose guarantee binds, with its units; none without a tenant's guarantee."""
@@ -364,8 +389,11 @@ class Bookings:
         return limiting.running_limit - self._state.usage.gangs[limiting.id] - self._gangs[limiting.id]
 
     def _held(self, account: AccountId, gpu_class: GpuClass, bookings: tuple[Booking, ...]) -> int:
-        in_tick = sum(self._taken[account, gpu_class, booking] for booking in bookings)
-        return self._state.held_by(account, gpu_class, *bookings) + in_tick
+        held, taken, total = self._state.usage.held_units, self._taken, 0
+        for booking in bookings:
+            key = (account, gpu_class, booking)
+            total += held.get(key, 0) + taken.get(key, 0)
+        return total
 
 
 def _no_guarantee(units: int, left: int) -> Reason:

@@ -274,8 +274,10 @@ class ClusterState:
 
     def held_by(self, account: AccountId, gpu_class: GpuClass, *bookings: Booking) -> int:
         """Returns the capacity units that an account and all below it hold, in the bookings named."""
-        held = self.usage.held_units
-        return sum(held.get((account, gpu_class, booking), 0) for booking in bookings)
+        held, total = self.usage.held_units, 0
+        for booking in bookings:
+            total += held.get((account, gpu_class, booking), 0)
+        return total
 
     def capacity_units(self, gpu_class: GpuClass) -> int:
         """Returns the units of a class that may be divided: see `Supply.units`."""
@@ -316,6 +318,7 @@ class ClusterState:
         for accounts, is_in in (
             (self.waiting.by_user, account.is_by_user),
             (self.waiting.by_turns, account.takes_turns),
+            (self.waiting.binding, account.is_suspended or account.is_limited),
         ):
             if is_in:
                 accounts.add(account.id)
@@ -733,6 +736,7 @@ class ClusterState:
             (self.waiting_jobs, again.waiting_jobs),
             (self.pending_units, again.pending_units),
             (self.guarantees, again.guarantees),
+            (self.waiting.binding, again.waiting.binding),
             (self.supply.kinds, again.supply.kinds),
             (self.supply.impaired, again.supply.impaired),
             (mine_demand.totals, derived_demand.totals),
