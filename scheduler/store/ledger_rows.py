@@ -28,6 +28,7 @@ from scheduler.core.model import (
 )
 from scheduler.core.occupancy import Cursor, Interval
 from scheduler.store.codec import CURSOR_COLUMNS, INTERVAL_COLUMNS, cursor_of, grants_of, interval_of
+from scheduler.store.database import chunks
 from scheduler.store.overlays import evidence_of, held_now, known_now
 from scheduler.store.tables import ALLOCATION, DEVICE, DEVICE_CURSOR, JOB, OCCUPANCY, RECLASSIFICATION
 
@@ -43,6 +44,20 @@ _CHAIN_PAGE = (
     sa.select(*INTERVAL_COLUMNS)
     .where(OCCUPANCY.c.sequence > sa.bindparam("after"))
     .order_by(OCCUPANCY.c.sequence)
+    .limit(sa.bindparam("most", type_=sa.Integer))
+)
+_BRIEF_PAGE = (
+    sa.select(
+        *(OCCUPANCY.c[name] for name in ("sequence", "device", "lane", "from_ms", "to_ms", "state", "units")),
+        *(OCCUPANCY.c[name] for name in ("phase", "allocation_id")),
+    )
+    .where(
+        OCCUPANCY.c.from_ms < sa.bindparam("until"),
+        OCCUPANCY.c.to_ms > sa.bindparam("since"),
+        sa.tuple_(OCCUPANCY.c.from_ms, OCCUPANCY.c.sequence)
+        > sa.tuple_(sa.bindparam("after_ms"), sa.bindparam("after_sequence")),
+    )
+    .order_by(OCCUPANCY.c.from_ms, OCCUPANCY.c.sequence)
     .limit(sa.bindparam("most", type_=sa.Integer))
 )
 _HELD_BY = sa.select(*INTERVAL_COLUMNS).where(OCCUPANCY.c.allocation_id.in_(_IDS))
@@ -199,6 +214,75 @@ def orphans(connection: Connection) -> Iterator[tuple[int | None, DeviceId, Allo
         )
         for row in connection.execute(query):
             yield row.sequence, row.device, row.allocation_id
+
+
+BriefInterval = tuple[int, str, int, int, int, str, int, str | None, str | None]
+"""Sequence (0 while it is open), device, lane, start, end, state, units, phase and allocation of an interval."""
+
+
+def known_between(connection: Connection, from_ms: int, to_ms: int) -> Iterator[BriefInterval]:
+    """Yields what is known now of the closed past in `[from_ms, to_ms)`, by the starts of the intervals as written.
+
+    Pieces of the intervals that overlap it, whole, some beyond it. Those of a lane come in the order of time. Memory
+    grows with what was reclassified there.
+    """
+    laid: set[int] = set()
+    if has_reclassifications(connection):
+        covers = sa.select(RECLASSIFICATION.c.covers).where(
+            RECLASSIFICATION.c.from_ms < to_ms, RECLASSIFICATION.c.to_ms > from_ms
+        )
+        laid = set(connection.execute(covers).scalars())
+    for page in _brief_pages(connection, from_ms, to_ms):
+        covered = laid.intersection(row[0] for row in page) if laid else None
+        if not covered:
+            yield from page
+            continue
+        pieces = _known_pieces(connection, sorted(covered))
+        for row in page:
+            if row[0] in covered:
+                yield from pieces[row[0]]
+            else:
+                yield row
+
+
+def _brief_pages(connection: Connection, from_ms: int, to_ms: int) -> Iterator[list[BriefInterval]]:
+    after = (-1, 0)
+    while True:
+        page = plain_rows(
+            connection,
+            _BRIEF_PAGE,
+            since=from_ms,
+            until=to_ms,
+            after_ms=after[0],
+            after_sequence=after[1],
+            most=PAGE_ROWS,
+        )
+        yield page
+        if len(page) < PAGE_ROWS:
+            return
+        after = page[-1][3], page[-1][0]
+
+
+def _known_pieces(connection: Connection, sequences: Sequence[int]) -> dict[int, list[BriefInterval]]:
+    pieces: dict[int, list[BriefInterval]] = {sequence: [] for sequence in sequences}
+    for part in chunks(sequences):
+        written = connection.execute(sa.select(*INTERVAL_COLUMNS).where(OCCUPANCY.c.sequence.in_(part)))
+        for piece in known_now(connection, map(interval_of, written.all())):
+            pieces[piece.sequence].append(_brief(piece.sequence, piece, piece.from_ms, piece.to_ms))
+    return pieces
+
+
+def brief_cursors(connection: Connection, until_ms: int) -> Iterator[BriefInterval]:
+    """Yields the open intervals that began before an instant, as if they ended there, by device and lane."""
+    for cursor in cursors(connection):
+        if cursor.since_ms < until_ms:
+            yield _brief(0, cursor, cursor.since_ms, until_ms)
+
+
+def _brief(sequence: int, row: Interval | Cursor, from_ms: int, to_ms: int) -> BriefInterval:
+    what = row.occupant
+    phase = None if what.phase is None else what.phase.value
+    return sequence, row.device, row.lane, from_ms, to_ms, what.state.value, what.units, phase, what.allocation
 
 
 def known_of_device(connection: Connection, device: DeviceId, from_ms: int, to_ms: int) -> Iterator[Interval]:
