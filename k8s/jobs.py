@@ -348,6 +348,8 @@ class KubernetesExecutor:
             run.stop = Stop(EndReason.CANCELLED, run.order.spec.grace_seconds, view.now_ms, words)
         if run.stop is not None:
             self._carry_out_stop(run)
+        for pod in run.surplus():
+            self._chores.delete_pod(pod, 0.0)
         run.try_to_end(view.now_ms)
 
     def _blame_removed_node(self, run: Run, stop: Stop) -> None:
