@@ -99,7 +99,7 @@ class _Sums:
         self._connection = connection
         self._days = days
         self._starts = [day.from_ms for day in days]
-        self._end_ms = days[-1].to_ms
+        self._ends = [day.to_ms for day in days]
         self._running: dict[tuple[str, int], str] = {}
         """What ran last on each lane."""
 
@@ -107,32 +107,39 @@ class _Sums:
         """Takes an interval that lies in the days, wholly or in part."""
         _, device, lane, first_ms, last_ms, state, units, _, allocation = interval
         place = _PLACE[state]
-        number = max(0, bisect_right(self._starts, first_ms) - 1)
-        life = self.lives.get(device)
-        if life is None:
-            slots = [0] * (_SLOTS * len(self._days))
-            life = self.lives[device] = _Life(slots, number, number, self._end_ms, self._starts[0])
-        if lane == 0 and first_ms < life.since_ms:
-            life.since_ms = first_ms
         is_billed = self._is_billed(interval) if allocation is not None else False
         if (allocation is None) is (place == _ALLOCATED):
             raise StoreCorrupt(
                 f"device {device} lane {lane} from {first_ms} is {state}, and its holder is {allocation}; run the"
                 " ledger's verification"
             )
-        days, count, slots = self._days, len(self._days), life.slots
-        first_day = number
-        while number < count and self._starts[number] < last_ms:
-            day = days[number]
-            unit_ms = units * (min(last_ms, day.to_ms) - max(first_ms, day.from_ms))
-            slots[number * _SLOTS + place] += unit_ms
-            if is_billed:
-                slots[number * _SLOTS + _BILLED] += unit_ms
+        number = max(0, bisect_right(self._starts, first_ms) - 1)
+        life = self.lives.get(device)
+        if life is None:
+            slots = [0] * (_SLOTS * len(self._days))
+            life = self.lives[device] = _Life(slots, number, number, self._ends[-1], self._starts[0])
+        if lane == 0 and first_ms < life.since_ms:
+            life.since_ms = first_ms
+        if self._starts[number] <= first_ms and last_ms <= self._ends[number]:  # in one day, as most are
+            self._put(life, number, units * (last_ms - first_ms), (place, is_billed))
+            life.until_ms = max(life.until_ms, last_ms)
+            return
+        while number < len(self._starts) and self._starts[number] < last_ms:
+            inside_ms = min(last_ms, self._ends[number]) - max(first_ms, self._starts[number])
+            self._put(life, number, units * inside_ms, (place, is_billed))
+            life.until_ms = max(life.until_ms, min(last_ms, self._ends[-1]))
             number += 1
-        if number > first_day:
-            life.first_day = min(life.first_day, first_day)
-            life.last_day = max(life.last_day, number - 1)
-            life.until_ms = max(life.until_ms, min(last_ms, self._end_ms))
+
+    def _put(self, life: _Life, number: int, unit_ms: int, where: tuple[int, bool]) -> None:
+        place, is_billed = where
+        slots, first = life.slots, number * _SLOTS
+        slots[first + place] += unit_ms
+        if is_billed:
+            slots[first + _BILLED] += unit_ms
+        if number < life.first_day:
+            life.first_day = number
+        elif number > life.last_day:
+            life.last_day = number
 
     def _is_billed(self, interval: BriefInterval) -> bool:
         """Tells whether a tenant is charged for an interval that somebody held."""

@@ -27,7 +27,14 @@ from scheduler.core.model import (
     tenant_of,
 )
 from scheduler.core.occupancy import Cursor, Interval
-from scheduler.store.codec import CURSOR_COLUMNS, INTERVAL_COLUMNS, cursor_of, grants_of, interval_of
+from scheduler.store.codec import (
+    CURSOR_COLUMNS,
+    INTERVAL_COLUMNS,
+    cursor_of,
+    grants_of_text,
+    interval_of,
+    labels_of_text,
+)
 from scheduler.store.database import chunks
 from scheduler.store.overlays import evidence_of, held_now, known_now
 from scheduler.store.tables import ALLOCATION, DEVICE, DEVICE_CURSOR, JOB, OCCUPANCY, RECLASSIFICATION
@@ -60,7 +67,15 @@ _BRIEF_PAGE = (
     .order_by(OCCUPANCY.c.from_ms, OCCUPANCY.c.sequence)
     .limit(sa.bindparam("most", type_=sa.Integer))
 )
-_HELD_BY = sa.select(*INTERVAL_COLUMNS).where(OCCUPANCY.c.allocation_id.in_(_IDS))
+_NOT_HELD = frozenset(("recorded_ms", "idempotency_key", "previous_hash", "hash"))
+"""What of a row says nothing about who held what: half of its bytes."""
+_HELD_COLUMNS = tuple(
+    sa.literal_column("0" if column.name == "recorded_ms" else "''").label(column.name)
+    if column.name in _NOT_HELD
+    else column
+    for column in INTERVAL_COLUMNS
+)
+_HELD_BY = sa.select(*_HELD_COLUMNS).where(OCCUPANCY.c.allocation_id.in_(_IDS))
 _HELD_NOW_BY = sa.select(*CURSOR_COLUMNS).where(DEVICE_CURSOR.c.allocation_id.in_(_IDS))
 _LAST_OF_LANE = (
     sa.select(*INTERVAL_COLUMNS)
@@ -112,7 +127,7 @@ class LedgerAllocation:
     ended_ms: int | None
     end_reason: EndReason | None
     rows: tuple[Any, ...]
-    """Its closed intervals as plain tuples in the order of `codec.INTERVAL_COLUMNS`."""
+    """Its closed intervals as plain tuples in the order of `codec.INTERVAL_COLUMNS`; without keys and hashes."""
     cursors: tuple[Cursor, ...]
     checkpointed_ms: int | None = None
     """Until when its job last said that its work is saved."""
@@ -358,8 +373,12 @@ _ELEMENT = JOB.c.array_id.cast(sa.Text) + "_" + JOB.c.array_index.cast(sa.Text)
 """What an element of an array is called; NULL for any other job."""
 
 
+# JSON is read as text: many allocations share few labels, and the same GPUs are granted again and again.
 _ALLOCATIONS = sa.select(
-    ALLOCATION, JOB.c.name.label("job_name"), JOB.c.labels.label("job_labels"), _ELEMENT.label("element")
+    *(sa.cast(column, sa.Text).label("grants") if column.name == "grants" else column for column in ALLOCATION.c),
+    JOB.c.name.label("job_name"),
+    sa.cast(JOB.c.labels, sa.Text).label("job_labels"),
+    _ELEMENT.label("element"),
 ).select_from(ALLOCATION.outerjoin(JOB, JOB.c.id == ALLOCATION.c.job_id))
 
 
@@ -433,14 +452,14 @@ def _with_rows(connection: Connection, page: Sequence[Row[Any]], *, as_written: 
             job=JobId(row.job_id),
             job_name=row.job_name,
             job_label=row.element or str(row.job_id),
-            labels=row.job_labels or {},
+            labels=labels_of_text(row.job_labels) if row.job_labels else {},
             account=AccountId(row.account),
             user=UserName(row.user),
             gpu_class=GpuClass(row.gpu_class),
             booking=Booking(row.booking),
             phase=Phase(row.phase),
             segment=row.segment,
-            grants=grants_of(row.grants),
+            grants=grants_of_text(row.grants),
             decided_ms=row.decided_ms,
             started_ms=row.started_ms,
             ended_ms=ended_ms,
