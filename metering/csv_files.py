@@ -19,7 +19,7 @@ _RUN_AS_FORMULA = frozenset("=+-@\t\r＝＋－＠")
 """First characters at which spreadsheets evaluate a cell (OWASP, CSV injection), full-width forms included."""
 _UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 """Unicode categories that control, hide or reorder text, or are no characters: never part of a name one can read."""
-_LINES_AT_ONCE = 256
+_LINES_AT_ONCE = 32
 """Lines that are hashed and written together."""
 _KEPT_FORMATS = frozenset("\u200c\u200d")  # joiners that scripts and emoji are spelled with
 

@@ -36,6 +36,8 @@ _PLAIN = re.compile(r"(0|[1-9][0-9]*)\.([0-9]+)")
 """A decimal without sign and exponent; others are the rules' to look at."""
 _MOST_SHAPES = 16_384
 _MOST_CELLS = 4_096
+_MOST_NUMBERS = 128
+"""Numbers that are remembered: the cells of a row repeat each other, rows seldom do."""
 _SLACK_MILLISECONDS = 2
 """What seconds and hours may differ by: the 0.002 of `ConsumedQuantity.hours`."""
 
@@ -148,7 +150,7 @@ class Shapes:
         whole, part = found.groups()
         digits = int(whole + part)
         number = _Number(digits, len(part), "+" if digits else "0")
-        if len(self._known_numbers) >= _MOST_CELLS:
+        if len(self._known_numbers) >= _MOST_NUMBERS:
             self._known_numbers = {"": _EMPTY}
         self._known_numbers[cell] = number
         return number

@@ -374,7 +374,7 @@ _ELEMENT = JOB.c.array_id.cast(sa.Text) + "_" + JOB.c.array_index.cast(sa.Text)
 
 
 # JSON is read as text: many allocations share few labels, and the same GPUs are granted again and again.
-_ALLOCATIONS = sa.select(
+_ALLOCATIONS: sa.Select[Any] = sa.select(
     *(sa.cast(column, sa.Text).label("grants") if column.name == "grants" else column for column in ALLOCATION.c),
     JOB.c.name.label("job_name"),
     sa.cast(JOB.c.labels, sa.Text).label("job_labels"),
