@@ -64,6 +64,7 @@ def utc_text(at_ms: int) -> str:
     return f"{before}{minutes + minute:02d}:{seconds:02d}.{rest_ms:03d}Z"
 
 
+@lru_cache(maxsize=4_096)  # the days of a year in some zones: verification asks for the same month again and again
 def day_start_ms(day: date, zone: tzinfo) -> int:
     """Returns the first instant whose local date is `day` or later, in UTC milliseconds.
 
