@@ -56,6 +56,7 @@ _LAUNCH_EMPTY = {
     "secrets",
     "volumes",
     "shm_bytes",
+    "adopts",
     "is_terminal",
     "idle_stop_seconds",
 }
