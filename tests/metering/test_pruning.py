@@ -38,9 +38,8 @@ def left(centre: Centre) -> list[int]:
 def test_what_was_observed_long_ago_is_forgotten_but_not_before_its_period_is_closed(
     request: pytest.FixtureRequest, kind: str
 ) -> None:
-    database: Database = request.getfixturevalue("database") if kind == "sqlite" else None
-    if database is None:
-        database = Database.open(request.getfixturevalue("postgres"))
+    is_sqlite = kind == "sqlite"
+    database = request.getfixturevalue("database") if is_sqlite else Database.open(request.getfixturevalue("postgres"))
     centre = Centre(database)
     centre.tenant("acme/vision")
     (device, _) = centre.node("a")
@@ -62,5 +61,5 @@ def test_what_was_observed_long_ago_is_forgotten_but_not_before_its_period_is_cl
     assert november.from_ms < centre.now_ms - HOUR_MS
     centre.clock.advance(hours=24 * 20)
     assert centre.carry_out(prune) == 0, "November is open"
-    if kind != "sqlite":
+    if not is_sqlite:
         database.dispose()
