@@ -1,4 +1,4 @@
-"""Acting on jobs: `cancel`, `hold`, `release`, `requeue`, `checkpoint`.
+"""Acting on jobs: `cancel`, `hold`, `release`, `requeue`, `checkpoint`, `update`.
 
 Each is one request and, on the server, one transaction.
 """
@@ -161,6 +161,9 @@ def update(
     deadline: Annotated[str | None, typer.Option("--deadline", metavar="TIME", help="Of no use after this.")] = None,
 ) -> int | None:
     """Give waiting jobs other terms; what is not named stays as it is.
+
+    Of a job that runs the time limit alone can change, counted from its start: you may shorten it, an operator may
+    lengthen it, and a budget must have what that may cost. $TURNSTILE_DEADLINE in the job stays what it was.
 
     Examples:
       turnstile update 10482 -t 4h
