@@ -29,6 +29,7 @@ from scheduler.core.model import (
 from scheduler.core.occupancy import Cursor, Evidence, OccupancyState, Occupant
 from scheduler.core.outcome import Verdict, after_end
 from scheduler.executor import Checkpointed, Ended, Observation, Started
+from scheduler.store.adopted import is_adopted
 from scheduler.store.claims import live_claims, reserve
 from scheduler.store.codec import JOB_COLUMNS, job_of
 from scheduler.store.database import chunks
@@ -240,6 +241,8 @@ class _Gangs:
             self._freed[cursor.device] = end_ms
         reason = _end_reason(seen.reason, gang.stop_reason, self._marks.get(gang.job))
         job, verdict = after_end(self._jobs[gang.job], reason, end_ms, self._tx.policy)
+        if verdict is Verdict.WAITS_AGAIN and is_adopted(self._tx.connection, gang.job):
+            job, verdict = after_end(self._jobs[gang.job], reason, end_ms, self._tx.policy, runs_once=True)
         del self._live[gang.id]
         self.ended.append((gang.id, job))
         self.moved.append(job.id)
