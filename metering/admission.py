@@ -271,11 +271,12 @@ class _Dearest:
 
 
 def _refused(over: OverBudget, price: _Dearest, budget: Budget, at_ms: int) -> Refused:
-    return Refused(
-        RefusalCode.OVER_BUDGET,
-        f"may cost {_shown(over.needed)}, but {_left(over, budget, at_ms)}",
-        tries=(*price.longest_fit(micros_of(over.left)), "ask a tenant admin or the operator to raise the budget"),
-    )
+    if budget.currency != over.needed.currency:
+        tries: tuple[str, ...] = (f"ask a tenant admin or the operator for a budget in {over.needed.currency}",)
+    else:
+        tries = (*price.longest_fit(micros_of(over.left)), "ask a tenant admin or the operator to raise the budget")
+    sentence = f"may cost {_shown(over.needed)}, but {_left(over, budget, at_ms)}"
+    return Refused(RefusalCode.OVER_BUDGET, sentence, tries=tries)
 
 
 def _left(over: OverBudget, budget: Budget, at_ms: int) -> str:
@@ -286,6 +287,8 @@ def _left(over: OverBudget, budget: Budget, at_ms: int) -> str:
         end = local_time(period.to_ms, zone)
         until = f" until {end.day} {end:%B}"
     noun = "project" if "/" in over.account else "tenant"
+    if budget.currency != over.needed.currency:
+        return f"the budget of {noun} {over.account} is in {budget.currency}, which pays for nothing here"
     return f"{noun} {over.account} has {_digits(over.left.amount)} left{until}"
 
 

@@ -5,6 +5,7 @@ and is then passed over. All times are exact: they follow from the orders, not f
 """
 
 import heapq
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from scheduler.executor import (
     Checkpointed,
     Ended,
     ExecutorError,
+    LaunchSpec,
     LogChunk,
     NodeInventory,
     Observation,
@@ -25,6 +27,7 @@ from scheduler.executor import (
 
 TERMINATED = 128 + 15  # SIGTERM
 KILLED = 128 + 9  # SIGKILL
+_SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,3})?")
 REMEMBERED_LOGS = 10_000
 """Acknowledged allocations whose (empty) logs are still known: bounds the memory of a replay of millions."""
 
@@ -292,11 +295,21 @@ class SimulatedExecutor:
 
 def _course(order: StartOrder, starts_ms: int) -> tuple[int, int, EndReason | None]:
     """Returns when and how a run ends if nobody interferes."""
-    wanted_ms, limit_ms = round(1000 * (order.spec.simulated_seconds or 0.0)), order.allocation.time_limit_ms
+    wanted_ms, limit_ms = _virtual_ms(order.spec), order.allocation.time_limit_ms
     if wanted_ms > limit_ms:
         return starts_ms + limit_ms, TERMINATED, EndReason.WALLTIME
     code = order.spec.simulated_exit_code
     return starts_ms + wanted_ms, code, EndReason.EXIT_NONZERO if code else None
+
+
+def _virtual_ms(spec: LaunchSpec) -> int:
+    """Returns how long a job would run: what its order says, else what `sleep SECONDS` would take, else no time."""
+    if spec.simulated_seconds is not None:
+        return round(1000 * spec.simulated_seconds)
+    match spec.argv:
+        case ("sleep", seconds) if _SECONDS.fullmatch(seconds):
+            return round(1000 * float(seconds))
+    return 0
 
 
 def _never_ran(run: _Virtual) -> bool:
