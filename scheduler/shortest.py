@@ -28,6 +28,10 @@ def gangs_to_stop(state: ClusterState, policy: Policy, now_ms: int) -> list[Allo
     if not state.waiting.of_shape:
         return []
     is_ranked = policy.order is QueueOrder.FINISH_TIME
+    if not is_ranked:
+        last_ms = max((each.decided_ms + each.time_limit_ms for each in state.allocations.values()), default=0)
+        if all(now_ms + group.time_limit_ms >= last_ms for group, _ in state.pending_groups()):
+            return []
     order = _Order(state, ranks_of(state, policy, now_ms) if is_ranked else None, now_ms)
     waiting = order.waiting()
     first = order.of_waiting(waiting[0]) if waiting else 0
@@ -86,10 +90,14 @@ class _Order:
 
     def waiting(self) -> list[Job]:
         """Returns the waiting jobs that come first."""
-        jobs = self._state.jobs
+        jobs, groups = self._state.jobs, list(self._state.pending_groups())
+        if self._ranks is None and len(groups) > MOST_LOOKED_AT:
+            # All of a group have the same left, and each group has a job.
+            bound_ms = nsmallest(MOST_LOOKED_AT, (group.time_limit_ms for group, _ in groups))[-1]
+            groups = [each for each in groups if each[0].time_limit_ms <= bound_ms]
         first = (
             (self.of_waiting(jobs[JobId(job_id)]), submitted_ms, job_id)
-            for _, line in self._state.pending_groups()
+            for _, line in groups
             for _, submitted_ms, job_id in line[:MOST_LOOKED_AT]
         )
         return [jobs[JobId(job_id)] for _, _, job_id in nsmallest(MOST_LOOKED_AT, first)]
