@@ -205,6 +205,16 @@ class Notify:
 
 
 @dataclass(frozen=True, slots=True)
+class Decisions:
+    """How long it is kept what was decided and why."""
+
+    log_days: float = _key(14.0, "the log of decisions and reasons: a line a start or stop, some 150 bytes each")
+    tape_hours: float = _key(
+        48.0, "states and events from which a tick can be planned once more: as large as what happened, compressed"
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Logging:
     """What the daemon says of itself, on stderr."""
 
@@ -226,6 +236,7 @@ class Settings:
     kubernetes: KubernetesSettings = field(default_factory=KubernetesSettings)
     metering: Metering = field(default_factory=Metering)
     notify: Notify = field(default_factory=Notify)
+    decisions: Decisions = field(default_factory=Decisions)
     logging: Logging = field(default_factory=Logging)
     policy: Policy = field(default_factory=Policy)
 
@@ -368,6 +379,8 @@ def _check(settings: Settings, problems: list[str]) -> None:
         ("metering.sample_seconds", metering.sample_seconds),
         ("metering.window_seconds", metering.window_seconds),
         ("metering.read_deadline_seconds", metering.read_deadline_seconds),
+        ("decisions.log_days", settings.decisions.log_days),
+        ("decisions.tape_hours", settings.decisions.tape_hours),
         ("kubernetes.gate_time_limit_seconds", settings.kubernetes.gate_time_limit_seconds),
     ):
         if not number > 0:

@@ -134,6 +134,11 @@ class Bookings:
                 self._kept[account, gpu_class] += units
             return
 
+    @property
+    def kept(self) -> dict[tuple[AccountId, GpuClass], Group]:
+        """Returns for whom guarantee is kept free, by tenant and class."""
+        return dict(self._keeps_for)
+
     def tenants_with_guarantee_left(self) -> set[AccountId]:
         """Returns the tenants that could start a share of a GPU within their guarantee in some class."""
         held, found = self._state.usage.held_units, set()
@@ -186,6 +191,26 @@ class Bookings:
             return booking
         return self._over_budget(group, gpu_class, booking) or booking
 
+    def obstacles(self, group: Group, gpu_class: GpuClass) -> tuple[Booking, list[Reason]]:
+        """Returns how a gang of the group would be held in the class, and every limit and budget in its way.
+
+        For a question about one job, not for a tick: `choose` stops at the first.
+        """
+        found = list(self._limits_over(group, gpu_class))
+        booking = Booking.SPOT
+        if group.wanted is not BookingWanted.SPOT:
+            units, left = group.shape.total_units, self.guarantee_left(group.account, gpu_class)
+            is_bought = group.wanted is BookingWanted.GUARANTEED or units <= left
+            booking = Booking.GUARANTEED if is_bought else Booking.BURST
+            if is_bought and units > left:
+                found.append(_no_guarantee(units, left))
+        return booking, found + list(self._budgets_over(group, gpu_class, booking))
+
+    def suspensions(self, account: AccountId) -> list[Reason]:
+        """Returns every account of the path that is suspended, the nearest first."""
+        known = (self._state.accounts.get(name) for name in lineage(account))
+        return [Reason(ReasonCode.SUSPENDED, detail=each.id) for each in known if each and each.is_suspended]
+
     def _booking(self, group: Group, gpu_class: GpuClass, units: int, *, is_in_turn: bool) -> Booking | Reason:
         """Returns what limits and guarantees say."""
         over = self._over_limit(group, gpu_class)
@@ -199,7 +224,7 @@ class Bookings:
         if units <= left:
             return Booking.GUARANTEED
         if group.wanted is BookingWanted.GUARANTEED or (is_in_turn and self.is_guarantee_turn):
-            return Reason(ReasonCode.GUARANTEE, need=-(-units // GPU_UNITS), free=max(0, left) // GPU_UNITS)
+            return _no_guarantee(units, left)
         return Booking.BURST
 
     def blocks(self) -> dict[Group, Reason]:
@@ -313,31 +338,36 @@ class Bookings:
 
     def _over_limit(self, group: Group, gpu_class: GpuClass) -> Reason | None:
         """Returns the nearest limit that a gang of the group would break in the class, with its numbers."""
+        return next(self._limits_over(group, gpu_class), None)
+
+    def _limits_over(self, group: Group, gpu_class: GpuClass) -> Iterator[Reason]:
+        """Yields the limits that a gang of the group would break in the class, the nearest first."""
         tenant, units = tenant_of(group.account), group.shape.total_units
         need = -(-units // GPU_UNITS)
         for each in self._limits(group.account):
             code = ReasonCode.QUOTA_TENANT if each.id == tenant else ReasonCode.QUOTA_PROJECT
             if gpu_class in each.limit and units > (left := self._account_left(each, gpu_class)):
-                return Reason(code, need=need, free=max(0, left) // GPU_UNITS, detail=each.id)
+                yield Reason(code, need=need, free=max(0, left) // GPU_UNITS, detail=each.id)
             if each.running_limit is not None and (jobs_left := self._jobs_left(each)) < 1:
-                return Reason(code, need=1, free=max(0, jobs_left), unit="jobs", detail=each.id)
+                yield Reason(code, need=1, free=max(0, jobs_left), unit="jobs", detail=each.id)
             if gpu_class in each.user_limit and group.user is not None:
                 left = self._user_left(each, gpu_class, group.user)
                 if units > left:
                     whose = f"{group.user} in {each.id}"
-                    return Reason(ReasonCode.QUOTA_USER, need=need, free=max(0, left) // GPU_UNITS, detail=whose)
-        return None
+                    yield Reason(ReasonCode.QUOTA_USER, need=need, free=max(0, left) // GPU_UNITS, detail=whose)
 
     def _over_budget(self, group: Group, gpu_class: GpuClass, booking: Booking) -> Reason | None:
         """Returns which account has too little money left for the hold of a job of the group."""
-        headroom = self._state.headroom
-        if not headroom.is_limited(group.account):
+        if not self._state.headroom.is_limited(group.account):
             return None
+        return next(self._budgets_over(group, gpu_class, booking), None)
+
+    def _budgets_over(self, group: Group, gpu_class: GpuClass, booking: Booking) -> Iterator[Reason]:
+        headroom = self._state.headroom
         need = headroom.need(group, gpu_class, booking)
         for name in headroom.binding(group.account) if need > 0 else ():
             if headroom.left[name] - self._spent[name] < need:
-                return Reason(ReasonCode.BUDGET, detail=name)
-        return None
+                yield Reason(ReasonCode.BUDGET, detail=name)
 
     def _units_left(self, limiting: Account, gpu_class: GpuClass, user: UserName | None) -> Iterator[int]:
         """Yields what each limit on GPUs of the class leaves, in capacity units."""
@@ -364,6 +394,10 @@ class Bookings:
             key = (account, gpu_class, booking)
             total += held.get(key, 0) + taken.get(key, 0)
         return total
+
+
+def _no_guarantee(units: int, left: int) -> Reason:
+    return Reason(ReasonCode.GUARANTEE, need=-(-units // GPU_UNITS), free=max(0, left) // GPU_UNITS)
 
 
 def guarantees_in_force(state: ClusterState, gpu_class: GpuClass) -> dict[AccountId, int]:

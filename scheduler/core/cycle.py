@@ -88,6 +88,7 @@ def plan(state: ClusterState, policy: Policy, now_ms: int, decision: int = 0) ->
         promotions=tuple(tick.bookings.promotions),
         verdicts=tick.verdicts,
         blocks=tick.blocks,
+        kept=tick.bookings.kept,
         crowds=state.throttle.crowds(),
         by_user=frozenset(state.waiting.by_user),
         reservations=tick.reservations,
@@ -268,7 +269,9 @@ class _Tick:
             return True
         if options and self._is_strict and self._is_only_waiting(group.shape):
             self._classes_closed.update(group.shape.gpu_classes)
-        if options and self._promises.make_if_slot(self._state.jobs[job_id], options):
+        # A job that another class may hold beyond its guarantee has its turn there before it is promised a start.
+        is_last_turn = not self.bookings.is_guarantee_turn or len(options) == len(group.shape.gpu_classes)
+        if options and is_last_turn and self._promises.make_if_slot(self._state.jobs[job_id], options):
             self.bookings.promise(group)
             self._hopes.clear()
             return True

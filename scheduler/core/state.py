@@ -624,33 +624,34 @@ class ClusterState:
     def _queue(self, job: Job) -> None:
         """Lets a job that may start now stand in line, or behind it where its array is at its cap."""
         if job.array_cap is None:
-            self.waiting.add(job, self._queue_key(job))
+            self.waiting.add(job, self.queue_key_of(job))
         else:
-            self.throttle.add(job, self._queue_key(job))
+            self.throttle.add(job, self.queue_key_of(job))
 
     def _unqueue(self, job: Job) -> None:
         """Undoes `_queue`."""
         if job.array_cap is None:
             self._leave_line(job.id)
         else:
-            self.throttle.remove(job, self._queue_key(job))
+            self.throttle.remove(job, self.queue_key_of(job))
 
     def _enter_line(self, job_id: JobId) -> None:
         job = self.jobs[job_id]
-        self.waiting.add(job, self._queue_key(job))
+        self.waiting.add(job, self.queue_key_of(job))
 
     def _leave_line(self, job_id: JobId) -> None:
         job = self.jobs[job_id]
         if job_id in self.reservations:
             self._break_promise(job_id)
-        self.waiting.remove(job, self._queue_key(job))
+        self.waiting.remove(job, self.queue_key_of(job))
 
     def _queued_jobs(self, account: AccountId) -> list[Job]:
         """Returns the jobs of a project that may start now, in line or behind it."""
         behind = [each for each in self.throttle.waiting() if self.jobs[each].account == account]
         return [self.jobs[each] for each in dict.fromkeys([*self.waiting.jobs_of(account), *behind])]
 
-    def _queue_key(self, job: Job) -> QueueKey:
+    def queue_key_of(self, job: Job) -> QueueKey:
+        """Returns a job's place in its project's order, whether it stands in line or would."""
         account = self.accounts.get(job.account)
         return queue_key(job, account.limit_weight if account else 0)
 

@@ -143,6 +143,11 @@ class Waiting:
                 del self.groups[job.account]
         self._want(job, group.user, -1)
 
+    def has(self, job: Job, key: QueueKey) -> bool:
+        """Tells whether a job stands in line."""
+        row = self.groups.get(job.account, {}).get(self.group_of(job))
+        return row is not None and key in row.line
+
     def group_of(self, job: Job) -> Group:
         """Returns the group that a job waits in, or would."""
         return group_of(job, self.by_user)

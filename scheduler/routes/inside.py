@@ -200,7 +200,7 @@ async def _attach(door: Door, websocket: WebSocket, running: _Running, first: by
 async def _stay(door: Door, websocket: WebSocket, running: _Running, entered: Entered, how: str) -> None:
     by = running.rights.caller.user
     try:
-        logger.info("user %s entered job %s (%s)", by, running.ref, how)
+        logger.info("user %s entered a job (%s)", by, how, extra={"job": running.ref})
         await door.carry_out(NoteOnJob(running.job, "entered", {"by": by, "how": how}))
         await websocket.send_text('{"started": true}')
     except BaseException:
