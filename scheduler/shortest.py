@@ -25,20 +25,14 @@ def gangs_to_stop(state: ClusterState, policy: Policy, now_ms: int) -> list[Allo
 
     Leaves the state as it was. A gang is stopped only for a job that comes before it, and only if that then fits.
     """
-    if not state.waiting.of_shape:
-        return []
     is_ranked = policy.order is QueueOrder.FINISH_TIME
-    if not is_ranked:
-        last_ms = max((each.decided_ms + each.time_limit_ms for each in state.allocations.values()), default=0)
-        if all(now_ms + group.time_limit_ms >= last_ms for group, _ in state.pending_groups()):
-            return []
+    if not state.waiting.of_shape or (not is_ranked and _is_settled(state, now_ms)):
+        return []
     order = _Order(state, ranks_of(state, policy, now_ms) if is_ranked else None, now_ms)
     waiting = order.waiting()
-    first = order.of_waiting(waiting[0]) if waiting else 0
-    running = [each for each in state.allocations.values() if order.of_running(each) > first]
+    running = order.behind(waiting[0])
     if not running:
         return []
-    running.sort(key=lambda each: (-order.of_running(each), each.id))
     stopped: list[Allocation] = []
     taken: list[Grant] = []
     hopeless: set[tuple[Shape, GpuClass]] = set()
@@ -71,6 +65,12 @@ def gangs_to_stop(state: ClusterState, policy: Policy, now_ms: int) -> list[Allo
     return [each.id for each in stopped]
 
 
+def _is_settled(state: ClusterState, now_ms: int) -> bool:
+    """Tells at a glance whether nothing that runs has more left than what waits."""
+    last_ms = max((each.decided_ms + each.time_limit_ms for each in state.allocations.values()), default=0)
+    return all(now_ms + group.time_limit_ms >= last_ms for group, _ in state.pending_groups())
+
+
 class _Order:
     """Who comes before whom at one instant. Without ranks, whoever has less left."""
 
@@ -87,6 +87,12 @@ class _Order:
     def of_waiting(self, job: Job) -> int:
         """Returns the rank of what waits."""
         return job.time_limit_ms if self._ranks is None else self._ranks.rank(job, job.time_limit_ms)
+
+    def behind(self, job: Job) -> list[Allocation]:
+        """Returns what runs and comes after a waiting job, the last first."""
+        rank = self.of_waiting(job)
+        found = [each for each in self._state.allocations.values() if self.of_running(each) > rank]
+        return sorted(found, key=lambda each: (-self.of_running(each), each.id))
 
     def waiting(self) -> list[Job]:
         """Returns the waiting jobs that come first."""
