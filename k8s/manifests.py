@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from k8s import names
 from k8s.api import Json
 from k8s.options import Options
+from k8s.seats import awaiting
 from scheduler.core.model import GPU_UNITS, Grant, tenant_of
 from scheduler.executor import StartOrder, StartRefused
 from scheduler.launch import check, is_protected
@@ -77,7 +78,7 @@ def _job(order: StartOrder, options: Options, name: str, ranks: tuple[int, ...])
         "parallelism": len(ranks),
         "completions": len(ranks),
         "backoffLimit": 0,
-        "activeDeadlineSeconds": _backstop_seconds(order, options),
+        "activeDeadlineSeconds": backstop_seconds(order, options),
         "template": {
             "metadata": {
                 "labels": _labels(order, options) | ({names.RANK: str(ranks[0])} if len(ranks) == 1 else {}),
@@ -103,11 +104,16 @@ def _job(order: StartOrder, options: Options, name: str, ranks: tuple[int, ...])
 
 
 def _digest(spec: Mapping[str, object]) -> str:
-    return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()
+    # The backstop moves with the time limit, which may change while the Job is there.
+    lasting = {key: value for key, value in spec.items() if key != "activeDeadlineSeconds"}
+    return hashlib.sha256(json.dumps(lasting, sort_keys=True).encode()).hexdigest()
 
 
-def _backstop_seconds(order: StartOrder, options: Options) -> int:
-    """The daemon ends a job at its limit, with its grace; this ends it when no daemon is there to do so."""
+def backstop_seconds(order: StartOrder, options: Options) -> int:
+    """Returns a Job's `activeDeadlineSeconds`.
+
+    The daemon ends a job at its limit, with its grace; this ends it when no daemon is there to do so.
+    """
     limit_seconds = -(-order.allocation.time_limit_ms // 1000)
     return limit_seconds + round(options.times.start_seconds + order.spec.grace_seconds) + BACKSTOP_SECONDS
 
@@ -192,7 +198,7 @@ def _container(order: StartOrder, options: Options, ranks: tuple[int, ...], memo
         "name": names.CONTAINER,
         "image": spec.image,
         "imagePullPolicy": pods.image_pull_policy,
-        "command": [_literal(argument) for argument in spec.argv],
+        "command": [_literal(argument) for argument in (awaiting(spec.argv) if spec.is_terminal else spec.argv)],
         "env": _environment(order, ranks),
         "envFrom": [{"secretRef": {"name": name}} for name in spec.secrets],
         "resources": {"requests": resources, "limits": resources},
@@ -200,6 +206,8 @@ def _container(order: StartOrder, options: Options, ranks: tuple[int, ...], memo
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
     }
+    if spec.is_terminal:
+        container |= {"stdin": True, "tty": True}
     if spec.workdir is not None:
         container["workingDir"] = spec.workdir
     if spec.stop_signal != DEFAULT_SIGNAL:
