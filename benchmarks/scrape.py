@@ -43,6 +43,15 @@ def scrape(running: Running) -> Scrape:
     return Scrape(time.perf_counter() - began, body)
 
 
+def until_said(running: Running, text: str, what: str) -> None:
+    """Waits until `/metrics` says so. Raises SystemExit when it does not."""
+    until = time.monotonic() + 300
+    while text not in scrape(running).body:
+        if time.monotonic() > until:
+            raise SystemExit(f"not within five minutes: {what}")
+        time.sleep(1)
+
+
 async def fill(running: Running, tenants: int, gpus: int, pending: int) -> None:
     """Makes tenants that fill the centre with arrays, and `pending` more jobs that wait."""
     connection = await Connection.open(running)
@@ -130,13 +139,9 @@ def main() -> None:
     gpus = given.nodes * 8
     print(f"set-up: {machine()}; {given.nodes} nodes, {gpus} GPUs, {given.tenants} tenants, {given.pending} pending")
     with daemon("simulated", f"{given.nodes}x8xH100") as running:
+        until_said(running, f'state="free"}} {float(gpus)}', "every GPU is known")
         asyncio.run(fill(running, given.tenants, gpus, given.pending))
-        held = f'turnstile_gpus{{model="H100",pool="main",state="allocated"}} {float(gpus)}'
-        until = time.monotonic() + 300
-        while held not in scrape(running).body:
-            if time.monotonic() > until:
-                raise SystemExit("the centre did not fill in five minutes")
-            time.sleep(1)
+        until_said(running, f'state="allocated"}} {float(gpus)}', "the centre is full")
         found = []
         for _ in range(given.scrapes):
             time.sleep(0.5)  # no two share one rendering
