@@ -36,7 +36,7 @@ from cli.daemon.guarantees import GuaranteeWatch
 from cli.daemon.idleness import idle_watch
 from cli.daemon.money import KEEP_SECONDS, WHOLE_SECONDS, BudgetKeeper, centre_zone
 from cli.daemon.notifier import notifier_of
-from cli.daemon.periods import PERIODS_SECONDS, PeriodTurns, period_terms
+from cli.daemon.periods import PERIODS_SECONDS, PRUNE_HOURS, PeriodTurns, period_terms
 from cli.daemon.settings import Settings, SettingsProblem
 from cli.daemon.turns import Turns
 from metering.admission import BudgetAdmission
@@ -190,7 +190,7 @@ class Daemon:
         )
         terms = period_terms(settings)
         money = partial(ledger_routes, issuer_known=self.settings.metering.issuer)
-        billing = PeriodTurns(controller, terms)
+        billing = PeriodTurns(controller, terms, self.settings.metering.observation_days)
         patient = Patient(controller, self.data_dir, self._attendance, ledger, billing.keeper, telemetry)
         routes = (
             partial(checkup_routes, checkups(patient)),
@@ -211,6 +211,7 @@ class Daemon:
         periodic.add_job(_guarded(keeper.keep_all), "interval", seconds=WHOLE_SECONDS)
         telemetry.registry.register(PeriodCollector(billing.keeper))
         periodic.add_job(_guarded(billing.look), "interval", seconds=PERIODS_SECONDS)
+        periodic.add_job(_guarded(billing.prune), "interval", hours=PRUNE_HOURS)
         return _Parts(database, gpus, controller, telemetry, ledger, periodic, uvicorn.Server(config))
 
     def _gpus(self, clock: LedgerClock) -> Gpus:
@@ -341,7 +342,7 @@ def submission_rules(settings: Settings) -> SubmissionRules:
         volumes=frozenset(settings.kubernetes.volumes) if settings.executor.kind == "kubernetes" else frozenset(),
         runs_images=settings.executor.kind == "kubernetes",
         needs_image=settings.executor.kind == "kubernetes",
-        has_terminals=settings.executor.kind == "local",
+        has_terminals=settings.executor.kind in {"local", "kubernetes"},
         shares_gpus=settings.executor.shares and settings.executor.kind != "kubernetes",
         keeps_secrets=settings.executor.kind != "kubernetes",
     )

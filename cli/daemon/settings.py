@@ -177,6 +177,9 @@ class Metering:
     closing_hours: float = _key(
         72.0, "how long late facts are waited for after a billing period's end: outlasts a weekend's outage of a node"
     )
+    observation_days: int = _key(
+        400, "how long GPU windows and machines' events are kept: a year and a month. Closed periods need none of them"
+    )
     idle_percent: int = _key(
         5, "utilisation up to which a GPU counts as idle: contexts held open and monitoring show 1 to 3"
     )
@@ -411,6 +414,8 @@ def _check(settings: Settings, problems: list[str]) -> None:
 def _metering_problems(metering: Metering) -> Iterator[str]:
     if not 0 <= metering.closing_hours <= MOST_CLOSING_HOURS:
         yield f"metering.closing_hours: {metering.closing_hours:g} is not from 0 to {MOST_CLOSING_HOURS} hours"
+    if metering.observation_days < 1:
+        yield f"metering.observation_days: must be at least 1, not {metering.observation_days}"
     if not 0 <= metering.idle_percent < 100:
         yield f"metering.idle_percent: {metering.idle_percent} is not from 0 to 99"
     if not metering.idle_notice_minutes > 0:

@@ -173,7 +173,7 @@ async def _find(door: Door, rights: Rights, ref: str) -> _Running:
     if way is None:
         raise Refused(
             RefusalCode.POLICY,
-            "there is no way into running jobs here: exec and port-forward work where jobs are processes",
+            "there is no way into running jobs here: simulated jobs have no inside",
             tries=(f"turnstile logs -f {ref}",),
         )
     return _Running(ref, job, allocation, ranks, rights, way)
