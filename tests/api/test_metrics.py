@@ -4,11 +4,15 @@ import re
 from collections.abc import Iterator
 
 import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import generate_latest
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
 from scheduler.core.model import AccountId, JobState, NodeName, PoolName
-from scheduler.gauges import GPU_STATES
+from scheduler.gauges import GPU_STATES, families, photograph
 from scheduler.routes import scrapes
 from scheduler.store.inventory import SetDrain
 from scheduler.telemetry import Telemetry
@@ -87,8 +91,6 @@ def test_names_labels_and_kinds_are_the_contracts(busy: Centre) -> None:
     telemetry.cycle(0.01)
     telemetry.ledger_posted(busy.clock.now_ms())
     telemetry.request("/v1/jobs", 201, 0.002)
-    from scheduler.gauges import families, photograph
-
     body = telemetry.render(families(busy.ask(photograph).result(), busy.clock.now_ms())).decode()
     seen: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(body):
@@ -234,3 +236,28 @@ def test_an_element_of_an_array_is_shown_as_people_type_it(centre: Centre, peopl
     centre.tick()
     shown = {sample.labels["job_id"] for sample in samples(http) if sample.name == "turnstile_gpu_allocation_info"}
     assert {each.partition("_")[2] for each in shown} == {"5", "6"}
+
+
+def test_the_text_is_what_the_library_itself_would_write(busy: Centre) -> None:
+    busy.has_account(HOSTILE)
+    telemetry = Telemetry("1.2.3")
+    for seconds in (0.5, 1e6, 123456789.25, 1e22):
+        telemetry.job_started(PoolName("main"), AccountId(HOSTILE), 8, seconds)
+    telemetry.ledger_posted(busy.clock.now_ms())
+    odd = GaugeMetricFamily("turnstile_odd", "A \\ and\na line.", labels=("what",))
+    for number in (float("inf"), float("-inf"), float("nan"), -1.5, 0, -0.0, 1e-9, 999_999.5, 1_000_000, 12_345_678.5):
+        odd.add_metric((str(number),), number)
+    present = [*families(busy.ask(photograph).result(), busy.clock.now_ms()), odd]
+    library = CollectorRegistry(auto_describe=False)
+    library.register(Made(present))
+    assert telemetry.render(present) == generate_latest(telemetry.registry) + generate_latest(library)
+
+
+class Made(Collector):
+    """Families as they were made."""
+
+    def __init__(self, made: list[Metric]) -> None:
+        self._made = made
+
+    def collect(self) -> list[Metric]:
+        return self._made
