@@ -1,5 +1,6 @@
 """The account tree: `admin tenant …`, `admin project …` and `admin quota …`, for operators and tenants' admins."""
 
+import re
 from dataclasses import dataclass, fields
 from typing import Annotated
 
@@ -17,6 +18,8 @@ from cli.values import choice, count, gpu_counts
 from cli.verbs import Verb, with_flags
 
 NONE = "none"
+_STEP = re.compile(r"[^\W_][\w.\-]{0,62}")
+"""A step of an account's name, as the server has it."""
 SHORTEST_WEIGHT = 24
 """Of `--order shortest` without `--limit-weight`: an hour of limit counts as a day of waiting, so that the longest jobs
 still have their turn in weeks."""
@@ -219,6 +222,14 @@ def _sibling(ctx: typer.Context, verb: str, name: str) -> str:
 
 
 def _check_kind(ctx: typer.Context, name: str) -> None:
+    for part in name.split("/"):
+        if not _STEP.fullmatch(part):
+            said = f": {part!r} is none of its steps" if "/" in name else ""
+            raise UsageProblem(
+                f"{name!r} cannot be an account's name{said}; a step begins with a letter or digit and goes on with "
+                "letters, digits, '-', '.' and '_'",
+                _sibling(ctx, "create", "acme/vision" if _is_project(ctx) else "acme"),
+            )
     if _is_project(ctx) != ("/" in name):
         noun, right = ("project", "acme/vision") if _is_project(ctx) else ("tenant", name.partition("/")[0])
         raise UsageProblem(f"{name!r} is not the name of a {noun}", _sibling(ctx, "create", right))

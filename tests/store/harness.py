@@ -108,6 +108,10 @@ class Model:
             case events.AllocationPromoted():
                 old = self.allocations[event.allocation]
                 self.allocations[old.id] = replace(old, booking=event.booking, segment=event.segment)
+            case events.AllocationExtended():
+                old = self.allocations[event.allocation]
+                self.allocations[old.id] = replace(old, time_limit_ms=event.time_limit_ms)
+                self._change(old.job, time_limit_ms=event.time_limit_ms)
             case _:
                 self._apply_to_jobs(event)
 

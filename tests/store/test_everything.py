@@ -189,7 +189,7 @@ class Life:
         ids = tuple(self.random.choices([*live, *sorted(self.centre.state.claims.by_job)], k=2))
         now_ms = self.centre.clock.now_ms()
         terms: list[dict[str, object]] = [
-            {"time_limit_ms": self.random.choice([60_000, 86_400_000])},
+            {"time_limit_ms": self.random.choice([60_000, 86_400_000]), "may_lengthen": True},
             {"priority": self.random.choice([-1, 0, 1])},
             {"begin_ms": now_ms + 30_000},
             {"clears_begin": True},
