@@ -58,7 +58,7 @@ class Centre:
 
     def ask(self, query: str, begin: float, end: float) -> list[Any]:  # Any: JSON
         """Returns the series of a query over a time, a point each two seconds."""
-        asked = {"query": query, "start": begin, "end": end, "step": STEP_SECONDS}
+        asked: dict[str, str | float] = {"query": query, "start": begin, "end": end, "step": STEP_SECONDS}
         answer = httpx.get(f"{self.prometheus}/api/v1/query_range", params=asked, timeout=60)
         answer.raise_for_status()
         found: list[Any] = answer.json()["data"]["result"]

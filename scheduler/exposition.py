@@ -23,13 +23,18 @@ def render(families: Iterable[Metric]) -> bytes:
         for sample in family.samples:
             assert sample.timestamp is None, "ours are of now"
             labels, value = sample.labels, float(sample.value)
-            number = repr(value) if 0 <= value < _PLAIN_BELOW else floatToGoString(value)
+            number = repr(value) if 0 <= value < _PLAIN_BELOW else _go(value)
             if labels:
                 text = ",".join([f'{key}="{escaped(labels[key])}"' for key in sorted(labels)])
                 out.append(f"{sample.name}{{{text}}} {number}\n")
             else:
                 out.append(f"{sample.name} {number}\n")
     return "".join(out).encode()
+
+
+def _go(value: float) -> str:
+    number: str = floatToGoString(value)  # type: ignore[no-untyped-call]  # the library declares no types for it
+    return number
 
 
 def escaped(value: str) -> str:
