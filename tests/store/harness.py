@@ -194,7 +194,7 @@ class Centre:
 
     def apply(self, *starts: Start, stops: Sequence[Stop] = ()) -> Applied:
         """Applies a plan."""
-        return self.do(ApplyPlan(Plan(1, self.clock.now_ms(), starts, tuple(stops))))
+        return self.do(ApplyPlan(Plan(1, self.clock.now_ms(), starts, tuple(stops), terms=dict(self.state.accounts))))
 
     def run(self, *devices: str, units: int = GPU_UNITS, **changes: Any) -> Allocation:
         """Submits a job and starts it on these devices; returns its allocation, in phase starting."""

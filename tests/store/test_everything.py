@@ -516,6 +516,18 @@ def test_a_limit_that_is_lowered_in_the_transaction_of_a_plan_binds_the_plan(
     life.settle()
 
 
+def test_a_limit_that_is_lowered_in_the_millisecond_of_a_plan_binds_the_plan(
+    make_database: Callable[[], Database],
+) -> None:
+    """The plan knows terms by their value: a clock that stands still between two transactions hides nothing."""
+    life = Life(make_database(), Random(0))
+    (job,) = life.centre.submit(draft(3))
+    made = life.plan()
+    life.centre.do(SaveAccount(Account(ACME, limit={H200: 1}), "Acme"))
+    assert life.centre.do(ApplyPlan(made)).rejected == ((job, "acme has other terms since the plan was made"),)
+    life.settle()
+
+
 def test_many_waiters_go_on_or_end_in_one_step_with_few_statements(centre: Centre) -> None:
     """Two thousand elements wait for one job, half of them for a second one besides: no statement for each."""
     first, second = centre.run("n0/0"), centre.run("n0/1")
