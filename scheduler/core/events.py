@@ -127,7 +127,7 @@ class JobEnded:
 
 @dataclass(frozen=True, slots=True)
 class AllocationMade:
-    """A gang holds its devices from now on; the job is starting."""
+    """A gang holds its devices from now on; the job is starting. Its surplus nodes follow in an event of their own."""
 
     at_ms: int
     allocation: Allocation
@@ -153,16 +153,21 @@ class AllocationPromoted:
 
 @dataclass(frozen=True, slots=True)
 class AllocationStopping:
-    """The gang was asked to end."""
+    """The gang was asked to end, or its surplus nodes were."""
 
     at_ms: int
     allocation: AllocationId
     reason: EndReason
+    gang: AllocationId | None = None
+    """The gang that goes on without these nodes; None where a whole gang ends."""
 
 
 @dataclass(frozen=True, slots=True)
 class AllocationEnded:
-    """The gang is gone and its devices are free. `job` is the job afterwards: ended, or pending again."""
+    """The gang is gone and its devices are free. `job` is the job afterwards: ended, or pending again.
+
+    Of surplus nodes it is the job as it goes on, or as it was while its gang, which ends next, still held devices.
+    """
 
     at_ms: int
     allocation: AllocationId
