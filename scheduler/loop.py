@@ -265,8 +265,8 @@ class Controller:
         term = self._delivering
         term.planner.take_in(happened)
         for event in happened:
-            if isinstance(event, AllocationStopping):
-                term.runner.end(event.allocation, event.reason)
+            if isinstance(event, AllocationStopping) and not event.is_with_gang:
+                term.runner.end(event.allocation, event.reason, event.gang)
         self._observer.ledger_posted(self.clock.now_ms())
         self._bump()
 

@@ -16,7 +16,6 @@ The cost follows the starts, the promises and the groups that could start, not t
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import replace
 from enum import Enum, auto
 
 from scheduler.core.booking import Bookings
@@ -54,7 +53,7 @@ from scheduler.core.reasons import Reason, ReasonCode
 from scheduler.core.reservation import Options, Promises, rank_of
 from scheduler.core.state import ClusterState, Group
 from scheduler.core.stretch import Claim, Reservation
-from scheduler.core.surplus import Giving
+from scheduler.core.surplus import Giving, surplus_booking
 from scheduler.core.waiting import Row
 
 
@@ -276,22 +275,22 @@ class _Tick:
         return False
 
     def add_surplus(self) -> None:
-        """Gives elastic gangs that start now what nobody else could use, in the order of their starts.
+        """Gives elastic gangs that start now what nobody else could use.
 
         Not in a tick that was cut short: who comes next may be able to use it.
         """
-        giving = Giving(self._state, self._policy, self.bookings, self.preemption.standings, self._promises)
-        for number, start in enumerate(() if self.is_full else tuple(self.starts)):
-            job = self._state.jobs[start.job]
-            if not job.shape.is_elastic or start.gpu_class in self._classes_closed:
-                continue
-            surplus = giving.to(start, job)
-            if surplus is not None:
-                group = self._state.group_of(job)
-                self._take(f"surplus of {job.id}", surplus.grants, group)
-                self.bookings.take_parts(group, start.gpu_class, surplus.booking, len(surplus.grants))
-                self._classes_taken.add(start.gpu_class)
-                self.starts[number] = replace(start, surplus=surplus)
+        if not self.is_full:
+            standings = self.preemption.standings
+            giving = Giving(self._state, self._policy, self.bookings, standings, self._promises, self._give)
+            off = {start.job for start in self.starts} | {claim.job for claim in self.claims}
+            off -= self._waited_with_claim
+            giving.out(self.starts, off, self._classes_closed)
+
+    def _give(self, start: Start, grants: tuple[Grant, ...]) -> None:
+        group = self._state.group_of(self._state.jobs[start.job])
+        self._take(f"surplus of {start.job}", grants, group)
+        self.bookings.take_parts(group, start.gpu_class, surplus_booking(start), len(grants))
+        self._classes_taken.add(start.gpu_class)
 
     def explain(self) -> None:
         """Records why the shapes that wait do not fit, and what forbids a start to groups, whatever was looked at."""

@@ -159,7 +159,9 @@ class AllocationStopping:
     allocation: AllocationId
     reason: EndReason
     gang: AllocationId | None = None
-    """The gang that goes on without these nodes; None where a whole gang ends."""
+    """Of surplus nodes: the gang that goes on without them. None for a gang, and for surplus that ends with it."""
+    is_with_gang: bool = False
+    """Of surplus nodes: they end because their gang does, which an event of its own says."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,58 +2,104 @@
 
 The least that a gang runs on is booked, ordered and promised like any other gang. What it may have beyond, its surplus,
 is given out last: when every waiting job had its turn. It delays no promise, keeps limits and budgets, and leaves its
-account within its target at every level, so that where others wait it takes no more than its share. Surplus is burst,
-or spot where the gang is, never guaranteed: it is the first to go when others need the nodes, and stops nobody itself.
+account within its target at every level; what is then left of a class that nobody waits for goes round, node by node.
+Surplus is burst, or spot where the gang is, never guaranteed: the first to go when others need it, and stops nobody.
 """
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Set
+from dataclasses import dataclass, replace
 
 from scheduler.core.booking import Bookings
 from scheduler.core.eviction import Standings
 from scheduler.core.future import Asker
-from scheduler.core.model import Booking, GpuClass, Job, lineage
+from scheduler.core.model import Booking, GpuClass, Grant, JobId, lineage
 from scheduler.core.placement import place_more
 from scheduler.core.plan import Start, Surplus
 from scheduler.core.policy import Policy
 from scheduler.core.reservation import Promises, rank_of
 from scheduler.core.state import ClusterState
-from scheduler.core.waiting import Group
+
+
+def surplus_booking(start: Start) -> Booking:
+    """Returns how surplus nodes are held of a gang that starts like this."""
+    return Booking.SPOT if start.booking is Booking.SPOT else Booking.BURST
 
 
 @dataclass(frozen=True, slots=True)
 class Giving:
-    """Gives out surplus nodes at the end of a tick, beside all that it has decided."""
+    """Gives out at the end of a tick what is left beside all that it has decided."""
 
     state: ClusterState
     policy: Policy
     bookings: Bookings
     standings: Standings
     promises: Promises
+    take: Callable[[Start, tuple[Grant, ...]], None]
+    """Counts nodes as the surplus of a gang that starts."""
 
-    def to(self, start: Start, job: Job) -> Surplus | None:
-        """Returns the nodes that the elastic gang gets besides those that it starts on; None for none."""
-        booking = Booking.SPOT if start.booking is Booking.SPOT else Booking.BURST
-        most = self._most(self.state.group_of(job), start.gpu_class, booking)
-        if most < 1 or self.promises.forbids(job.shape, self.promises.now_ms + job.time_limit_ms):
-            return None
+    def out(self, starts: list[Start], off: Set[JobId], closed: Set[GpuClass]) -> None:
+        """Adds their surplus to the starts, in order. `off` are the jobs in line that start now or are claimed for.
+
+        Nothing is given in `closed` classes: all that is free there is kept for the job that others wait behind.
+        """
+        jobs = self.state.jobs
+        elastic = [
+            number
+            for number, start in enumerate(starts)
+            if jobs[start.job].shape.is_elastic and start.gpu_class not in closed
+        ]
+        if not elastic:
+            return
+        for number in elastic:
+            starts[number] = self._with(starts[number], self._within_share(starts[number]))
+        wanted = self._wanted_classes(off)
+        elastic = [number for number in elastic if starts[number].gpu_class not in wanted]
+        while elastic:
+            before = {number: starts[number] for number in elastic}
+            for number in elastic:
+                starts[number] = self._with(starts[number], min(1, self._most(starts[number])))
+            elastic = [number for number in elastic if starts[number] is not before[number]]
+
+    def _wanted_classes(self, off: Set[JobId]) -> set[GpuClass]:
+        """Returns the classes in which jobs wait that nothing but order and room keeps from starting."""
+        blocks, jobs = self.bookings.blocks(), self.state.jobs
+        gone = Counter(self.state.group_of(jobs[each]) for each in off)
+        return {
+            gpu_class
+            for shape, rows in self.state.waiting.of_shape.items()
+            for group, row in rows.items()
+            if group not in blocks and len(row.line) > gone[group]
+            for gpu_class in shape.gpu_classes
+        }
+
+    def _within_share(self, start: Start) -> int:
+        """Returns how many nodes more the gang may have, its account's targets at every level considered."""
+        most, job = self._most(start), self.state.jobs[start.job]
+        if most > 0 and start.booking is not Booking.SPOT:
+            for name in lineage(job.account):
+                left = self.standings.target(name, start.gpu_class) - self.standings.held(name, start.gpu_class)
+                most = min(most, left // job.shape.gpu_units)
+        return most
+
+    def _most(self, start: Start) -> int:
+        """Returns how many nodes more the gang may have by its range, limits and budgets; it is counted already."""
+        job = self.state.jobs[start.job]
+        has = job.shape.nodes + (0 if start.surplus is None else len(start.surplus.grants))
+        wants = (job.shape.most_nodes or 0) - has
+        return self.bookings.parts_left(self.state.group_of(job), start.gpu_class, surplus_booking(start), wants)
+
+    def _with(self, start: Start, most: int) -> Start:
+        """Returns the start with so many nodes more, as far as there is room: the same where there is none."""
+        job, now_ms = self.state.jobs[start.job], self.promises.now_ms
+        if most < 1 or self.promises.forbids(job.shape, now_ms + job.time_limit_ms):
+            return start
+        booking = surplus_booking(start)
         asker = Asker(rank_of(job.account, booking), is_promised=False)
         terms = self.policy.topology_labels, self.promises.spares(job.shape, job.time_limit_ms, asker)
-        grants = place_more(self.state.capacity, job.shape, start.grants, most, terms)
-        return Surplus(booking, grants) if grants else None
-
-    def _most(self, group: Group, gpu_class: GpuClass, booking: Booking) -> int:
-        """Returns how many nodes more the gang may have, whatever is free; it is counted as held already."""
-        shape = group.shape
-        most = self.bookings.parts_left(group, gpu_class, booking, (shape.most_nodes or 0) - shape.nodes)
-        if most < 1 or booking is Booking.SPOT or self._is_unwanted(group, gpu_class):
-            return max(0, most)
-        for name in lineage(group.account):
-            left = self.standings.target(name, gpu_class) - self.standings.held(name, gpu_class)
-            most = min(most, left // shape.gpu_units)
-        return max(0, most)
-
-    def _is_unwanted(self, group: Group, gpu_class: GpuClass) -> bool:
-        """True where the gang starts in a class that its demand was not counted in, and nobody else's was either."""
-        if self.state.supply.feasible_class(group.shape, self.state.closed_pools) == gpu_class:
-            return False
-        return not any(wanted == gpu_class for _, wanted, _ in self.state.settled_demand().totals)
+        before = () if start.surplus is None else start.surplus.grants
+        grants = place_more(self.state.capacity, job.shape, (*start.grants, *before), most, terms)
+        if not grants:
+            return start
+        self.take(start, grants)
+        return replace(start, surplus=Surplus(booking, (*before, *grants)))
