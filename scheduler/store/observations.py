@@ -129,22 +129,9 @@ def _known(tx: Transaction, ids: list[AllocationId]) -> dict[str, int]:
 
 def _take_late(tx: Transaction, late: list[Ended], source: Evidence) -> None:
     """Keeps ends that tell another time than was written: they may move what follows."""
-    words = [
-        late_word(id_, seen.at_ms, seen.reason, source)
-        for seen in late
-        for id_ in (seen.allocation, *_ended_with(tx, seen.allocation))
-    ]
-    said = {each.key: each for each in words}
+    said = {each.key: each for each in (late_word(seen.allocation, seen.at_ms, seen.reason, source) for seen in late)}
     if said:
         keep(tx, list(said.values()))
-
-
-def _ended_with(tx: Transaction, gang: AllocationId) -> list[AllocationId]:
-    """Returns the surplus nodes that were a gang's until its end."""
-    whole = ALLOCATION.alias()
-    statement = sa.select(ALLOCATION.c.id).join(whole, whole.c.id == ALLOCATION.c.surplus_of)
-    statement = statement.where(whole.c.id == gang, ALLOCATION.c.ended_ms == whole.c.ended_ms)
-    return [AllocationId(id_) for id_ in tx.connection.execute(statement).scalars()]
 
 
 class _Gangs:
