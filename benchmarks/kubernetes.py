@@ -200,7 +200,13 @@ class Troubles:
         subprocess.run(command, env={**os.environ, "SIGNAL": "KILL"}, check=True, capture_output=True)
 
     def _silence(self) -> None:
-        held = json.loads(self._state.read_text(encoding="utf-8"))["held"]
+        held: dict[str, dict[str, str]] = {}
+        until = time.monotonic() + 30
+        while not held and time.monotonic() < until:  # after the outage there may be a moment without any pod
+            held = json.loads(self._state.read_text(encoding="utf-8"))["held"]
+            time.sleep(0.1)
+        if not held:
+            raise SystemExit("no pod holds a GPU: there is no node to lose")
         self.lost_node = max(held, key=lambda name: (len(held[name]), name))
         say(f"node {self.lost_node} falls silent, with pods on {len(held[self.lost_node])} GPUs")
         self._mark("silent")

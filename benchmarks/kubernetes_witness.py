@@ -8,7 +8,7 @@ import json
 import sqlite3
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -54,15 +54,18 @@ def from_database(path: Path) -> Facts:
     return Facts(jobs, allocations, doubled)
 
 
+UNKNOWN_END = "9999-12-31T00:00:00Z"
+
+
 class PodWitness:
     """Watches pods of one installation, and the file that says who holds which GPU."""
 
     def __init__(self, api: Api, installation: str, state: Path) -> None:
         self._state = state
         self._lock = threading.Lock()
-        self.uids: dict[tuple[str, str], set[str]] = defaultdict(set)
-        """Of every pod that ever ran, by allocation and rank. A Job's controller makes another for one that is evicted
-        from a silent node; pinned there as well, it never runs."""
+        self.spans: dict[tuple[str, str], dict[str, tuple[str, str]]] = defaultdict(dict)
+        """Of every pod that ever ran, by allocation, rank and uid: from when to when at most. A Job's controller makes
+        another for one that is evicted from a silent node, or whose making an outage hid from it."""
         self.asked: dict[str, int] = {}
         """GPUs that a pod asked for, by namespace/name."""
         self.wrongly_held: list[str] = []
@@ -81,10 +84,11 @@ class PodWitness:
         index = (metadata.get("annotations") or {}).get(names.COMPLETION_INDEX, labels.get(names.RANK, "0"))
         gpus = sum(int(each["resources"]["limits"].get(GPU, 0)) for each in item["spec"]["containers"])
         states = [each.get("state") or {} for each in (item.get("status") or {}).get("containerStatuses") or ()]
-        has_run = any(state.get("running") or state.get("terminated") for state in states)
+        ran = [found for state in states if (found := state.get("running") or state.get("terminated"))]
         with self._lock:
-            if has_run:
-                self.uids[labels[names.ALLOCATION], str(index)].add(metadata["uid"])
+            if ran:
+                until = ran[0].get("finishedAt") or metadata.get("deletionTimestamp") or UNKNOWN_END
+                self.spans[labels[names.ALLOCATION], str(index)][metadata["uid"]] = (ran[0]["startedAt"], until)
             self.asked[f"{metadata['namespace']}/{metadata['name']}"] = gpus
         return str(metadata["uid"])
 
@@ -138,12 +142,17 @@ class Verdicts:
         strays = [each for each in back if lost_node is None or f'"{lost_node}"' not in each["grants"]]
         words = f"runs were sent back only from the silent node ({len(back)})"
         self.say(words, not strays, [(each["job_id"], each["detail"]) for each in strays[:5]])
-        doubled = [key for key, uids in witness.uids.items() if len(uids) > 1]
-        self.say(f"no rank ran twice ({len(witness.uids)} ran)", not doubled, doubled[:5])
+        doubled = [(key, spans) for key, spans in witness.spans.items() if _meet(spans.values())]
+        self.say(f"no rank ran twice at a time ({len(witness.spans)} ran)", not doubled, doubled[:5])
         self.say("the ledger has one holder a GPU", not facts.doubly_held, facts.doubly_held[:5])
         words = f"no kubelet refused a pod for want of a GPU, in {witness.snapshots} looks at all GPUs"
         is_right = witness.snapshots > 0 and not witness.rejected and not witness.wrongly_held
         self.say(words, is_right, (witness.rejected, witness.wrongly_held[:5]))
+
+
+def _meet(spans: Iterable[tuple[str, str]]) -> bool:
+    # The API's times are of one form, in UTC, and whole seconds: as texts they are in order.
+    return any(after[0] < before[1] for before, after in pairwise(sorted(spans)))
 
 
 def _ended_once(allocations: Sequence[Mapping[str, Any]]) -> bool:

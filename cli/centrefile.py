@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cli.errors import CliError, ExitCode, Problem, Refusal
+from cli.errors import CliError, ExitCode, Problem, Refusal, unreadable
 from cli.tomllines import Path as Place
 from cli.tomllines import line_of, lines_of
 from cli.values import closest
@@ -160,10 +160,8 @@ def load(name: str) -> CentreFile:
             raise Refusal(f"{name} is too large for a centre file")
         text = path.read_text(encoding="utf-8")
         document = tomllib.loads(text)
-    except FileNotFoundError:
-        raise Refusal(f"there is no file {name}") from None
     except OSError as problem:
-        raise Refusal(f"{name} cannot be read: {problem.strerror}") from None
+        raise unreadable(name, problem) from None
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as problem:
         raise Refusal(f"{name} is not TOML: {problem}") from None
     return _Reading(CentreFile(name, lines=lines_of(text))).of(document)

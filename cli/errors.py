@@ -91,6 +91,13 @@ class NotFound(CliError):
         super().__init__(message, code="not_found", tries=tries)
 
 
+def unreadable(typed: str, problem: OSError) -> CliError:
+    """Returns the error that a file which cannot be read is: exit 4 where there is none, 3 where there is."""
+    if isinstance(problem, FileNotFoundError | NotADirectoryError):
+        return NotFound(f"there is no file {typed}")
+    return Refusal(f"{typed} cannot be read: {problem.strerror}")
+
+
 class ConfigProblem(CliError):
     """The client's own configuration cannot be used."""
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cli.errors import CliError, ExitCode, Problem, Refusal, UsageProblem
+from cli.errors import CliError, ExitCode, Problem, UsageProblem, unreadable
 from cli.jobflags import JobFlags
 from cli.jobkeys import EITHER, KEYS, Key, Shape
 from cli.values import closest
@@ -32,15 +32,13 @@ class JobFile:
 
 
 def load(name: str) -> JobFile:
-    """Returns what a file asks for. Raises Refusal if it cannot be opened, FileProblems with all that is wrong."""
+    """Returns what a file asks for. Raises CliError if it cannot be opened, FileProblems with all that is wrong."""
     path = Path(name).expanduser()
     try:
         with path.open("rb") as opened:
             data = opened.read(LARGEST_BYTES + 1)
-    except FileNotFoundError:
-        raise Refusal(f"there is no file {name}") from None
     except OSError as problem:
-        raise Refusal(f"{name} cannot be read: {problem.strerror}") from None
+        raise unreadable(name, problem) from None
     try:
         content = read(data, is_json=path.suffix.lower() == ".json")
     except BrokenFile as broken:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from cli import moments, values
-from cli.errors import UsageProblem
+from cli.errors import UsageProblem, unreadable
 
 FLAGS_OF_FIELDS = {
     "after": "--after",
@@ -278,8 +278,10 @@ def _environment(flags: JobFlags, caller: Mapping[str, str]) -> dict[str, str]:
     if flags.env_file is not None:
         try:
             lines = values.environment_lines(Path(flags.env_file).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError):
-            raise UsageProblem(f"--env-file {flags.env_file} cannot be read as text") from None
+        except OSError as problem:
+            raise unreadable(flags.env_file, problem) from None
+        except UnicodeDecodeError:
+            raise UsageProblem(f"--env-file {flags.env_file} is not text in UTF-8") from None
     return {
         **values.environment(lines, caller, f"--env-file {flags.env_file}"),
         **values.environment(flags.env or (), caller, "-e"),

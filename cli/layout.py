@@ -36,7 +36,7 @@ class View:
     empty: str = "nothing"
     """What a list without items is said to have."""
     footer: Callable[[Json], str | None] = field(default=lambda _: None)
-    """A line under the table, from the whole answer."""
+    """Lines under the table, from the whole answer."""
 
 
 def visible(text: str) -> str:

@@ -1,7 +1,7 @@
 """Numbers as people read them: durations, sizes, GPUs, money, times, lists of nodes. Pure text; nothing prints."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -158,6 +158,11 @@ def plural(amount: int, noun: str) -> str:
 def plural_of(amount: str, noun: str) -> str:
     """Returns `1 GPU`, `32 GPUs`, `0.5 GPUs` of an amount that is text already."""
     return f"{amount} {noun}" if amount == "1" else f"{amount} {noun}s"
+
+
+def files(folder: object, names: Sequence[str]) -> list[str]:
+    """Returns the lines that tell which files were written: how many and where, then one a line."""
+    return [f"{folder}: {plural(len(names), 'file')}", *(f"  {name}" for name in names)]
 
 
 def job_id(job: Json) -> str:

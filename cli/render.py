@@ -23,7 +23,7 @@ API_VERSION = "turnstile/v1"
 FORMATS = ("table", "wide", "json", "jsonl", "csv", "name")
 _ENVELOPE = frozenset({"apiVersion", "kind", "generated_at"})
 COLOURS = ("auto", "always", "never")
-_LINE_WIDTH = 96
+LINE_WIDTH = 96
 """Proposals stand on one line up to here; lists are never cut or wrapped."""
 
 
@@ -159,7 +159,7 @@ class Screen:
             self._err(f"  {place}{visible(problem.message)}")
         proposals = [visible(each) for each in error.tries]
         line = f"  try   {'   or   '.join(proposals)}"
-        if len(line) <= _LINE_WIDTH:
+        if len(line) <= LINE_WIDTH:
             proposals = [line.removeprefix("  try   ")]
         for i, proposal in enumerate(proposals if error.tries else ()):
             self._err(f"  {'try  ' if i == 0 else '  or '} {proposal}")
@@ -177,10 +177,11 @@ class Screen:
         footer = view.footer(answer)
         if footer is not None and self.style.has_header and found:
             # In a pipe the rows alone are data: a summary among them would be one more row.
-            if self.is_terminal_out:
-                self._out(visible(footer))
-            else:
-                self.say(footer)
+            for line in footer.splitlines():
+                if self.is_terminal_out:
+                    self._out(visible(line))
+                else:
+                    self.say(line)
 
     def _csv(self, found: list[Json], view: View) -> None:
         import csv

@@ -28,7 +28,7 @@ VIEW = View(
 def reported(answer: Json) -> list[str]:
     """Returns the lines of a report: a heading, then one fact a line."""
     gpu = sub(answer, "gpu") or {}
-    facts = [("GPU", _busy(gpu)), ("energy", _energy(answer))]
+    facts = [("GPU", _busy(gpu)), ("", _coverage(gpu)), ("energy", _energy(answer))]
     facts += [("cost", _cost(cost)) for cost in items(answer, "costs")]
     facts += [("advice", text(each, "message")) for each in items(answer, "advice")]
     return [_heading(answer), *(f"  {name:<8}{fact}" for name, fact in facts if fact is not None)]
@@ -70,10 +70,14 @@ def _busy(gpu: Json) -> str | None:
     parts += [memory] if memory is not None else []
     idle = _tenths(gpu, "idle_gpu_hours")
     parts.append(f"{hours} GPU-h, {idle} idle ({number(gpu, 'idle_percent')} %)")
-    covered = gpu.get("coverage_ratio")
-    if isinstance(covered, int | float) and covered < SEEN_WHOLE:
-        parts.append(f"measured for {covered:.0%} of the time")
     return "   ".join(parts)
+
+
+def _coverage(gpu: Json) -> str | None:
+    covered = gpu.get("coverage_ratio")
+    if whole(gpu, "busy_percent") is None or not isinstance(covered, int | float) or covered >= SEEN_WHOLE:
+        return None
+    return f"measured for {covered:.0%} of the time"
 
 
 def _memory(gpu: Json) -> str | None:

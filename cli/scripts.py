@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from cli.errors import Refusal, UsageProblem
+from cli.errors import Refusal, UsageProblem, unreadable
 
 _LOOKED_AT_BYTES = 256 * 1024
 """Directives stand before a script's first command; an executable of gigabytes is not read whole to find none."""
@@ -80,7 +80,7 @@ def _interpreter(path: Path) -> list[str] | None:
         with path.open("rb") as opened:
             line = opened.readline(4096)
     except OSError as problem:
-        raise Refusal(f"{path} cannot be read: {problem.strerror}") from None
+        raise unreadable(str(path), problem) from None
     if not line.startswith(b"#!"):
         return None
     try:
@@ -95,4 +95,4 @@ def mentions_slurm(path: Path) -> bool:
         with path.open("rb") as opened:
             return b"#SBATCH" in opened.read(_LOOKED_AT_BYTES)
     except OSError as problem:
-        raise Refusal(f"{path} cannot be read: {problem.strerror}") from None
+        raise unreadable(str(path), problem) from None

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
+from k8s.admitting import keeps_gates
 from k8s.api import Api, Json
 from k8s.problems import Rejected
 from k8s.rights import DAEMON, Need
@@ -50,6 +51,7 @@ def check_cluster(api: Api, clock: Clock, needs: Sequence[Need] = DAEMON) -> lis
     version = api.server_version()
     return [
         *_version(version),
+        *_gates(api, version),
         *_rights(api, needs),
         *_nodes(api),
         *_tenant_namespace(api, clock, version),
@@ -67,11 +69,19 @@ def _version(version: tuple[int, int]) -> Iterator[Finding]:
         yield Finding("indexed_jobs", Verdict.WARNS, words, "Kubernetes 1.24 has them in any case")
     else:
         yield Finding("indexed_jobs", Verdict.FINE, "Indexed Jobs: a gang is one Job")
-    if version < GATES_SINCE:
-        words = "no scheduling gates: pods that users create by themselves cannot wait for their turn"
-        yield Finding("scheduling_gates", Verdict.WARNS, words, "Kubernetes 1.27 has them")
+
+
+def _gates(api: Api, version: tuple[int, int]) -> Iterator[Finding]:
+    """Asks what the server stores; goes by its version where it may not be asked."""
+    try:
+        has_gates = keeps_gates(api)
+    except Rejected:
+        has_gates = version >= GATES_SINCE
+    if has_gates:
+        yield Finding("scheduling_gates", Verdict.FINE, "scheduling gates: pods that users make wait for their turn")
     else:
-        yield Finding("scheduling_gates", Verdict.FINE, "scheduling gates")
+        words = "no scheduling gates: pods that users make themselves do not wait, and count as foreign"
+        yield Finding("scheduling_gates", Verdict.WARNS, words, "Kubernetes 1.27 has them")
 
 
 def _rights(api: Api, needs: Sequence[Need]) -> Iterator[Finding]:

@@ -148,8 +148,9 @@ class KubernetesExecutor:
             failed[order.allocation.id] = outcome
             if isinstance(outcome, StartRefused):
                 del self._runs[order.allocation.id]
-                jobs = self._launcher.possible_jobs(order)
-                self._chores.discard(run.namespace, jobs, names.gang_name(order.allocation))
+                if not order.spec.adopts:  # those of a gang that were let go are ended as pods of no allocation
+                    jobs = self._launcher.possible_jobs(order)
+                    self._chores.discard(run.namespace, jobs, names.gang_name(order.allocation))
         return failed
 
     def _to_launch(self, order: StartOrder) -> list[Run]:
@@ -188,14 +189,16 @@ class KubernetesExecutor:
         self._postponed.pop(allocation, None)
         if run is None:
             return
-        gang = names.gang_name(run.order.allocation) if run.size > 1 else ""
+        is_ours = not run.order.spec.adopts
+        gang = names.gang_name(run.order.allocation) if run.size > 1 and is_ours else ""
         if run.end is None or run.stop is not None:
             self._chores.end(run.namespace, self._job_names(run), gang, self._cluster.pods_of(allocation))
         else:
             for place in run.ranks.values():
                 self._keeper.keep(allocation, place.pod, run.order.spec.log_limit_bytes)
-            keep_ms = round(self._options.times.finished_seconds * 1000)
-            self._kept_until_ms[allocation] = self._clock.now_ms() + keep_ms
+            if is_ours:
+                keep_ms = round(self._options.times.finished_seconds * 1000)
+                self._kept_until_ms[allocation] = self._clock.now_ms() + keep_ms
             self._chores.release(run.namespace, self._job_names(run), gang)
 
     # ---- what happens ---------------------------------------------------------------------------------------------
@@ -280,7 +283,7 @@ class KubernetesExecutor:
             raise KeyError(f"no log of rank {node_rank} of allocation {allocation}")
         is_over = pod.finish is not None
         path = f"/api/v1/namespaces/{pod.namespace}/pods/{pod.name}/log"
-        query: dict[str, str | int] = {"container": names.CONTAINER, "limitBytes": offset + limit_bytes}
+        query: dict[str, str | int] = {"container": pod.container, "limitBytes": offset + limit_bytes}
         try:
             data = self._api.text(path, query, offset + limit_bytes)[offset:]
         except NotFound:
@@ -313,12 +316,14 @@ class KubernetesExecutor:
             if pod.allocation is None:
                 continue
             touched.add(pod.allocation)
+            run = self._runs.get(pod.allocation)
+            if run is not None and pod.namespace != run.namespace:
+                continue  # somebody put our labels on a pod of another tenant's
             key = (pod.allocation, pod.rank)
             if not change.is_gone:
                 self._places[key] = pod
             elif self._places.get(key) is not None and self._places[key].uid == pod.uid:
                 del self._places[key]
-            run = self._runs.get(pod.allocation)
             if run is not None and run.end is None:
                 run.take(change, now_ms)
         touched.update(change.value.allocation for change in self._cluster.jobs.take_changes())
@@ -348,6 +353,8 @@ class KubernetesExecutor:
             run.stop = Stop(EndReason.CANCELLED, run.order.spec.grace_seconds, view.now_ms, words)
         if run.stop is not None:
             self._carry_out_stop(run)
+        for pod in run.surplus():
+            self._chores.delete_pod(pod, 0.0)
         run.try_to_end(view.now_ms)
 
     def _blame_removed_node(self, run: Run, stop: Stop) -> None:
@@ -402,7 +409,9 @@ class KubernetesExecutor:
             run.job_names, run.is_created = found, True
             self._runs[allocation.id] = run
             self._cluster.replay(pods, run, now_ms)
-            if len(found) < len(self._launcher.needed_jobs(order, found)) and allocation.stop_reason is None:
+            is_partial = len(found) < len(self._launcher.needed_jobs(order, found))
+            is_partial = is_partial or (len(pods) < len(order.spec.adopts) and allocation.started_ms is None)
+            if is_partial and allocation.stop_reason is None:
                 run.is_created = False
                 self._postponed[allocation.id] = order
         elif allocation.started_ms is not None:
@@ -446,6 +455,7 @@ class KubernetesExecutor:
             if allocation in self._runs or allocation in self._postponed:
                 continue
             mine, theirs = self._cluster.pods_of(allocation), self._cluster.jobs_of(allocation)
+            mine = [pod for pod in mine if not pod.is_kept]
             if not theirs and not mine:
                 continue
             namespace = theirs[0].namespace if theirs else mine[0].namespace

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 from k8s import names
+from k8s.admitting import admit, refuse_stranger
 from k8s.api import Api, Json
 from k8s.manifests import jobs, refuse_impossible, service
 from k8s.options import Options
@@ -32,6 +33,9 @@ class Launcher:
 
     def check(self, order: StartOrder) -> None:
         """Raises StartRefused for what could never start here."""
+        if order.spec.adopts:
+            refuse_stranger(order, self._options)
+            return
         refuse_impossible(order, self._options)
 
     def namespace(self, order: StartOrder) -> str:
@@ -39,7 +43,9 @@ class Launcher:
         return names.namespace_of(order.account, self._options.namespaces.prefix)
 
     def possible_jobs(self, order: StartOrder) -> tuple[str, ...]:
-        """Returns the names that the order's Jobs can have, whichever way they were made."""
+        """Returns the names that the order's Jobs can have, whichever way they were made; none for users' own pods."""
+        if order.spec.adopts:
+            return ()
         ranks = len(order.allocation.grants)
         single = (names.gang_name(order.allocation),)
         if ranks == 1 or self._keeps_indexes:
@@ -49,13 +55,21 @@ class Launcher:
 
     def needed_jobs(self, order: StartOrder, found: Sequence[str]) -> tuple[str, ...]:
         """Returns the names of all Jobs of an order of which some were found."""
+        if order.spec.adopts:
+            return ()
         gang, ranks = names.gang_name(order.allocation), len(order.allocation.grants)
         if ranks == 1 or gang in found:
             return (gang,)
         return tuple(names.rank_name(order.allocation, rank) for rank in range(ranks))
 
     def launch(self, order: StartOrder) -> tuple[str, ...]:
-        """Makes what is missing and returns the names of the Jobs. Raises StartRefused, KubernetesProblem."""
+        """Makes what is missing and returns the names of the Jobs. Raises StartRefused, KubernetesProblem.
+
+        Pods that their user made are let go instead.
+        """
+        if order.spec.adopts:
+            admit(self._api, order, self._options)
+            return ()
         namespace = self._namespaces.ensure(order.account)
         try:
             is_indexed = False

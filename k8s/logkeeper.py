@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from k8s import names
 from k8s.api import Api
 from k8s.pods import Pod
 from k8s.problems import KubernetesProblem
@@ -112,7 +111,7 @@ class LogKeeper:
 
     def _open(self, pod: Pod, silence_seconds: float, *, is_followed: bool) -> Iterator[bytes]:
         path = f"/api/v1/namespaces/{pod.namespace}/pods/{pod.name}/log"
-        query: dict[str, str | int] = {"container": names.CONTAINER}
+        query: dict[str, str | int] = {"container": pod.container}
         if is_followed:
             query["follow"] = "true"
         return self._api.stream(path, query, silence_seconds)

@@ -164,13 +164,15 @@ def _affinity(order: StartOrder, grants: list[Grant]) -> Json:
         {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [names.machine_of(grant.devices[0])]}]}
         for grant in grants
     ]
-    affinity: Json = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}
-    if len(grants) > 1:
-        apart = {"labelSelector": {"matchLabels": {names.ALLOCATION: order.allocation.id}}}
-        affinity["podAntiAffinity"] = {
+    # One pod of an allocation a node, also where it has but one: a Job's controller whose answer an outage swallowed
+    # makes its pod again, and pinned to the same node the second must not run beside the first.
+    apart = {"labelSelector": {"matchLabels": {names.ALLOCATION: order.allocation.id}}}
+    return {
+        "nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}},
+        "podAntiAffinity": {
             "requiredDuringSchedulingIgnoredDuringExecution": [apart | {"topologyKey": "kubernetes.io/hostname"}]
-        }
-    return affinity
+        },
+    }
 
 
 def _container(order: StartOrder, options: Options, ranks: tuple[int, ...], memory_bytes: int) -> Json:

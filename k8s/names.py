@@ -6,6 +6,7 @@ what may be any text (account names) stands in annotations, because label values
 
 import hashlib
 import re
+from dataclasses import dataclass
 
 from scheduler.core.model import AccountId, Allocation, AllocationId, DeviceId, tenant_of
 
@@ -25,6 +26,26 @@ FINALIZER = PREFIX + "recorded"
 watched could not be told from one that was never made, and would run twice."""
 COMPLETION_INDEX = "batch.kubernetes.io/job-completion-index"
 CONTAINER = "job"
+ORIGIN = PREFIX + "origin"
+ADOPTED = "adopted"
+"""The origin of pods that users made themselves: they are let go and watched, and kept when they are over."""
+GATE = PREFIX + "admission"
+"""The scheduling gate behind which such a pod waits."""
+PROJECT = PREFIX + "project"
+"""A label, or an annotation where a label is too narrow: which project of the namespace's tenant a pod is for."""
+GANG = PREFIX + "gang"
+"""A label: pods of one namespace that share it run together or not at all."""
+GANG_SIZE = PREFIX + "gang-size"
+USER = PREFIX + "user"
+TIME_LIMIT = PREFIX + "time-limit"
+GPU_CLASS = PREFIX + "gpu-class"
+BOOKING = PREFIX + "booking"
+PRIORITY = PREFIX + "priority"
+POOL = PREFIX + "pool"
+JOB_ID = PREFIX + "job-id"
+"""An annotation of ours: the job that waits for this pod's turn."""
+STATUS = PREFIX + "status"
+"""An annotation of ours: what became of the pod's wish, or what it lacks."""
 SERVICE_ACCOUNT = "turnstile-job"
 """What jobs' pods run as: an identity without rights, made with the namespace, so that the first pod need not wait."""
 
@@ -80,6 +101,25 @@ def allocation_of(labels: dict[str, str]) -> AllocationId | None:
 def slot(machine: str, resource: str, index: int) -> DeviceId:
     """Returns the id of a node's slot, which the kubelet fills with a device of its own choice."""
     return DeviceId(f"{machine}/{resource}/{index}")
+
+
+@dataclass(frozen=True, slots=True)
+class UserPod:
+    """A pod that its user made, as a job remembers it."""
+
+    namespace: str
+    name: str
+    uid: str
+
+    def __str__(self) -> str:
+        """Returns what `user_pod` reads."""
+        return f"{self.namespace}/{self.name}/{self.uid}"
+
+
+def user_pod(text: str) -> UserPod:
+    """Returns the reference that was written as a text; neither part holds a slash (RFC 1123)."""
+    namespace, name, uid = text.split("/")
+    return UserPod(namespace, name, uid)
 
 
 def machine_of(device: DeviceId) -> str:

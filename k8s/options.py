@@ -78,6 +78,15 @@ class TimeOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class GateOptions:
+    """How pods that users make themselves get their turn."""
+
+    is_on: bool = True
+    time_limit_seconds: int = 86_400
+    """Of a pod that names none: a day, as most runs end within one, and a forgotten pod does not hold its GPUs long."""
+
+
+@dataclass(frozen=True, slots=True)
 class Options:
     """All of it."""
 
@@ -85,4 +94,5 @@ class Options:
     pods: PodOptions = field(default_factory=PodOptions)
     namespaces: NamespaceOptions = field(default_factory=NamespaceOptions)
     times: TimeOptions = field(default_factory=TimeOptions)
+    gate: GateOptions = field(default_factory=GateOptions)
     installation: str = "turnstile"

@@ -73,6 +73,15 @@ class Pod:
     """Who takes the pod away, when the cluster says so: a drain, a taint, another pod."""
     node: str | None = None
     """Where it runs or ran; None before it is bound."""
+    container: str = names.CONTAINER
+    """The one whose log is the job's."""
+    is_adopted: bool = False
+    """Its user made it, and Turnstile let it go."""
+
+    @property
+    def is_kept(self) -> bool:
+        """True for a user's own pod that is over: it is his to look at and to remove."""
+        return self.is_adopted and self.finish is not None
 
     @property
     def is_deleting(self) -> bool:
@@ -91,7 +100,11 @@ def reduce_pod(item: Json, installation: str) -> Pod | None:
         if usage is None:
             return None
         return Pod(metadata["uid"], metadata.get("namespace", ""), metadata["name"], usage, 0)
-    state = _state(status)
+    is_adopted = labels.get(names.ORIGIN) == names.ADOPTED
+    container = main_container(spec) if is_adopted else names.CONTAINER
+    state = _state(status, container)
+    # What a container of ours says is the end. One of a user's own pod may be started again, as its policy has it.
+    ended = None if is_adopted else _finish_of_container(state)
     return Pod(
         uid=metadata["uid"],
         namespace=metadata["namespace"],
@@ -101,12 +114,21 @@ def reduce_pod(item: Json, installation: str) -> Pod | None:
         allocation=allocation,
         rank=_rank(metadata, labels),
         started_ms=_started_ms(state),
-        finish=_finish(status, state) if is_over else _finish_of_container(state),
+        finish=_finish(status, state) if is_over else ended,
         trouble=None if is_over else _trouble(status, state),
         deleted_ms=_deleted_ms(metadata),
         disruption=_disruption(status),
         node=spec.get("nodeName"),
+        container=container,
+        is_adopted=is_adopted,
     )
+
+
+def main_container(spec: Json) -> str:
+    """Returns the container of a user's pod that is the job: the first that asks for a device, or the first."""
+    containers = spec["containers"]
+    asking = (each for each in containers if any("/" in name for name in asked_of(each)))
+    return str(next(asking, containers[0])["name"])
 
 
 def ms_of(text: object) -> int | None:
@@ -127,16 +149,20 @@ def _usage(spec: Json) -> Usage | None:
         return None
     together: dict[str, int] = {}
     for container in spec.get("containers") or ():
-        for name, amount in _asked(container).items():
+        for name, amount in asked_of(container).items():
             together[name] = together.get(name, 0) + amount
     for container in spec.get("initContainers") or ():
-        for name, amount in _asked(container).items():
+        for name, amount in asked_of(container).items():
             together[name] = max(together.get(name, 0), amount)
     cpu, memory = together.pop("cpu", 0), together.pop("memory", 0)
     return Usage(str(node), together, cpu, memory)
 
 
-def _asked(container: Json) -> dict[str, int]:
+def asked_of(container: Json) -> dict[str, int]:
+    """Returns what a container asks for: devices by resource, `cpu` in millicores, `memory` in bytes.
+
+    Raises ValueError for a quantity that is none.
+    """
     resources = container.get("resources") or {}
     asked = {**(resources.get("limits") or {}), **(resources.get("requests") or {})}
     found = {name: whole(value) for name, value in asked.items() if "/" in name}
@@ -152,10 +178,10 @@ def _rank(metadata: Json, labels: Mapping[str, str]) -> int:
     return int(text) if str(text).isdigit() else 0
 
 
-def _state(status: Json) -> Json:
+def _state(status: Json, name: str) -> Json:
     """Returns the state of the job's own container; sidecars that a cluster injects don't decide."""
     for container in status.get("containerStatuses") or ():
-        if container["name"] == names.CONTAINER:
+        if container["name"] == name:
             state: Json = container.get("state") or {}
             return state
     return {}

@@ -22,6 +22,10 @@ def _makes_namespaces(options: Options) -> bool:
     return options.namespaces.may_create
 
 
+def _has_gate(options: Options) -> bool:
+    return options.gate.is_on
+
+
 def _isolates(options: Options) -> bool:
     return options.namespaces.may_create and options.namespaces.is_isolated
 
@@ -48,6 +52,7 @@ DAEMON: tuple[Need, ...] = (
     Need(
         "pods", ("list", "watch", "delete"), "what became of jobs, GPUs that others use, cleaning up after a lost lead"
     ),
+    Need("pods", ("get", "patch"), "pods that users make themselves and that wait for their turn", applies=_has_gate),
     Need("pods/log", ("get",), "jobs' logs"),
     Need("jobs", ("get", "list", "watch", "create", "patch", "delete"), "a Job an allocation", "batch"),
     Need("services", ("create", "delete"), "a headless Service a gang, for MASTER_ADDR"),

@@ -4,7 +4,8 @@
     started()      when the whole gang ran             ended(now)           how it ended, once every rank is over
 
 The first pod of a rank decides; one that a controller made to replace it is ended with the rest, because a run that
-lost a rank is over. Pods of a rank whose node is lost for good count as over: nobody will ever say more of them.
+lost a rank is over, and one that it made beside it, when an outage hid the first from it, is ended at once. Pods of a
+rank whose node is lost for good count as over: nobody will ever say more of them.
 """
 
 from collections.abc import Mapping
@@ -56,7 +57,7 @@ class RankPod:
 
     @property
     def _is_finished(self) -> bool:
-        return self.pod.finish is not None and self.pod.usage is None
+        return not _holds(self.pod)
 
 
 @dataclass(slots=True)
@@ -205,6 +206,10 @@ class Run:
         pods = [place.pod for place in self.ranks.values() if not place.is_over] + list(self.extra.values())
         return [pod for pod in pods if not pod.is_deleting]
 
+    def surplus(self) -> list[Pod]:
+        """Returns the pods beyond the first of their rank that nobody has asked to go yet."""
+        return [pod for pod in self.extra.values() if _holds(pod) and not pod.is_deleting]
+
     def try_to_end(self, now_ms: int) -> Ended | None:
         """Returns the end once every rank is over; the same one ever after."""
         if self.end is None and self._is_over(now_ms):
@@ -212,7 +217,7 @@ class Run:
         return self.end
 
     def _is_over(self, now_ms: int) -> bool:
-        if any(not place.is_over for place in self.ranks.values()) or self.extra:
+        if any(not place.is_over for place in self.ranks.values()) or any(map(_holds, self.extra.values())):
             return False
         if len(self.ranks) == self.size:
             return True
@@ -261,6 +266,11 @@ class _RankEnd:
     exit_code: int | None
     reason: EndReason | None
     detail: str | None
+
+
+def _holds(pod: Pod) -> bool:
+    """Tells whether a pod holds devices, or may yet."""
+    return pod.finish is None or pod.usage is not None
 
 
 def _node(pod: Pod) -> str:

@@ -5,13 +5,11 @@ nothing about the period became known meanwhile, and seals. A crash anywhere bef
 same command again gives the same bytes.
 """
 
-import csv
 import hashlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from decimal import Decimal
 from itertools import islice
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -20,14 +18,13 @@ from zoneinfo import ZoneInfo
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from metering.core.journal import MOST_TEXT, EntryKind, JournalEntry, Ledger, transfer
+from metering.core.journal import JournalEntry
 from metering.core.period import Period, PeriodStatus
-from metering.core.quantity import AMOUNT_DECIMALS
-from metering.core.rating import LineType
 from metering.correction_rows import corrected_tenants
 from metering.export import export_usage
 from metering.findings import Report
 from metering.focus import FocusTerms
+from metering.invoicing import entries_at_close
 from metering.journal import post
 from metering.ledger import price_book_rows
 from metering.manifest import MANIFEST
@@ -97,7 +94,7 @@ class SealPeriod:
     seal: Seal
     actor: str
     entries: tuple[JournalEntry, ...] = ()
-    """What the tenants are given back, tax and rounding, to be posted in the same transaction."""
+    """Credits, tax, rounding, packages and fees, to be posted in the same transaction."""
 
     def execute(self, tx: Transaction) -> KnownPeriod:
         """Returns the closed period. Raises Refused (`conflict`) for what must be made again."""
@@ -135,7 +132,7 @@ def close_period(desk: Desk, terms: PeriodTerms, name: str, actor: str, *, is_ea
             _write(connection, root, known, terms.focus)
             heads = heads_of(connection)
             books = {row.version: row.sha256 for row in price_book_rows(connection)}
-        entries = tuple(_entries(root / WHOLE, known.period))
+            entries = tuple(entries_at_close(connection, root / WHOLE, known.period))
         files = {path.relative_to(root).as_posix(): _sha256(path) for path in sorted(root.rglob("*")) if path.is_file()}
         attempt = hashlib.sha256("\n".join(f"{sha256} {path}" for path, sha256 in files.items()).encode()).hexdigest()
         parts = parts_of(root)
@@ -220,35 +217,6 @@ def _write(connection: Connection, root: Path, known: KnownPeriod, focus: FocusT
             raise Refused(RefusalCode.CONFLICT, "the ledger gives other files the second time; run its verification")
     for tenant in tenants:
         _refuse_unsound(verify_export(root / folder_of(tenant)), f"the files of {tenant or 'all tenants'}")
-
-
-_POSTED = {
-    LineType.CREDIT: (EntryKind.CREDIT, Ledger.SLA_EXPENSE),
-    LineType.TAX: (EntryKind.TAX, Ledger.TAX),
-    LineType.ROUNDING: (EntryKind.ROUNDING, Ledger.ROUNDING),
-}
-"""Lines that are posted at the close, and against which ledger. Use is charged as it goes."""
-
-
-def _entries(folder: Path, period: Period) -> Iterator[JournalEntry]:
-    """Yields an entry for each credit, tax and rounding of the sealed files: what the tenant owes more or less."""
-    (path,) = folder.glob("usage_lines_*.csv")
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        for row in csv.DictReader(stream):
-            if row["line_type"] not in _POSTED:
-                continue
-            kind, ledger = _POSTED[LineType(row["line_type"])]
-            account = AccountId(row["project_id"] or row["tenant_id"])
-            owed = int(Decimal(row["amount"]) * 10**AMOUNT_DECIMALS)
-            legs = transfer((Ledger.RECEIVABLE, account), (ledger, account), owed)
-            yield JournalEntry(
-                key=row["line_id"][-MOST_TEXT:],
-                kind=kind,
-                currency=row["currency"],
-                at_ms=period.to_ms,
-                legs=tuple(replace(leg, line_id=row["line_id"]) for leg in legs),
-                reason=row["incident_id"] or None,
-            )
 
 
 def _tenants(connection: Connection, period: Period) -> list[AccountId]:

@@ -32,7 +32,7 @@ from metering.credit_lines import CREDIT
 from metering.export import export_usage
 from metering.journal import post
 from metering.ledger import price_book_rows
-from metering.periods import KnownPeriod, known_period, periods
+from metering.periods import KnownPeriod, Seal, known_period, periods
 from metering.sealed import WHOLE, sealed_manifest, write_sealed
 from metering.tables import CORRECTION, PRICE_BOOK
 from scheduler.core.model import AccountId, AllocationId
@@ -148,11 +148,12 @@ def refuse_open(known: KnownPeriod) -> None:
 
 
 def sealed_line(connection: Connection, known: KnownPeriod, line_id: str) -> dict[str, str]:
-    """Returns the sealed row of a line. Raises Refused: it is open, or there is no such line with an amount."""
+    """Returns the sealed row of use, a credit or a fee. Raises Refused: it is open, or has no such priced line."""
     refuse_open(known)
     with tempfile.TemporaryDirectory(prefix="turnstile-sealed-") as scratch:
-        for row in _sealed_rows(connection, known, Path(scratch)):
-            if row["line_id"] == line_id and row["currency"]:
+        write_sealed(connection, _seal_of(known), WHOLE, Path(scratch))
+        for row in _rows(Path(scratch)):
+            if row["line_id"] == line_id and row["currency"] and row["line_type"] in _RATED | _FEES:
                 return row
     raise Refused(RefusalCode.NOT_FOUND, f"{known.period.name} has no priced line {line_id}")
 
@@ -189,6 +190,18 @@ def touched_since(connection: Connection, known: KnownPeriod) -> bool:
         return True
     books = sa.select(PRICE_BOOK.c.version).where(PRICE_BOOK.c.effective_ms < period.to_ms)
     return any(version not in seal.price_books for version in connection.execute(books).scalars())
+
+
+def moved_by_charges(connection: Connection, since_ms: int) -> Iterator[tuple[AccountId, str, int]]:
+    """Yields tenant, currency and micro-units of corrections written since an instant that charges of use move."""
+    row = CORRECTION.c
+    query = sa.select(row.tenant, row.currency, row.amount_micros, row.target_line_id, row.cells).where(
+        row.recorded_ms >= since_ms, row.origin == Origin.RERATED.value, row.amount_micros != 0
+    )
+    for each in connection.execute(query.order_by(row.sequence)):
+        is_use = bool(json.loads(each.cells)["job_id"]) and not each.target_line_id.startswith(CREDIT)
+        if is_use:
+            yield AccountId(each.tenant), each.currency, each.amount_micros
 
 
 def fingerprint(connection: Connection) -> tuple[int, int]:
@@ -268,15 +281,15 @@ def _post(tx: Transaction, each: Correction, key: str) -> None:
     """
     if each.amount_micros == 0:
         return
-    if each.origin is Origin.RERATED and not each.cells["job_id"]:
-        return  # a fee: invoices have it, the journal has no fees
-    is_credit = each.cells["line_type"] == LineType.CREDIT
-    if each.origin is Origin.RERATED and not is_credit:
+    is_credit, is_fee = each.cells["line_type"] == LineType.CREDIT, each.cells["line_type"] in _FEES
+    if each.origin is Origin.RERATED and not (is_credit or is_fee):
         tx.admission.release(tx.connection, [AllocationId(_allocation_of(each.cells))], tx.now_ms)
         return
     account = AccountId(each.cells["project_id"] or each.cells["tenant_id"])
-    owed = (Ledger.RECEIVABLE, account) if is_credit else Purse.of(tx.connection, account).payer
-    legs = transfer(owed, (Ledger.SLA_EXPENSE if is_credit else Ledger.REVENUE, account), each.amount_micros)
+    # What use costs, whoever keeps budgets pays; the rest was never part of a budget.
+    owed = (Ledger.RECEIVABLE, account) if is_credit or is_fee else Purse.of(tx.connection, account).payer
+    against = Ledger.SLA_EXPENSE if is_credit else Ledger.FEES if is_fee else Ledger.REVENUE
+    legs = transfer(owed, (against, account), each.amount_micros)
     entry = JournalEntry(
         key=f"correction-{head_of(tx.connection, CORRECTION).sequence}-{key}"[-MOST_TEXT:],
         kind=EntryKind.CORRECTION,
@@ -290,9 +303,13 @@ def _post(tx: Transaction, each: Correction, key: str) -> None:
 
 
 def _sealed_rows(connection: Connection, known: KnownPeriod, folder: Path) -> Iterator[dict[str, str]]:
-    assert known.seal is not None, "a closed period is sealed"
-    write_sealed(connection, known.seal, WHOLE, folder)
+    write_sealed(connection, _seal_of(known), WHOLE, folder)
     return _rated_rows(folder)
+
+
+def _seal_of(known: KnownPeriod) -> Seal:
+    assert known.seal is not None, "a closed period is sealed"
+    return known.seal
 
 
 def _again(connection: Connection, known: KnownPeriod, folder: Path) -> Iterator[dict[str, str]]:

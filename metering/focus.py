@@ -41,6 +41,7 @@ _LINE_ID, _TENANT, _TENANT_NAME, _PROJECT, _PROJECT_NAME = (
 _USER, _JOB_NAME, _SEGMENT, _MODEL, _COUNT, _START = (
     _AT[name] for name in ("user_id", "job_name", "segment_no", "gpu_model", "gpu_count", "start_utc")
 )
+_BOOKING = _AT["priority_class"]
 _HOURS, _SKU, _BOOK, _PRICE, _LIST_PRICE, _AMOUNT, _EFFECTIVE, _CURRENCY = (
     _AT[name]
     for name in (
@@ -207,8 +208,10 @@ class FocusRows:
                 "PricingQuantity": hours,
                 "PricingUnit": "GPU-Hours",
                 "SkuId": sku,
-                "SkuMeter": "GPU Allocation",
-                "SkuPriceId": f"{sku}/{book}/{native[_AT['priority_class']]}",
+                "SkuMeter": "GPU Energy" if sku.startswith("energy.") else "GPU Allocation",
+                # A price has the same details wherever it is named, beside the use of this period too.
+                "SkuPriceDetails": json_text(_details(native[_MODEL], native[_BOOKING], book)),
+                "SkuPriceId": f"{sku}/{book}/{native[_BOOKING]}",
             }
         return [values.get(name, "") for name in self.columns]
 
@@ -318,12 +321,7 @@ class FocusRows:
 
     def _fixed_cells(self, kind: "_Kind") -> list[str]:
         """Returns what all lines of one price have in common."""
-        details: dict[str, str | int] = {
-            "GpuCount": 1,
-            "InstanceSeries": kind.gpu_class,
-            "x_Booking": kind.booking,
-            "x_PriceBookVersion": kind.book,
-        }
+        details = _details(kind.gpu_class, kind.booking, kind.book)
         values = self._everywhere(kind.currency) | {
             "ChargeCategory": "Usage",
             "ChargeFrequency": "Usage-Based",
@@ -440,6 +438,11 @@ def commitment_cells(commitment: str) -> dict[str, str]:
         "CommitmentDiscountName": commitment,
         "CommitmentDiscountType": kind,
     }
+
+
+def _details(gpu_class: str, booking: str, book: str) -> dict[str, str | int]:
+    """Returns what a price of use is a price of."""
+    return {"GpuCount": 1, "InstanceSeries": gpu_class, "x_Booking": booking, "x_PriceBookVersion": book}
 
 
 def _charged_ms(piece: Slice) -> int:

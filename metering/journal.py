@@ -15,7 +15,8 @@ from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.engine import Connection
 
 from metering.core.budget import Budget, BudgetKind
-from metering.core.journal import JournalEntry, Ledger, Leg
+from metering.core.journal import EntryKind, JournalEntry, Ledger, Leg
+from metering.journal_chain import chained
 from metering.tables import BALANCE, BUDGET_TERM, BUDGET_USE, POSTING, POSTING_ENTRY
 from scheduler.core.model import ROOT_ACCOUNT, AccountId, AllocationId, lineage
 from scheduler.refusal import RefusalCode, Refused
@@ -42,25 +43,21 @@ def post(connection: Connection, entry: JournalEntry) -> bool:
         ]:
             return False
         raise Refused(RefusalCode.CONFLICT, f"the journal has another entry under the key {entry.key!r}")
-    entry_id = next_entry_id(connection)
-    rows = [
-        {"entry_id": entry_id, "place": place, **_leg_values(leg, entry.at_ms)} for place, leg in enumerate(entry.legs)
-    ]
-    connection.execute(POSTING.insert(), rows)
-    connection.execute(
-        POSTING_ENTRY.insert().values(
-            id=entry_id,
-            key=entry.key,
-            kind=entry.kind.value,
-            currency=entry.currency,
-            at_ms=entry.at_ms,
-            allocation_id=entry.allocation,
-            job_id=entry.job,
-            actor=entry.actor,
-            reason=entry.reason,
-            zone=entry.zone,
-        )
-    )
+    legs = [{"place": place, **_leg_values(leg, entry.at_ms)} for place, leg in enumerate(entry.legs)]
+    facts = {
+        "key": entry.key,
+        "kind": entry.kind.value,
+        "currency": entry.currency,
+        "at_ms": entry.at_ms,
+        "allocation_id": entry.allocation,
+        "job_id": entry.job,
+        "actor": entry.actor,
+        "reason": entry.reason,
+        "zone": entry.zone,
+    }
+    row = chained(connection, facts, legs)
+    connection.execute(POSTING.insert(), [{"entry_id": row["id"], **leg} for leg in legs])
+    connection.execute(POSTING_ENTRY.insert(), row)
     for leg in entry.legs:
         _add_to_balance(connection, (leg.ledger.value, leg.account, entry.currency), leg.micros)
     _count_use(connection, entry)
@@ -264,6 +261,24 @@ def legs_of(
         .order_by(POSTING.c.entry_id, POSTING.c.place)
     )
     return [(Ledger(row.ledger), AccountId(row.account), row.currency, row.micros) for row in connection.execute(query)]
+
+
+def entry_of(connection: Connection, key: str) -> tuple[str, str, list[tuple[str, str, int]]] | None:
+    """Returns kind, currency and legs (ledger, account, micros) of the entry of a key; None for none."""
+    known = connection.execute(_BY_KEY.where(POSTING_ENTRY.c.key == key)).first()
+    if known is None:
+        return None
+    legs = [(leg["ledger"], leg["account"], leg["micros"]) for leg in _legs(connection, known.id)]
+    return known.kind, known.currency, legs
+
+
+def keys_of_kinds(connection: Connection, kinds: Sequence[EntryKind]) -> Iterator[tuple[str, int]]:
+    """Yields key and instant of the entries of some kinds, oldest first."""
+    query = sa.select(POSTING_ENTRY.c.key, POSTING_ENTRY.c.at_ms).where(
+        POSTING_ENTRY.c.kind.in_([kind.value for kind in kinds])
+    )
+    for row in connection.execute(query.order_by(POSTING_ENTRY.c.id)):
+        yield row.key, row.at_ms
 
 
 def spent_on_job(connection: Connection, job: int, currency: str) -> int:

@@ -11,7 +11,7 @@ from sqlalchemy.engine import Connection
 
 from metering.core.civil import utc_text
 from metering.core.period import Period, PeriodStatus, period_at
-from metering.tables import CORRECTION, PERIOD_EVENT
+from metering.tables import CORRECTION, PERIOD_EVENT, POSTING_ENTRY
 from scheduler.refusal import RefusalCode, Refused
 from scheduler.store.chained import append
 from scheduler.store.tables import DEVICE, EVIDENCE, OCCUPANCY, RECLASSIFICATION
@@ -21,7 +21,7 @@ CLOSING_HOURS = 72
 """How long late facts are waited for after a period's end: three days outlast a weekend's outage of a node."""
 
 
-CHAINS = (OCCUPANCY, EVIDENCE, RECLASSIFICATION, CORRECTION)
+CHAINS = (OCCUPANCY, EVIDENCE, RECLASSIFICATION, CORRECTION, POSTING_ENTRY)
 """The tables whose heads a seal fixes."""
 
 
@@ -134,10 +134,13 @@ def lost_heads(connection: Connection, seal: Seal) -> list[tuple[str, str, str |
     """Returns the chains without the row that was their head at the seal: its place, and its hash then and now."""
     lost: list[tuple[str, str, str | None]] = []
     for table in CHAINS:
+        if table is POSTING_ENTRY and table.name not in seal.heads:
+            continue  # sealed before the journal had a chain
         sequence, sha256 = seal.heads.get(table.name, (-1, ""))
         if sequence == 0:
             continue
-        found = connection.execute(sa.select(table.c.hash).where(table.c.sequence == sequence)).scalar()
+        (place,) = table.primary_key
+        found = connection.execute(sa.select(table.c.hash).where(place == sequence)).scalar()
         if found != sha256:
             lost.append((f"{table.name} at {sequence}", sha256, found))
     return lost

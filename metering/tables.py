@@ -138,6 +138,9 @@ class PostingEntryRow(SQLModel, table=True):
     actor: str | None = None
     reason: str | None = None
     zone: str | None = None
+    previous_hash: str = Field(sa_column_kwargs={"server_default": ""})
+    hash: str = Field(sa_column_kwargs={"server_default": ""})
+    """Of the entry and its legs, and of the entry before: see `journal_chain`."""
 
 
 class PostingRow(SQLModel, table=True):

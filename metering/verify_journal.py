@@ -21,16 +21,27 @@ from metering.journal import (
     kept_use,
     unbalanced_entries,
 )
+from metering.journal_chain import journal_breaks
 from metering.tables import CHARGE_DUE, POSTING_ENTRY
 from metering.timelines import Prices, load_prices
 from scheduler.core.model import AllocationId
 from scheduler.refusal import Refused
 from scheduler.store.database import StoreError, chunks
 from scheduler.store.ledger_rows import LedgerAllocation, allocations_by_id
+from scheduler.store.tables import ALLOCATION
 
 
 def verify_journal(connection: Connection, report: Report) -> None:
-    """Notes what does not hold; memory grows with accounts, time with entries."""
+    """Notes what does not hold; memory grows with accounts and allocations, time with entries and use."""
+    verify_entries(connection, report)
+    _verify_charges(connection, report)
+
+
+def verify_entries(connection: Connection, report: Report) -> None:
+    """Notes where the journal does not hold by itself: its chain, its sums, and what is kept of them beside it."""
+    for key, broken in journal_breaks(connection):
+        where = f"journal {broken.what}" if broken.sequence is None else f"entry {broken.sequence} ({key})"
+        report.wrong(Check.CHAIN, where, f"{broken.what} {broken.expected}", f"{broken.what} {broken.found}")
     for entry_id, key, total in unbalanced_entries(connection):
         report.wrong(Check.JOURNAL, f"entry {entry_id} ({key})", "legs that add up to 0", f"{total} micro-units")
     kept, folded = kept_balances(connection), folded_balances(connection)
@@ -44,7 +55,6 @@ def verify_journal(connection: Connection, report: Report) -> None:
         for from_ms in sorted({*proved, *mine}):
             where = f"budget {account} from {from_ms}"
             report.expect(Check.JOURNAL, where, proved.get(from_ms, 0), mine.get(from_ms, 0))
-    _verify_charges(connection, report)
 
 
 def _verify_charges(connection: Connection, report: Report) -> None:
@@ -61,7 +71,10 @@ def _verify_charges(connection: Connection, report: Report) -> None:
     except Refused as problem:
         report.wrong(Check.JOURNAL, "price books", "books that can be read", str(problem))
         return
-    settled = sorted(AllocationId(each) for each in zones.keys() - due)
+    # Where anything is charged, everything is: what was never charged is either due, free, or missing.
+    every = connection.execute(sa.select(ALLOCATION.c.id)).scalars() if zones else ()
+    last_zone = next(reversed(zones.values()), "")
+    settled = sorted(AllocationId(each) for each in {*zones, *every} - due)
     for part in chunks(settled, 256):
         posted = charged_lines(connection, part)
         found = {each.id: each for each in allocations_by_id(connection, part)}
@@ -71,7 +84,9 @@ def _verify_charges(connection: Connection, report: Report) -> None:
             if known is None:
                 report.wrong(Check.JOURNAL, f"allocation {allocation}", "a row in allocation", "none")
             else:
-                _verify_lines(report, known, _posted(posted, allocation), (connection, prices, zones[allocation]))
+                _verify_lines(
+                    report, known, _posted(posted, allocation), (connection, prices, zones.get(allocation, last_zone))
+                )
 
 
 def _posted(

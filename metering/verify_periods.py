@@ -15,6 +15,7 @@ from metering.periods import KnownPeriod, Seal, lost_heads, periods
 from metering.sealed import sealed_bytes, write_sealed
 from metering.tables import PERIOD_FILE
 from metering.verify_files import verify_export
+from metering.verify_invoices import verify_invoices
 from scheduler.refusal import Refused
 from scheduler.store.database import StoreError
 
@@ -30,6 +31,7 @@ def verify_periods(connection: Connection, report: Report, only: str | None = No
         report.wrong(Check.SEAL, "period_event", "seals that can be read", str(error))
         return
     _verify_order(known, report)
+    is_whole = True
     books = {row.version: row.sha256 for row in price_book_rows(connection)}
     for each in known:
         if each.seal is None or only not in {None, each.period.name}:
@@ -40,7 +42,11 @@ def verify_periods(connection: Connection, report: Report, only: str | None = No
         for version, sha256 in each.seal.price_books.items():
             report.expect(Check.SEAL, f"{each.period.name} price book {version}", sha256, books.get(version))
         if _verify_files(connection, report, each.period.name, each.seal):
-            _verify_charged(connection, report, each)
+            is_whole &= _verify_charged(connection, report, each)
+        else:
+            is_whole = False
+    if is_whole:  # else the findings so far say why the sums cannot be the same
+        verify_invoices(connection, report, only)
 
 
 def _verify_order(known: list[KnownPeriod], report: Report) -> None:
@@ -83,12 +89,13 @@ def _verify_files(connection: Connection, report: Report, name: str, seal: Seal)
     return True
 
 
-def _verify_charged(connection: Connection, report: Report, known: KnownPeriod) -> None:
+def _verify_charged(connection: Connection, report: Report, known: KnownPeriod) -> bool:
+    """Checks that no correction is missing; returns whether none is."""
     try:
         missing = differences(connection, known)
     except (Refused, StoreError, ValueError, LookupError) as error:
         report.wrong(Check.SEAL, known.period.name, "a period that can be rated again", str(error))
-        return
+        return False
     for each in missing:
         report.wrong(
             Check.SEAL,
@@ -96,3 +103,4 @@ def _verify_charged(connection: Connection, report: Report, known: KnownPeriod) 
             f"corrections of {each.amount_micros} micro-units and {each.gpu_ms} gpu_ms more",
             "none; the daemon writes them, or: turnstile admin ledger correct --period " + known.period.name,
         )
+    return not missing

@@ -77,6 +77,9 @@ class LaunchSpec:
     """Names of volumes that the centre offers."""
     shm_bytes: int | None = None
     """Size of /dev/shm in a container; None for the executor's own default."""
+    adopts: tuple[str, ...] = ()
+    """What its user made himself, one reference a rank in the executor's own words: it is let go, not launched, and is
+    nobody's to make again. Empty: the executor launches it."""
     is_terminal: bool = False
     """It gets a terminal, at which somebody is to sit (see `Enterable.attach`); nothing of it is kept as output."""
     idle_stop_seconds: int | None = None

@@ -101,12 +101,15 @@ def _print_logs(
     while True:
         query = {"rank": node, "offset": offset, "limit_bytes": _CHUNK_BYTES}
         chunk, headers = session.client.chunk(f"/v1/jobs/{step(ref)}/logs", query)
+        said = headers.get("turnstile-next-offset", "")
+        if not said.isdigit():
+            # Without this, a stranger that answers the same for ever would be read for ever.
+            raise answers.BrokenAnswer("a piece of the log does not say where it ends")
+        following_offset = int(said)
         if lines is None:
             output(chunk)
         else:
             kept = b"".join((kept + chunk).splitlines(keepends=True)[-lines:])
-        said = headers.get("turnstile-next-offset", "")
-        following_offset = int(said) if said.isdigit() else offset + len(chunk)
         if not chunk or following_offset <= offset:
             break
         offset = following_offset

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from cli import phrases
 from cli.answers import text, truth
 from cli.client import segment
 from cli.errors import Refusal
@@ -58,7 +59,7 @@ def download(
     if parquet:
         names = sorted([*names, *as_parquet(folder)])
     answer = envelope("Bill", {"directory": str(folder), "period": period, "files": names})
-    session.screen.document(answer, _FILES, [f"{folder}: {', '.join(names)}"])
+    session.screen.document(answer, _FILES, phrases.files(folder, names))
 
 
 BILLING = (

@@ -113,8 +113,8 @@ def end(ctx: typer.Context, account: Account) -> None:
       turnstile admin budget end acme/vision
     """
     session: Session = ctx.obj
-    session.client.delete(f"/v1/admin/budgets/{segment(account)}")
-    session.screen.say(f"{account} has no budget of its own any more")
+    answer = session.client.delete(f"/v1/admin/budgets/{segment(account)}")
+    session.screen.document(answer, VIEW, [f"{account} has no budget of its own any more"])
 
 
 BUDGET = (

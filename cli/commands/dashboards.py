@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from cli import phrases
 from cli.answers import text
 from cli.errors import Refusal, UsageProblem
 from cli.layout import View
@@ -55,7 +56,7 @@ def export(
         _write(folder / name, content.replace(_RUNBOOKS, base), out_dir)
         names.append(name)
     answer = envelope("DashboardExport", {"directory": str(folder), "format": kind, "files": names})
-    session.screen.document(answer, _EXPORT, [f"{folder}: {', '.join(names)}"])
+    session.screen.document(answer, _EXPORT, phrases.files(folder, names))
 
 
 DASHBOARDS = (Verb("export", __name__, "export", "DASHBOARDS", "Write Grafana boards, alert rules and runbooks"),)

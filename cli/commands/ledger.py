@@ -17,13 +17,13 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import typer
 
-from cli import answers, moments
+from cli import answers, moments, phrases
 from cli.answers import Json, text
-from cli.errors import ExitCode, NotFound, Refusal, UsageProblem
+from cli.errors import ExitCode, NotFound, Refusal, UsageProblem, unreadable
 from cli.exports import as_parquet, require_parquet, unpacked
 from cli.faults import ApiError
 from cli.layout import Column, View
-from cli.render import envelope
+from cli.render import LINE_WIDTH, envelope
 from cli.session import Session
 from cli.verbs import Verb
 
@@ -76,8 +76,7 @@ def verify(
     sound = answers.truth(answer, "is_sound")
     failures = answers.items(answer, "failures")
     counts = answers.sub(answer, "counts") or {}
-    looked_at = ", ".join(f"{answers.number(counts, key)} {key.replace('_', ' ')}" for key in sorted(counts))
-    told = [f"{'sound' if sound else 'NOT SOUND'}: {looked_at or 'nothing counted'}"]
+    told = _counted("sound" if sound else "NOT SOUND", counts)
     told += [f"  {_finding(each)}" for each in failures[:MOST_SHOWN]]
     failed = answers.whole(answer, "failure_count") or len(failures)
     if failed > MOST_SHOWN:
@@ -136,7 +135,7 @@ def export(
         "LedgerExport",
         {"directory": str(folder), "files": names, "from": moments.write(since), "to": moments.write(until)},
     )
-    session.screen.document(answer, _EXPORT, [f"{folder}: {', '.join(names)}"])
+    session.screen.document(answer, _EXPORT, phrases.files(folder, names))
 
 
 def check_focus(
@@ -154,8 +153,7 @@ def check_focus(
     try:
         report = check(Path(file).expanduser())
     except OSError as problem:
-        code = "not_found" if isinstance(problem, FileNotFoundError) else "invalid"
-        raise Refusal(f"{file} cannot be read: {problem.strerror}", code=code) from None
+        raise unreadable(file, problem) from None
     answer = envelope(
         "FocusReport",
         {
@@ -301,6 +299,19 @@ def _verified(export_dir: str | None, database: str | None, copy: str | None, pe
         if export_dir is not None:
             return _report(verify_export(Path(export_dir).expanduser(), connection))
         return _report(verify_ledger(connection, period=period))
+
+
+def _counted(verdict: str, counts: Json) -> list[str]:
+    """Returns what was looked at, in lines that no terminal breaks; no count is cut in two."""
+    parts = [f"{answers.number(counts, key)} {key.replace('_', ' ')}" for key in sorted(counts)] or ["nothing counted"]
+    lines = [f"{verdict}: {parts[0]}"]
+    for part in parts[1:]:
+        if len(lines[-1]) + len(part) + 3 > LINE_WIDTH:
+            lines[-1] += ","
+            lines.append(f"  {part}")
+        else:
+            lines[-1] += f", {part}"
+    return lines
 
 
 def _check_is_export(named: str) -> None:

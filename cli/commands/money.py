@@ -159,7 +159,7 @@ def _footer(answer: Json) -> str | None:
         parts = [f"total {_hours(total, 'gpu_hours')} GPU-hours", known, _cost(total) or "without a price"]
         told.append(", ".join([*parts, *spending.total_told(total)]))
     span = f"{text(answer, 'from')} to {text(answer, 'to')}, days of {text(answer, 'zone')}"
-    return " · ".join([*told, f"{span}, an end is exclusive; before tax; idle is billed, shown so that you can act"])
+    return "\n".join([*told, f"{span}; an end is exclusive", "before tax; idle is billed, shown so that you can act"])
 
 
 def _view(grouped: str, forecast: str | None) -> View:

@@ -89,8 +89,8 @@ _VIEW = View(
     columns=(
         Column("PERIOD", lambda each: text(each, "period")),
         Column("STATUS", lambda each: text(each, "status")),
-        Column("FROM", lambda each: text(each, "from")),
-        Column("TO", lambda each: text(each, "to")),
+        Column("FROM", lambda each: text(each, "from"), is_wide=True),
+        Column("TO", lambda each: text(each, "to"), is_wide=True),
         Column("ZONE", lambda each: text(each, "zone")),
         Column("CLOSES FROM", lambda each: text(each, "closes_from")),
         Column("CLOSED", lambda each: text(each, "closed_at")),

@@ -3,6 +3,7 @@
 import tomllib
 from collections.abc import Iterator, Mapping
 from datetime import UTC, date, datetime, time
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,7 @@ import typer
 from cli import answers, moments, phrases
 from cli.answers import Json, number, sub, text
 from cli.client import step
-from cli.errors import Problem, Refusal, UsageProblem
+from cli.errors import Problem, Refusal, UsageProblem, unreadable
 from cli.faults import ApiError
 from cli.fieldlines import Places
 from cli.layout import Column, View
@@ -198,7 +199,7 @@ def _read(path: Path, typed: str) -> str:
             raise Refusal(f"{typed} is too large for a price book")
         return path.read_text(encoding="utf-8")
     except OSError as problem:
-        raise Refusal(f"{typed} cannot be read: {problem.strerror}") from None
+        raise unreadable(typed, problem) from None
     except UnicodeDecodeError as problem:
         raise Refusal(f"{typed} is not TOML: {problem}") from None
 
@@ -276,17 +277,28 @@ _BOOKS = View(
     fields=("version", "effective_ms", "currency", "state", "sha256"),
     empty="no price book: jobs cost nothing until one is published",
 )
+
+
+def _hours(package: Json, key: str) -> str | None:
+    """Returns `8,120.5` of a decimal; `-o json` has every digit."""
+    found = number(package, key) or text(package, key)
+    return None if found is None else f"{Decimal(found):,.1f}"
+
+
+def _since(package: Json) -> str:
+    return " to ".join((text(package, key) or "-").partition("T")[0] for key in ("from", "to"))
+
+
 _DIFF = View((), lambda each: text(each, "new"), ("old", "new", "changes"))
 PACKAGES = View(
     columns=(
         Column("PACKAGE", lambda each: text(each, "id")),
         Column("TENANT", lambda each: text(each, "tenant")),
         Column("CLASS", lambda each: text(each, "class")),
-        Column("GPU-HOURS", lambda each: number(each, "gpu_hours"), is_right=True),
-        Column("LEFT", lambda each: text(each, "left_gpu_hours"), is_right=True),
+        Column("GPU-HOURS", lambda each: _hours(each, "gpu_hours"), is_right=True),
+        Column("LEFT", lambda each: _hours(each, "left_gpu_hours"), is_right=True),
         Column("PRICE", lambda each: phrases.money(sub(each, "price")), is_right=True),
-        Column("FROM", lambda each: text(each, "from")),
-        Column("TO", lambda each: text(each, "to")),
+        Column("VALID (UTC)", _since),
     ),
     name=lambda each: text(each, "id"),
     fields=("id", "tenant", "class", "gpu_hours", "left_gpu_hours", "price.amount", "price.currency", "from", "to"),

@@ -10,7 +10,7 @@ import typer
 from cli import phrases
 from cli.answers import text
 from cli.client import step
-from cli.errors import UsageProblem
+from cli.errors import UsageProblem, unreadable
 from cli.layout import Column, View
 from cli.session import Session
 from cli.verbs import Verb
@@ -86,8 +86,10 @@ def _value(name: str, from_file: str | None) -> str:
     if from_file is not None:
         try:
             value = Path(from_file).expanduser().read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError):
-            raise UsageProblem(f"--from-file {from_file} cannot be read as text") from None
+        except OSError as problem:
+            raise unreadable(from_file, problem) from None
+        except UnicodeDecodeError:
+            raise UsageProblem(f"--from-file {from_file} is not text in UTF-8") from None
     elif sys.stdin.isatty():
         value = getpass.getpass(f"{name}: ")
     else:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cli.errors import ExitCode, Problem, Refusal, UsageProblem
+from cli.errors import ExitCode, NotFound, Problem, Refusal, UsageProblem
 from cli.layout import Column, View
 from cli.render import envelope
 from cli.session import Session
@@ -66,10 +66,10 @@ def simulate(
 
     session: Session = ctx.obj
     question = Question(
-        _path(cluster),
-        _path(jobs),
-        policy=_path(policy),
-        against=_path(against),
+        _input(cluster),
+        _input(jobs),
+        policy=_input(policy),
+        against=_input(against),
         order=order,
         backfill=backfill,
         placement=placement,
@@ -78,7 +78,7 @@ def simulate(
         seed=_whole("--seed", seed),
         schedule=_path(schedule),
         plot=_path(plot),
-        state=_path(state),
+        state=_input(state),
         used_percent=_percent(used),
     )
     try:
@@ -94,6 +94,12 @@ def simulate(
 
 def _path(text: str | None) -> Path | None:
     return None if text is None else Path(text)
+
+
+def _input(text: str | None) -> Path | None:
+    if text is not None and not Path(text).exists():
+        raise NotFound(f"there is no file {text}")
+    return _path(text)
 
 
 def _whole(flag: str, text: str) -> int:

@@ -9,7 +9,7 @@ import typer
 
 from cli import moments
 from cli.answers import Json, number, text
-from cli.errors import Refusal
+from cli.errors import NotFound, Refusal
 from cli.layout import Column, View
 from cli.render import envelope
 from cli.session import Session
@@ -53,7 +53,10 @@ def load(ctx: typer.Context, file: Annotated[str, typer.Argument(metavar="FILE.j
       turnstile admin state load now.json
     """
     session: Session = ctx.obj
-    _tell(session, Path(file).expanduser(), f"{file} is sound")
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise NotFound(f"there is no file {file}")
+    _tell(session, path, f"{file} is sound")
 
 
 def _tell(session: Session, path: Path, words: str) -> None:

@@ -3,6 +3,7 @@
 import time
 import uuid
 from dataclasses import replace
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -18,7 +19,7 @@ from cli.layout import View
 from cli.render import envelope, listed
 from cli.session import Session, job_in, number_of
 from cli.verbs import with_flags
-from cli.views import ending, job_view, reason_words
+from cli.views import ending, history_view, job_view, reason_words
 
 SECOND_INTERRUPT_SECONDS = 2.0
 """A second Ctrl-C within this time of the first is about the job, not about the view of it."""
@@ -56,7 +57,7 @@ def submit(
     sent = _send(session, job)
     _tell_all(session, sent, is_dry_run=flags.dry_run)
     if follow_it and not flags.dry_run:
-        return attach(session, _reference(sent[0]))
+        return attach(session, _reference(sent[0]), has_end=False)  # what was submitted is the one document
     return None
 
 
@@ -70,7 +71,8 @@ def run(
 
     Ctrl-C leaves the job running; a second Ctrl-C within two seconds cancels it. With --pty every key goes to the
     program, Ctrl-C too, nothing is kept of the session, and the job ends with its shell, or a minute after nobody sits
-    there any more. 124: its time limit; 125: it never ran; 128+n: signal n.
+    there any more. 124: its time limit; 125: it never ran; 128+n: signal n. With -o json the job as it ended is on
+    standard output, and what it wrote on standard error.
 
     Examples:
       turnstile run -g 1 -t 10m -- nvidia-smi
@@ -104,14 +106,23 @@ def run(
     return sit_at(session, reference)
 
 
-def attach(session: Session, reference: str) -> int:
-    """Prints a job's output until it ends and returns its exit status; Ctrl-C leaves it alone."""
+def attach(session: Session, reference: str, *, has_end: bool = True) -> int:
+    """Prints a job's output until it ends and returns its exit status; Ctrl-C leaves it alone.
+
+    Under `-o json` what it wrote goes to standard error; standard output has the job as it ended, if `has_end`.
+    """
+    screen = session.screen
+    is_json = screen.style.format in {"json", "jsonl"}
+    output = partial(screen.raw, is_error=True) if is_json else screen.raw
     try:
-        job = Companion(session.client, session.screen, reference, is_known=True).follow()
+        job = Companion(session.client, screen, reference, is_known=True, output=output).follow()
     except KeyboardInterrupt:
         _detach(session, reference)
         return ExitCode.INTERRUPTED
     code = exit_code_of(job)
+    if is_json and has_end:
+        answer = listed("JobList", [dict(job)])
+        screen.listing(answer, history_view(phrases.answered_at(answer)))
     if code != ExitCode.DONE:
         ended = ending(job)
         session.screen.say(f"job {reference} {answers.text(job, 'state')}" + (f" ({ended})" if ended else ""))

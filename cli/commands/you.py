@@ -72,18 +72,26 @@ def logout(ctx: typer.Context) -> None:
     """
     session: Session = ctx.obj
     context = contexts.chosen(session.contexts, session.overrides)
+    is_removed = False
     if context is None or context.token_file is None:
         session.screen.note("no token is kept here")
-        return
-    path = Path(context.token_file)
+    else:
+        is_removed = _removed(session, context.name, Path(context.token_file))
+    if session.screen.style.is_machine:
+        left = {"context": None if context is None else context.name, "is_removed": is_removed}
+        session.screen.document(envelope("Logout", left), _LOGOUT, [])
+
+
+def _removed(session: Session, name: str, path: Path) -> bool:
     try:
         path.unlink()
     except FileNotFoundError:
-        session.screen.note(f"no token is kept for context {context.name}")
+        session.screen.note(f"no token is kept for context {name}")
+        return False
     except OSError as problem:
         raise ConfigProblem(f"{contexts.short(path)} cannot be removed: {problem.strerror}") from None
-    else:
-        session.screen.say(f"removed {contexts.short(path)}; the token stays valid until it expires or is revoked")
+    session.screen.say(f"removed {contexts.short(path)}; the token stays valid until it expires or is revoked")
+    return True
 
 
 def whoami(ctx: typer.Context) -> None:
@@ -140,7 +148,9 @@ def completion(
     session: Session = ctx.obj
     chosen = choice(shell, "SHELL", ("bash", "zsh", "fish"))
     script = get_completion_script(prog_name="turnstile", complete_var=COMPLETION_VARIABLE, shell=chosen)
-    session.screen.plain(script)
+    session.screen.document(
+        envelope("Completion", {"shell": chosen, "script": script}), _COMPLETION, script.split("\n")
+    )
 
 
 def context_list(ctx: typer.Context) -> None:
@@ -166,6 +176,8 @@ def context_use(ctx: typer.Context, name: Annotated[str, typer.Argument(metavar=
     assert chosen is not None  # a name was given, and an unknown one was refused
     path = contextfile.use_context(session.contexts, name)
     session.screen.say(f"context {name} ({chosen.url}) is current, in {contexts.short(path)}")
+    if session.screen.style.is_machine:
+        session.screen.document(envelope("Context", _context_item(chosen, name)), _CONTEXTS, [])
 
 
 def context_show(ctx: typer.Context) -> None:
@@ -224,6 +236,8 @@ def _context_item(context: contexts.Context, current: str | None) -> dict[str, o
 
 
 _ME = View((), lambda each: text(each, "user"), ("user", "role", "account", "expires_at"))
+_LOGOUT = View((), lambda each: text(each, "context"), ("context", "is_removed"))
+_COMPLETION = View((), lambda each: text(each, "shell"), ("shell", "script"))
 _CONTEXTS = View(
     columns=(
         Column("", lambda each: "*" if answers.truth(each, "is_current") else " "),

@@ -20,7 +20,7 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import uvicorn
 from apscheduler.schedulers.background import BackgroundScheduler
@@ -59,6 +59,9 @@ from scheduler.store.database import Database, StoreError
 from scheduler.store.lease import LeaderLease
 from scheduler.telemetry import Telemetry
 from scheduler.wire.submission import SubmissionRules
+
+if TYPE_CHECKING:
+    from cli.daemon.cluster import OverCluster
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +108,7 @@ class Daemon:
         self._listener = listener
         self.url = settings.server.url or f"http://{settings.host}:{listener.getsockname()[1]}"
         self._parts: _Parts | None = None
+        self._over_cluster: OverCluster | None = None
         self._held_now: frozenset[str] = frozenset()
         self._attendance = Attendance()
         self._idleness = idle_watch(settings.metering)
@@ -220,14 +224,15 @@ class Daemon:
             return SimulatedExecutor(clock, gpus.inventory)
         if self.settings.executor.kind == "kubernetes":
             # Imported here: the client costs a quarter of a second, which a daemon without a cluster need not pay.
-            from cli.daemon.cluster import kubernetes_executor
+            from cli.daemon.cluster import over_cluster
 
             try:
-                over_cluster, traffic = kubernetes_executor(self.settings, self.data_dir, clock)
+                made = over_cluster(self.settings, self.data_dir, clock, submission_rules(self.settings))
             except ExecutorError as problem:
                 raise StartProblem(str(problem)) from problem
-            telemetry.registry.register(traffic)
-            return over_cluster
+            telemetry.registry.register(made.traffic)
+            self._over_cluster = made
+            return made.executor
         return LocalExecutor(self.data_dir / "jobs", clock, gpus.inventory)
 
     def _is_held(self, device: str) -> bool:
@@ -260,6 +265,9 @@ class Daemon:
             periodic.add_job(look, "interval", seconds=NEWS_SECONDS)
             tidy = _guarded(lambda: forget_logs(executor, controller.clock.now_ms() - keep_ms))
             periodic.add_job(tidy, "interval", hours=6)
+            over = self._over_cluster
+            assert over is not None, "made with the executor"
+            periodic.add_job(_guarded(lambda: over.look_at_gate(controller)), "interval", seconds=NEWS_SECONDS)
         if isinstance(executor, LocalExecutor):
             periodic.add_job(
                 _guarded(lambda: executor.forget_logs(controller.clock.now_ms() - keep_ms)), "interval", hours=6

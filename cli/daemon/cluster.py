@@ -2,14 +2,17 @@
 
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from cli.daemon.settings import KubernetesSettings, Settings, SettingsProblem
 from k8s import rights
 from k8s.api import Access, Api, RequestLimits
+from k8s.cluster import Cluster
+from k8s.gate import Gate
 from k8s.jobs import KubernetesExecutor
 from k8s.logkeeper import LogKeeper
-from k8s.options import NamespaceOptions, NodeOptions, Options, PodOptions, TimeOptions
+from k8s.options import GateOptions, NamespaceOptions, NodeOptions, Options, PodOptions, TimeOptions
 from k8s.problems import KubernetesProblem, Unreachable
 from k8s.traffic import TrafficCollector
 from metering.gpu_classes import gpu_class_of
@@ -17,6 +20,7 @@ from scheduler.clock import Clock
 from scheduler.core.model import GpuClass
 from scheduler.executor import Executor
 from scheduler.loop import Controller
+from scheduler.wire.submission import SubmissionRules
 
 logger = logging.getLogger(__name__)
 
@@ -39,16 +43,30 @@ def refresh_when_changed(executor: Executor, controller: Controller) -> None:
         controller.refresh_inventory()
 
 
-def kubernetes_executor(
-    settings: Settings, data_dir: Path, clock: Clock
-) -> tuple[KubernetesExecutor, TrafficCollector]:
-    """Returns the executor of a cluster, and what shows its requests. Raises SettingsProblem, KubernetesProblem.
+@dataclass(frozen=True, slots=True)
+class OverCluster:
+    """What a daemon over a cluster has."""
+
+    executor: KubernetesExecutor
+    traffic: TrafficCollector
+    gate: Gate | None
+    """None where the settings say that users' own pods do not wait."""
+
+    def look_at_gate(self, controller: Controller) -> None:
+        """Gives pods that users make themselves their turn. Raises KubernetesProblem, Refused, StoreError."""
+        if self.gate is not None:
+            self.gate.look(controller)
+
+
+def over_cluster(settings: Settings, data_dir: Path, clock: Clock, rules: SubmissionRules) -> OverCluster:
+    """Returns the executor of a cluster and what goes with it. Raises SettingsProblem, KubernetesProblem.
 
     A cluster that does not answer now is no reason not to start: the daemon leads as soon as it does.
     """
     given = settings.kubernetes
     options = options_of(given, settings.node.pool)
     api = Api.connect(Access(given.kubeconfig, given.context), LIMITS)
+    version: tuple[int, int] | None = None
     try:
         version = api.server_version()
         denied = rights.missing(api, options)
@@ -62,7 +80,12 @@ def kubernetes_executor(
                 f"Kubernetes does not grant {len(denied)} rights that this daemon needs: {words}; "
                 "bind a role with them, as deploy/kubernetes does"
             )
-    return KubernetesExecutor(api, clock, options, LogKeeper(api, data_dir / "pod-logs")), TrafficCollector(api)
+    cluster = Cluster(api, options)
+    gate = Gate(api, cluster, options, rules) if options.gate.is_on else None
+    if gate is not None and version is not None:
+        gate.say()
+    executor = KubernetesExecutor(api, clock, options, LogKeeper(api, data_dir / "pod-logs"), cluster)
+    return OverCluster(executor, TrafficCollector(api), gate)
 
 
 def options_of(given: KubernetesSettings, pool: str) -> Options:
@@ -102,6 +125,7 @@ def options_of(given: KubernetesSettings, pool: str) -> Options:
             node_lost_seconds=given.node_lost_seconds,
             finished_seconds=given.finished_seconds,
         ),
+        GateOptions(given.gate, given.gate_time_limit_seconds),
         given.installation,
     )
 

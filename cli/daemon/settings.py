@@ -154,6 +154,12 @@ class KubernetesSettings:
     start_seconds: float = _key(600.0, "in which all pods of a gang must run, images pulled, or it is released whole")
     node_lost_seconds: float = _key(120.0, "from when the control plane gives a node up until its jobs are given up")
     finished_seconds: float = _key(3600.0, "how long pods of ended jobs stay, for their logs")
+    gate: bool = _key(
+        True, "pods that users make themselves, with the label gpu-turnstile/project, wait behind a scheduling gate"
+    )
+    gate_time_limit_seconds: int = _key(
+        86_400, "time limit of such a pod that names none; activeDeadlineSeconds is one"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -362,6 +368,7 @@ def _check(settings: Settings, problems: list[str]) -> None:
         ("metering.sample_seconds", metering.sample_seconds),
         ("metering.window_seconds", metering.window_seconds),
         ("metering.read_deadline_seconds", metering.read_deadline_seconds),
+        ("kubernetes.gate_time_limit_seconds", settings.kubernetes.gate_time_limit_seconds),
     ):
         if not number > 0:
             problems.append(f"{where}: must be more than 0, not {number}")

@@ -8,6 +8,10 @@ A debit is positive, a credit negative, in 10**-6 of the currency. The ledgers a
     release   hold +         payer −        what was set aside and not used
     credit    sla_expense +  receivable −   what the centre gives back
     tax, rounding                           when an invoice is made
+    purchase  receivable +   deferred −     a package: sold, and not used yet
+              receivable +   fees −         a monthly fee
+    draw      deferred +     fees −         what was used of a package
+    expiry    deferred +     fees −         what nobody used of it
 
 So what a tenant owes is its receivable less what is set aside out of it, and what it has left is minus its prepaid.
 """
@@ -37,6 +41,8 @@ class Ledger(StrEnum):
     SLA_EXPENSE = "sla_expense"
     TAX = "tax"
     ROUNDING = "rounding"
+    DEFERRED = "deferred"
+    FEES = "fees"
 
 
 class EntryKind(StrEnum):
@@ -49,6 +55,8 @@ class EntryKind(StrEnum):
     CREDIT = "credit"
     CORRECTION = "correction"
     PURCHASE = "purchase"
+    DRAW = "draw"
+    EXPIRY = "expiry"
     TAX = "tax"
     ROUNDING = "rounding"
 

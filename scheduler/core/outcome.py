@@ -27,14 +27,19 @@ class Verdict(StrEnum):
     WAITS_AGAIN = "waits_again"
 
 
-def after_end(job: Job, reason: EndReason | None, at_ms: int, policy: Policy) -> tuple[Job, Verdict]:
+def after_end(
+    job: Job, reason: EndReason | None, at_ms: int, policy: Policy, *, runs_once: bool = False
+) -> tuple[Job, Verdict]:
     """Returns the job as it is after its allocation ended, and whether that was its end.
 
-    `reason` is None for success. Raises IllegalTransition when the job is not active.
+    `reason` is None for success. A job that `runs_once` is over whatever ended it: what it ran is not ours to make
+    again. Raises IllegalTransition when the job is not active.
     """
     state = job.state
     changed: Job
-    if reason in _SENT_BACK or (reason in _LOST and job.attempt < policy.most_attempts):
+    if runs_once:
+        changed = job.ended_as(JobState.COMPLETED if reason is None else _STATE_OF.get(reason, JobState.FAILED))
+    elif reason in _SENT_BACK or (reason in _LOST and job.attempt < policy.most_attempts):
         backs_off = reason in _LOST
         changed = replace(
             job,

@@ -136,7 +136,7 @@ class Knowing:
     async def max_costs(self, jobs: Sequence[Priced], most_new: int = MOST_NEW_COSTS) -> list[Json | None]:
         """Returns the most that each job can cost, in order, asking the store about at most so many new sizes."""
         now_ms = self._door.now_ms
-        questions = [self._questions(job) for job in jobs]
+        questions = [questions_of(job, self._door.controller.offers) for job in jobs]
         unknown = {question: None for asked in questions for question in asked if not self._is_known(question, now_ms)}
         wanted = list(unknown)[:most_new]
         if wanted:
@@ -163,17 +163,9 @@ class Knowing:
         most = max(known, key=lambda money: Decimal(money.amount))
         return {"amount": most.amount, "currency": most.currency}
 
-    def _questions(self, job: Priced) -> list[CostQuestion]:
-        return [
-            CostQuestion(
-                job.account, gpu_class, _DEAREST[job.wanted], self._charged(job.shape, gpu_class), job.time_limit_ms
-            )
-            for gpu_class in job.shape.gpu_classes
-        ]
-
     def submission(self, draft: JobDraft) -> Submission:
         """Returns what admission is asked about a draft."""
-        return Submission(tuple(self._questions(Priced.of(draft))), draft.count, draft.max_cost)
+        return Submission(questions_of(draft, self._door.controller.offers), draft.count, draft.max_cost)
 
     async def budget(self, draft: JobDraft) -> Json | None:
         """Returns the budget nearest to a draft's account, what it keeps after the draft, and whether that is enough.
@@ -210,16 +202,27 @@ class Knowing:
             found = self._budgets[account] = (left, now_ms)
         return _budget_answer(found[0])
 
-    def _charged(self, shape: Shape, gpu_class: GpuClass) -> int:
-        """Returns the units that the gang is charged for, on the smallest nodes that hold it: the most it can be."""
-        charged = shape.gpu_units
-        for offer in self._door.controller.offers:
-            if offer.gpu_class == gpu_class and offer.gpus * GPU_UNITS >= shape.gpu_units:
-                cpu = (shape.cpu_millicores or 0, offer.cpu_millicores)
-                memory = (shape.memory_bytes or 0, offer.memory_bytes)
-                if cpu[0] <= cpu[1] and memory[0] <= memory[1]:
-                    charged = max(charged, charged_units(shape.gpu_units, cpu, memory, offer.gpus * GPU_UNITS))
-        return charged * (shape.largest_units // shape.gpu_units)
+
+def questions_of(job: Priced | JobDraft, offers: Sequence[Offer]) -> tuple[CostQuestion, ...]:
+    """Returns what a job may cost, a question for each class that it may get."""
+    return tuple(
+        CostQuestion(
+            job.account, gpu_class, _DEAREST[job.wanted], _charged(job.shape, gpu_class, offers), job.time_limit_ms
+        )
+        for gpu_class in job.shape.gpu_classes
+    )
+
+
+def _charged(shape: Shape, gpu_class: GpuClass, offers: Sequence[Offer]) -> int:
+    """Returns the units that the gang is charged for, on the smallest nodes that hold it: the most it can be."""
+    charged = shape.gpu_units
+    for offer in offers:
+        if offer.gpu_class == gpu_class and offer.gpus * GPU_UNITS >= shape.gpu_units:
+            cpu = (shape.cpu_millicores or 0, offer.cpu_millicores)
+            memory = (shape.memory_bytes or 0, offer.memory_bytes)
+            if cpu[0] <= cpu[1] and memory[0] <= memory[1]:
+                charged = max(charged, charged_units(shape.gpu_units, cpu, memory, offer.gpus * GPU_UNITS))
+    return charged * (shape.largest_units // shape.gpu_units)
 
 
 def _budget_answer(left: BudgetLeft | None) -> Json | None:

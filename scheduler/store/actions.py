@@ -120,6 +120,8 @@ class CancelJobs:
     ids: tuple[JobId, ...]
     actor: str
     reason: EndReason = EndReason.CANCELLED
+    detail: str | None = None
+    """Why, in words, of those that waited."""
 
     def execute(self, tx: Transaction) -> tuple[JobAction, ...]:
         """Returns what became of each id, in order."""
@@ -127,7 +129,9 @@ class CancelJobs:
         waiting = [id_ for id_, row in glances.items() if row.state in {JobState.PENDING, JobState.HELD}]
         active = [id_ for id_, row in glances.items() if row.state in ACTIVE]
         state = JobState.CANCELLED if self.reason is EndReason.CANCELLED else JobState.FAILED
-        _set(tx, waiting, state=state.value, hold=None, reason=self.reason.value, ended_ms=tx.now_ms)
+        _set(
+            tx, waiting, state=state.value, hold=None, reason=self.reason.value, detail=self.detail, ended_ms=tx.now_ms
+        )
         for id_ in waiting:
             tx.emit(JobEnded(tx.now_ms, id_, state, self.reason))
             tx.note(id_, "ended", tx.now_ms, state=state, reason=self.reason, actor=self.actor)

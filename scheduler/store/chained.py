@@ -58,10 +58,14 @@ def append(connection: Connection, table: sa.Table, rows: Sequence[Mapping[str, 
         previous = full["hash"] = _hash_of(table, full, previous)
         written.append(full)
     connection.execute(sa.insert(table), written)
-    connection.execute(
-        sa.update(CHAIN_HEAD).where(CHAIN_HEAD.c.name == table.name).values(sequence=sequence, hash=previous)
-    )
+    move_head(connection, table, sequence, previous)
     return [row["sequence"] for row in written]
+
+
+def move_head(connection: Connection, table: sa.Table, sequence: int, sha256: str) -> None:
+    """Says that the chain of a table ends there now."""
+    moved = sa.update(CHAIN_HEAD).where(CHAIN_HEAD.c.name == table.name)
+    connection.execute(moved.values(sequence=sequence, hash=sha256))
 
 
 def rows_of(connection: Connection, table: sa.Table, after: int = 0) -> Iterator[Row[Any]]:

@@ -55,6 +55,7 @@ _LAUNCH_EMPTY = {
     "secrets",
     "volumes",
     "shm_bytes",
+    "adopts",
     "is_terminal",
     "idle_stop_seconds",
 }

@@ -27,6 +27,9 @@ T = TypeVar("T")
 
 BUSY_TIMEOUT_MS = 10_000
 """How long a transaction waits for a lock: longer than any transaction of ours, shorter than a lease's takeover."""
+IDLE_TIMEOUT_MS = 5000
+"""How long a write transaction may keep its locks while its daemon says nothing, which a frozen one does: after that
+PostgreSQL ends it, so that another daemon can take the lease within its promised time."""
 CONNECT_TIMEOUT_SECONDS = 5
 IN_LIST_MOST = 1000
 """Values in one IN list: well under SQLite's 32,766 parameters and PostgreSQL's 65,535."""
@@ -148,6 +151,9 @@ def _sqlite(url: URL, *, is_writer: bool) -> Engine:
 
 
 def _postgres(url: URL, *, is_writer: bool) -> Engine:
+    options = f"-c lock_timeout={BUSY_TIMEOUT_MS} -c timezone=UTC"
+    if is_writer:
+        options += f" -c idle_in_transaction_session_timeout={IDLE_TIMEOUT_MS}"
     engine = sa.create_engine(
         url,
         hide_parameters=True,
@@ -155,7 +161,7 @@ def _postgres(url: URL, *, is_writer: bool) -> Engine:
         pool_size=2 if is_writer else 8,
         connect_args={
             "connect_timeout": CONNECT_TIMEOUT_SECONDS,
-            "options": f"-c lock_timeout={BUSY_TIMEOUT_MS} -c timezone=UTC",
+            "options": options,
         },
     )
     if is_writer:

@@ -33,6 +33,7 @@ from scheduler.core.model import (
 from scheduler.core.occupancy import Cursor, Evidence, OccupancyState, Occupant
 from scheduler.core.outcome import Verdict, after_end
 from scheduler.executor import Checkpointed, Ended, Observation, Shrunk, Started
+from scheduler.store.adopted import is_adopted
 from scheduler.store.claims import live_claims, reserve
 from scheduler.store.codec import JOB_COLUMNS, job_of
 from scheduler.store.database import chunks
@@ -269,6 +270,8 @@ class _Gangs:
             self._leave(each, (end_ms, reason), blind)
         self._free(gang, end_ms, blind)
         job, verdict = after_end(self._jobs[gang.job], reason, end_ms, self._tx.policy)
+        if verdict is Verdict.WAITS_AGAIN and is_adopted(self._tx.connection, gang.job):
+            job, verdict = after_end(self._jobs[gang.job], reason, end_ms, self._tx.policy, runs_once=True)
         del self._live[gang.id]
         self.ended.append((gang.id, job))
         self.moved.append(job.id)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 
@@ -24,6 +25,26 @@ class Outcome:
     code: int
     out: str
     err: str
+
+
+class _Terminal(io.TextIOWrapper):
+    """Keeps what a terminal would show."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+class _Keyboard(io.StringIO):
+    """Holds what a person at a terminal types."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def _written(stream: io.TextIOWrapper) -> str:
+    kept = stream.buffer
+    assert isinstance(kept, io.BytesIO)  # made here
+    return kept.getvalue().decode()
 
 
 class Home:
@@ -54,13 +75,21 @@ class Home:
     def turnstile(self, *arguments: str, stdin: str = "") -> Outcome:
         """Runs the command in this process, with pipes for streams."""
         out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
+        code = self._run(arguments, io.StringIO(stdin), out, err)
+        return Outcome(code, *(_written(stream) for stream in (out, err)))
+
+    def at_a_terminal(self, *arguments: str, typed: str = "") -> Outcome:
+        """Runs the command in this process; its streams say that they are one terminal, which shows both outputs."""
+        screen = _Terminal(io.BytesIO(), "utf-8", write_through=True)
+        code = self._run(arguments, _Keyboard(typed), screen, screen)
+        return Outcome(code, _written(screen), "")
+
+    def _run(self, arguments: tuple[str, ...], stdin: TextIO, out: TextIO, err: TextIO) -> int:
         with self._monkeypatch.context() as patched:
             patched.setattr(sys, "stdout", out)
             patched.setattr(sys, "stderr", err)
-            patched.setattr(sys, "stdin", io.StringIO(stdin))
-            code = run(list(arguments))
-        texts = [stream.buffer.getvalue().decode() for stream in (out, err)]
-        return Outcome(code, *texts)
+            patched.setattr(sys, "stdin", stdin)
+            return run(list(arguments))
 
 
 @pytest.fixture

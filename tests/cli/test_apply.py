@@ -111,7 +111,7 @@ def test_all_that_is_wrong_in_a_file_is_told_by_line_before_anything_is_sent(hom
     )
     (home.path / "centre.toml").write_text("[accounts\n")
     assert "is not TOML" in home.turnstile("admin", "apply", "-f", "centre.toml").err
-    assert home.turnstile("admin", "apply", "-f", "absent.toml").code == 3
+    assert home.turnstile("admin", "apply", "-f", "absent.toml").code == 4
 
 
 def test_what_the_server_finds_wrong_is_told_by_the_lines_of_the_file(home: Home, peer: Peer) -> None:

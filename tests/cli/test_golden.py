@@ -1,5 +1,6 @@
-"""What each command prints, byte for byte: commands × {ok, error} × {table, json}, in a pipe and on a terminal.
+"""What each command prints, byte for byte: verbs × {ok, error} × {table, json} × {pipe, terminal}.
 
+One file for each command line of `cases.py`, its runs one below the other. Clock and width stand still.
 `TURNSTILE_GOLDEN=write` writes the files anew; the diff is then for a person to judge.
 """
 
@@ -11,111 +12,117 @@ import select
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from unicodedata import east_asian_width
 
 import pytest
 
-from tests.cli.conftest import Home
-from tests.cli.peer import NOW, Peer, Reply, envelope, page, problem
-from tests.cli.recorded import ACCOUNTS, FAILED, RUNNING, UNSOUND, job
+from cli.commands.you import installed_version
+from cli.main import VERBS
+from cli.verbs import Verb
+from tests.cli.cases import CASES, NEVER_PLAIN, Case
+from tests.cli.conftest import Home, Outcome
+from tests.cli.peer import Peer, Reply, envelope, page, problem
+from tests.cli.recorded import ACCOUNTS, FAILED, RUNNING, UNSOUND, centre, job
+from tests.cli.recorded_money import money
 
 GOLDEN = Path(__file__).parent / "golden"
 WRITES = os.environ.get("TURNSTILE_GOLDEN") == "write"
+NOW_SECONDS = 1795437067.0
+"""The client's clock: the peer's NOW."""
+MOST_COLUMNS = 100
 ENDED = page("JobList", [FAILED])
 DRAINED = page("JobActionList", [{"id": 10400, "did": "already_ended", "state": "failed"}])
-SUBMIT = ("-g", "H100:8", "-N", "8", "-t", "12h", "-n", "dpo-run")
-
-COMMANDS: dict[str, tuple[tuple[str, ...], tuple[str, str]]] = {
-    "submit": (("submit", *SUBMIT, "--", "torchrun", "train.py"), ("POST", "/v1/jobs")),
-    "submit-dry-run": (("submit", "--dry-run", *SUBMIT, "--", "torchrun"), ("POST", "/v1/jobs")),
-    "quote": (("quote", *SUBMIT), ("POST", "/v1/jobs")),
-    "queue": (("queue",), ("GET", "/v1/jobs")),
-    "queue-wide": (("queue", "-o", "wide"), ("GET", "/v1/jobs")),
-    "show": (("show", "10482"), ("GET", "/v1/jobs/10482")),
-    "why": (("why", "10482"), ("GET", "/v1/jobs/10482/why")),
-    "history": (("history", "--since", "2026-11-16"), ("GET", "/v1/jobs")),
-    "history-of-one": (("history", "10431"), ("GET", "/v1/jobs/10431/events")),
-    "report": (("report", "10431"), ("GET", "/v1/jobs/10431/report")),
-    "wait": (("wait", "10482"), ("GET", "/v1/jobs/10482/wait")),
-    "cancel": (("cancel", "-y", "10482"), ("POST", "/v1/jobs/cancel")),
-    "hold": (("hold", "-y", "10482"), ("POST", "/v1/jobs/hold")),
-    "release": (("release", "-y", "10482"), ("POST", "/v1/jobs/release")),
-    "requeue": (("requeue", "-y", "10482"), ("POST", "/v1/jobs/requeue")),
-    "checkpoint": (("checkpoint", "10482"), ("POST", "/v1/jobs/checkpoint")),
-    "update": (("update", "10482", "-t", "2h"), ("POST", "/v1/jobs/update")),
-    "gpus": (("gpus",), ("GET", "/v1/gpus")),
-    "nodes": (("nodes",), ("GET", "/v1/nodes")),
-    "whoami": (("whoami",), ("GET", "/v1/whoami")),
-    "admin-tenant-list": (("admin", "tenant", "list"), ("GET", "/v1/admin/accounts")),
-    "admin-tenant-show": (("admin", "tenant", "show", "acme"), ("GET", "/v1/admin/accounts")),
-    "admin-tenant-set": (("admin", "tenant", "set", "acme", "--weight", "3"), ("PUT", "/v1/admin/accounts/acme")),
-    "admin-tenant-suspend": (("admin", "tenant", "suspend", "acme"), ("POST", "/v1/admin/accounts/acme/suspend")),
-    "admin-project-remove": (("admin", "project", "remove", "acme/old"), ("DELETE", "/v1/admin/accounts/acme/old")),
-    "admin-quota-set": (("admin", "quota", "set", "acme", "--running", "200"), ("PUT", "/v1/admin/accounts/acme")),
-    "admin-quota-list": (("admin", "quota", "list", "-o", "wide"), ("GET", "/v1/admin/accounts")),
-    "admin-user-create": (("admin", "user", "create", "ana", "-A", "acme"), ("POST", "/v1/admin/tokens")),
-    "admin-user-list": (("admin", "user", "list"), ("GET", "/v1/admin/users")),
-    "admin-user-set": (("admin", "user", "set", "mei", "-A", "acme", "--high"), ("PUT", "/v1/admin/users")),
-    "admin-user-remove": (("admin", "user", "remove", "mei", "-A", "acme"), ("DELETE", "/v1/admin/users")),
-    "admin-project-list": (("admin", "project", "list"), ("GET", "/v1/admin/accounts")),
-    "admin-token-create": (
-        ("admin", "token", "create", "-u", "ops", "--role", "operator"),
-        ("POST", "/v1/admin/tokens"),
-    ),
-    "admin-token-list": (("admin", "token", "list"), ("GET", "/v1/admin/tokens")),
-    "admin-token-revoke": (("admin", "token", "revoke", "01JDT"), ("DELETE", "/v1/admin/tokens/01JDT")),
-    "token-create": (("token", "create", "--expires", "30d"), ("POST", "/v1/tokens")),
-    "token-list": (("token", "list"), ("GET", "/v1/tokens")),
-    "token-revoke": (("token", "revoke", "01JDT"), ("DELETE", "/v1/tokens/01JDT")),
-    "admin-job-boost": (("admin", "job", "boost", "10482"), ("POST", "/v1/jobs/update")),
-    "admin-price-list": (("admin", "price", "list"), ("GET", "/v1/admin/prices")),
-    "admin-node-drain": (("admin", "node", "drain", "gpu-017", "-r", "fan"), ("POST", "/v1/admin/nodes/gpu-017/drain")),
-    "admin-node-resume": (("admin", "node", "resume", "gpu-017"), ("POST", "/v1/admin/nodes/gpu-017/resume")),
-    "admin-node-history": (("admin", "node", "history", "gpu-017"), ("GET", "/v1/admin/nodes/gpu-017/history")),
-    "admin-agent-list": (("admin", "agent", "list"), ("GET", "/v1/admin/agents")),
-    "admin-pool-list": (("admin", "pool", "list"), ("GET", "/v1/pools")),
-    "admin-pool-set": (
-        ("admin", "pool", "set", "h100-ib", "--node", "gpu-001", "--node", "gpu-002"),
-        ("PUT", "/v1/admin/pools/h100-ib/nodes"),
-    ),
-    "admin-pause": (("admin", "pause", "a100", "-r", "power works"), ("POST", "/v1/admin/pause")),
-    "admin-resume": (("admin", "resume"), ("POST", "/v1/admin/resume")),
-    "admin-defrag": (("admin", "defrag"), ("GET", "/v1/admin/defrag")),
-    "admin-reserve-create": (
-        ("admin", "reserve", "create", "switch-works", "--node", "gpu-001", "--node", "gpu-002", "--for", "4h"),
-        ("POST", "/v1/admin/reservations"),
-    ),
-    "admin-reserve-list": (("admin", "reserve", "list"), ("GET", "/v1/reservations")),
-    "admin-reserve-cancel": (
-        ("admin", "reserve", "cancel", "switch-works"),
-        ("DELETE", "/v1/admin/reservations/switch-works"),
-    ),
-    "admin-ledger-verify": (("admin", "ledger", "verify"), ("GET", "/v1/admin/ledger/verify")),
-    "admin-ledger-periods": (("admin", "ledger", "periods"), ("GET", "/v1/admin/ledger/periods")),
-    "admin-ledger-close": (("admin", "ledger", "close", "--period", "2026-10"), ("POST", "/v1/admin/ledger/close")),
-    "admin-ledger-correct": (
-        ("admin", "ledger", "correct", "--period", "2026-10"),
-        ("POST", "/v1/admin/ledger/correct"),
-    ),
-    "admin-ledger-unknown": (("admin", "ledger", "unknown"), ("GET", "/v1/admin/ledger/unknown")),
-    "admin-ledger-reclassify": (
-        ("admin", "ledger", "reclassify", "--allocation", "A", "--ended-at", "2026-11-02T09:00:00Z", "-r", "journal"),
-        ("POST", "/v1/admin/ledger/reclassify"),
-    ),
-}
 REFUSED = problem("not_allowed", 403, "a token with the role user may not do this", **{"try": ["ask mei@acme.example"]})
 
 
-def prepare(name: str, peer: Peer) -> None:
-    """What the peer answers where the recorded centre would not be telling."""
-    if name == "history":
-        peer.answers("GET", "/v1/jobs", ENDED)
+def leaves(table: tuple[Verb, ...] = VERBS, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Yields the words of every verb that does something, aliases left out."""
+    for verb in table:
+        target = getattr(__import__(verb.module, fromlist=[verb.function]), verb.function)
+        if isinstance(target, tuple):
+            yield from leaves(target, (*words, verb.name))
+        elif not verb.is_hidden:
+            yield (*words, verb.name)
 
 
-def normalised(text: str, peer: Peer) -> str:
-    """Text without what differs from run to run: the peer's port, and the client's own clock."""
-    text = text.replace(peer.url, "http://turnstile.test").replace("\r\n", "\n")
-    return re.sub(r'"generated_at": "(?!' + NOW + r')[^"]*"', '"generated_at": "NOW"', text)
+LEAVES = frozenset(leaves())
+
+
+def verb_of(words: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns the words of the verb that a command line begins with."""
+    return next(words[:n] for n in range(len(words), 0, -1) if words[:n] in LEAVES)
+
+
+def as_json(words: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns the command line with `-o json` behind its verb, in the place of another format."""
+    kept = verb_of(words) if words[:1] != ("schema",) else words[:2]
+    rest = tuple(word for word in words[len(kept) :] if word not in {"-o", "wide"})
+    return (*kept, "-o", "json", *rest)
+
+
+class Runs:
+    """Carries a case out, each time in a home of its own and against a centre that has not been asked before."""
+
+    def __init__(self, case: Case, folder: Path, peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._case, self._folder, self._peer, self._monkeypatch = case, folder, peer, monkeypatch
+        monkeypatch.setenv("COLUMNS", str(MOST_COLUMNS))
+        monkeypatch.setattr(time, "time", lambda: NOW_SECONDS)
+
+    def carry_out(self, *, is_error: bool, is_json: bool, is_terminal: bool) -> Outcome:
+        """Returns what is seen of one run, without what differs from machine to machine."""
+        case, peer = self._case, self._peer
+        path = self._folder / f"{'error' if is_error else 'ok'}{is_json:d}{is_terminal:d}"
+        path.mkdir()
+        home = Home(path, peer, self._monkeypatch)
+        centre(peer)
+        money(peer)
+        case.prepare(home, peer)
+        words = case.wrong if is_error and case.wrong is not None else case.words
+        if is_error and case.refused is not None:
+            peer.answers(*case.refused, REFUSED)
+        words = tuple(peer.url if word == "PEER" else word for word in words)
+        typed = as_json(words) if is_json else words
+        done = home.at_a_terminal(*typed) if is_terminal else home.turnstile(*typed)
+        return Outcome(done.code, self._clean(done.out, path), self._clean(done.err, path))
+
+    def _clean(self, text: str, path: Path) -> str:
+        text = text.replace(self._peer.url, "http://turnstile.test").replace(str(path), "HOME")
+        return text.replace(installed_version(), "VERSION") if installed_version() != "unknown" else text
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_command_prints_what_is_written_down(
+    name: str, tmp_path: Path, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case, shown = CASES[name], []
+    runs = Runs(case, tmp_path, peer, monkeypatch)
+    for is_error in (False, True) if name not in NEVER_PLAIN else (True,):
+        code = case.code if not is_error else case.wrong_code if case.wrong else 5
+        kind = "error" if is_error else "ok"
+        piped = runs.carry_out(is_error=is_error, is_json=False, is_terminal=False)
+        shown.append(f"=== {kind}, in a pipe: exit {piped.code}\n--- stdout\n{piped.out}--- stderr\n{piped.err}")
+        seen = runs.carry_out(is_error=is_error, is_json=False, is_terminal=True)
+        shown.append(f"=== {kind}, at a terminal: exit {seen.code}\n{seen.out}")
+        told = runs.carry_out(is_error=is_error, is_json=True, is_terminal=False)
+        shown.append(f"=== {kind}, -o json: exit {told.code}\n--- stdout\n{told.out}--- stderr\n{told.err}")
+        at_terminal = runs.carry_out(is_error=is_error, is_json=True, is_terminal=True)
+        assert told.out in at_terminal.out, "JSON is the same on a terminal"
+        assert [each.code for each in (piped, seen, told, at_terminal)] == [code] * 4
+        document = json.loads(told.out)
+        if name != "schema-job" or is_error:
+            assert document["apiVersion"] == "turnstile/v1"
+            assert (document["kind"] == "Error") == (is_error and name != "doctor")
+        wide = [line for line in seen.out.splitlines() if columns_of(line) > MOST_COLUMNS]
+        assert is_error or not wide or "wide" in case.words or name in {"completion", "schema-job"}, wide
+    check(name, "".join(shown))
+
+
+def columns_of(line: str) -> int:
+    """Returns how many columns of a terminal a line takes."""
+    bare = re.sub(r"\x1b\[[0-9;]*m", "", line)
+    return sum(2 if east_asian_width(each) in "WF" else 1 for each in bare)
 
 
 def check(name: str, shown: str) -> None:
@@ -126,45 +133,13 @@ def check(name: str, shown: str) -> None:
     assert path.read_text(encoding="utf-8") == shown
 
 
-@pytest.mark.parametrize("is_json", [False, True], ids=["table", "json"])
-@pytest.mark.parametrize("is_refused", [False, True], ids=["ok", "error"])
-@pytest.mark.parametrize("name", COMMANDS)
-def test_in_a_pipe_each_command_prints_what_is_written_down(
-    name: str, is_refused: bool, is_json: bool, home: Home, peer: Peer
-) -> None:
-    arguments, asked = COMMANDS[name]
-    prepare(name, peer)
-    if is_refused:
-        peer.answers(*asked, REFUSED)
-    if is_json:
-        at = 1 + sum(
-            word in {"admin", "tenant", "project", "token", "price", "node", "pool", "agent", "ledger"}
-            for word in arguments[:2]
-        )
-        arguments = (*arguments[:at], "-o", "json", *(word for word in arguments[at:] if word not in {"-o", "wide"}))
-    done = home.turnstile(*arguments)
-    shown = f"exit {done.code}\n--- stdout\n{done.out}--- stderr\n{done.err}"
-    check(f"{name}-{'error' if is_refused else 'ok'}-{'json' if is_json else 'table'}", normalised(shown, peer))
-    assert done.code == (5 if is_refused else 3 if name == "wait" else 0)
-    if is_json:
-        document = json.loads(done.out)
-        assert document["apiVersion"] == "turnstile/v1"
-        assert (document["kind"] == "Error") == is_refused
-
-
-@pytest.mark.parametrize("is_refused", [False, True], ids=["ok", "error"])
-@pytest.mark.parametrize(
-    "name", ["submit", "quote", "queue", "show", "why", "cancel", "gpus", "nodes", "admin-tenant-list"]
-)
-def test_on_a_terminal_each_command_prints_what_is_written_down(
-    name: str, is_refused: bool, home: Home, peer: Peer
-) -> None:
-    arguments, asked = COMMANDS[name]
-    prepare(name, peer)
-    if is_refused:
-        peer.answers(*asked, REFUSED)
-    code, shown = on_a_terminal(arguments)
-    check(f"{name}-{'error' if is_refused else 'ok'}-terminal", normalised(f"exit {code}\n{shown}", peer))
+def test_every_verb_has_its_golden_file_and_every_file_its_verb() -> None:
+    covered = {verb_of(case.words) for case in CASES.values()}
+    assert covered == LEAVES
+    assert {path.stem for path in GOLDEN.iterdir()} == set(CASES)
+    assert set(NEVER_PLAIN) <= set(CASES)
+    for name, case in CASES.items():
+        assert (case.refused is None) != (case.wrong is None), f"{name} has one way to go wrong"
 
 
 def on_a_terminal(arguments: tuple[str, ...], typed: str = "") -> tuple[int, str]:
@@ -398,7 +373,7 @@ def test_a_price_book_keeps_the_digits_that_were_written(home: Home, peer: Peer)
     assert sent.json["effective"] == "2026-12-01T00:00:00+08:00"
     (home.path / "bad.toml").write_text("version =")
     assert home.turnstile("admin", "price", "import", "bad.toml").code == 3
-    assert home.turnstile("admin", "price", "import", "none.toml").code == 3
+    assert home.turnstile("admin", "price", "import", "none.toml").code == 4
 
 
 def test_a_new_token_goes_to_a_private_file_or_alone_to_stdout(home: Home, peer: Peer) -> None:

@@ -166,7 +166,7 @@ def test_json_that_is_none_is_refused_with_its_line(tmp_path: Path) -> None:
 
 def test_what_is_not_there_is_refused_and_nothing_is_sent(home: Home, peer: Peer) -> None:
     done = home.turnstile("submit", "none.yaml")
-    assert (done.code, done.err) == (3, "error: there is no file none.yaml\n")
+    assert (done.code, done.err) == (4, "error: there is no file none.yaml\n")
     with pytest.raises(Refusal, match="cannot be read: Is a directory"):
         jobfile.load(str(home.path))
     assert peer.requests("POST", "/v1/jobs") == []

@@ -206,7 +206,7 @@ def test_an_exports_focus_file_is_checked_and_a_broken_one_is_exit_1(home: Home,
         False,
         "PricingUnit.unit",
     )
-    assert home.turnstile("admin", "ledger", "check-focus", "nowhere.csv").code == 3
+    assert home.turnstile("admin", "ledger", "check-focus", "nowhere.csv").code == 4
     assert home.turnstile("admin", "ledger", "export", "more", *flags[:-4], "--focus", "0.5").code == 2
 
 

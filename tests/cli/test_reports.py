@@ -34,8 +34,8 @@ def test_what_was_not_measured_has_no_number() -> None:
 
 
 def test_the_coverage_is_told_where_a_part_was_not_seen() -> None:
-    _, gpu, *_ = reported({**REPORT, "gpu": {**REPORT["gpu"], "coverage_ratio": 0.6}})
-    assert gpu.endswith("measured for 60% of the time")
+    _, _, covered, *_ = reported({**REPORT, "gpu": {**REPORT["gpu"], "coverage_ratio": 0.6}})
+    assert covered.strip() == "measured for 60% of the time"
 
 
 def test_a_job_that_has_not_started_says_so() -> None:

@@ -4,10 +4,11 @@ import json
 
 import pytest
 
+from tests.cli.cases import CASES
 from tests.cli.conftest import TOKEN, Home
 from tests.cli.peer import Peer, Reply, problem
 from tests.cli.recorded import centre
-from tests.cli.test_golden import COMMANDS
+from tests.cli.recorded_money import money
 
 FAILURES = {
     "none": None,
@@ -22,11 +23,15 @@ FAILURES = {
 @pytest.mark.parametrize("failure", FAILURES)
 @pytest.mark.parametrize("form", ["table", "json"])
 def test_no_command_shows_the_token_whatever_the_server_does(failure: str, form: str, home: Home, peer: Peer) -> None:
-    for arguments, asked in COMMANDS.values():
+    for case in CASES.values():
+        if case.refused is None:
+            continue
         centre(peer)
-        reply = FAILURES[failure]
+        money(peer)
+        case.prepare(home, peer)
+        reply, arguments = FAILURES[failure], case.words
         if reply is not None:
-            peer.answers(*asked, reply)
+            peer.answers(*case.refused, reply)
         words = arguments if "-o" in arguments or "--" in arguments else (*arguments, "-o", form)
         done = home.turnstile(*words)
         assert TOKEN not in done.out + done.err, arguments

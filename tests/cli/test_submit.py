@@ -229,13 +229,14 @@ def test_the_project_comes_from_flag_environment_or_project_file(
         (("--spot", "--booking", "guaranteed", "x"), "contradict each other"),
         (("--priority", "hgh", "x"), "is not one of low, normal, high"),
         (("-e", "NOT_SET_ANYWHERE", "x"), "is not set in your environment"),
-        (("--env-file", "none", "x"), "cannot be read"),
+        (("--env-file", ".env", "x"), "is not text in UTF-8"),
         (("-f", "-a", "0-3", "x"), "an array is many"),
     ],
 )
 def test_what_cannot_be_meant_is_exit_2_and_nothing_is_sent(
     home: Home, peer: Peer, arguments: tuple[str, ...], words: str
 ) -> None:
+    (home.path / ".env").write_bytes(b"A=\xff")
     done = home.turnstile("submit", *arguments)
     assert done.code == 2
     assert words in done.err

@@ -4,6 +4,7 @@ It speaks what the adapter speaks: typed paths, pages, selectors, watches with b
 dry runs, reviews of rights, logs. What a real server does beside that, the contract suite learns from a real one.
 """
 
+import copy
 import json
 import re
 import threading
@@ -60,7 +61,7 @@ class ApiServer:
         self.faults: list[Fault] = []
         self.denied: set[tuple[str, str]] = set()
         self.dropped_fields: set[str] = set()
-        """Fields of a Job's spec that this server does not know, and drops without a word."""
+        """Fields of a Job's or a pod's spec that this server does not know, and drops without a word."""
         self.logs: dict[str, bytes] = {}
         self.is_frozen = False
         """Watches stay open and say nothing, like a connection whose other end is gone."""
@@ -72,6 +73,7 @@ class ApiServer:
         class Handler(_Handler):
             api = server
 
+        self.store.create("namespaces", "", {"metadata": {"name": "default"}})
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._http.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
@@ -119,7 +121,7 @@ class ApiServer:
             if asked.method == "DELETE":
                 return store.delete(asked.key, asked.body)
             if asked.method == "PATCH":
-                return store.update(asked.key, lambda item: merge(item, asked.body))
+                return store.update(asked.key, lambda item: _patch(item, asked))
             return store.update(asked.key, lambda item: _become(item, asked.body))
 
     def _create(self, asked: Asked) -> Json:
@@ -129,9 +131,17 @@ class ApiServer:
             return {**asked.body, "status": {"allowed": is_allowed}}
         spec = asked.body.get("spec")
         if asked.collection == "jobs.batch" and isinstance(spec, dict):
-            asked.body["spec"] = {name: value for name, value in spec.items() if name not in self.dropped_fields}
+            asked.body["spec"] = self._known(spec)
+            template = asked.body["spec"].get("template") or {}
+            if "spec" in template:
+                template["spec"] = self._known(template["spec"])
+        if asked.collection == "pods":
+            asked.body["spec"] = self._known(asked.body["spec"])
         is_dry = asked.query.get("dryRun") == "All"
         return self.store.create(asked.collection, asked.namespace, asked.body, is_dry=is_dry)
+
+    def _known(self, spec: Json) -> Json:
+        return {name: value for name, value in spec.items() if name not in self.dropped_fields}
 
     def _list(self, asked: Asked) -> Json:
         query = asked.query
@@ -170,6 +180,24 @@ class ApiServer:
             if time.monotonic() - bookmarked > self.bookmark_seconds and not self.is_frozen:
                 bookmarked = time.monotonic()
                 send({"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": str(store.version)}}})
+
+
+def _patch(item: Json, asked: Asked) -> None:
+    """A merge patch, of pods as far as the API allows it (Kubernetes, "Pod Scheduling Readiness")."""
+    before = copy.deepcopy(item)
+    merge(item, asked.body)
+    if item["metadata"]["uid"] != before["metadata"]["uid"]:
+        raise ApiError(409, "Conflict", "Precondition failed: UID in precondition")
+    if asked.collection != "pods":
+        return
+    old, new = before["spec"], item["spec"]
+    gates = [each["name"] for each in old.get("schedulingGates") or ()]
+    if {each["name"] for each in new.get("schedulingGates") or ()} - set(gates):
+        raise ApiError(422, "Invalid", "spec.schedulingGates: only deletion is allowed")
+    changed = {name for name in old.keys() | new.keys() if old.get(name) != new.get(name)}
+    allowed = {"activeDeadlineSeconds", "tolerations", "schedulingGates"} | ({"affinity"} if gates else set())
+    if not changed <= allowed or any(each not in new["tolerations"] for each in old.get("tolerations") or ()):
+        raise ApiError(422, "Invalid", "spec: Forbidden: pod updates may not change fields other than these")
 
 
 def _become(item: Json, body: Json) -> None:

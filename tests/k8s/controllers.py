@@ -106,6 +106,10 @@ class Controllers:
         for pod in self.store.of("pods"):
             if pod["spec"].get("nodeName") or is_over(pod) or pod["metadata"].get("deletionTimestamp"):
                 continue
+            if pod["spec"].get("schedulingGates"):
+                condition = {"type": "PodScheduled", "status": "False", "reason": "SchedulingGated"}
+                self.store.update(_key(pod), _set_status({"phase": "Pending", "conditions": [condition]}))
+                continue
             node = next((node for node in self.store.of("nodes") if self._fits(pod, node)), None)
             if node is not None:
                 name = node["metadata"]["name"]

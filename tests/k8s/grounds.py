@@ -204,7 +204,7 @@ class Rig:
             self.seen += self.executor.observe()
             if found := look():
                 return found
-            assert time.monotonic() < deadline, f"no {what} in {DEADLINE_SECONDS} s; seen: {self.seen}"
+            assert time.monotonic() < deadline, f"no {what} in {DEADLINE_SECONDS} s; seen: {self.seen[-5:]}"
             self.executor.wait_for_news(0.05)
 
     def pods(self, order: StartOrder) -> list[Pod]:

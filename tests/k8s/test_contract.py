@@ -215,6 +215,26 @@ def test_a_pod_deleted_by_hand_ends_its_job_as_cancelled_and_nothing_runs_again(
     rig.until(lambda: not rig.jobs() and not rig.pods(order), "removal of the replacement")
 
 
+def test_a_second_pod_of_a_rank_is_ended_at_once_and_the_first_goes_on(rig: Rig) -> None:
+    """What a Job's controller does whose own first pod an outage hid from it."""
+    order = rig.order(seconds=4.0)
+    rig.start(order)
+    first = rig.pods(order)[0]
+    path = f"/api/v1/namespaces/{first.namespace}/pods"
+    made = rig.admin.get(f"{path}/{first.name}")
+    ours = {key: value for key, value in made["metadata"]["labels"].items() if key.startswith(names.PREFIX)}
+    spec = {key: value for key, value in made["spec"].items() if key != "nodeName"}
+    second = {"metadata": {"name": f"{first.name}-again", "labels": ours}, "spec": spec}
+    rig.admin.create(path, {"apiVersion": "v1", "kind": "Pod", **second})
+
+    def left() -> set[str]:
+        return {pod["metadata"]["name"] for pod in rig.admin.list_all(path)[0]}
+
+    rig.until(lambda: left() == {first.name}, "removal of the second")
+    assert not rig.admin.get(f"{path}/{first.name}")["metadata"].get("deletionTimestamp")
+    assert rig.until_ended(order).exit_code == 0
+
+
 def test_a_job_deleted_by_hand_waits_for_its_end_to_be_recorded(rig: Rig) -> None:
     order = rig.order()
     rig.start(order)

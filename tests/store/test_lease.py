@@ -10,7 +10,7 @@ from scheduler.clock import ManualClock
 from scheduler.core.model import Account, AccountId
 from scheduler.core.policy import Policy
 from scheduler.store.accounts import SaveAccount
-from scheduler.store.database import Database, Fenced, StoreError
+from scheduler.store.database import Database, Fenced, StoreError, StoreUnavailable
 from scheduler.store.lease import Leader, LeaderLease
 from scheduler.store.tables import ACCOUNT
 from scheduler.store.write import Writer
@@ -143,3 +143,21 @@ def test_a_lease_table_without_its_row_is_called_damaged(database: Database) -> 
         connection.exec_driver_sql("DELETE FROM leader_lease")
     with pytest.raises(StoreError, match="leader_lease"):
         leases(database)[0].acquire(NOW_MS)
+
+
+@pytest.mark.postgres
+def test_a_frozen_leaders_open_transaction_does_not_keep_another_from_leading(
+    new_postgres: Callable[[bool], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scheduler.store.database.IDLE_TIMEOUT_MS", 200)
+    database = Database.open(new_postgres(True))
+    try:
+        a, b = leases(database)
+        a.acquire(NOW_MS)
+        frozen = database.write()
+        LeaderLease.check(frozen.__enter__(), 1)
+        assert b.acquire(NOW_MS + TTL_MS) == 2, "waits for the row until the server ends what is idle"
+        with pytest.raises(StoreUnavailable):
+            frozen.__exit__(None, None, None)
+    finally:
+        database.dispose()
