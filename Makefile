@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-# One worker a core; a file's tests stay together, for they share their servers.
-PYTEST_FLAGS ?= -n auto --dist loadfile
+# One worker a core; a file's tests stay together, for they share their servers, and the long ones (acceptance) come first.
+PYTEST_FLAGS ?= -n auto --dist loadfile --no-loadscope-reorder
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
 .PHONY: help demo test test-kubernetes check lint format clean

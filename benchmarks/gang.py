@@ -3,15 +3,17 @@
     python -m benchmarks.gang [--nodes 2500] [--rounds 200]
 
 A cluster of 8-GPU nodes is filled to nine tenths with jobs of 1 to 8 GPUs, then a gang is placed and taken, and given
-back, again and again, so that every round meets indexes that have changed.
+back, again and again, so that every round meets indexes that have changed. Times are of the processor.
 """
 
 import argparse
 import os
 import random
+import resource
 import time
 from collections.abc import Callable
 
+from benchmarks.tick import milliseconds
 from scheduler.core.capacity import Capacity
 from scheduler.core.fragmentation import Fragments, Mix
 from scheduler.core.model import GPU_UNITS, Device, DeviceId, GpuClass, Grant, Node, NodeName, PoolName, Shape
@@ -36,19 +38,19 @@ def build(nodes: int) -> Capacity:
     return capacity
 
 
-def measure(capacity: Capacity, rounds: int, put: Callable[[], Placed]) -> tuple[float, float]:
-    """Returns the mean and the longest time of one placement, in milliseconds of processor time."""
+def measure(capacity: Capacity, rounds: int, put: Callable[[], Placed]) -> list[float]:
+    """Returns how long each placement took, in seconds of processor time."""
     times: list[float] = []
     for _ in range(rounds):
         began = time.process_time()
         grants = put()
-        times.append(1000 * (time.process_time() - began))
+        times.append(time.process_time() - began)
         assert grants is not None, "the gang fits"
         for grant in grants:
             capacity.take(grant)
         for grant in reversed(grants):
             capacity.give_back(grant)
-    return sum(times) / rounds, max(times)
+    return times
 
 
 def table(nodes: int, rounds: int) -> None:
@@ -68,8 +70,8 @@ def table(nodes: int, rounds: int) -> None:
         ("fgd, 8 nodes", lambda: place_by(fragments.cheapest, capacity, many, where)),
     ]
     for name, put in cases:
-        mean, most = measure(capacity, rounds, put)
-        print(f"  {nodes:6,} nodes, {name:<20} {mean:8.3f} / {most:8.3f}")
+        print(f"  {nodes:6,} nodes, {name:<20} {milliseconds(measure(capacity, rounds, put))}")
+    print(f"  {nodes:6,} nodes, memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:,.0f} MiB")
 
 
 def main() -> None:
@@ -78,7 +80,7 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, nargs="+", default=[250, 2500])
     parser.add_argument("--rounds", type=int, default=200)
     given = parser.parse_args()
-    print(f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}; milliseconds a gang: mean / most")
+    print(f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}; {given.rounds} gangs a line")
     for nodes in given.nodes:
         table(nodes, given.rounds)
 

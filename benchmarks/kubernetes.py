@@ -201,7 +201,7 @@ class Troubles:
 
     def _silence(self) -> None:
         held: dict[str, dict[str, str]] = {}
-        until = time.monotonic() + 30
+        until = time.monotonic() + 120
         while not held and time.monotonic() < until:  # after the outage there may be a moment without any pod
             held = json.loads(self._state.read_text(encoding="utf-8"))["held"]
             time.sleep(0.1)

@@ -1,27 +1,35 @@
-"""Runs public traces through the scheduler and prints our figures beside published ones.
+"""Runs public traces through the scheduler; prints our figures beside references and aims, and says which are missed.
 
-    python -m benchmarks.yardsticks philly|lublin|hpc2n|shockwave|openb [--traces DIR]
+    python -m benchmarks.yardsticks [NAME …] [--traces DIR]
+
+    philly            October 2017 on 160 nodes of 8 GPUs, nothing is stopped
+    philly-stopping   the same, where a job that is stopped for another goes on later and runs 60 s longer for it
+    philly-192        the same on 192 nodes, where little waits
+    lublin            256 processors, ten windows of 1,024 jobs
+    hpc2n             240 processors and real users' limits
+    shockwave         120 jobs on 32 GPUs
+    openb             placement: pods of known sizes until the cluster is full (benchmarks/openb.py)
 
 The references are those of the traces' own papers or of textbook policies run on the same files; each line names its
-source. Reference policies count GPUs; ours places gangs on named nodes and keeps every promise that it makes.
+source. Reference policies count GPUs; ours places gangs on named nodes and keeps every promise that it makes. Every
+option that differs from the default policy is printed. Times are of the processor.
 """
 
 import argparse
 import hashlib
 import os
 import random
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 
-from benchmarks import traces
-from scheduler.core.capacity import Capacity
-from scheduler.core.fragmentation import Fragments, Mix
-from scheduler.core.model import GPU_UNITS, Device, DeviceId, GpuClass, Grant, Node, NodeName, PoolName, Shape
-from scheduler.core.placement import place_by
+from benchmarks import openb, traces
+from benchmarks.aims import Figure, show
 from scheduler.core.policy import Backfill, Policy, Preemption, QueueOrder
 from scheduler.executor import NodeInventory
 from scheduler.replay import Replay
@@ -36,6 +44,12 @@ LIGHT = replace(PROMPT, promise_after_ms=3 * HOUR_MS)
 """The same where little waits: then a wait of three hours is too long."""
 RESTART_COST_MS = 60_000
 """What a job that was stopped for another runs longer for it: loading its checkpoint."""
+STOPPING = Policy(order=QueueOrder.SRTF, promised_jobs=0, promise_after_ms=None)
+"""Whoever has least left takes the place of whoever has most."""
+LUBLIN = STILL(promised_jobs=1, promise_after_ms=None, keeps_first_promises=False)
+HPC2N = STILL(order=QueueOrder.LEAST_SERVICE, promised_jobs=2, keeps_first_promises=False)
+FRICTION = 1.052
+"""What a replay has to multiply work by that is compared with Shockwave's measured runs."""
 _WINDOW = 1024
 
 
@@ -50,63 +64,105 @@ def load(kind: str, trace: Path, nodes: int = 160) -> tuple[tuple[NodeInventory,
 def play(
     inventory: Sequence[NodeInventory], jobs: Sequence[TraceJob], policy: Policy, restart_cost_ms: int = 0
 ) -> Replay:
-    """Returns a finished run, and prints how fast it was in processor time."""
+    """Returns a finished run, and prints its policy and how fast it was in processor time."""
+    print(f"  policy: {described(policy)}")
     began = time.process_time()
     replay = Replay(inventory, jobs, policy, restart_cost_ms).run()
     seconds = time.process_time() - began
-    print(f"    {len(jobs) / seconds:,.0f} jobs/s of processor time, {len(replay.tick_seconds):,} ticks")
+    print(f"          {len(jobs) / seconds:,.0f} jobs/s of processor time, {len(replay.tick_seconds):,} ticks")
     return replay
 
 
-def _figures(replay: Replay) -> tuple[float, float, float, float, float]:
-    """Returns mean, p99 and longest wait in seconds, mean bounded slowdown, and that of the worst tenant."""
+def described(policy: Policy) -> str:
+    """Returns the options that differ from the default policy."""
+    plain = Policy()
+    changed = [each.name for each in fields(Policy) if getattr(policy, each.name) != getattr(plain, each.name)]
+    return ", ".join(f"{name} {getattr(policy, name)}" for name in changed) or "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """How long jobs waited in seconds, and their bounded slowdown."""
+
+    mean: float
+    p99: float
+    longest: float
+    slowdown: float
+    worst: float
+    """The worst tenant's mean bounded slowdown."""
+
+
+def waits_of(replay: Replay) -> Waits:
+    """Returns the figures of a run."""
     report = replay.report()
     waits, slowdowns, tenants = report["wait_seconds"], report["bounded_slowdown"], report["per_tenant"]
     assert isinstance(waits, dict)
     assert isinstance(slowdowns, dict)
     assert isinstance(tenants, list)
     worst = max(tenant["mean_bounded_slowdown"] for tenant in tenants)
-    return waits["mean"], waits["p99"], waits["max"], slowdowns["mean"], worst
+    return Waits(waits["mean"], waits["p99"], waits["max"], slowdowns["mean"], worst)
 
 
-def philly(folder: Path) -> None:
-    """October 2017, with limits from the column `estimate_s`."""
-    for nodes, references in (
-        (
-            160,
-            (
-                "first come                  55,078 / 152,133 / 211,038   283.00   1,008.0",
-                "what fits, no promise        3,516 /  39,371 / 850,599    14.20     176.0",
-                "EASY                         2,932 /  39,234 / 874,758     7.40     107.0",
-                "shortest limit + EASY        1,392 /  17,661 / 902,987     2.10      30.0",
-            ),
-        ),
-        (
-            192,
-            (
-                "EASY                           187 /   3,289 /  26,663     1.21       1.8",
-                "shortest limit + EASY          127 /   2,422 /  70,591     1.09       1.5",
-            ),
-        ),
-    ):
-        print(f"Philly, {nodes} nodes of 8: wait mean / p99 / max in seconds, slowdown, worst tenant's")
-        for line in references:
-            print(f"  [textbook] {line}")
-        inventory, jobs = load("philly", folder / "philly-2017-10.csv.gz", nodes)
-        for name, policy in (
-            ("ours, least service", PROMPT if nodes == 160 else LIGHT),
-            ("ours, default policy", STILL()),
-        ):
-            mean, p99, most, slowdown, worst = _figures(play(inventory, jobs, policy))
-            print(f"  {name:<28} {mean:9,.0f} / {p99:7,.0f} / {most:7,.0f} {slowdown:8.2f} {worst:9.1f}")
-        for name, policy in (
-            ("least service, stopping", replace(PROMPT, preemption=Preemption.FAIR)),
-            ("default, stopping", Policy()),
-        ):
-            replay = play(inventory, jobs, policy, RESTART_COST_MS)
-            mean, p99, most, slowdown, worst = _figures(replay)
-            stopped = f"{replay.totals.preemptions:,} stopped at {RESTART_COST_MS // 1000} s each"
-            print(f"  {name:<28} {mean:9,.0f} / {p99:7,.0f} / {most:7,.0f} {slowdown:8.2f} {worst:9.1f}   {stopped}")
+def goes_on(jobs: Sequence[TraceJob]) -> list[TraceJob]:
+    """Returns the jobs as they are if each goes on where it was stopped."""
+    return [replace(job, checkpoint_ms=0) for job in jobs]
+
+
+def philly(folder: Path) -> list[Figure]:
+    """Where much waits."""
+    print("Philly, October 2017, 58,368 jobs on 160 nodes of 8 GPUs, limits from estimate_s, equal weights, no stops")
+    print("  [textbook] mean / p99 / longest wait in seconds, slowdown, worst tenant's; GPUs are counted, not placed")
+    print("    first come              55,078 / 152,133 / 211,038   283.0   1,008")
+    print("    what fits, no promise    3,516 /  39,371 / 850,599    14.2     176")
+    print("    EASY                     2,932 /  39,234 / 874,758     7.4     107")
+    print("    shortest limit + EASY    1,392 /  17,661 / 902,987     2.1      30")
+    inventory, jobs = load("philly", folder / "philly-2017-10.csv.gz", 160)
+    plain = waits_of(play(inventory, jobs, STILL()))
+    ours = waits_of(play(inventory, jobs, PROMPT))
+    return [
+        Figure("mean wait, s", ours.mean, "1,392 shortest limit + EASY", 1_400),
+        Figure("p99, s", ours.p99, "17,661 likewise", 18_000),
+        Figure("longest, s", ours.longest, "902,987 likewise", 200_000),
+        Figure("mean slowdown", ours.slowdown, "2.1 likewise"),
+        Figure("worst tenant's", ours.worst, "30 likewise", 10),
+        Figure("mean wait of the fair order, s", plain.mean, "2,932 EASY"),
+        Figure("longest, s", plain.longest, "874,758 EASY"),
+        Figure("worst tenant's", plain.worst, "107 EASY"),
+    ]
+
+
+def philly_stopping(folder: Path) -> list[Figure]:
+    """The same with preemption."""
+    print("Philly, 160 nodes; who is stopped goes on later, 60 s longer")
+    print("  [textbook] oracle that knows run times, counts GPUs and stops at no cost: 472 / 0 / 618,392")
+    inventory, jobs = load("philly", folder / "philly-2017-10.csv.gz", 160)
+    stopping = play(inventory, goes_on(jobs), STOPPING, RESTART_COST_MS)
+    fair = play(inventory, goes_on(jobs), Policy(), RESTART_COST_MS)
+    ours, plain = waits_of(stopping), waits_of(fair)
+    return [
+        Figure("mean wait, s", ours.mean, "472 oracle, at no cost", 700),
+        Figure("p99, s", ours.p99, "0 likewise"),
+        Figure("longest, s", ours.longest, "618,392 likewise"),
+        Figure("worst tenant's slowdown", ours.worst, "1.0 likewise"),
+        Figure("stops", stopping.totals.preemptions, ""),
+        Figure("mean wait of the fair order, s", plain.mean, "2,932 EASY, no stops"),
+        Figure("stops", fair.totals.preemptions, ""),
+    ]
+
+
+def philly_192(folder: Path) -> list[Figure]:
+    """Where little waits."""
+    print("Philly on 192 nodes of 8 GPUs, no stops")
+    print("  [textbook] EASY 187 / 3,289 / 26,663, slowdown 1.21, worst tenant's 1.8")
+    print("             shortest limit + EASY 127 / 2,422 / 70,591, slowdown 1.09, worst tenant's 1.5")
+    inventory, jobs = load("philly", folder / "philly-2017-10.csv.gz", 192)
+    ours = waits_of(play(inventory, jobs, LIGHT))
+    return [
+        Figure("mean wait, s", ours.mean, "127 shortest limit + EASY", 130),
+        Figure("p99, s", ours.p99, "2,422 likewise"),
+        Figure("longest, s", ours.longest, "70,591 likewise; 26,663 EASY", 27_000),
+        Figure("worst tenant's slowdown", ours.worst, "1.5 likewise"),
+    ]
 
 
 def window_starts(jobs: int, count: int = 10) -> list[int]:
@@ -128,152 +184,101 @@ def window_starts(jobs: int, count: int = 10) -> list[int]:
     return starts
 
 
-def lublin(folder: Path) -> None:
-    """Ten windows of 1,024 jobs on 256 processors; mean bounded slowdown."""
-    print("Lublin-1: mean bounded slowdown over ten windows of 1,024 jobs")
-    print("  [RLScheduler] plain FCFS 7273.77; with backfilling FCFS 235.82, SJF 73.31, learned 58.64")
-    print("  [textbook] least service + EASY 34.8")
+def lublin(folder: Path) -> list[Figure]:
+    """Ten windows of 1,024 jobs on 256 processors."""
+    print("Lublin-1, 256 processors, mean bounded slowdown over ten windows of 1,024 jobs; limits are the run times")
     inventory, jobs = load("lublin", folder / "lublin-256.swf.gz")
-    easy = STILL(promised_jobs=1, promise_after_ms=None)
-    for name, policy in (
-        ("fifo, none", replace(easy, order=QueueOrder.FIFO, backfill=Backfill.NONE)),
-        ("fifo, easy as theirs", replace(easy, order=QueueOrder.FIFO, backfill=Backfill.EASY_BEFORE)),
-        ("sjf, easy as theirs", replace(easy, order=QueueOrder.SJF, backfill=Backfill.EASY_BEFORE)),
-        ("sjf, easy", replace(easy, order=QueueOrder.SJF)),
-        ("sjf, easy anew", replace(easy, order=QueueOrder.SJF, keeps_first_promises=False)),
-        ("least service, easy anew", replace(easy, order=QueueOrder.LEAST_SERVICE, keeps_first_promises=False)),
-    ):
-        slowdowns = []
-        for start in window_starts(len(jobs)):
-            replay = Replay(inventory, jobs[start : start + _WINDOW], policy).run()
-            slowdowns.append(_figures(replay)[3])
-        listed = " ".join(f"{each:.1f}" for each in slowdowns)
-        print(f"  ours, {name:<24} {sum(slowdowns) / len(slowdowns):8.2f}   ({listed})")
+    windows = [jobs[start : start + _WINDOW] for start in window_starts(len(jobs))]
+
+    def slowdown(policy: Policy) -> float:
+        print(f"  policy: {described(policy)}")
+        return fmean(waits_of(Replay(inventory, window, policy).run()).slowdown for window in windows)
+
+    first = STILL(promised_jobs=1, promise_after_ms=None, order=QueueOrder.FIFO)
+    theirs = replace(first, backfill=Backfill.EASY_BEFORE)
+    return [
+        Figure("first come, no backfill", slowdown(replace(first, backfill=Backfill.NONE)), "7273.77 RLScheduler"),
+        Figure("first come + theirs", slowdown(theirs), "235.82 RLScheduler", equal=235.82),
+        Figure("shortest + theirs", slowdown(replace(theirs, order=QueueOrder.SJF)), "73.31 RLScheduler", equal=73.31),
+        Figure("fair", slowdown(LUBLIN), "58.64 learned, 34.8 least service + EASY", 34),
+    ]
 
 
-def hpc2n(folder: Path) -> None:
+def hpc2n(folder: Path) -> list[Figure]:
     """The first weeks of a real log with its users' limits."""
-    print("HPC2N, 240 processors: mean wait in seconds / mean bounded slowdown")
+    print(
+        "HPC2N 2002, 240 processors, 3,145 jobs with their users' limits: mean wait in seconds, mean bounded slowdown"
+    )
     print("  [textbook] first come 5,627.9 / 47.41, shortest limit 3,494.8 / 31.49, EASY 3,560 / 17.1,")
     print("             shortest limit + EASY 2,316 / 12.2, with perfect knowledge 2,221 / 8.4")
     inventory, jobs = load("hpc2n", folder / "HPC2N-2002-first3k.swf.gz")
-    for name, policy in (
-        ("fifo, no backfill", STILL(order=QueueOrder.FIFO, backfill=Backfill.NONE)),
-        ("fifo + easy", STILL(order=QueueOrder.FIFO, promised_jobs=1, promise_after_ms=None)),
-        ("sjf + easy", STILL(order=QueueOrder.SJF, promised_jobs=1, promise_after_ms=None)),
-        ("least service, as Philly", PROMPT),
-        ("least service, 2 anew", replace(PROMPT, promised_jobs=2, keeps_first_promises=False)),
-        ("default policy", STILL()),
-    ):
-        mean, _, _, slowdown, _ = _figures(play(inventory, jobs, policy))
-        print(f"  ours, {name:<26} {mean:9,.1f} / {slowdown:6.2f}")
+    plain = waits_of(play(inventory, jobs, STILL()))
+    ours = waits_of(play(inventory, jobs, HPC2N))
+    return [
+        Figure("mean wait, s", ours.mean, "2,316 shortest limit + EASY", 2_250),
+        Figure("mean slowdown", ours.slowdown, "12.2 likewise; 8.4 perfect knowledge", 9),
+        Figure("mean wait of the fair order, s", plain.mean, "3,560 EASY"),
+        Figure("mean slowdown", plain.slowdown, "17.1 EASY"),
+    ]
 
 
-def shockwave(folder: Path) -> None:
-    """The canonical trace of 120 jobs on 32 GPUs: without preemption, rounds or resizing."""
-    print("Shockwave-120, 32 GPUs: makespan / mean completion in seconds")
-    print("  [paper, 120 s rounds] Shockwave 24,197 / 9,958, Themis 31,929 / 11,302, Gavel 33,208 / 11,274")
-    inventory, jobs = load("shockwave", folder / "shockwave-120.csv.gz")
-    for name, policy in (("default policy", STILL()), ("least service", PROMPT)):
-        report = play(inventory, jobs, policy).report()
+def shockwave(folder: Path) -> list[Figure]:
+    """The canonical trace of 120 jobs."""
+    print(f"Shockwave-120, 8 nodes of 4 GPUs, work times {FRICTION}; who is stopped goes on later")
+    print("  [paper] makespan / mean completion in seconds, worst finish-time ratio, share of jobs above 1.05")
+    print("    Shockwave 24,197 /  9,958  1.78   5.0 %        Themis 31,929 / 11,302  3.44  22.5 %")
+    print("    Gavel     33,208 / 11,274  2.95  25.0 %        AlloX  32,489 /  9,926  4.96  27.5 %")
+    inventory, alone = load("shockwave", folder / "shockwave-120.csv.gz")
+    jobs = [
+        replace(job, duration_ms=round(job.duration_ms * FRICTION), time_limit_ms=round(job.time_limit_ms * FRICTION))
+        for job in goes_on(alone)
+    ]
+    figures: list[Figure] = []
+    for cost_ms in (0, RESTART_COST_MS):
+        replay = play(inventory, jobs, STILL(order=QueueOrder.FINISH_TIME, preemption=Preemption.FAIR), cost_ms)
+        report, extra = replay.report(), f", {cost_ms // 1000} s a stop"
         completions = report["completion_seconds"]
         assert isinstance(completions, dict)
-        print(f"  ours, {name:<16} {report['makespan_seconds']:9,.0f} / {completions['mean']:8,.0f}")
+        share = len(alone) / 32
+        ratios = [
+            ((run.end_ms or 0) - job.submit_ms) / (job.duration_ms * share)
+            for run, job in zip(replay.runs, alone, strict=True)
+        ]
+        unfair = 100 * sum(ratio > 1.05 for ratio in ratios) / len(ratios)
+        figures += [
+            Figure(f"makespan, s{extra}", float(str(report["makespan_seconds"])), "24,197 Shockwave", 24_197),
+            Figure("mean completion, s", completions["mean"], "9,958 Shockwave", 8_500),
+            Figure("worst finish-time ratio", max(ratios), "1.78 Shockwave", 1.05),
+            Figure("unfair jobs, %", unfair, "5.0 Shockwave", 0),
+            Figure("stops", replay.totals.preemptions, ""),
+        ]
+    return figures
 
 
-OPENB_REFERENCES = {
-    "default": "BestFit 92.86/93.08, FGD 95.23/95.39",
-    "multigpu50": "BestFit 95.62/95.74, FGD 97.09/97.18",
-    "gpushare100": "BestFit 84.62/85.01, FGD 86.64/86.90",
-    "cpu200": "BestFit 92.15/92.40, FGD 94.82/95.05",
-}
-
-
-def openb(folder: Path) -> None:
-    """FGD's own experiment: pods drawn at random until 130 % is asked for, placed one by one, misfits dropped."""
-    print("openb: % of GPUs allocated when 100 % / 130 % have arrived, mean of seeds; nodes renamed at random in each")
-    nodes = list(traces.read_csv(folder / "openb" / "openb_node_list_gpu_node.csv.gz"))
-    for name, reference in OPENB_REFERENCES.items():
-        print(f"  {name}: [paper] {reference}")
-        pods = list(traces.read_csv(folder / "openb" / f"openb_pod_list_{name}.csv.gz"))
-        results = [_fill(nodes, pods, seed) for seed in range(10 if name == "default" else 2)]
-        first, last = (sum(result[index] for result in results) / len(results) for index in (0, 1))
-        spread = max(result[1] for result in results) - min(result[1] for result in results)
-        millis = 1000 * sum(result[2] for result in results) / len(results)
-        print(f"    ours, fgd: {first:.2f} / {last:.2f} (spread {spread:.2f}), {millis:.2f} ms of processor time a pod")
-
-
-def _fill(nodes: Sequence[dict[str, str]], pods: Sequence[dict[str, str]], seed: int) -> tuple[float, float, float]:
-    """Returns the percentages of GPUs allocated, and processor seconds a pod."""
-    generator = random.Random(seed)
-    capacity, mix = Capacity(), Mix()
-    names = [f"node-{index:04d}" for index in range(len(nodes))]
-    generator.shuffle(names)
-    for name, row in zip(names, nodes, strict=True):
-        gpu_class = GpuClass(row["model"])
-        node = Node(NodeName(name), gpu_class, PoolName("main"), int(row["cpu_milli"]), int(row["memory_mib"]) << 20)
-        devices = (Device(DeviceId(f"{name}/{slot}"), node.name, gpu_class) for slot in range(int(row["gpu"])))
-        capacity.set_node(node, tuple(devices))
-    total = GPU_UNITS * sum(int(row["gpu"]) for row in nodes)
-    shapes = [_pod_shape(pod) for pod in pods]
-    arrivals, asked = [], 0
-    while asked < 1.3 * total:
-        arrivals.append(generator.choice(shapes))
-        asked += arrivals[-1].gpu_units
-    generator.shuffle(arrivals)
-    fragments, classes = Fragments(capacity, mix), capacity.classes()
-    began, held, asked, at_full = time.process_time(), 0, 0, 0
-    for shape in arrivals:
-        asked += shape.gpu_units
-        mix.add(shape)
-        held += _place_pod(capacity, fragments, shape, classes)
-        if asked >= total and not at_full:
-            at_full = held
-    seconds = (time.process_time() - began) / len(arrivals)
-    return 100 * at_full / total, 100 * held / total, seconds
-
-
-def _place_pod(capacity: Capacity, fragments: Fragments, shape: Shape, classes: Sequence[GpuClass]) -> int:
-    """Takes the cheapest place among all classes; returns the units taken, 0 for a pod that is dropped."""
-    firsts = [(next(fragments.cheapest((each, PoolName("main")), shape), None), each) for each in classes]
-    found = min(((first, each) for first, each in firsts if first is not None), default=None)
-    if found is None:
-        return 0
-    (_, name, _), gpu_class = found
-    if shape.gpu_units == 0:
-        grants: tuple[Grant, ...] | None = (Grant(name, (), 0, shape.cpu_millicores or 0, shape.memory_bytes or 0),)
-    else:
-        grants = place_by(fragments.cheapest, capacity, shape, (gpu_class, [PoolName("main")]))
-    assert grants is not None, "the cheapest place holds the pod"
-    for grant in grants:
-        capacity.take(grant)
-    return shape.gpu_units
-
-
-def _pod_shape(pod: dict[str, str]) -> Shape:
-    gpus = int(pod["num_gpu"])
-    units = gpus * GPU_UNITS * int(pod["gpu_milli"]) // 1000
-    return Shape((GpuClass("any"),), 1, units, int(pod["cpu_milli"]), int(pod["memory_mib"]) << 20)
-
-
-YARDSTICKS: dict[str, Callable[[Path], None]] = {
+YARDSTICKS: dict[str, Callable[[Path], list[Figure]]] = {
     "philly": philly,
+    "philly-stopping": philly_stopping,
+    "philly-192": philly_192,
     "lublin": lublin,
     "hpc2n": hpc2n,
     "shockwave": shockwave,
-    "openb": openb,
+    "openb": openb.openb,
 }
 
 
 def main() -> None:
-    """Runs the yardsticks named, or all."""
+    """Runs the yardsticks named, or all; the exit status is 1 where an aim is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", choices=[*YARDSTICKS, []])
     parser.add_argument("--traces", type=Path, default=Path("traces"), help="the folder with the traces' files")
     given = parser.parse_args()
     print(f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}")
+    missed = 0
     for name in given.names or YARDSTICKS:
-        YARDSTICKS[name](given.traces)
+        began = time.process_time()
+        missed += show(YARDSTICKS[name](given.traces))
+        print(f"  {time.process_time() - began:,.0f} s of processor time\n", flush=True)
+    sys.exit(1 if missed else 0)
 
 
 if __name__ == "__main__":

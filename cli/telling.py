@@ -8,6 +8,9 @@ from cli.answers import Json, items, number, sub, text, texts, truth, whole
 from cli.layout import Column, View
 from cli.views import ending, reason_words, used, why
 
+MOST_AHEAD = 3
+"""Jobs ahead that a line names; `-o json` has more."""
+
 
 def event_view(now: datetime) -> View:
     """Returns how what happened to one job is listed."""
@@ -85,23 +88,48 @@ def explained(answer: Json, job: Json, now: datetime) -> list[str]:
         heading += f", number {position} in its queue"
     lines = [heading, ""]
     reasons = items(answer, "reasons")
-    for reason in reasons:
-        mark = "BLOCKS" if reason.get("blocking") is None or truth(reason, "blocking") else "fine"
+    for place, reason in enumerate(reasons):
+        mark = "also" if place else "BLOCKS"
         lines.append(f"{mark:<8}{text(reason, 'code') or '?':<15}{reason_words(reason)}")
     if not reasons:
         lines.append(_no_reason(job, now))
     ahead, gpus_ahead = whole(answer, "ahead_jobs"), number(answer, "ahead_gpus")
     if ahead:
-        lines.append(f"{'ahead':<8}{phrases.plural(ahead, 'job')}, {gpus_ahead or '?'} GPUs")
+        lines.append(f"{'ahead':<8}{phrases.plural(ahead, 'job')}, {gpus_ahead or '?'} GPUs{_first(answer)}")
     considered, fitting = whole(answer, "nodes_considered"), whole(answer, "nodes_fit")
     if considered and fitting is not None:
         lines.append(f"{'nodes':<8}{fitting} of {considered} could take its part now")
+    lines += [f"{'share' if place == 0 else '':<8}{_share(each)}" for place, each in enumerate(items(answer, "shares"))]
     start = sub(answer, "start_estimate") or sub(job, "start_estimate")
     if start is not None and text(start, "p50") is not None:
         lines.append(f"{'start':<8}{_start(start, now)}")
     lines += [f"{'sooner':<8}{' '.join(texts(change, 'flags'))} → now" for change in items(answer, "sooner")]
     lines.append(f"{'as of':<8}{now.astimezone():%H:%M:%S}")
     return lines
+
+
+def _first(answer: Json) -> str:
+    """Returns the jobs ahead that the asker may know, as far as they are named."""
+    named = [f"{phrases.job_id(each)} {text(each, 'name') or ''} of {text(each, 'account')}" for each in _ahead(answer)]
+    return f": {', '.join(named)}" if named else ""
+
+
+def _ahead(answer: Json) -> list[Json]:
+    return items(answer, "ahead")[:MOST_AHEAD]
+
+
+def _share(item: Json) -> str:
+    """Returns what an account of the job's path holds beside what it has bought and what it should hold."""
+    held, model = number(item, "held"), text(item, "gpu_model")
+    guarantee, target = number(item, "guarantee"), number(item, "target")
+    over = " (over)" if truth(item, "is_over_target") else ""
+    limit = number(item, "limit")
+    most = "" if limit is None else f", limit {limit}"
+    debt = text(item, "debt_credits") or "0"
+    return (
+        f"{text(item, 'account')} holds {held} {model}: guarantee {guarantee}{most}, target {target}{over}, "
+        f"debt {debt.rstrip('0').rstrip('.') or '0'} credits"
+    )
 
 
 def _start(start: Json, now: datetime) -> str:

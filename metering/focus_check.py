@@ -31,13 +31,14 @@ _MOST_COMBINATIONS = 65_536
 """Combinations of a row's repeating cells that are remembered as sound, at a hash each: a large centre's month."""
 _CELL = 200  # characters of a cell that a break shows
 _BUCKETS = 64
-_ONE_PARENT = (
+ONE_PARENT = (
     ("SkuPriceId", "SkuId", "SkuPriceId.parent", "a SKU price has one SKU"),
     ("SkuPriceId", "BillingCurrency", "BillingCurrency.price", "a price is in one currency"),
     ("SkuPriceId", "SkuPriceDetails", "SkuPriceDetails.same", "a SKU price has the same details everywhere"),
     ("ServiceName", "ServiceCategory", "ServiceName.category", "a service belongs to one category"),
     ("SubAccountId", "BillingAccountId", "SubAccountId.parent", "a sub-account has one billing account"),
 )
+"""Child column, parent column, rule and what it says: a value of the first has one value of the second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +172,7 @@ class FocusChecker:
         for rule in REPEATING_RULES:
             if not rule.holds(values):
                 self.report.add(rule.id, self._where, rule.says, values.get(rule.id.partition(".")[0], ""))
-        for child, parent, rule_id, says in _ONE_PARENT:
+        for child, parent, rule_id, says in ONE_PARENT:
             if values[child]:
                 first = self._parents.setdefault((rule_id, values[child]), values[parent])
                 if first != values[parent]:

@@ -87,7 +87,7 @@ class GpuIdentity:
 
 @dataclass(frozen=True, slots=True)
 class GpuSample:
-    """One reading of a GPU or MIG instance at `at_ms`. An instance has memory only; all else is None on it."""
+    """One reading of a GPU or MIG instance at `at_ms`. An instance has memory and processes only; all else is None."""
 
     uuid: str
     at_ms: int
@@ -107,6 +107,8 @@ class GpuSample:
     row_remap_failure: bool | None = None
     retired_pages: int | None = None  # GPUs before Ampere, which remap no rows
     retired_pages_pending: bool | None = None
+    process_ids: tuple[int, ...] | None = None
+    """What computes on it, by the reader's PID namespace, sorted."""
     latency_microseconds: int = 0
     """How long all calls for this sample took together."""
 

@@ -205,6 +205,15 @@ def retired_pages(handle: Handle) -> tuple[int, bool]:
     return pages, bool(call("retired pages", pynvml.nvmlDeviceGetRetiredPagesPendingStatus, handle))
 
 
+def process_ids(handle: Handle) -> tuple[int, ...]:
+    """Returns the processes that compute on a GPU or MIG instance, sorted, as the process's own PID namespace has them.
+
+    Raises NvmlError.
+    """
+    found = call("processes", pynvml.nvmlDeviceGetComputeRunningProcesses, handle)
+    return tuple(sorted({int(each.pid) for each in found}))
+
+
 def is_mig_enabled(handle: Handle) -> bool:
     """Returns whether MIG mode is on now, pending changes aside. Raises NvmlError: NotOffered where there is no MIG."""
     current, _pending = call("MIG mode", pynvml.nvmlDeviceGetMigMode, handle)

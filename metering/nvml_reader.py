@@ -184,11 +184,14 @@ class NvmlReader:
             return self._field(read, device.handle, device.uuid, problems)
 
         try:
-            memory = field(nvml.memory_bytes)
-            if device.parent is not None:  # an instance has memory of its own; all else is the whole GPU's
-                latency_us = (time.perf_counter_ns() - started_ns) // 1000
+            memory, processes = field(nvml.memory_bytes), field(nvml.process_ids)
+            if device.parent is not None:  # memory and processes are an instance's own; all else is the whole GPU's
                 return GpuSample(
-                    device.uuid, at_ms, memory_used_bytes=memory and memory[1], latency_microseconds=latency_us
+                    device.uuid,
+                    at_ms,
+                    memory_used_bytes=memory and memory[1],
+                    process_ids=processes,
+                    latency_microseconds=(time.perf_counter_ns() - started_ns) // 1000,
                 )
             rates = field(nvml.utilization_percent)
             power, energy = field(nvml.power_milliwatts), field(nvml.energy_millijoules)
@@ -213,6 +216,7 @@ class NvmlReader:
             row_remap_failure=remap and remap[1],
             retired_pages=pages and pages[0],
             retired_pages_pending=pages and pages[1],
+            process_ids=processes,
             latency_microseconds=(time.perf_counter_ns() - started_ns) // 1000,
         )
 

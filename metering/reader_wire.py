@@ -43,7 +43,8 @@ def sample_of(row: Mapping[str, Any], at_ms: int) -> GpuSample:
     """Returns the sample that `to_rows` wrote, stamped anew: see `reader_process` for why."""
     reasons = row["throttle_reasons"]
     throttled = None if reasons is None else tuple(ThrottleReason(word) for word in reasons)
-    return GpuSample(**{**row, "at_ms": at_ms, "throttle_reasons": throttled})
+    processes = None if row["process_ids"] is None else tuple(row["process_ids"])
+    return GpuSample(**{**row, "at_ms": at_ms, "throttle_reasons": throttled, "process_ids": processes})
 
 
 def xid_of(row: Mapping[str, Any], at_ms: int) -> XidEvent:

@@ -1,7 +1,7 @@
 """The agent of a GPU node, without its threads and sockets: samples, closes windows, and tells the daemon.
 
     sampler ─► windows, XIDs ─┐
-    witness ─► holdings ──────┴─► spool (disk) ─► uplink ─► daemon
+    watch ─► holdings ────────┴─► spool (disk) ─► uplink ─► daemon
                                    heartbeat ────────┘
 
 `measure` and `close` are called by the agent's measuring thread, `report` by its delivering thread: a network that
@@ -11,19 +11,19 @@ measured reaches the disk before it is sent, and leaves it when the daemon has t
 
 import logging
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Protocol
 
 from metering.agent import GpuSnapshot, Sampler
 from metering.agent_wire import MOST_DEVICES, MOST_PROBLEMS, MOST_ROWS, XidSeen, evidence_document, rows_in
+from metering.holders import HolderWatch
 from metering.spool import Spool
 from metering.windows import SampleWindow
 from metering.witness import Holding
 from scheduler.clock import Clock
 from scheduler.core.model import AllocationId, NodeName
-from scheduler.executor import DeviceWitness, ExecutorError
 from scheduler.wire.text import LONGEST_NAME, shown
 
 logger = logging.getLogger(__name__)
@@ -87,17 +87,17 @@ class Reporter:
     """One node's agent. Two threads at most; see the module."""
 
     def __init__(
-        self, name: AgentName, sampler: Sampler, spool: Spool, clock: Clock, witness: DeviceWitness | None = None
+        self, name: AgentName, sampler: Sampler, spool: Spool, clock: Clock, watch: HolderWatch | None = None
     ) -> None:
         self._name = name
         self._sampler = sampler
         self._spool = spool
         self._clock = clock
-        self._witness = witness
+        self._watch = watch
         self._lock = threading.Lock()
         self._holdings: dict[tuple[str, AllocationId], Holding] = {}
         self._xids: dict[tuple[str | None, int], int] = {}
-        self._witness_problem: str | None = None
+        self._watch_problems: Sequence[str] = ()
         self._disk_problem: str | None = None
         self._link = LinkState()
 
@@ -120,30 +120,25 @@ class Reporter:
     # ---- measuring --------------------------------------------------------------------------------------------------
 
     def measure(self) -> GpuSnapshot:
-        """Reads the GPUs, and who holds them. Takes as long as the reader and the witness do."""
+        """Reads the GPUs, and who holds them. Takes as long as the reader and the witnesses do."""
         snapshot = self._sampler.poll()
-        if self._witness is not None:
-            self._look_at_holders(self._witness)
+        if self._watch is not None:
+            self._look_at_holders(self._watch, snapshot)
         return snapshot
 
-    def _look_at_holders(self, witness: DeviceWitness) -> None:
-        try:
-            holders = witness.holders()
-        except ExecutorError as problem:
-            self._say_witness(str(problem))
-            return
-        self._say_witness(None)
+    def _look_at_holders(self, watch: HolderWatch, snapshot: GpuSnapshot) -> None:
+        held, problems = watch.look(snapshot)
+        for problem in problems:
+            if problem not in self._watch_problems:
+                logger.warning("%s", problem)
+        self._watch_problems = problems
         now_ms = self._clock.now_ms()
         with self._lock:
-            for device, allocation in sorted(holders.items()):
-                known = self._holdings.get((device, allocation))
+            for each in held:
+                known = self._holdings.get((each.device, each.allocation))
                 from_ms = now_ms if known is None else known.from_ms
-                self._holdings[device, allocation] = Holding(device, allocation, from_ms, now_ms, "podresources")
-
-    def _say_witness(self, problem: str | None) -> None:
-        if problem is not None and problem != self._witness_problem:
-            logger.warning("who holds which GPU is not known: %s", problem)
-        self._witness_problem = problem
+                holding = Holding(each.device, each.allocation, from_ms, now_ms, each.witness)
+                self._holdings[each.device, each.allocation] = holding
 
     def close(self) -> None:
         """Puts what was measured since the last call into the spool."""
@@ -233,10 +228,7 @@ class Reporter:
 
     def _heartbeat(self, now_ms: int) -> dict[str, Any]:
         snapshot = self._sampler.snapshot
-        own = [
-            self._witness_problem and f"who holds which GPU is not known: {self._witness_problem}",
-            self._disk_problem,
-        ]
+        own = [self._disk_problem, *self._watch_problems]
         machine = [problem.message for problem in snapshot.problems if problem.is_machine_wide]
         problems = [shown(each, _LONGEST_WORDS) for each in (*machine, *own) if each]
         return {

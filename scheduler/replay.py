@@ -34,6 +34,7 @@ from scheduler.core.model import (
     EndReason,
     Job,
     JobId,
+    Phase,
     tenant_of,
 )
 from scheduler.core.outcome import Verdict, after_end
@@ -44,7 +45,7 @@ from scheduler.core.state import ClusterState
 from scheduler.executor import NodeInventory
 from scheduler.figures import JobRun, Sample, Totals, summary
 from scheduler.scenario import TraceJob
-from scheduler.shortest import gangs_to_stop
+from scheduler.shortest import STOPPING_ORDERS, gangs_to_stop
 from scheduler.snapshot import Snapshot
 
 _SAMPLES = 2000
@@ -96,7 +97,7 @@ class Replay:
         accounts: Sequence[Account] = (),
     ) -> None:
         self._policy = replace(policy, default_grace_ms=0)  # nothing outlives its limit here
-        self._stops_the_longest = policy.order is QueueOrder.SRTF and policy.preemption is not Preemption.OFF
+        self._stops_the_longest = policy.order in STOPPING_ORDERS and policy.preemption is not Preemption.OFF
         if self._stops_the_longest:
             self._policy = replace(self._policy, preemption=Preemption.OFF)  # it has rules of its own
         self._restart_cost_ms = restart_cost_ms
@@ -233,8 +234,15 @@ class Replay:
             self._now_ms,
             trace.wanted,
             trace.priority,
+            deadline_ms=self._deadline_ms(trace),
         )
         state.apply(JobSubmitted(self._now_ms, job))
+
+    def _deadline_ms(self, trace: TraceJob) -> int | None:
+        """What the order `finish-time` goes by: a job that is stopped keeps the one that it came with."""
+        if self._policy.order is not QueueOrder.FINISH_TIME:
+            return None
+        return self._now_ms + self._policy.finish_stretch * trace.time_limit_ms
 
     def _end(self, allocation_id: AllocationId, stopped: EndReason | None) -> None:
         """Ends an allocation: by itself, at its time limit, or because it was stopped."""
@@ -305,7 +313,7 @@ class Replay:
     def _tick(self) -> None:
         now_ms = self._now_ms
         if self._stops_the_longest:
-            for allocation in gangs_to_stop(self._state, now_ms):
+            for allocation in gangs_to_stop(self._state, self._policy, now_ms):
                 self._end(allocation, EndReason.PREEMPTED)
         while True:
             began = time.perf_counter()
@@ -344,6 +352,8 @@ class Replay:
             now_ms,
             attempt,
             job.time_limit_ms,
+            phase=Phase.RUNNING,
+            started_ms=now_ms,
         )
         run = self._run_of(job.id)
         if run.start_ms is None:

@@ -1,38 +1,55 @@
-"""Shortest remaining time first, for comparison: whoever has the least left takes the place of who has the most.
+"""Orders under which whoever comes first takes the place of whoever comes last, for comparison; only replays use them.
 
-Only replays use it. What remains is the job's time limit less the work that it has kept, for that is all that a
-scheduler can know; a trace whose limits are the true durations gives the literature's oracle. There is no guard: no
-minimum run time, no shares, no guarantee.
+`srtf` is shortest remaining time first; `finish-time` is that of `core.finishing`. What remains is the job's time limit
+less the work that it has kept, for that is all that a scheduler can know; a trace whose limits are the true durations
+gives the literature's oracle. There is no guard: no minimum run time, no shares, no guarantee.
 """
 
-from collections.abc import Iterator
+from heapq import nsmallest
 
-from scheduler.core.model import Allocation, AllocationId, Grant, Job, JobId
+from scheduler.core.finishing import Ranks, ranks_of
+from scheduler.core.model import Allocation, AllocationId, GpuClass, Grant, Job, JobId, Shape
 from scheduler.core.placement import place
+from scheduler.core.policy import Policy, QueueOrder
 from scheduler.core.state import ClusterState
 
+STOPPING_ORDERS = frozenset({QueueOrder.SRTF, QueueOrder.FINISH_TIME})
 MOST_LOOKED_AT = 64
-"""Waiting jobs, those with the least left, for which places are sought at one instant."""
+"""Waiting jobs, those that come first, for which places are sought at one instant."""
 MOST_TRIED = 512
-"""Running gangs that may be taken out for one of them, those with the most left first."""
+"""Running gangs that may be taken out for one of them, those that come last first."""
 
 
-def gangs_to_stop(state: ClusterState, now_ms: int) -> list[AllocationId]:
+def gangs_to_stop(state: ClusterState, policy: Policy, now_ms: int) -> list[AllocationId]:
     """Returns the gangs that have to make room at this instant, in the order in which they were chosen.
 
-    Leaves the state as it was. A gang is stopped only for a job with strictly less left, and only if that then fits.
+    Leaves the state as it was. A gang is stopped only for a job that comes before it, and only if that then fits.
     """
-    running = sorted(state.allocations.values(), key=lambda each: (-_left_ms(each, now_ms), each.id))
+    if not state.waiting.of_shape:
+        return []
+    is_ranked = policy.order is QueueOrder.FINISH_TIME
+    order = _Order(state, ranks_of(state, policy, now_ms) if is_ranked else None, now_ms)
+    waiting = order.waiting()
+    first = order.of_waiting(waiting[0]) if waiting else 0
+    running = [each for each in state.allocations.values() if order.of_running(each) > first]
+    if not running:
+        return []
+    running.sort(key=lambda each: (-order.of_running(each), each.id))
     stopped: list[Allocation] = []
     taken: list[Grant] = []
-    for job in _waiting(state):
+    hopeless: set[tuple[Shape, GpuClass]] = set()
+    """What did not fit for one who comes first does not fit for those behind, who may take less."""
+    for job in waiting:
         shape = job.shape
         for gpu_class in shape.gpu_classes:
+            if (shape, gpu_class) in hopeless:
+                continue
             grants = place(state.capacity, shape, gpu_class, state.closed_pools)
             victims: list[Allocation] = []
             if grants is None:
-                victims = _victims(state, job, [each for each in running if each.gpu_class == gpu_class], now_ms)
+                victims = _victims(state, job, [each for each in running if each.gpu_class == gpu_class], order)
                 if not victims:
+                    hopeless.add((shape, gpu_class))
                     continue
                 grants = place(state.capacity, shape, gpu_class, state.closed_pools)
                 assert grants is not None, "the victims were chosen so that it fits"
@@ -46,51 +63,79 @@ def gangs_to_stop(state: ClusterState, now_ms: int) -> list[AllocationId]:
     for grant in reversed(taken):
         state.capacity.give_back(grant)
     for each in stopped:
-        for grant in each.grants:
-            state.capacity.take(grant)
+        _put_back(state, each)
     return [each.id for each in stopped]
 
 
-def _waiting(state: ClusterState) -> Iterator[Job]:
-    """Yields the waiting jobs with the least left."""
-    first: list[tuple[int, int, int]] = []
-    for group, line in state.pending_groups():
-        first += [(group.time_limit_ms, submitted_ms, job_id) for _, submitted_ms, job_id in line[:MOST_LOOKED_AT]]
-    for _, _, job_id in sorted(first)[:MOST_LOOKED_AT]:
-        yield state.jobs[JobId(job_id)]
+class _Order:
+    """Who comes before whom at one instant. Without ranks, whoever has less left."""
+
+    def __init__(self, state: ClusterState, ranks: Ranks | None, now_ms: int) -> None:
+        self._state = state
+        self._ranks = ranks
+        self._now_ms = now_ms
+
+    def of_running(self, gang: Allocation) -> int:
+        """Returns the rank of what runs."""
+        left_ms = gang.decided_ms + gang.time_limit_ms - self._now_ms
+        return left_ms if self._ranks is None else self._ranks.rank(self._state.jobs[gang.job], left_ms)
+
+    def of_waiting(self, job: Job) -> int:
+        """Returns the rank of what waits."""
+        return job.time_limit_ms if self._ranks is None else self._ranks.rank(job, job.time_limit_ms)
+
+    def waiting(self) -> list[Job]:
+        """Returns the waiting jobs that come first."""
+        jobs = self._state.jobs
+        first = (
+            (self.of_waiting(jobs[JobId(job_id)]), submitted_ms, job_id)
+            for _, line in self._state.pending_groups()
+            for _, submitted_ms, job_id in line[:MOST_LOOKED_AT]
+        )
+        return [jobs[JobId(job_id)] for _, _, job_id in nsmallest(MOST_LOOKED_AT, first)]
 
 
-def _left_ms(allocation: Allocation, now_ms: int) -> int:
-    return allocation.decided_ms + allocation.time_limit_ms - now_ms
+def _has_opened(state: ClusterState, gang: Allocation, gpus: int) -> bool:
+    """Tells whether one of the nodes that a gang has left has so many free GPUs: only then may more fit than before."""
+    return any(len(state.capacity.rooms[grant.node].free) >= gpus for grant in gang.grants)
 
 
-def _victims(state: ClusterState, job: Job, running: list[Allocation], now_ms: int) -> list[Allocation]:
-    """Takes gangs with more left out of the capacity until the job fits, and puts back those it does not need.
+def _victims(state: ClusterState, job: Job, running: list[Allocation], order: _Order) -> list[Allocation]:
+    """Takes gangs that come later out of the capacity until the job fits, and puts back those it does not need.
 
     Returns those that stay out; none if the job would not fit, and then the capacity is as it was.
     """
     out: list[Allocation] = []
-    fits = False
-    for each in running[:MOST_TRIED]:
-        if _left_ms(each, now_ms) <= job.time_limit_ms:
-            break
-        for grant in each.grants:
-            state.capacity.give_back(grant)
-        out.append(each)
-        fits = place(state.capacity, job.shape, each.gpu_class, state.closed_pools) is not None
-        if fits:
-            break
-    for each in list(out) if fits else []:
-        for grant in each.grants:
-            state.capacity.take(grant)
+    if not _make_room(state, job, [each for each in running if order.of_running(each) > order.of_waiting(job)], out):
+        for each in out:
+            _put_back(state, each)
+        return []
+    for each in list(out):
+        _put_back(state, each)
         if place(state.capacity, job.shape, each.gpu_class, state.closed_pools) is not None:
             out.remove(each)
-            continue
-        for grant in each.grants:
-            state.capacity.give_back(grant)
-    if not fits:
-        for each in out:
-            for grant in each.grants:
-                state.capacity.take(grant)
-        return []
+        else:
+            _take_out(state, each)
     return out
+
+
+def _make_room(state: ClusterState, job: Job, gangs: list[Allocation], out: list[Allocation]) -> bool:
+    """Takes gangs out in turn, and adds them to `out`, until the job fits; tells whether it does."""
+    for each in gangs[:MOST_TRIED]:
+        _take_out(state, each)
+        out.append(each)
+        if not job.shape.is_share and not _has_opened(state, each, job.shape.gpus_per_node):
+            continue
+        if place(state.capacity, job.shape, each.gpu_class, state.closed_pools) is not None:
+            return True
+    return False
+
+
+def _take_out(state: ClusterState, gang: Allocation) -> None:
+    for grant in gang.grants:
+        state.capacity.give_back(grant)
+
+
+def _put_back(state: ClusterState, gang: Allocation) -> None:
+    for grant in gang.grants:
+        state.capacity.take(grant)

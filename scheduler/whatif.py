@@ -18,6 +18,7 @@ from scheduler.plot import draw, draw_png
 from scheduler.refusal import RefusalCode, Refused
 from scheduler.replay import Replay
 from scheduler.scenario import read_accounts, read_cluster, read_jobs
+from scheduler.shortest import STOPPING_ORDERS
 from scheduler.snapshot import LARGEST_BYTES, Snapshot, decode
 
 SCHEDULE_COLUMNS = ("job_id", "start_seconds", "end_seconds", "nodes", "booking", "end_reason")
@@ -92,7 +93,7 @@ def with_options(policy: Policy, question: Question) -> Policy:
     for name, value, choices in chosen:
         if value is not None:
             changes[name] = choice(f"--{name}", value, choices)
-    is_textbook = question.order not in {None, QueueOrder.FAIR.value, QueueOrder.SRTF.value}
+    is_textbook = question.order not in {None, QueueOrder.FAIR.value, *STOPPING_ORDERS}
     if is_textbook and question.preemption is None and question.policy is None:
         changes["preemption"] = Preemption.OFF  # nor do they stop what runs
     if question.order in {"fifo", "sjf"} and question.backfill == "easy" and question.policy is None:

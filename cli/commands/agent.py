@@ -15,6 +15,9 @@ from cli.values import duration, pair, size
 
 if TYPE_CHECKING:
     from cli.daemon.agent import Agent, AgentSettings
+    from k8s.api import Api
+    from metering.holders import HolderWatch
+    from scheduler.core.model import NodeName
     from scheduler.executor import DeviceWitness
 
 DEFAULT_METRICS = "127.0.0.1:8471"
@@ -64,6 +67,10 @@ def agent(
         str | None,
         typer.Option("--kubelet", metavar="SOCKET", help="The kubelet's PodResources socket: who holds which GPU."),
     ] = None,
+    proc: Annotated[
+        str | None,
+        typer.Option("--proc", metavar="DIR", help="The host's /proc: whose processes compute, the second witness."),
+    ] = None,
     wait_for_driver: Annotated[
         bool, typer.Option("--wait-for-driver", help="Go on where NVML does not work yet.")
     ] = False,
@@ -104,7 +111,7 @@ def agent(
             waits_for_driver=wait_for_driver,
             classes=dict(pair(each, "--class") for each in gpu_class or ()),
         )
-        _run(session, settings, _witness(kubelet, name), is_once=once)
+        _run(session, settings, _watch(kubelet, proc, name), is_once=once)
     except AgentProblem as problem:
         raise CannotRun(str(problem), "turnstile agent --sim 1x4xH200  (GPUs that do not exist)") from problem
     except LinkProblem as problem:
@@ -112,10 +119,33 @@ def agent(
     return ExitCode.DONE
 
 
-def _witness(kubelet: str | None, node: str) -> "DeviceWitness | None":
-    """Returns what reads the kubelet of this node; its pods' labels come from the API server, by the usual access."""
-    if kubelet is None:
+def _watch(kubelet: str | None, proc: str | None, node: str) -> "HolderWatch | None":
+    """Returns what reads the kubelet of this node and the host's processes, as far as asked for.
+
+    Their pods' labels come from the API server, by the usual access.
+    """
+    if kubelet is None and proc is None:
         return None
+    if proc is not None and not (Path(proc) / "self/cgroup").exists():
+        raise UsageProblem(f"--proc {proc}: there are no processes with cgroups", "--proc /proc")
+    from k8s.api import Access, Api
+    from k8s.problems import KubernetesProblem
+    from k8s.processes import CgroupWitness, pods_on
+    from metering.holders import HolderWatch
+    from scheduler.clock import LedgerClock
+    from scheduler.core.model import NodeName
+
+    clock, name = LedgerClock(), NodeName(node)
+    try:
+        api = Api.connect(Access())
+        given = None if kubelet is None else _witness(kubelet, api, name)
+        used = None if proc is None else CgroupWitness(pods_on(api, name), clock, Path(proc))
+    except KubernetesProblem as problem:
+        raise CannotRun(str(problem)) from problem
+    return HolderWatch(given, used)
+
+
+def _witness(kubelet: str, api: "Api", node: "NodeName") -> "DeviceWitness":
     try:
         from k8s.podresources import Kubelet, PodResourcesWitness, owners_on
     except ImportError as missing:
@@ -123,22 +153,15 @@ def _witness(kubelet: str | None, node: str) -> "DeviceWitness | None":
             f"--kubelet needs the package {missing.name}, which is not installed",
             "pip install 'gpu-turnstile[kubernetes-agent]'",
         ) from missing
-    from k8s.api import Access, Api
-    from k8s.problems import KubernetesProblem
     from scheduler.clock import LedgerClock
-    from scheduler.core.model import NodeName
 
-    try:
-        owners = owners_on(Api.connect(Access()), NodeName(node))
-    except KubernetesProblem as problem:
-        raise CannotRun(str(problem)) from problem
-    return PodResourcesWitness(NodeName(node), Kubelet(kubelet), owners, LedgerClock())
+    return PodResourcesWitness(node, Kubelet(kubelet), owners_on(api, node), LedgerClock())
 
 
-def _run(session: Session, settings: "AgentSettings", witness: "DeviceWitness | None", *, is_once: bool) -> None:
+def _run(session: Session, settings: "AgentSettings", watch: "HolderWatch | None", *, is_once: bool) -> None:
     from cli.daemon.agent import Agent
 
-    made = Agent(settings, witness)
+    made = Agent(settings, watch)
     if not is_once:
         made.run(lambda running: _announce(session, running))
         return

@@ -141,37 +141,73 @@ def export(
 def check_focus(
     ctx: typer.Context,
     file: Annotated[str, typer.Argument(metavar="FILE", help="A FOCUS file of any provider, as CSV.")],
+    second: Annotated[
+        str | None,
+        typer.Option("--second-opinion", metavar="PROGRAM", help="Ask the official focus-validator too."),
+    ] = None,
 ) -> int:
     """Check a FOCUS 1.2 or 1.3 file against the rules of its specification. Exit 1 and what it breaks, if it does.
 
     Examples:
       turnstile admin ledger check-focus november/focus_2026-11_all_r0.csv
+      turnstile admin ledger check-focus focus.csv --second-opinion /opt/focus-validator/bin/focus-validator
     """
     from metering.focus_check import check_focus as check
 
     session: Session = ctx.obj
     try:
         report = check(Path(file).expanduser())
+        opinion = None if second is None else _opinion(Path(file).expanduser(), second)
     except OSError as problem:
         raise unreadable(file, problem) from None
     answer = envelope(
         "FocusReport",
         {
-            "is_sound": report.is_sound,
+            "is_sound": report.is_sound and not (opinion and opinion["failures"]),
             "rows": report.rows,
             "failures": [
                 {"rule": each.rule, "where": each.where, "what": f"{each.says}, found {each.found}"}
                 for each in report.breaks
             ],
             "failure_count": report.failures,
+            "second_opinion": opinion,
         },
     )
     told = [f"{'sound' if report.is_sound else 'NOT SOUND'}: {report.rows} rows"]
     told += [f"  {each}" for each in report.breaks[:MOST_SHOWN]]
     if report.failures > MOST_SHOWN:
         told.append(f"  … and {report.failures - MOST_SHOWN} more; -o json lists {len(report.breaks)} of them")
+    told += [] if opinion is None else _opinion_lines(opinion)
     session.screen.document(answer, _REPORT, told)
-    return ExitCode.DONE if report.is_sound else ExitCode.BUG
+    return ExitCode.DONE if answers.truth(answer, "is_sound") else ExitCode.BUG
+
+
+def _opinion(file: Path, program: str) -> Json:
+    from metering.focus_official import NoOpinion, second_opinion
+
+    try:
+        found = second_opinion(file, program)
+    except UnicodeDecodeError:
+        raise Refusal(f"{file} is not UTF-8, which the validator is not asked about") from None
+    except NoOpinion as none:
+        raise Refusal(str(none), *none.tries) from None
+    return {
+        "passed": found.passed,
+        "skipped": found.skipped,
+        "known_contradictions": list(found.known),
+        "failures": [{"rule": each.rule, "what": each.says, "rows": each.violations} for each in found.failures],
+    }
+
+
+def _opinion_lines(opinion: Json) -> list[str]:
+    failures = answers.items(opinion, "failures")
+    known = len(answers.texts(opinion, "known_contradictions"))
+    word = "NOT SOUND" if failures else "sound"
+    looked = f"{opinion['passed']} of its rules hold, {opinion['skipped']} it does not look at"
+    lines = [f"{word} by focus-validator: {looked}, {known} contradict the specification"]
+    return lines + [
+        f"  {text(each, 'rule')}: {each['rows']} rows: {text(each, 'what')}" for each in failures[:MOST_SHOWN]
+    ]
 
 
 LEDGER = (

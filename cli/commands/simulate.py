@@ -29,7 +29,9 @@ def simulate(
     against: Annotated[
         str | None, typer.Option("--against", metavar="FILE.toml", help="A second policy, on the same jobs.")
     ] = None,
-    order: Annotated[str | None, typer.Option("--order", metavar="WORD", help="fair, fifo, sjf or srtf.")] = None,
+    order: Annotated[
+        str | None, typer.Option("--order", metavar="WORD", help="fair, fifo, sjf, srtf or finish-time.")
+    ] = None,
     backfill: Annotated[
         str | None, typer.Option("--backfill", metavar="WORD", help="none, easy or conservative.")
     ] = None,

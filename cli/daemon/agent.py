@@ -29,6 +29,7 @@ from cli.faults import ApiError
 from metering.agent import Sampler, SamplerPolicy
 from metering.agent_metrics import AgentCollector
 from metering.gpus import GpuReader, ProblemCode
+from metering.holders import HolderWatch
 from metering.reader_process import ProcessReader, ReaderLimits
 from metering.reporter import AgentName, LinkProblem, LinkTrouble, Reporter
 from metering.simulated import SimulatedReader, parse_sim
@@ -36,7 +37,6 @@ from metering.spool import Spool
 from metering.telemetry import GpuCollector
 from scheduler.clock import Clock, LedgerClock
 from scheduler.core.model import NodeName
-from scheduler.executor import DeviceWitness
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ def _words(error: CliError) -> str:
 class Agent:
     """An agent from start to stop, in the calling thread and one more."""
 
-    def __init__(self, settings: AgentSettings, witness: DeviceWitness | None = None) -> None:
+    def __init__(self, settings: AgentSettings, watch: HolderWatch | None = None) -> None:
         """Raises AgentProblem for settings that cannot be, or a spool that cannot be written."""
         self.settings = settings
         clock = LedgerClock()
@@ -152,7 +152,7 @@ class Agent:
                 f"the spool {settings.spool} cannot be used: {problem.strerror}; choose another with --spool"
             ) from problem
         name = AgentName(settings.node, str(ULID()), version(DISTRIBUTION))
-        self.reporter = Reporter(name, sampler, spool, clock, witness)
+        self.reporter = Reporter(name, sampler, spool, clock, watch)
         self._uplink = HttpUplink(settings.endpoint)
         self._stop = threading.Event()
         self._said: str | None = None

@@ -9,7 +9,7 @@ is kept for the first waiting job that accepts nothing else, up to its size.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 
 from scheduler.core.fairshare import pro_rata
 from scheduler.core.model import (
@@ -161,6 +161,21 @@ class Bookings:
                 self._kept[account, gpu_class] += units
             return
 
+    @property
+    def kept(self) -> dict[tuple[AccountId, GpuClass], Group]:
+        """Returns for whom guarantee is kept free, by tenant and class."""
+        return dict(self._keeps_for)
+
+    def tenants_with_guarantee_left(self) -> set[AccountId]:
+        """Returns the tenants that could start a share of a GPU within their guarantee in some class."""
+        held, found = self._state.usage.held_units, set()
+        for gpu_class in self._state.guarantees:
+            for tenant, bought in self._in_force(gpu_class).items():
+                key = (tenant, gpu_class, Booking.GUARANTEED)
+                if bought - held.get(key, 0) - self._taken.get(key, 0) - self._kept.get((tenant, gpu_class), 0) > 0:
+                    found.add(tenant)
+        return found
+
     def has_guarantee(self, account: AccountId) -> bool:
         """Tells whether the account's tenant bought a guarantee of any class."""
         known = self._state.accounts.get(tenant_of(account))
@@ -184,9 +199,11 @@ class Bookings:
 
     def suspension(self, account: AccountId) -> Reason | None:
         """Returns why nothing of the account may start; None when something may."""
-        for name in lineage(account):
-            known = self._state.accounts.get(name)
-            if known is not None and known.is_suspended:
+        path, binding = lineage(account), self._state.waiting.binding
+        if binding.isdisjoint(path):
+            return None
+        for name in path:
+            if name in binding and self._state.accounts[name].is_suspended:
                 return Reason(ReasonCode.SUSPENDED, detail=name)
         return None
 
@@ -201,6 +218,26 @@ class Bookings:
             return booking
         return self._over_budget(group, gpu_class, booking) or booking
 
+    def obstacles(self, group: Group, gpu_class: GpuClass) -> tuple[Booking, list[Reason]]:
+        """Returns how a gang of the group would be held in the class, and every limit and budget in its way.
+
+        For a question about one job, not for a tick: `choose` stops at the first.
+        """
+        found = list(self._limits_over(group, gpu_class))
+        booking = Booking.SPOT
+        if group.wanted is not BookingWanted.SPOT:
+            units, left = group.shape.total_units, self.guarantee_left(group.account, gpu_class)
+            is_bought = group.wanted is BookingWanted.GUARANTEED or units <= left
+            booking = Booking.GUARANTEED if is_bought else Booking.BURST
+            if is_bought and units > left:
+                found.append(_no_guarantee(units, left))
+        return booking, found + list(self._budgets_over(group, gpu_class, booking))
+
+    def suspensions(self, account: AccountId) -> list[Reason]:
+        """Returns every account of the path that is suspended, the nearest first."""
+        known = (self._state.accounts.get(name) for name in lineage(account))
+        return [Reason(ReasonCode.SUSPENDED, detail=each.id) for each in known if each and each.is_suspended]
+
     def _booking(self, group: Group, gpu_class: GpuClass, units: int, *, is_in_turn: bool) -> Booking | Reason:
         """Returns what limits and guarantees say."""
         over = self._over_limit(group, gpu_class)
@@ -214,21 +251,24 @@ class Bookings:
         if units <= left:
             return Booking.GUARANTEED
         if group.wanted is BookingWanted.GUARANTEED or (is_in_turn and self.is_guarantee_turn):
-            return Reason(ReasonCode.GUARANTEE, need=-(-units // GPU_UNITS), free=max(0, left) // GPU_UNITS)
+            return _no_guarantee(units, left)
         return Booking.BURST
 
     def blocks(self) -> dict[Group, Reason]:
         """Returns what forbids a start to each group that could not start whatever is free, beside what did start."""
         found: dict[Group, Reason] = {}
         self.is_guarantee_turn = False  # it may not be over where a tick was cut short
+        heads, binding = self._state.waiting.heads[BookingWanted.GUARANTEED], self._state.waiting.binding
+        is_free = not binding and not self._state.headroom.left
         for account, groups in self._state.waiting.groups.items():
+            if account not in heads and (is_free or not self._is_bound(account, binding)):
+                continue
             suspended = self.suspension(account)
             if suspended is not None:
                 found.update(dict.fromkeys(groups, suspended))
                 continue
             limits = self._limits(account)
             has_budget = self._state.headroom.is_limited(account)
-            heads = self._state.waiting.heads[BookingWanted.GUARANTEED]
             if not limits and not has_budget and account not in heads:
                 continue
             rooms: dict[tuple[UserName | None, GpuClass], int | None] = {}
@@ -241,10 +281,16 @@ class Bookings:
                     found[group] = forbidden
         return found
 
+    def _is_bound(self, account: AccountId, binding: Set[AccountId]) -> bool:
+        """Tells whether a limit, a suspension or a budget on the account's path could stop a job."""
+        return not binding.isdisjoint(lineage(account)) or self._state.headroom.is_limited(account)
+
     def _limits(self, account: AccountId) -> list[Account]:
         """Returns the accounts of the path that limit what may start, nearest first."""
-        known = (self._state.accounts.get(name) for name in lineage(account))
-        return [each for each in known if each is not None and each.is_limited]
+        path, binding, accounts = lineage(account), self._state.waiting.binding, self._state.accounts
+        if binding.isdisjoint(path):
+            return []
+        return [accounts[name] for name in path if name in binding and accounts[name].is_limited]
 
     def _is_within(
         self, group: Group, limits: list[Account], rooms: dict[tuple[UserName | None, GpuClass], int | None]
@@ -294,10 +340,14 @@ class Bookings:
 
     def guarantee_of(self, tenant: AccountId, gpu_class: GpuClass) -> int:
         """Returns the units of its guarantee that the tenant can count on now, with the capacity that is left."""
+        return self._in_force(gpu_class).get(tenant, 0)
+
+    def _in_force(self, gpu_class: GpuClass) -> dict[AccountId, int]:
+        """Returns what tenants can count on now; worked out once a tick."""
         bought = self._bought.get(gpu_class)
         if bought is None:
             bought = self._bought[gpu_class] = guarantees_in_force(self._state, gpu_class)
-        return bought.get(tenant, 0)
+        return bought
 
     def _guarantees(self, account: AccountId, gpu_class: GpuClass) -> list[tuple[AccountId, int]]:
         """Returns the accounts of the path whose guarantee binds, with its units; none without a tenant's guarantee."""
@@ -315,31 +365,36 @@ class Bookings:
 
     def _over_limit(self, group: Group, gpu_class: GpuClass) -> Reason | None:
         """Returns the nearest limit that a gang of the group would break in the class, with its numbers."""
+        return next(self._limits_over(group, gpu_class), None)
+
+    def _limits_over(self, group: Group, gpu_class: GpuClass) -> Iterator[Reason]:
+        """Yields the limits that a gang of the group would break in the class, the nearest first."""
         tenant, units = tenant_of(group.account), group.shape.total_units
         need = -(-units // GPU_UNITS)
         for each in self._limits(group.account):
             code = ReasonCode.QUOTA_TENANT if each.id == tenant else ReasonCode.QUOTA_PROJECT
             if gpu_class in each.limit and units > (left := self._account_left(each, gpu_class)):
-                return Reason(code, need=need, free=max(0, left) // GPU_UNITS, detail=each.id)
+                yield Reason(code, need=need, free=max(0, left) // GPU_UNITS, detail=each.id)
             if each.running_limit is not None and (jobs_left := self._jobs_left(each)) < 1:
-                return Reason(code, need=1, free=max(0, jobs_left), unit="jobs", detail=each.id)
+                yield Reason(code, need=1, free=max(0, jobs_left), unit="jobs", detail=each.id)
             if gpu_class in each.user_limit and group.user is not None:
                 left = self._user_left(each, gpu_class, group.user)
                 if units > left:
                     whose = f"{group.user} in {each.id}"
-                    return Reason(ReasonCode.QUOTA_USER, need=need, free=max(0, left) // GPU_UNITS, detail=whose)
-        return None
+                    yield Reason(ReasonCode.QUOTA_USER, need=need, free=max(0, left) // GPU_UNITS, detail=whose)
 
     def _over_budget(self, group: Group, gpu_class: GpuClass, booking: Booking) -> Reason | None:
         """Returns which account has too little money left for the hold of a job of the group."""
-        headroom = self._state.headroom
-        if not headroom.is_limited(group.account):
+        if not self._state.headroom.is_limited(group.account):
             return None
+        return next(self._budgets_over(group, gpu_class, booking), None)
+
+    def _budgets_over(self, group: Group, gpu_class: GpuClass, booking: Booking) -> Iterator[Reason]:
+        headroom = self._state.headroom
         need = headroom.need(group, gpu_class, booking)
         for name in headroom.binding(group.account) if need > 0 else ():
             if headroom.left[name] - self._spent[name] < need:
-                return Reason(ReasonCode.BUDGET, detail=name)
-        return None
+                yield Reason(ReasonCode.BUDGET, detail=name)
 
     def _units_left(self, limiting: Account, gpu_class: GpuClass, user: UserName | None) -> Iterator[int]:
         """Yields what each limit on GPUs of the class leaves, in capacity units."""
@@ -361,8 +416,15 @@ class Bookings:
         return limiting.running_limit - self._state.usage.gangs[limiting.id] - self._gangs[limiting.id]
 
     def _held(self, account: AccountId, gpu_class: GpuClass, bookings: tuple[Booking, ...]) -> int:
-        in_tick = sum(self._taken[account, gpu_class, booking] for booking in bookings)
-        return self._state.held_by(account, gpu_class, *bookings) + in_tick
+        held, taken, total = self._state.usage.held_units, self._taken, 0
+        for booking in bookings:
+            key = (account, gpu_class, booking)
+            total += held.get(key, 0) + taken.get(key, 0)
+        return total
+
+
+def _no_guarantee(units: int, left: int) -> Reason:
+    return Reason(ReasonCode.GUARANTEE, need=-(-units // GPU_UNITS), free=max(0, left) // GPU_UNITS)
 
 
 def guarantees_in_force(state: ClusterState, gpu_class: GpuClass) -> dict[AccountId, int]:

@@ -20,6 +20,7 @@ from enum import Enum, auto
 
 from scheduler.core.booking import Bookings
 from scheduler.core.claiming import preempting, why_lost
+from scheduler.core.finishing import ranks_of
 from scheduler.core.future import NEVER_MS, Asker
 from scheduler.core.model import (
     AccountId,
@@ -90,6 +91,7 @@ def plan(state: ClusterState, policy: Policy, now_ms: int, decision: int = 0) ->
         promotions=tuple(tick.bookings.promotions),
         verdicts=tick.verdicts,
         blocks=tick.blocks,
+        kept=tick.bookings.kept,
         crowds=state.throttle.crowds(),
         by_user=frozenset(state.waiting.by_user),
         reservations=tick.reservations,
@@ -224,13 +226,16 @@ class _Tick:
 
     def _plain_line(self, order: QueueOrder) -> Line:
         lines = (entry for entry in self._state.pending_groups() if not self.is_hopeless(entry[0]))
-        return PlainLine(lines, order)
+        if order is not QueueOrder.FINISH_TIME:
+            return PlainLine(lines, order)
+        jobs, ranks = self._state.jobs, ranks_of(self._state, self._policy, self._now_ms)
+        return PlainLine(lines, order, lambda job_id, left_ms: ranks.rank(jobs[job_id], left_ms))
 
     def is_hopeless(self, group: Group) -> bool:
         """Tells whether memory alone says that no job of the group can start now, be promised a start or take one."""
-        if self._may_preempt(group):
-            return False
         hope = self._hope(group.shape, group.time_limit_ms)
+        if hope is _Hope.SOME or self._may_preempt(group):
+            return False
         if hope is _Hope.BY_GUARANTEE:
             return not self.bookings.may_be_guaranteed(group) and not self._promises.is_host(group.account)
         return hope is _Hope.NONE
@@ -267,7 +272,9 @@ class _Tick:
             return True
         if options and self._is_strict and self._is_only_waiting(group.shape):
             self._classes_closed.update(group.shape.gpu_classes)
-        if options and self._promises.make_if_slot(self._state.jobs[job_id], options):
+        # A job that another class may hold beyond its guarantee has its turn there before it is promised a start.
+        is_last_turn = not self.bookings.is_guarantee_turn or len(options) == len(group.shape.gpu_classes)
+        if options and is_last_turn and self._promises.make_if_slot(self._state.jobs[job_id], options):
             self.bookings.promise(group)
             self._hopes.clear()
             return True

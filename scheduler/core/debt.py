@@ -100,6 +100,10 @@ class Debts:
 
     half_life_ms: int = HALF_LIFE_MS
     values: dict[AccountId, Debt] = field(default_factory=dict)
+    _scale: tuple[int, int, int, int] = (-1, 0, 1, 1)
+    """Of the last instant that was asked about: it, its block, G of it, and what a debt is divided by."""
+    _at_epoch: dict[AccountId, tuple[Tally, int, int]] = field(default_factory=dict)
+    """The last debts that were read as of an epoch's beginning: from which tally, of which epoch, how much."""
 
     def step(self, accounts: Iterable[AccountId], at_ms: int, change: int) -> None:
         """Changes the charge of the accounts (micro-credits per second times GPU_UNITS) from an instant on."""
@@ -125,7 +129,11 @@ class Debts:
         if debt is None:
             return 0
         epoch = at_ms // EPOCH_MS
-        return self._read(debt.now if debt.epoch < epoch else debt.before, epoch * EPOCH_MS)
+        tally = debt.now if debt.epoch < epoch else debt.before
+        known = self._at_epoch.get(account)
+        if known is None or known[0] is not tally or known[1] != epoch:
+            known = self._at_epoch[account] = (tally, epoch, self._read(tally, epoch * EPOCH_MS))
+        return known[2]
 
     def charge(self, account: AccountId) -> int:
         """Returns what the account's burst gangs cost now: micro-credits per second, times GPU_UNITS."""
@@ -149,17 +157,20 @@ class Debts:
         return Tally(charge + change, block, recent, older)
 
     def _read(self, tally: Tally, at_ms: int) -> int:
-        length_ms = _BLOCK_BITS * self.half_life_ms
-        at_ms = max(at_ms, tally.block * length_ms)
-        block = at_ms // length_ms
+        if self._scale[0] != at_ms or self._scale[1] < tally.block:
+            length_ms = _BLOCK_BITS * self.half_life_ms
+            late_ms = max(at_ms, tally.block * length_ms)
+            block = late_ms // length_ms
+            whole = self._growth(late_ms, block) << _BLOCK_BITS
+            self._scale = (at_ms if late_ms == at_ms else -1, block, whole, whole * _CHARGE_MS << 64)
+        _, block, whole, divisor = self._scale
         past = 0
         if block == tally.block:
             past = (tally.recent << _BLOCK_BITS) + tally.older
         elif block == tally.block + 1:
             past = tally.recent
-        whole = self._growth(at_ms, block) << _BLOCK_BITS
         scaled = (tally.charge * whole + past) * self.half_life_ms * _INVERSE_LN2
-        return max(0, scaled // (whole * _CHARGE_MS << 64))
+        return max(0, scaled // divisor)
 
 
 class RateBook:

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from scheduler.core.ahead import AllStart, booking_of
 from scheduler.core.booking import Bookings
 from scheduler.core.estimate import StartEstimate
-from scheduler.core.explain import AllStart, booking_of
 from scheduler.core.model import GpuClass, JobId
 from scheduler.core.order import FairLine
 from scheduler.core.plan import Plan

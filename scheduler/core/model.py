@@ -414,4 +414,7 @@ class Allocation:
     @property
     def total_units(self) -> int:
         """Capacity units held over all nodes."""
-        return sum(grant.units * len(grant.devices) for grant in self.grants)
+        total = 0
+        for grant in self.grants:
+            total += grant.units * len(grant.devices)
+        return total

@@ -35,7 +35,7 @@ class FairLine:
     def __init__(self, state: ClusterState, bookings: Bookings, now_ms: int, outlook: Outlook) -> None:
         self._state = state
         self._bookings = bookings
-        self._prospects = Prospects(outlook, state.waiting.by_turns, state.usage)
+        self._prospects = Prospects(outlook, state.waiting, state.usage)
         self._scale = Scale(state, bookings, now_ms)
         self._tiers = iter(("strict", "guarantee", "burst", "spot"))
         self._walk: Walk = self._begin(next(self._tiers))
@@ -46,8 +46,7 @@ class FairLine:
         if tier == "guarantee":
             return GuaranteeWalk(self._prospects, self._state, self._bookings)
         wanted = {"strict": BookingWanted.GUARANTEED, "burst": BookingWanted.AUTO, "spot": BookingWanted.SPOT}[tier]
-        heads = self._state.waiting.heads[wanted]
-        return TreeWalk(self._prospects, self._scale, heads, is_guaranteed=tier == "strict")
+        return TreeWalk(self._prospects, self._scale, self._state.waiting.heads[wanted], wanted)
 
     def next(self) -> tuple[JobId, Group] | None:
         """Returns the next job and its group, or None at the end. Answer by `started` or `drop`."""
@@ -84,8 +83,7 @@ class GuaranteeWalk:
         self._queues: list[tuple[AccountId, Queue]] = []
         self._gangs: list[tuple[tuple[AccountId, GpuClass, int], list[tuple[int, JobId, AllocationId]]]] = []
         self._heap: list[tuple[int, int, bool, int]] = []  # rank_ms, job, is it a gang, place in its list
-        tenants = {tenant for bought in state.guarantees.values() for tenant in bought}
-        tenants = {tenant for tenant in tenants if self._has_left(tenant)}
+        tenants = bookings.tenants_with_guarantee_left()
         for account, heads in state.waiting.heads[BookingWanted.AUTO].items():
             if tenant_of(account) in tenants:
                 self._queues.append((account, prospects.queue(heads, account)))
@@ -121,13 +119,6 @@ class GuaranteeWalk:
         else:
             self._queues[index][1].drop()
         self._file_queue(index)
-
-    def _has_left(self, tenant: AccountId) -> bool:
-        return any(
-            self._bookings.guarantee_left(tenant, gpu_class) > 0
-            for gpu_class, bought in self._state.guarantees.items()
-            if tenant in bought
-        )
 
     def _fits(self, account: AccountId, row: Row) -> bool:
         """Tells whether the job fits in the class that it prefers; in others it gets its guarantee when burst goes."""

@@ -15,7 +15,7 @@ from scheduler.core.fragmentation import WHOLE
 from scheduler.core.model import GPU_UNITS, DeviceId, GpuClass, Grant, NodeAvailability, NodeName, PoolName, Shape
 from scheduler.core.plan import ShapeVerdict
 from scheduler.core.reasons import Reason, ReasonCode
-from scheduler.core.state import Structure
+from scheduler.core.state import ClusterState, Structure
 from scheduler.core.topology import Domains, levels_for
 
 ClosedPools = dict[PoolName, str | None]
@@ -176,14 +176,18 @@ def verdict(
     if not structure.is_any_pool_open:
         detail = next((closed[pool] for pool in sorted(closed) if shape.pool in {None, pool}), None)
         reason = Reason(ReasonCode.POOL_CLOSED, detail=detail)
-    elif not structure.matching:
-        reason = Reason(ReasonCode.CONSTRAINT, need=shape.nodes, free=0)
+    elif not structure.matching or (structure.matching < shape.nodes and _is_choosy(shape)):
+        reason = Reason(ReasonCode.CONSTRAINT, need=shape.nodes, free=structure.matching)
     elif structure.capable < shape.nodes:
         reason = Reason(ReasonCode.NODES_DOWN, need=shape.nodes, free=structure.capable, detail=structure.down)
     else:
         free = _free_gpus(capacity, shape, closed)
         reason = Reason(ReasonCode.FRAGMENTATION if free >= need else ReasonCode.CAPACITY, need=need, free=free)
     return ShapeVerdict(shape, (reason,), structure.considered)
+
+
+def _is_choosy(shape: Shape) -> bool:
+    return bool(shape.only_nodes or shape.exclude_nodes or shape.constraints)
 
 
 def crowded(
@@ -215,10 +219,47 @@ def count_fitting(capacity: Capacity, shape: Shape, closed: ClosedPools) -> int:
     return sum(_fits_now(room, shape) for room in _rooms(capacity, shape, closed) if is_named(room, shape))
 
 
+def fits(
+    state: ClusterState, shape: Shape, gpu_class: GpuClass, closed: ClosedPools, spares: Spares | None = None
+) -> bool:
+    """Tells whether a gang of the shape could be placed in a class now, whatever the rule that chooses where."""
+    level = shape.required_level
+    if level is None:
+        return place(state.capacity, shape, gpu_class, closed, spares) is not None
+    pools = open_pools(state.capacity, shape, gpu_class, closed)
+    return place_near(state.domains, (level,), shape, (gpu_class, pools), spares) is not None
+
+
+def free_if_up(capacity: Capacity, shape: Shape, closed: ClosedPools, spares: Spares | None = None) -> int:
+    """Returns how many nodes could hold a part of the gang now, were all that are down or drained to take jobs again.
+
+    As many besides as are missing for the gang, and of GPUs in use by others none. Linear in the nodes.
+    """
+    rooms = list(named_rooms(capacity, shape, closed))
+    missing = max(0, shape.nodes - len(rooms))
+    if spares is not None:
+        rooms = [room for room in rooms if spares(room, None)]
+    return missing + sum(_fits_now(room, shape) or _would_fit(room, shape) for room in rooms)
+
+
+def named_rooms(capacity: Capacity, shape: Shape, closed: ClosedPools) -> Iterator[NodeRoom]:
+    """Yields the nodes of the shape's classes that its job's choice allows, whatever their state."""
+    return (room for room in _rooms(capacity, shape, closed) if is_named(room, shape))
+
+
+def _would_fit(room: NodeRoom, shape: Shape) -> bool:
+    """Tells whether a node that could not hold the gang's part as it is has the GPUs for it."""
+    if _could_hold(room, shape) or not _has_cpu_and_memory(room, shape):
+        return False
+    unused = sum(1 for device in room.devices if not device.is_foreign and not room.held_units.get(device.id))
+    return unused >= shape.gpus_per_node
+
+
 def _structure(capacity: Capacity, shape: Shape, closed: ClosedPools) -> Structure:
     level = shape.required_level
-    named: Counter[str | None] = Counter()  # by domain of the level that the gang must share; None: all one
-    able: Counter[str | None] = Counter()
+    # By class, for a gang is of one, and by domain of the level that it must share; None: all one.
+    named: Counter[tuple[GpuClass, str | None]] = Counter()
+    able: Counter[tuple[GpuClass, str | None]] = Counter()
     considered = 0
     down: str | None = None
     for room in _rooms(capacity, shape, closed):
@@ -228,9 +269,9 @@ def _structure(capacity: Capacity, shape: Shape, closed: ClosedPools) -> Structu
         domain = None if level is None else room.node.labels.get(level)
         if level is not None and domain is None:
             continue
-        named[domain] += 1
+        named[room.node.gpu_class, domain] += 1
         if _could_hold(room, shape):
-            able[domain] += 1
+            able[room.node.gpu_class, domain] += 1
         elif down is None and room.node.availability is not NodeAvailability.UP:
             down = f"{room.node.name}: {room.node.reason or room.node.availability}"
     is_any_open = any(open_pools(capacity, shape, gpu_class, closed) for gpu_class in shape.gpu_classes)
@@ -241,13 +282,17 @@ def _structure(capacity: Capacity, shape: Shape, closed: ClosedPools) -> Structu
 
 
 def _free_gpus(capacity: Capacity, shape: Shape, closed: ClosedPools) -> int:
+    """Returns the free GPUs of the class that has the most of them on nodes that the job may use."""
+    free: Counter[GpuClass] = Counter()
     if shape.only_nodes or shape.exclude_nodes or shape.constraints:
-        return sum(len(room.free) for room in _rooms(capacity, shape, closed) if is_named(room, shape))
-    return sum(
-        capacity.pools[gpu_class, pool].free_gpus
-        for gpu_class in shape.gpu_classes
-        for pool in open_pools(capacity, shape, gpu_class, closed)
-    )
+        for room in _rooms(capacity, shape, closed):
+            if is_named(room, shape):
+                free[room.node.gpu_class] += len(room.free)
+    else:
+        for gpu_class in shape.gpu_classes:
+            for pool in open_pools(capacity, shape, gpu_class, closed):
+                free[gpu_class] += capacity.pools[gpu_class, pool].free_gpus
+    return max(free.values(), default=0)
 
 
 def _rooms(capacity: Capacity, shape: Shape, closed: ClosedPools) -> Iterator[NodeRoom]:

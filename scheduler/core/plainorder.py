@@ -1,6 +1,6 @@
 """What every order offers, and the textbooks' orders, for comparison."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from heapq import heapify, heappop, heapreplace
 from typing import Protocol
 
@@ -9,6 +9,9 @@ from sortedcontainers import SortedList
 from scheduler.core.model import JobId
 from scheduler.core.policy import QueueOrder
 from scheduler.core.waiting import Group, QueueKey
+
+Ranking = Callable[[JobId, int], int]
+"""The rank of a job with so many milliseconds left, the lowest first."""
 
 
 class Line(Protocol):
@@ -30,18 +33,24 @@ class Line(Protocol):
 class PlainLine:
     """First come, shortest limit or least GPU time first over all projects: the textbooks' orders, for comparison.
 
-    Inside a group priority still goes first.
+    Inside a group priority still goes first. With `ranks`, the order is theirs.
     """
 
-    def __init__(self, lines: Iterable[tuple[Group, SortedList[QueueKey]]], order: QueueOrder) -> None:
+    def __init__(
+        self, lines: Iterable[tuple[Group, SortedList[QueueKey]]], order: QueueOrder, ranks: Ranking | None = None
+    ) -> None:
         self._lines = list(lines)
         self._sizes = [_size(group, order) for group, _ in self._lines]
+        self._ranks = ranks
         self._positions = [0] * len(self._lines)
         self._heap = [self._entry(index) for index in range(len(self._lines))]
         heapify(self._heap)
 
     def _entry(self, index: int) -> tuple[int, int, int, int]:
-        _, submitted_ms, job_id = self._lines[index][1][self._positions[index]]
+        group, line = self._lines[index]
+        _, submitted_ms, job_id = line[self._positions[index]]
+        if self._ranks is not None:
+            return self._ranks(JobId(job_id), group.time_limit_ms), submitted_ms, job_id, index
         return self._sizes[index], submitted_ms, job_id, index
 
     def next(self) -> tuple[JobId, Group] | None:

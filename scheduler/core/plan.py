@@ -91,6 +91,8 @@ class Plan:
     """For every shape that some pending job has and that did not fit."""
     blocks: Mapping[Group, Reason] = field(default_factory=dict)
     """For every group that a limit, a guarantee or a suspension keeps from starting, whatever is free."""
+    kept: Mapping[tuple[AccountId, GpuClass], Group] = field(default_factory=dict)
+    """By tenant and class, the group whose first job a part of the guarantee is kept for."""
     crowds: Mapping[JobId, Crowd] = field(default_factory=dict)
     """For every array of which elements stand behind the line because of its cap."""
     by_user: Set[AccountId] = frozenset()

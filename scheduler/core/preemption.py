@@ -69,10 +69,10 @@ class Preemption:
         if self._attempts == 0 or group.wanted is BookingWanted.SPOT:
             return False
         evictable = self._state.evictable
-        return any(
-            gpu_class in evictable and (is_guarantee or self._is_fair_turn(gpu_class))
-            for gpu_class in group.shape.gpu_classes
-        )
+        for gpu_class in group.shape.gpu_classes:
+            if gpu_class in evictable and (is_guarantee or self._is_fair_turn(gpu_class)):
+                return True
+        return False
 
     def seek(self, job: Job, group: Group, option: tuple[GpuClass, Booking], spares: Spares) -> Claim | None:
         """Returns the claim with the gangs to stop so that the job fits, or None; counts as an attempt."""
@@ -179,13 +179,13 @@ def cheapest(openings: Openings, rule: Rule, ordered: Sequence[Allocation]) -> l
     `openings` has the victims evicted afterwards, or nothing when the answer is None.
     """
     chosen: list[Allocation] = []
-    for gang in ordered:
-        if openings.has_room():
-            break
+    for gang in ordered if not openings.has_room() else ():
         if rule.permits(gang) and openings.would_help(gang):
             openings.evict(gang)
             rule.take(gang)
             chosen.append(gang)
+            if openings.has_room():
+                break
     return _settled(openings, rule, chosen)
 
 

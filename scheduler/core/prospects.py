@@ -6,13 +6,15 @@ time. What a user held once and gave back counts no more: the memory of use is f
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from heapq import heapify, heappop, heappush, heapreplace
 from typing import Protocol
 
-from scheduler.core.model import AccountId, UserName
+from sortedcontainers import SortedList
+
+from scheduler.core.model import AccountId, BookingWanted, UserName
 from scheduler.core.usage import Usage
-from scheduler.core.waiting import Group, Head, Row
+from scheduler.core.waiting import Group, Head, Row, Waiting
 
 
 class Outlook(Protocol):
@@ -30,29 +32,36 @@ class Outlook(Protocol):
 class Prospects:
     """Which groups are worth a look, and how far each was given out in this tick."""
 
-    def __init__(self, outlook: Outlook, by_turns: Collection[AccountId], usage: Usage) -> None:
+    def __init__(self, outlook: Outlook, waiting: Waiting, usage: Usage) -> None:
         self.dead: set[tuple[int, int]] = set()
         """Kinds of jobs of which none can start any more in this tick."""
+        self._kinds = waiting.kinds
+        self._alive = {wanted: len(kinds) for wanted, kinds in waiting.kinds.items()}
         self.passed: dict[Row, int] = {}
         """How many of the group's jobs were given out and started."""
         self._accounts_passed: set[AccountId] = set()
         self._outlook = outlook
-        self._turns = UserTurns(by_turns, usage)
+        self._turns = UserTurns(waiting.by_turns, usage)
 
-    def queue(self, heads: Iterable[Head], account: AccountId, *, is_guaranteed: bool = False) -> "Queue":
+    def queue(self, heads: SortedList[Head], account: AccountId, *, is_guaranteed: bool = False) -> "Queue":
         """Returns the groups of a project that begin with these heads, merged."""
+        takes_turns = account in self._turns.accounts
+        if not takes_turns and account not in self._accounts_passed:
+            return Queue(self, heads, is_guaranteed=is_guaranteed)
         dead = set() if is_guaranteed else self.dead
-        found = [head for head in heads if head[1].kind not in dead] if dead else list(heads)
-        if account in self._accounts_passed:
-            found = [
-                (row.line[self.passed[row]], row) if row in self.passed else (key, row)
-                for key, row in found
-                if self.passed.get(row, 0) < len(row.line)
-            ]
-            heapify(found)
-        if account in self._turns.accounts:
+        found = [
+            (row.line[self.passed[row]], row) if row in self.passed else (key, row)
+            for key, row in heads
+            if row.kind not in dead and self.passed.get(row, 0) < len(row.line)
+        ]
+        if takes_turns:
             return UserQueue(self, found, self._turns, is_guaranteed=is_guaranteed)
+        heapify(found)
         return Queue(self, found, is_guaranteed=is_guaranteed)
+
+    def is_over(self, wanted: BookingWanted) -> bool:
+        """Tells whether no job that wants such a booking can start any more in this tick."""
+        return not self._alive[wanted]
 
     def has_hope(self, row: Row) -> bool:
         """Tells whether it is worth a look at the group."""
@@ -62,6 +71,8 @@ class Prospects:
             return True
         if self._outlook.is_dead(row.group):
             self.dead.add(row.kind)
+            for wanted, kinds in self._kinds.items():
+                self._alive[wanted] -= row.kind in kinds
         return False
 
     def passed_one(self, row: Row) -> int:
@@ -73,19 +84,30 @@ class Prospects:
 
 
 class Queue:
-    """Some of a project's groups, merged: the next job by the project's own order."""
+    """Some of a project's groups, merged: the next job by the project's own order.
 
-    __slots__ = ("_dead_seen", "_heads", "_hopeful", "_is_guaranteed", "_prospects")
+    Most projects are asked for their first job only. Their heads are looked at where they are kept, and copied when the
+    queue moves on.
+    """
 
-    def __init__(self, prospects: Prospects, heads: list[Head], *, is_guaranteed: bool) -> None:
+    __slots__ = ("_dead_seen", "_first", "_heads", "_hopeful", "_is_guaranteed", "_kept", "_passed", "_prospects")
+
+    def __init__(self, prospects: Prospects, heads: SortedList[Head] | list[Head], *, is_guaranteed: bool) -> None:
         self._prospects = prospects
-        self._heads = heads
+        self._kept = heads if isinstance(heads, SortedList) else None
+        self._passed = 0
+        """Heads of those kept that are not worth a look."""
+        self._first: Head | None = None
+        """The next one of those kept."""
+        self._heads: list[Head] = [] if isinstance(heads, SortedList) else heads
         self._hopeful: Row | None = None
         self._dead_seen = 0
         self._is_guaranteed = is_guaranteed  # these are looked at in any case: the first of them keeps the guarantee
 
     def head(self) -> Head | None:
         """Returns the first job of a group that is worth a look; None when there is none left."""
+        if self._kept is not None:
+            return self._first_kept(self._kept)
         heads, prospects = self._heads, self._prospects
         dead = prospects.dead
         while heads:
@@ -103,8 +125,33 @@ class Queue:
                 heapify(heads)
         return None
 
+    def _first_kept(self, kept: SortedList[Head]) -> Head | None:
+        prospects, count = self._prospects, len(kept)
+        dead = prospects.dead
+        while self._passed < count:
+            if self._first is None:
+                self._first = kept[self._passed]
+            row = self._first[1]
+            if self._is_guaranteed or (row is self._hopeful and row.kind not in dead):
+                return self._first
+            if prospects.has_hope(row):
+                self._hopeful = row
+                return self._first
+            self._passed += 1
+            self._first = None
+        return None
+
+    def _move_on(self) -> None:
+        """Copies the heads that are kept elsewhere, the one looked at first."""
+        if self._kept is not None:
+            dead: Collection[tuple[int, int]] = () if self._is_guaranteed else self._prospects.dead
+            first, *others = self._kept[self._passed :]
+            self._heads = [first, *(head for head in others if head[1].kind not in dead)]
+            self._kept = None
+
     def advance(self) -> None:
         """Goes on behind the head, in its group."""
+        self._move_on()
         row = self._heads[0][1]
         count = self._prospects.passed_one(row)
         if count < len(row.line):
@@ -114,7 +161,11 @@ class Queue:
 
     def drop(self) -> None:
         """Leaves the head's group."""
-        heappop(self._heads)
+        if self._kept is None:
+            heappop(self._heads)
+        else:
+            self._passed += 1
+            self._first = None
 
 
 class UserTurns:

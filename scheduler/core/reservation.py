@@ -13,7 +13,7 @@ from heapq import merge
 from itertools import islice
 
 from scheduler.core.capacity import NodeRoom
-from scheduler.core.future import NEVER_MS, Asker, Wanted
+from scheduler.core.future import NEVER_MS, Asker, Future, Wanted
 from scheduler.core.model import (
     AccountId,
     Booking,
@@ -152,23 +152,7 @@ class Promises:
 
     def spares(self, shape: Shape, limit_ms: int, asker: Asker) -> Spares:
         """Returns the question whether a node can spare a part of such a job, from now until its limit."""
-        future, now_ms, wanted = self._state.future, self._now_ms, wanted_of(shape)
-        booked, until_ms = future.booked, self._now_ms + limit_ms
-
-        def is_spare(room: NodeRoom, device: DeviceId | None) -> bool:
-            if room.node.name not in booked:
-                return True
-            need = wanted.on(room)
-            if device is None:
-                return future.is_clear(room, need, now_ms, until_ms, asker)
-            # Beside other shares it takes no whole GPU until they end; from then on it alone keeps the device.
-            beside = Need(0, need.cpu_millicores, need.memory_bytes)
-            alone_ms = future.whole_ms(room, device)
-            return future.is_clear(room, beside, now_ms, until_ms, asker) and (
-                alone_ms >= until_ms or future.is_clear(room, need, alone_ms, until_ms, asker)
-            )
-
-        return is_spare
+        return spares_until(self._state.future, shape, (self._now_ms, self._now_ms + limit_ms), asker)
 
     def are_spare(self, grants: tuple[Grant, ...], spares: Spares) -> bool:
         """Tells whether grants that fit now leave every promise whole."""
@@ -349,6 +333,27 @@ class Promises:
         for at_ms, name in streams[0] if len(streams) == 1 else merge(*streams):
             if name not in future.booked and is_named(rooms[name], shape) and (scope is None or name in scope):
                 yield at_ms, name
+
+
+def spares_until(future: Future, shape: Shape, span_ms: tuple[int, int], asker: Asker) -> Spares:
+    """Returns the question whether a node can spare a part of a job of the shape from an instant until another."""
+    booked, wanted = future.booked, wanted_of(shape)
+    now_ms, until_ms = span_ms
+
+    def is_spare(room: NodeRoom, device: DeviceId | None) -> bool:
+        if room.node.name not in booked:
+            return True
+        need = wanted.on(room)
+        if device is None:
+            return future.is_clear(room, need, now_ms, until_ms, asker)
+        # Beside other shares it takes no whole GPU until they end; from then on it alone keeps the device.
+        beside = Need(0, need.cpu_millicores, need.memory_bytes)
+        alone_ms = future.whole_ms(room, device)
+        return future.is_clear(room, beside, now_ms, until_ms, asker) and (
+            alone_ms >= until_ms or future.is_clear(room, need, alone_ms, until_ms, asker)
+        )
+
+    return is_spare
 
 
 def rank_of(account: AccountId, booking: Booking) -> Rank:

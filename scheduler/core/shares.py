@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 from scheduler.core.booking import Bookings, guarantees_in_force
+from scheduler.core.demand import Demand
 from scheduler.core.fairshare import effective_weights, pro_rata, water_fill
 from scheduler.core.model import (
     GPU_UNITS,
@@ -186,7 +187,8 @@ class Shares:
                 if need.account != parent.account:
                     targets[need.account] = parts[need.account]
                     demands[need.account] = need.demand
-                waiting.append((need, parts[need.account]))
+                if need.below:
+                    waiting.append((need, parts[need.account]))
 
     def _parts(self, parent: _Need, total: int) -> dict[AccountId, int]:
         """Returns each sibling's whole target, out of their parent's."""
@@ -223,9 +225,10 @@ class Shares:
         below = _by_parent(names)
         root = _Need(ROOT_ACCOUNT)
         in_force = guarantees_in_force(state, gpu_class)
+        planter = _Planter(state, state.settled_demand(), gpu_class, self._now_ms, below)
         for tenant in below.get(ROOT_ACCOUNT, ()):
             guarantee = in_force.get(tenant, 0)
-            root.below.append(_Planter(state, gpu_class, self._now_ms, below).plant(tenant, guarantee, guarantee))
+            root.below.append(planter.plant(tenant, guarantee, guarantee))
         return root
 
 
@@ -242,6 +245,7 @@ class _Planter:
     """Adds up what accounts need, from the leaves to the tenants."""
 
     state: ClusterState
+    demand: Demand
     gpu_class: GpuClass
     now_ms: int
     below: dict[AccountId, list[AccountId]]
@@ -253,24 +257,29 @@ class _Planter:
         is_suspended = is_suspended or (terms is not None and terms.is_suspended)
         if terms is not None and (account == tenant_of(account) or gpu_class in terms.guarantee):
             room = min(room, max(0, guarantee - state.held_by(account, gpu_class, Booking.GUARANTEED)))
+        names = self.below.get(account)
+        weight, cap = 1 if terms is None else terms.weight, None if terms is None else self._cap(terms)
+        if not names:
+            own = self._own(account, room, is_suspended=is_suspended)
+            return _Need(account, weight, own.owed, guarantee, cap, own.firm, min(room, own.strict))
         children = []
-        for name in self.below.get(account, ()):
+        for name in names:
             known = state.accounts.get(name)
             part = 0 if known is None else known.guarantee.get(gpu_class, 0) * GPU_UNITS
             children.append(self.plant(name, part, room, is_suspended=is_suspended))
         own = self._own(account, room, is_suspended=is_suspended)
-        if own.demand or not children:
+        if own.demand:
             children.insert(0, own)
         firm = sum(min(child.firm, child.demand) for child in children)
         return _Need(
             account,
-            1 if terms is None else terms.weight,
+            weight,
             state.usage.debts.epoch_credits(account, self.now_ms),
             guarantee,
-            None if terms is None else self._cap(terms),
+            cap,
             firm,
             min(room, sum(child.demand for child in children) - firm),
-            children if len(children) > 1 or children[0].account != account else [],
+            children,
         )
 
     def _cap(self, terms: Account) -> int | None:
@@ -279,27 +288,27 @@ class _Planter:
         caps = [terms.limit[self.gpu_class] * GPU_UNITS] if self.gpu_class in terms.limit else []
         if terms.running_limit is not None:
             left = max(0, terms.running_limit - state.usage.gangs[terms.id])
-            caps.append(self._held(terms.id) + state.settled_demand().largest(*key, left))
+            caps.append(self._held(terms.id) + self.demand.largest(*key, left))
         if self.gpu_class in terms.user_limit:
             most = terms.user_limit[self.gpu_class] * GPU_UNITS
-            each_wants = state.usage.user_units.get(key, Counter()) + state.settled_demand().user_totals.get(
-                key, Counter()
-            )
+            each_wants = state.usage.user_units.get(key, Counter()) + self.demand.user_totals.get(key, Counter())
             caps.append(sum(min(most, units) for units in each_wants.values()))
         return min(caps, default=None)
 
     def _own(self, account: AccountId, room: int, *, is_suspended: bool) -> _Need:
         """Returns what the account's own jobs need: its sums less those of the accounts below it."""
-        state, gpu_class = self.state, self.gpu_class
-        demand, names = state.settled_demand(), self.below.get(account, [])
+        state, gpu_class, demand = self.state, self.gpu_class, self.demand
         debts = state.usage.debts
-        held = self._held(account) - sum(self._held(name) for name in names)
-        owed = debts.epoch_credits(account, self.now_ms) - sum(debts.epoch_credits(each, self.now_ms) for each in names)
+        held, owed = self._held(account), debts.epoch_credits(account, self.now_ms)
+        auto, strict = demand.of(account, gpu_class)
+        for name in self.below.get(account, ()):
+            wanted = demand.of(name, gpu_class)
+            held -= self._held(name)
+            owed -= debts.epoch_credits(name, self.now_ms)
+            auto -= wanted.auto
+            strict -= wanted.guaranteed
         if is_suspended:
             return _Need(account, owed=max(0, owed), firm=held)
-        wanted = demand.of(account, gpu_class)
-        auto = wanted.auto - sum(demand.of(name, gpu_class).auto for name in names)
-        strict = wanted.guaranteed - sum(demand.of(name, gpu_class).guaranteed for name in names)
         if state.headroom.is_limited(account):
             auto -= self._unpayable(account, is_guaranteed_only=False)
             strict -= self._unpayable(account, is_guaranteed_only=True)
@@ -321,4 +330,6 @@ class _Planter:
         return total
 
     def _held(self, account: AccountId) -> int:
-        return self.state.held_by(account, self.gpu_class, Booking.GUARANTEED, Booking.BURST)
+        held, gpu_class = self.state.usage.held_units, self.gpu_class
+        guaranteed = held.get((account, gpu_class, Booking.GUARANTEED), 0)
+        return guaranteed + held.get((account, gpu_class, Booking.BURST), 0)

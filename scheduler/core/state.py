@@ -274,8 +274,10 @@ class ClusterState:
 
     def held_by(self, account: AccountId, gpu_class: GpuClass, *bookings: Booking) -> int:
         """Returns the capacity units that an account and all below it hold, in the bookings named."""
-        held = self.usage.held_units
-        return sum(held.get((account, gpu_class, booking), 0) for booking in bookings)
+        held, total = self.usage.held_units, 0
+        for booking in bookings:
+            total += held.get((account, gpu_class, booking), 0)
+        return total
 
     def capacity_units(self, gpu_class: GpuClass) -> int:
         """Returns the units of a class that may be divided: see `Supply.units`."""
@@ -316,6 +318,7 @@ class ClusterState:
         for accounts, is_in in (
             (self.waiting.by_user, account.is_by_user),
             (self.waiting.by_turns, account.takes_turns),
+            (self.waiting.binding, account.is_suspended or account.is_limited),
         ):
             if is_in:
                 accounts.add(account.id)
@@ -631,33 +634,34 @@ class ClusterState:
     def _queue(self, job: Job) -> None:
         """Lets a job that may start now stand in line, or behind it where its array is at its cap."""
         if job.array_cap is None:
-            self.waiting.add(job, self._queue_key(job))
+            self.waiting.add(job, self.queue_key_of(job))
         else:
-            self.throttle.add(job, self._queue_key(job))
+            self.throttle.add(job, self.queue_key_of(job))
 
     def _unqueue(self, job: Job) -> None:
         """Undoes `_queue`."""
         if job.array_cap is None:
             self._leave_line(job.id)
         else:
-            self.throttle.remove(job, self._queue_key(job))
+            self.throttle.remove(job, self.queue_key_of(job))
 
     def _enter_line(self, job_id: JobId) -> None:
         job = self.jobs[job_id]
-        self.waiting.add(job, self._queue_key(job))
+        self.waiting.add(job, self.queue_key_of(job))
 
     def _leave_line(self, job_id: JobId) -> None:
         job = self.jobs[job_id]
         if job_id in self.reservations:
             self._break_promise(job_id)
-        self.waiting.remove(job, self._queue_key(job))
+        self.waiting.remove(job, self.queue_key_of(job))
 
     def _queued_jobs(self, account: AccountId) -> list[Job]:
         """Returns the jobs of a project that may start now, in line or behind it."""
         behind = [each for each in self.throttle.waiting() if self.jobs[each].account == account]
         return [self.jobs[each] for each in dict.fromkeys([*self.waiting.jobs_of(account), *behind])]
 
-    def _queue_key(self, job: Job) -> QueueKey:
+    def queue_key_of(self, job: Job) -> QueueKey:
+        """Returns a job's place in its project's order, whether it stands in line or would."""
         account = self.accounts.get(job.account)
         return queue_key(job, account.limit_weight if account else 0)
 
@@ -755,6 +759,7 @@ class ClusterState:
             (self.waiting_jobs, again.waiting_jobs),
             (self.pending_units, again.pending_units),
             (self.guarantees, again.guarantees),
+            (self.waiting.binding, again.waiting.binding),
             (self.supply.kinds, again.supply.kinds),
             (self.supply.impaired, again.supply.impaired),
             (mine_demand.totals, derived_demand.totals),

@@ -67,6 +67,14 @@ class Throttle:
             array.behind.remove(key)
         self._settle(job.array, array)
 
+    def bars(self, job: Job, key: QueueKey) -> bool:
+        """Tells whether the cap keeps an element out of the line for those before it, were it taken up now."""
+        array = None if job.array is None else self._arrays.get(job.array)
+        if array is None:
+            return False
+        before = array.in_line.bisect_left(key) + array.behind.bisect_left(key)
+        return before >= max(0, array.cap - array.active)
+
     def waiting(self) -> list[JobId]:
         """Returns the elements that were taken up, in line or behind it."""
         return [JobId(key[2]) for array in self._arrays.values() for key in (*array.in_line, *array.behind)]

@@ -107,19 +107,33 @@ class TreeWalk:
     """Jobs of one wanted booking, by the tree."""
 
     def __init__(
-        self, prospects: Prospects, scale: Scale, heads_of: Mapping[AccountId, SortedList[Head]], *, is_guaranteed: bool
+        self,
+        prospects: Prospects,
+        scale: Scale,
+        heads_of: Mapping[AccountId, SortedList[Head]],
+        wanted: BookingWanted,
     ) -> None:
+        self._prospects = prospects
         self._scale = scale
+        self._wanted = wanted
+        self._is_guaranteed = wanted is BookingWanted.GUARANTEED
         self._root = _Branch(ROOT_ACCOUNT, None)
         for account, heads in heads_of.items():
-            queue = prospects.queue(heads, account, is_guaranteed=is_guaranteed)
+            if self._is_over():
+                break
+            queue = prospects.queue(heads, account, is_guaranteed=self._is_guaranteed)
             if queue.head() is not None:
                 self._plant(account, queue)
-        self._order(self._root)
+        if not self._is_over():
+            self._order(self._root)
+
+    def _is_over(self) -> bool:
+        """Tells whether nothing that could be given out here can start; what accepts a guarantee only is looked at."""
+        return not self._is_guaranteed and self._prospects.is_over(self._wanted)
 
     def next(self) -> tuple[JobId, Row] | None:
         """Returns the next job and its group."""
-        while self._root.heap:
+        while self._root.heap and not self._is_over():
             leaf = self._leaf()
             assert leaf.queue is not None, "a branch without children has a queue"
             given = leaf.queue.head()
@@ -155,18 +169,25 @@ class TreeWalk:
             branch = below
         branch.queue = queue
 
-    def _order(self, branch: _Branch) -> None:
-        """Files everything below a branch; an account that has jobs of its own and others below it gets a leaf."""
+    def _order(self, branch: _Branch) -> Head | None:
+        """Files everything below a branch, and returns the job that is next below it.
+
+        An account that has jobs of its own and others below it gets a leaf.
+        """
         if branch.queue is not None and branch.children:
             own = _Branch(branch.account, branch, branch.queue)
             own.is_own, branch.queue = True, None
             branch.children[branch.account] = own
+        if branch.queue is not None:
+            return branch.queue.head()
+        heads: dict[_Branch, Head] = {}
         for below in branch.children.values():
-            self._order(below)
-            head = below.head()
+            head = self._order(below)
             if head is not None:
+                heads[below] = head
                 branch.heap.append((self._key(below, head[1]), below.account, below.is_own, below))
         heapify(branch.heap)
+        return heads[branch.heap[0][3]] if branch.heap else None
 
     def _key(self, branch: _Branch, row: Row) -> int:
         if branch.is_own:

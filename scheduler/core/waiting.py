@@ -6,6 +6,7 @@ Jobs of one group differ in nothing that placement, limits or backfill ask, so a
 at no other. The first jobs of a project's groups are kept in order too, so that it finds where to look.
 """
 
+from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -69,6 +70,8 @@ class Waiting:
         """The first of each group, by wanted booking and project, in the project's order."""
         self.of_shape: dict[Shape, dict[Group, Row]] = {}
         """The same groups by their shape."""
+        self.kinds: dict[BookingWanted, Counter[tuple[int, int]]] = {each: Counter() for each in BookingWanted}
+        """How many groups there are of each kind (see `Row`), by wanted booking."""
         self.ages: SortedList[tuple[int, JobId]] = SortedList()
         """(submitted_ms, id) of the jobs in groups, the oldest first."""
         self.shapes: list[Shape] = []
@@ -78,6 +81,8 @@ class Waiting:
         """Accounts with a limit per user, or whose users take turns. It changes while no job of theirs waits here."""
         self.by_turns: set[AccountId] = set()
         """Projects whose users take turns; all of them are in `by_user` too."""
+        self.binding: set[AccountId] = set()
+        """Accounts whose terms can keep a job from starting: suspended ones, and those with a limit."""
         self._numbers: dict[Shape, int] = {}
 
     def intern(self, shape: Shape) -> Shape:
@@ -106,6 +111,7 @@ class Waiting:
             number = self._numbers[job.shape]
             row = groups[group] = Row(group, number, (number, job.time_limit_ms))
             self.of_shape.setdefault(job.shape, {})[group] = row
+            self.kinds[group.wanted][row.kind] += 1
         head = row.line[0] if row.line else None
         row.line.add(key)
         if head is None or key < head:
@@ -125,6 +131,10 @@ class Waiting:
         self.ages.remove((job.submitted_ms, job.id))
         if not row.line:
             del groups[group]
+            kinds = self.kinds[group.wanted]
+            kinds[row.kind] -= 1
+            if not kinds[row.kind]:
+                del kinds[row.kind]
             alike = self.of_shape[job.shape]
             del alike[group]
             if not alike:
@@ -132,6 +142,11 @@ class Waiting:
             if not groups:
                 del self.groups[job.account]
         self._want(job, group.user, -1)
+
+    def has(self, job: Job, key: QueueKey) -> bool:
+        """Tells whether a job stands in line."""
+        row = self.groups.get(job.account, {}).get(self.group_of(job))
+        return row is not None and key in row.line
 
     def group_of(self, job: Job) -> Group:
         """Returns the group that a job waits in, or would."""
@@ -156,6 +171,11 @@ class Waiting:
         return {
             "ages": list(self.ages),
             "of_shape": {shape: set(groups) for shape, groups in self.of_shape.items()},
+            "kinds": {
+                (wanted, self.shapes[number], limit_ms): count
+                for wanted, kinds in self.kinds.items()
+                for (number, limit_ms), count in kinds.items()
+            },
             "lines": {group: list(line) for group, line in self.lines()},
             "heads": {
                 (wanted, account): [(key, row.group) for key, row in heads]

@@ -5,20 +5,24 @@ one search runs at a time: however many people ask, the planner plans most of th
 """
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scheduler.core.calibration import TrackRecord, calibrated
 from scheduler.core.cycle import plan
 from scheduler.core.estimate import StartEstimate, estimate_start
 from scheduler.core.explain import Explanation, explain
-from scheduler.core.model import Job, JobId, JobState
+from scheduler.core.lifecycle import WAITING
+from scheduler.core.model import Job, JobId, JobState, lineage
 from scheduler.core.plan import Plan
 from scheduler.core.policy import Policy
 from scheduler.core.reasons import ReasonCode
+from scheduler.core.shares import Shares
 from scheduler.core.sooner import Room, room_for, search
 from scheduler.core.state import ClusterState
 from scheduler.core.supposing import supposed, would_start
 from scheduler.routes.door import Door
+from scheduler.routes.quota import standing_answer
+from scheduler.wire.problems import Json
 
 _NO_CHANGE_HELPS = frozenset(
     {
@@ -42,6 +46,10 @@ class Foreseen:
     explanation: Explanation
     estimate: StartEstimate | None = None
     record: TrackRecord | None = None
+    ahead: tuple[Job, ...] = ()
+    """The first of those ahead, whoever they belong to."""
+    shares: tuple[Json, ...] = ()
+    """What each account of the job's path may hold, holds and should hold of its classes, the tenant first."""
 
 
 class Foreseeing:
@@ -55,7 +63,10 @@ class Foreseeing:
         """Returns what is known of a live job; None for one that is not live (any more)."""
         policy = self._door.controller.policy
         found = await self._door.ask(lambda state, made: _explained(state, made, policy, job_id))
-        return None if found is None else self._measured(*found)
+        if found is None:
+            return None
+        told, (ahead, shares) = found
+        return replace(self._measured(*told), ahead=ahead, shares=shares)
 
     async def draft(self, job: Job) -> Foreseen:
         """Returns what would be known of a job, were it submitted now; no reason means that it would start."""
@@ -113,11 +124,21 @@ def _is_in_line(state: ClusterState, job_id: JobId) -> bool:
 
 
 def _explained(
-    state: ClusterState, made: Plan, policy: Policy, job: JobId
-) -> tuple[Explanation, StartEstimate | None] | None:
-    if job not in state.jobs:
+    state: ClusterState, made: Plan, policy: Policy, job_id: JobId
+) -> tuple[tuple[Explanation, StartEstimate | None], tuple[tuple[Job, ...], tuple[Json, ...]]] | None:
+    if job_id not in state.jobs:
         return None
-    return explain(state, made, job), estimate_start(state, policy, made.now_ms, job)
+    found, job = explain(state, made, job_id), state.jobs[job_id]
+    ahead = tuple(state.jobs[each] for each in found.ahead_first)
+    told = found, estimate_start(state, policy, made.now_ms, job_id)
+    return told, (ahead, _shares_of(state, made, job) if job.state in WAITING else ())
+
+
+def _shares_of(state: ClusterState, made: Plan, job: Job) -> tuple[Json, ...]:
+    shares, path = Shares(state, made.now_ms), lineage(job.account)
+    standings = {(each.account, each.gpu_class): each for each in shares.standings() if each.account in path}
+    keys = [(name, gpu_class) for gpu_class in job.shape.gpu_classes for name in reversed(path)]
+    return tuple(standing_answer(state, shares, standings[key]) for key in keys if key in standings)
 
 
 def _supposed(

@@ -8,7 +8,7 @@ from sqlalchemy.engine import Connection
 
 from scheduler.auth import READS_JOBS, RUNS_JOBS, Rights
 from scheduler.core.explain import Explanation
-from scheduler.core.model import Dependency, JobState
+from scheduler.core.model import Dependency, Job, JobState
 from scheduler.refusal import Problem, RefusalCode, Refused
 from scheduler.routes.bodies import body_of
 from scheduler.routes.door import Door, answer
@@ -19,7 +19,14 @@ from scheduler.routes.submitting import Submit, checked_key, preview, submitted
 from scheduler.store import queries
 from scheduler.store.lookups import held_units
 from scheduler.store.secrets import unknown_secrets
-from scheduler.wire.answers import allocation_answer, change_answer, explanation_answer, gpu_count, history_answer
+from scheduler.wire.answers import (
+    allocation_answer,
+    change_answer,
+    explanation_answer,
+    gpu_count,
+    history_answer,
+    job_answer_id,
+)
 from scheduler.wire.problems import Json, envelope, page
 from scheduler.wire.requests import LIVE_STATES, JobListQuery
 from scheduler.wire.spec import JobSpec, parse_spec
@@ -95,7 +102,11 @@ def job_routes(door: Door, shown: Shown) -> APIRouter:
         helps = await foreseeing.sooner(job.job, told.explanation) if sooner else ()
         content = explanation_answer(job, told.explanation, told.estimate, told.record)
         changes = [change_answer(job.job, each) for each in helps]
-        return answer(envelope("Explanation", door.now_ms, **content, sooner=changes if sooner else None))
+        shares = [each for each in told.shares if rights.may_see_account(each["account"])]
+        visible = [each for each in told.ahead if rights.may_see_account(each.account)]
+        ahead = await door.read(lambda connection: _named(connection, visible))
+        content.update(ahead=ahead, shares=shares, sooner=changes if sooner else None)
+        return answer(envelope("Explanation", door.now_ms, **content))
 
     @router.get("/v1/jobs/{ref}/events", summary="The job's history")
     async def events(ref: Ref, rights: Annotated[Rights, Depends(reader)]) -> Response:
@@ -113,6 +124,22 @@ def job_routes(door: Door, shown: Shown) -> APIRouter:
         return answer(page("AllocationList", door.now_ms, await door.read(look_up)))
 
     return router
+
+
+def _named(connection: Connection, jobs: list[Job]) -> list[Json]:
+    """Returns jobs ahead of another by number, name and owner."""
+    found = [queries.job(connection, each.id) for each in jobs]
+    return [
+        {
+            "id": job_answer_id(each.job.id, each.job.array, each.job.array_index),
+            "name": each.name,
+            "account": each.job.account,
+            "user": each.job.user,
+            "gpus_total": gpu_count(each.job.shape.total_units),
+        }
+        for each in found
+        if each is not None
+    ]
 
 
 def _totals(connection: Connection, rights: Rights) -> Json:

@@ -34,12 +34,17 @@ def quota_routes(door: Door) -> APIRouter:
                 for each in shares.standings()
                 if rights.may_see_account(each.account) and (account is None or _is_below(each.account, account))
             )
-            return [{**_item(each), **_use(state, shares, each)} for each in seen]
+            return [standing_answer(state, shares, each) for each in seen]
 
         items = await door.ask(ask)
         return answer(page("QuotaList", now_ms, items))
 
     return router
+
+
+def standing_answer(state: ClusterState, shares: Shares, standing: Standing) -> Json:
+    """Returns what an account may hold, holds and should hold of a class, as `quota` and `why` tell it."""
+    return {**_item(standing), **_use(state, shares, standing)}
 
 
 def _use(state: ClusterState, shares: Shares, standing: Standing) -> Json:

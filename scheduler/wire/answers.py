@@ -121,11 +121,11 @@ def topology_text(shape: Shape) -> str | None:
 
 
 def reason_answers(reasons: Sequence[Reason]) -> list[Json]:
-    """Returns reasons with their numbers, the dominating one first: the one that blocks."""
+    """Returns reasons with their numbers, the dominating one first; each of them blocks."""
     return [
         {
             "code": reason.code.value,
-            "blocking": place == 0,
+            "blocking": True,
             "need": reason.need,
             "free": reason.free,
             "unit": reason.unit or "gpus",
@@ -133,7 +133,7 @@ def reason_answers(reasons: Sequence[Reason]) -> list[Json]:
             "slurm": SLURM_WORDS[reason.code],
             "detail": reason.detail,
         }
-        for place, reason in enumerate(reasons)
+        for reason in reasons
     ]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from metering.agent import Sampler
+from metering.holders import HolderWatch
 from metering.ledger import windows_of
 from metering.reporter import AgentName, LinkProblem, LinkTrouble, Reporter
 from metering.simulated import SimulatedNode, SimulatedReader
@@ -80,7 +81,7 @@ class Rig:
         """The agent, begun anew on its spool."""
         sampler = Sampler(NodeName(HOST), self.reader, self.clock)
         name = AgentName(NodeName(HOST), "one", "1.0")
-        return Reporter(name, sampler, Spool(self.folder), self.clock, self.witness)
+        return Reporter(name, sampler, Spool(self.folder), self.clock, HolderWatch(self.witness))
 
     def pass_minute(self) -> None:
         for _ in range(4):

@@ -105,6 +105,28 @@ def test_pending_jobs_say_why_they_wait(centre: Centre, people: People) -> None:
     assert (why["position"], why["ahead_jobs"], why["nodes_considered"], why["nodes_fit"]) == (1, 0, 2, 0)
 
 
+def test_why_names_all_that_blocks_and_who_is_ahead_only_to_those_who_may_know(centre: Centre, people: People) -> None:
+    mei, zoe = people.user(), people.user("zoe", "zeta/lab")
+    mei.submit(gpus_per_node=8, nodes=2, gpu_classes=["H100"])
+    centre.tick()
+    zoe.submit(project="lab", gpus_per_node=8, gpu_classes=["H100"], name="secret")
+    job = mei.submit(gpus_per_node=8, gpu_classes=["H100"])
+    mei.post("/v1/jobs/hold", json={"ids": [str(job)]})
+    centre.has_account("acme", limit={"H100": 16})
+    centre.tick()
+    own = mei.get(f"/v1/jobs/{job}/why").json()
+    assert [each["code"] for each in own["reasons"]] == ["held_user", "quota_tenant", "capacity", "order"]
+    mei.post("/v1/jobs/release", json={"ids": [str(job)]})
+    centre.tick()
+    own, known = (each.get(f"/v1/jobs/{job}/why").json() for each in (mei, people.operator()))
+    assert [each["code"] for each in own["reasons"]] == ["quota_tenant", "capacity", "order"]
+    assert (own["ahead_jobs"], own["ahead_gpus"], own["ahead"]) == (1, 8, [])
+    assert [(each["name"], each["account"]) for each in known["ahead"]] == [("secret", "zeta/lab")]
+    assert {each["account"] for each in own["shares"]} == {"acme/vision"}, "her token is the project's"
+    assert [each["account"] for each in known["shares"]] == ["acme", "acme/vision"]
+    assert [(each["held"], each["limit"]) for each in known["shares"]] == [(16, 16), (16, None)]
+
+
 def test_a_job_that_ended_is_explained_without_reasons(people: People) -> None:
     user = people.user()
     job = user.submit()

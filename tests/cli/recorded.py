@@ -156,10 +156,23 @@ WHY = envelope(
     state="pending",
     reasons=[
         {"code": "capacity", "blocking": True, "need": 64, "free": 40, "slurm": "Resources", "detail": "5 whole nodes"},
-        {"code": "order", "blocking": False, "need": None, "free": None, "slurm": "Priority", "detail": None},
+        {"code": "order", "blocking": True, "need": None, "free": None, "slurm": "Priority", "detail": None},
     ],
     ahead_jobs=1,
     ahead_gpus=48,
+    ahead=[{"id": 10477, "name": "pretrain", "account": "zen/base", "user": "li", "gpus_total": 48}],
+    shares=[
+        {
+            "account": "acme",
+            "gpu_model": "H100",
+            "guarantee": 32,
+            "limit": 128,
+            "held": 32,
+            "target": 88,
+            "is_over_target": False,
+            "debt_credits": "18.250000",
+        }
+    ],
     position=2,
     nodes_considered=64,
     nodes_fit=5,

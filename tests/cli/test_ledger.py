@@ -210,6 +210,56 @@ def test_an_exports_focus_file_is_checked_and_a_broken_one_is_exit_1(home: Home,
     assert home.turnstile("admin", "ledger", "export", "more", *flags[:-4], "--focus", "0.5").code == 2
 
 
+_TOLD = """
+=== Validation Results ===
+Total: 578 | Pass: 570 | Fail: {fail} | Skipped: 6
+--- Failures ---
+- InvoiceId-C-005-C: violations=47; InvoiceId MUST NOT be NULL.
+  MustSatisfy: InvoiceId MUST NOT be null when the charge is associated with an issued invoice.
+{more}"""
+_NEGATIVE = "- ListUnitPrice-C-006-C: violations=2; ListUnitPrice MUST be a valid, non-negative decimal.\n"
+
+
+@pytest.mark.parametrize(
+    ("told", "code", "says"),
+    [
+        (
+            _TOLD.format(fail=1, more=""),
+            0,
+            "sound by focus-validator: 570 of its rules hold, 6 it does not look at, 1 con",
+        ),
+        (_TOLD.format(fail=2, more=_NEGATIVE), 1, "ListUnitPrice-C-006-C: 2 rows: ListUnitPrice MUST be a valid"),
+        (_TOLD.format(fail=3, more=_NEGATIVE), 3, "the validator's answer cannot be read"),
+        ("ImportError: pyarrow requires NumPy 2.0", 3, "it ends with: ImportError: pyarrow requires NumPy 2.0"),
+    ],
+    ids=("known", "new", "half", "broken"),
+)
+def test_a_second_opinion_is_told_and_its_known_contradictions_are_no_failures(
+    home: Home, kept: tuple[Path, Centre], told: str, code: int, says: str
+) -> None:
+    """The program stands in for one of 660 MB, whose words these are; it exits with 0 whatever fails, as that does."""
+    path, centre = kept
+    flags = ("--copy", str(path), *span_of(centre), "--issuer", "园区")
+    assert home.turnstile("admin", "ledger", "export", "out", *flags).code == 0
+    (written,) = (home.path / "out").glob("focus_*.csv")
+    program = home.path / "focus-validator"
+    (home.path / "told").write_text(told, encoding="utf-8")
+    program.write_text(f'#!/bin/sh\nLC_ALL=C grep -q "[^ -~]" "$2" && exit 9\ncat {home.path}/told\n', encoding="utf-8")
+    program.chmod(0o755)
+    done = home.turnstile("admin", "ledger", "check-focus", str(written), "--second-opinion", str(program))
+    assert (done.code, says in done.out + done.err) == (code, True), done
+    if code == 1:
+        assert "InvoiceId-C-005-C" not in done.out
+
+
+def test_a_second_opinion_that_is_not_installed_says_how_it_is(home: Home, kept: tuple[Path, Centre]) -> None:
+    (home.path / "f.csv").write_text("BilledCost\n1\n", encoding="utf-8")
+    done = home.turnstile("admin", "ledger", "check-focus", "f.csv", "--second-opinion", "no-such-program")
+    assert done.code == 3
+    assert "there is no program no-such-program" in done.err
+    assert "pip install focus-validator==2.2.1" in done.err
+
+
 @pytest.mark.parametrize(
     "typed",
     [

@@ -21,7 +21,7 @@ def documents(path: Path) -> list[Manifest]:
 
 
 def rendered(folder: Path) -> list[Manifest]:
-    """What kustomize makes of a folder, as far as ours use it: resources, images, JSON patches that replace."""
+    """What kustomize makes of a folder, as far as ours use it: resources, images, JSON patches."""
     (kustomization,) = documents(folder / "kustomization.yaml")
     known = {"apiVersion", "kind", "resources", "images", "patches"}
     assert kustomization.keys() <= known, f"the resolver of this test knows {known}"
@@ -32,13 +32,25 @@ def rendered(folder: Path) -> list[Manifest]:
     for patch in kustomization.get("patches", ()):
         (target,) = (m for m in found if (m["kind"], m["metadata"]["name"]) == tuple(patch["target"].values()))
         for change in yaml.safe_load((folder / patch["path"]).read_text()):
-            assert (change["op"], change["path"].count("/")) == ("replace", 1)
-            target[change["path"].removeprefix("/")] = change["value"]
+            _apply(target, change)
     for image in kustomization.get("images", ()):
         for container in (container for manifest in found for container in containers(manifest)):
             if container["image"] == image["name"]:
                 container["image"] = f"{image['newName']}:{image['newTag']}"
     return found
+
+
+def _apply(target: Any, change: Manifest) -> None:  # Any: JSON
+    """Applies one operation of a JSON patch (RFC 6902): `replace` of a member, `add` of one or at a list's end."""
+    *way, last = change["path"].removeprefix("/").split("/")
+    for key in way:
+        target = target[int(key)] if isinstance(target, list) else target[key]
+    if isinstance(target, list):
+        assert (change["op"], last) == ("add", "-"), change
+        target.append(change["value"])
+    else:
+        assert (change["op"] == "replace") == (last in target), change
+        target[last] = change["value"]
 
 
 def pod_spec(manifest: Manifest) -> Manifest:
@@ -195,6 +207,15 @@ def test_the_overlay_for_old_clusters_changes_the_budgets_version_only() -> None
     assert [(a["kind"], a["apiVersion"], b["apiVersion"]) for a, b in changed] == [
         ("PodDisruptionBudget", "policy/v1", "policy/v1beta1")
     ]
+
+
+def test_the_second_witness_costs_the_agents_sight_of_the_host_and_nothing_more() -> None:
+    base, changed = rendered(BASE), rendered(DEPLOY / "kubernetes" / "overlays" / "second-witness")
+    (pair,) = [(a, b) for a, b in zip(base, changed, strict=True) if a != b]
+    spec, seeing = pod_spec(pair[0]), pod_spec(pair[1])
+    assert seeing.pop("hostPID") is True
+    assert seeing["containers"][0]["args"].pop() == "--proc=/proc"
+    assert seeing == spec
 
 
 def test_the_image_runs_as_nobody_and_holds_what_the_agent_needs() -> None:

@@ -24,6 +24,7 @@ from k8s.problems import NotFound
 from metering.agent import Sampler
 from metering.core.tariff import body_of
 from metering.gpus import GpuIdentity, GpuProblem, GpuSample, XidEvent
+from metering.holders import HolderWatch
 from metering.reporter import AgentName, Reporter
 from metering.spool import Spool
 from scheduler.clock import LedgerClock
@@ -121,7 +122,9 @@ def test_a_job_of_two_gpus_is_billed_with_the_devices_that_the_kubelet_gave(
     assert sorted(witness.holders()) == given
     reader = PluginsGpus([*given, "GPU-of-nobody"], clock)
     sampler = Sampler(NodeName(node), reader, clock)
-    reporter = Reporter(AgentName(NodeName(node), "one", "1"), sampler, Spool(tmp_path / "spool"), clock, witness)
+    reporter = Reporter(
+        AgentName(NodeName(node), "one", "1"), sampler, Spool(tmp_path / "spool"), clock, HolderWatch(witness)
+    )
     made = daemon.request("POST", "/v1/admin/tokens", {"role": "agent", "account": "", "user": node})
     uplink = HttpUplink(lambda: Endpoint(daemon.url, made.json["secret"]))
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 SUCCESS, UNINITIALIZED, NOT_SUPPORTED, NOT_FOUND, INVALID_ARGUMENT, TIMEOUT = 0, 1, 3, 6, 2, 10
-GPU_IS_LOST, UNKNOWN = 15, 999
+INSUFFICIENT_SIZE, GPU_IS_LOST, UNKNOWN = 7, 15, 999
 XID_EVENT = 0x8
 NO_INSTANCE = 0xFFFFFFFF
 GIB = 1024**3
@@ -29,6 +29,7 @@ class FakeMig:
     name: str = ""
     gpu_instance: int = 7
     compute_instance: int = 0
+    processes: tuple[int, ...] | None = ()
     fail: dict[str, int] = field(default_factory=dict)
 
 
@@ -53,6 +54,7 @@ class FakeGpu:
     pages_pending: int = 0
     mig_mode: int | None = 0
     mig: list[FakeMig | None] = field(default_factory=list)
+    processes: tuple[int, ...] | None = ()
     supported_events: int = 0xFF
     fail: dict[str, int] = field(default_factory=dict)
 
@@ -260,6 +262,18 @@ def _nvmlDeviceGetRetiredPages(library: FakeNvml, handle: Any, cause: Any, count
 
 def _nvmlDeviceGetRetiredPagesPendingStatus(library: FakeNvml, handle: Any, reference: Any) -> int:
     return _set(reference, library.at(handle).pages_pending)
+
+
+def _nvmlDeviceGetComputeRunningProcesses_v3(library: FakeNvml, handle: Any, count: Any, found: Any) -> int:
+    processes = library.at(handle).processes
+    if processes is None:
+        return NOT_SUPPORTED
+    room, count._obj.value = count._obj.value, len(processes)
+    if room < len(processes):
+        return INSUFFICIENT_SIZE
+    for place, pid in enumerate(processes):
+        found[place].pid = pid
+    return SUCCESS
 
 
 def _nvmlDeviceGetMigMode(library: FakeNvml, handle: Any, current: Any, pending: Any) -> int:

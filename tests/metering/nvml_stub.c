@@ -4,10 +4,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { SUCCESS = 0, NOT_SUPPORTED = 3, IS_LOST = 15 };
+enum { SUCCESS = 0, NOT_SUPPORTED = 3, INSUFFICIENT_SIZE = 7, IS_LOST = 15 };
 typedef struct { int index; } gpu;
 typedef struct { unsigned int gpu, memory; } utilization;
 typedef struct { unsigned int version; unsigned long long total, reserved, free, used; } memory_v2;
+typedef struct { unsigned int pid; unsigned long long memory; unsigned int gpu_instance, compute_instance; } process;
 typedef struct { char legacy[16]; unsigned int domain, bus, device, id, subsystem; char bus_id[32]; } pci;
 
 static gpu gpus[2] = {{0}, {1}};
@@ -43,4 +44,12 @@ int nvmlDeviceGetUtilizationRates(gpu *handle, utilization *rates) { rates->gpu 
 int nvmlDeviceGetPowerUsage(gpu *handle, unsigned int *milliwatts) { (void)handle; *milliwatts = 350000; return SUCCESS; }
 int nvmlDeviceGetTotalEnergyConsumption(gpu *handle, unsigned long long *millijoules) { (void)handle; *millijoules = energy += 35000; return SUCCESS; }
 int nvmlDeviceGetTemperature(gpu *handle, int sensor, unsigned int *celsius) { (void)handle; (void)sensor; *celsius = 47; return SUCCESS; }
+/* The first GPU has process 4711, the second none. */
+int nvmlDeviceGetComputeRunningProcesses_v3(gpu *handle, unsigned int *count, process *found) {
+    unsigned int room = *count;
+    *count = handle->index == 0 ? 1 : 0;
+    if (room < *count) return INSUFFICIENT_SIZE;
+    if (*count) { memset(found, 0, sizeof *found); found->pid = 4711; }
+    return SUCCESS;
+}
 int nvmlDeviceGetMigMode(gpu *handle, unsigned int *current, unsigned int *pending) { (void)handle; (void)current; (void)pending; return NOT_SUPPORTED; }

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,10 +11,11 @@ import pytest
 from metering.csv_files import BOM
 from metering.export import export_usage
 from metering.focus import FocusTerms
-from metering.focus_check import FocusChecker, check_focus
-from metering.focus_columns import FOCUS_1_2, columns_of
+from metering.focus_check import ONE_PARENT, FocusChecker, check_focus
+from metering.focus_columns import FOCUS_1_2, VERSIONS, Kind, columns_of
 from metering.focus_rules import REPEATING_RULES, VARYING, VARYING_RULES, cell_breaks
 from scheduler.core.model import DeviceId
+from scheduler.store.database import Database
 from tests.metering.builders import NOON_MS, book
 from tests.metering.centre import SHANGHAI, Centre
 
@@ -36,8 +38,27 @@ _DISCOUNT = {
 
 
 @pytest.fixture
-def rows(centre: Centre, tmp_path: Path) -> Rows:
+def rows(sound: Rows) -> Rows:
+    """Rows of the test's own."""
+    return [dict(row) for row in sound]
+
+
+@pytest.fixture(scope="module")
+def sound(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Rows:
     """Usage, tax and rounding as exported; a package bought and drawn from, a reservation, a credit, a correction."""
+    folder = tmp_path_factory.mktemp("focus")
+    shutil.copy(empty_database, folder / "turnstile.db")
+    database = Database.open(f"sqlite:///{folder / 'turnstile.db'}")
+    try:
+        return _made(Centre(database), folder)
+    finally:
+        database.dispose()
+
+
+def _made(centre: Centre, tmp_path: Path) -> Rows:
+    centre.tenant("acme/vision", "视觉组")
+    centre.tenant("globex/nlp")
+    centre.node("a")
     centre.publish(book(prices={"burst": "17.333333"}, tax="0.06"))
     centre.run(A0, account="acme/vision", name="夜间")
     centre.run(A1, account="globex/nlp")
@@ -180,6 +201,73 @@ CELLS: list[tuple[str, Callable[[Rows], None], str]] = [
         "ChargePeriodStart.billing_period",
     ),
     ("one price in two currencies", second_currency, "BillingCurrency.price"),
+    # The rest of our rules: none is there that nothing can break.
+    (
+        "a billing period that ends first",
+        first("Usage", BillingPeriodEnd="2020-01-01T00:00:00Z"),
+        "BillingPeriodEnd.order",
+    ),
+    ("a charge that ends first", first("Usage", ChargePeriodEnd="2020-01-01T00:00:00Z"), "ChargePeriodEnd.order"),
+    ("an account without a type", first("Usage", BillingAccountType=""), "BillingAccountType.account"),
+    ("a sub-account without a type", first("Usage", SubAccountType=""), "SubAccountType.account"),
+    (
+        "a sub-account of two accounts",
+        lambda rows: rows[1].update(SubAccountId=rows[0]["SubAccountId"]),
+        "SubAccountId.parent",
+    ),
+    (
+        "a status of no reservation",
+        first("Usage", CapacityReservationStatus="Used"),
+        "CapacityReservationStatus.reservation",
+    ),
+    ("a reservation without a status", first("Usage", CapacityReservationId="r"), "CapacityReservationStatus.usage"),
+    (
+        "a commitment without a category",
+        first("Purchase", CommitmentDiscountCategory=""),
+        "CommitmentDiscountCategory.discount",
+    ),
+    ("a commitment without a type", first("Purchase", CommitmentDiscountType=""), "CommitmentDiscountType.discount"),
+    ("a name of no commitment", first("Usage", CommitmentDiscountName="p"), "CommitmentDiscountName.discount"),
+    (
+        "a purchase that is used",
+        first("Purchase", CommitmentDiscountStatus="Used"),
+        "CommitmentDiscountStatus.discount",
+    ),
+    (
+        "a commitment's quantity without a unit",
+        first("Purchase", CommitmentDiscountUnit=""),
+        "CommitmentDiscountQuantity.discount",
+    ),
+    ("what a purchase cost told twice", first("Purchase", EffectiveCost="1.000000"), "EffectiveCost.purchase"),
+    ("usage without a pricing category", first("Usage", PricingCategory=""), "PricingCategory.charge"),
+    ("usage without a SKU", first("Usage", SkuId=""), "SkuId.charge"),
+    ("usage without a SKU price", first("Usage", SkuPriceId=""), "SkuPriceId.charge"),
+    ("a SKU price of no SKU", first("Credit", SkuPriceId="p"), "SkuPriceId.sku"),
+    ("a meter of no SKU", first("Credit", SkuMeter="m"), "SkuMeter.sku"),
+    ("details of no SKU price", first("Credit", SkuPriceDetails="{}"), "SkuPriceDetails.price"),
+    ("a key of nobody's", first("Usage", SkuPriceDetails='{"Colour": "red"}'), "SkuPriceDetails.keys"),
+    ("one SKU price with two details", lambda rows: rows[1].update(SkuPriceDetails="{}"), "SkuPriceDetails.same"),
+    ("a region's name without its id", first("Usage", RegionName="Park"), "RegionName.region"),
+    ("a negative contracted price", first("Usage", ContractedUnitPrice="-1.0"), "ContractedUnitPrice.negative"),
+    ("usage without a list price", first("Usage", ListUnitPrice=""), "ListUnitPrice.charge"),
+    ("usage without a contracted price", first("Usage", ContractedUnitPrice=""), "ContractedUnitPrice.charge"),
+    (
+        "another price in the same currency",
+        first("Usage", PricingCurrencyListUnitPrice="1.0"),
+        "PricingCurrency.prices",
+    ),
+    (
+        "another cost in the same currency",
+        first("Usage", PricingCurrencyEffectiveCost="1.0"),
+        "PricingCurrencyEffectiveCost.currency",
+    ),
+    ("a consumed quantity without a unit", first("Usage", ConsumedUnit=""), "ConsumedUnit.quantity"),
+    ("a negative consumption", first("Usage", ConsumedQuantity="-3600.000"), "ConsumedQuantity.negative"),
+    ("seconds that are not the hours", first("Usage", ConsumedQuantity="3601.000"), "ConsumedQuantity.hours"),
+    ("a priced quantity without a unit", first("Usage", PricingUnit=""), "PricingUnit.quantity"),
+    ("a contracted cost off by a cent", first("Usage", ContractedCost="17.343333"), "ContractedCost.product"),
+    ("a resource's name without its id", first("Tax", ResourceName="x"), "ResourceName.resource"),
+    ("a resource without a type", first("Usage", ResourceType=""), "ResourceType.resource"),
 ]
 HEADERS: list[tuple[str, Callable[[Rows], bytes], str]] = [
     (
@@ -282,6 +370,28 @@ def test_rules_that_are_proved_once_a_combination_read_no_column_that_varies(row
         watched = Watched(cells)
         assert all(rule.holds(watched) for rule in REPEATING_RULES)
         assert not watched.read & VARYING
+
+
+def test_each_rule_between_columns_and_rows_has_a_case_that_breaks_it() -> None:
+    ours = {rule.id for rule in (*REPEATING_RULES, *VARYING_RULES)} | {rule for _, _, rule, _ in ONE_PARENT}
+    assert ours - {rule for *_, rule in CELLS} == set()
+
+
+@pytest.mark.parametrize("version", ["1.2", "1.3"])
+def test_each_column_refuses_what_its_kind_does_not_allow(version: str) -> None:
+    """A cell of the wrong kind in every column, by itself: no column is left unlooked at."""
+    wrong = {
+        Kind.TEXT: ("   ", "placeholder"),
+        Kind.DECIMAL: ("1 000.0", "decimal"),
+        Kind.DATETIME: ("2026-11-31T00:00:00Z", "datetime"),
+        Kind.JSON: ("[1]", "json"),
+        Kind.CURRENCY: ("cny", "currency"),
+        Kind.UNIT: ("hours-GPU", "unit"),
+    }
+    for column in VERSIONS[version]:
+        cell, word = wrong[column.kind] if not column.allowed else ("Nonsense", "allowed")
+        assert cell_breaks(column, cell) == [f"{column.name}.{word}"]
+        assert (cell_breaks(column, "") == []) == column.is_nullable
 
 
 def test_ids_of_rules_are_unique_and_there_are_enough_of_them() -> None:

@@ -60,6 +60,7 @@ def test_the_drivers_library_is_found_and_read(stub_reader: MakeReader) -> None:
     second = {sample.uuid: sample for sample in reader.sample()[0]}
     assert first["GPU-stub-0"].utilization_percent == 90
     assert first["GPU-stub-0"].memory_used_bytes == 1_234_567_890
+    assert [first[uuid].process_ids for uuid in ("GPU-stub-0", "GPU-stub-1")] == [(4711,), ()]
     energies = [sample.energy_millijoules for sample in (first["GPU-stub-0"], second["GPU-stub-0"])]
     assert energies == [5_000_035_000, 5_000_105_000], "64 bits, in order"
 

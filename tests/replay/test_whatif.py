@@ -98,7 +98,7 @@ def test_flags_override_the_policy_and_the_literatures_names_mean_its_rules(file
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"order": "lifo"}, "fair, fifo, sjf, least-service, srtf"),
+        ({"order": "lifo"}, "fair, fifo, sjf, least-service, srtf, finish-time"),
         ({"preemption": "always"}, "off, guarantee, fair"),
         ({"backfill": "some"}, "none, easy"),
         ({"restart_cost_seconds": -1}, "0 or more"),
@@ -138,6 +138,27 @@ def test_shortest_remaining_time_first_stops_who_has_more_left(tmp_path: Path) -
     assert plain["preemptions"] == 0
     costly: dict[str, Any] = simulate(replace(question, restart_cost_seconds=60))
     assert costly["makespan_seconds"] == report["makespan_seconds"] + 60
+
+
+def test_finish_time_first_lets_no_short_job_delay_the_end_of_all_nor_a_long_one_the_deadlines(tmp_path: Path) -> None:
+    (tmp_path / "cluster.toml").write_text('[[nodes]]\nname = "n"\ngpus = 2\n')
+    header = "job_id,submit_seconds,gpus,duration_seconds,time_limit_seconds,checkpoint_seconds"
+    short = [f"short{index},0,1,100,100,0" for index in range(10)]
+    (tmp_path / "jobs.csv").write_text("\n".join([header, *short, "long,0,1,1000,1000,0"]) + "\n")
+    question = Question(tmp_path / "cluster.toml", tmp_path / "jobs.csv", order="srtf")
+    shortest: dict[str, Any] = simulate(question)
+    balanced: dict[str, Any] = simulate(replace(question, order="finish-time"))
+    assert shortest["makespan_seconds"] == 1500, "the long job runs alone in the end"
+    assert balanced["makespan_seconds"] == 1000, "which is all work over all GPUs"
+
+
+def test_a_gang_of_a_replay_has_started_so_that_others_may_take_its_place(tmp_path: Path) -> None:
+    (tmp_path / "cluster.toml").write_text('[[nodes]]\nname = "n"\ngpus = 8\n')
+    header = "job_id,submit_seconds,tenant,gpus,duration_seconds,time_limit_seconds,checkpoint_seconds"
+    rows = [f"red{index},0,red,4,9000,9000,0" for index in range(2)] + ["blue,1000,blue,4,100,100,0"]
+    (tmp_path / "jobs.csv").write_text("\n".join([header, *rows]) + "\n")
+    report: dict[str, Any] = simulate(Question(tmp_path / "cluster.toml", tmp_path / "jobs.csv"))
+    assert report["preemptions"] == 1, "red holds all, half of which is blue's share"
 
 
 def test_srtf_never_waits_longer_on_average_than_sjf_when_stopping_is_free(tmp_path: Path) -> None:
