@@ -9,6 +9,7 @@ of `k8s.problems`. Safe to call from any thread. Lists with watches on top of it
 import json
 import logging
 import secrets
+import ssl
 import threading
 import time
 from collections import Counter
@@ -62,6 +63,16 @@ class RequestLimits:
     all_seconds: float = 20.0
     """No new try begins after this: the caller has other work, and tries again later."""
     connections: int = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Streaming:
+    """What a WebSocket to the server needs."""
+
+    url: str
+    headers: Mapping[str, str]
+    tls: ssl.SSLContext
+    proxy: str | None
 
 
 class Api:
@@ -171,6 +182,22 @@ class Api:
         """Returns how many requests were sent so far, tries included, by method."""
         with self._sent_lock:
             return dict(self._sent)
+
+    def streaming(self) -> Streaming:
+        """Returns how a WebSocket is opened, with credentials as of now. Raises NotConfigured."""
+        given = self._configuration
+        headers = {"User-Agent": "turnstile", **self._credentials()}
+        try:
+            tls = ssl.create_default_context(cafile=given.ssl_ca_cert)
+            if not given.verify_ssl:
+                tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE
+            if given.cert_file:
+                tls.load_cert_chain(given.cert_file, given.key_file)
+        except OSError as problem:
+            raise NotConfigured(f"the cluster's certificates cannot be read: {problem}") from problem
+        with self._sent_lock:
+            self._sent["GET"] += 1
+        return Streaming(self.host, headers, tls, given.proxy)
 
     def close(self) -> None:
         """Closes idle connections."""

@@ -9,6 +9,7 @@ on sight. Pods of ended jobs stay for a while, for their logs. Reading order: `s
 """
 
 import logging
+import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from k8s.api import Api, Json
 from k8s.chores import Chores
 from k8s.cluster import Cluster
 from k8s.crew import Crew
+from k8s.inside import Inside
 from k8s.launching import Launcher
 from k8s.logkeeper import LogKeeper
 from k8s.nodes import Machine, inventory
@@ -26,14 +28,18 @@ from k8s.options import Options
 from k8s.pods import Pod, ms_of
 from k8s.problems import KubernetesProblem, NotFound, Rejected, Unacceptable
 from k8s.runs import Run, Stop
+from k8s.seats import DESERTED, Seats
 from scheduler.clock import Clock
 from scheduler.core.model import AllocationId, EndReason, Grant, NodeAvailability
 from scheduler.executor import (
     Ended,
+    Entered,
+    EntryRefused,
     ExecutorError,
     LogChunk,
     NodeInventory,
     Observation,
+    Program,
     StartOrder,
     StartRefused,
 )
@@ -79,6 +85,8 @@ class KubernetesExecutor:
         self._crew = Crew()
         self._chores = Chores(api, self._crew)
         self._keeper = keeper
+        self._inside = Inside(api)
+        self._seats = Seats(self._inside, clock, self._bell.set)
         self._runs: dict[AllocationId, Run] = {}
         self._postponed: dict[AllocationId, StartOrder] = {}
         """Found by `recover` not to have been started (wholly): the next looks start them, some at a time."""
@@ -187,6 +195,7 @@ class KubernetesExecutor:
         """Forgets the allocation; its pods stay for their logs, unless they run."""
         run = self._runs.pop(allocation, None)
         self._postponed.pop(allocation, None)
+        self._seats.forget(allocation)
         if run is None:
             return
         is_ours = not run.order.spec.adopts
@@ -194,7 +203,7 @@ class KubernetesExecutor:
         if run.end is None or run.stop is not None:
             self._chores.end(run.namespace, self._job_names(run), gang, self._cluster.pods_of(allocation))
         else:
-            for place in run.ranks.values():
+            for place in () if run.order.spec.is_terminal else run.ranks.values():
                 self._keeper.keep(allocation, place.pod, run.order.spec.log_limit_bytes)
             if is_ours:
                 keep_ms = round(self._options.times.finished_seconds * 1000)
@@ -277,6 +286,8 @@ class KubernetesExecutor:
             return kept
         pod = self._places.get((allocation, node_rank))
         run = self._runs.get(allocation)
+        if run is not None and run.order.spec.is_terminal:
+            return LogChunk(b"", offset, is_complete=run.end is not None)  # what is typed lands in no log
         if pod is None:
             if run is not None and node_rank < run.size:
                 return LogChunk(b"", offset, is_complete=run.end is not None)
@@ -291,6 +302,30 @@ class KubernetesExecutor:
         except Unacceptable:
             return LogChunk(b"", offset, is_complete=is_over)  # its container has not started
         return LogChunk(data, offset + len(data), is_over and len(data) < limit_bytes)
+
+    # ---- the way in -----------------------------------------------------------------------------------------------
+
+    def enter(self, allocation: AllocationId, node_rank: int, program: Program) -> Entered:
+        """Runs a program in the container of a rank. Raises EntryRefused."""
+        return self._inside.enter(self._running(allocation, node_rank), program)
+
+    def attach(self, allocation: AllocationId, node_rank: int, size: tuple[int, int]) -> Entered:
+        """Takes the seat at the terminal that the job was started with. Raises EntryRefused."""
+        pod = self._running(allocation, node_rank)
+        run = self._runs.get(allocation)
+        if run is None or not run.order.spec.is_terminal:
+            raise EntryRefused("this job has no terminal; it was not submitted by 'run --pty'")
+        return self._seats.take(allocation, pod, size)
+
+    def reach(self, allocation: AllocationId, node_rank: int, port: int) -> socket.socket:
+        """Returns a connection to a port of a rank's pod. Raises EntryRefused."""
+        return self._inside.reach(self._running(allocation, node_rank), port)
+
+    def _running(self, allocation: AllocationId, node_rank: int) -> Pod:
+        pod = self._places.get((allocation, node_rank))
+        if pod is None or pod.started_ms is None or pod.finish is not None:
+            raise EntryRefused("its container does not run")
+        return pod
 
     def forget_logs(self, before_ms: int) -> int:
         """Removes the kept logs of jobs that ended before; returns of how many allocations. Raises OSError."""
@@ -348,6 +383,9 @@ class KubernetesExecutor:
             run.stop = run.due(view.now_ms, view.machines, self._options.times)
             if run.stop is not None and run.stop.reason is EndReason.CANCELLED:
                 self._blame_removed_node(run, run.stop)
+        is_empty = run.order.spec.is_terminal and run.started_ms() is not None
+        if run.stop is None and is_empty and self._seats.deserted(run.order.allocation.id):
+            run.stop = Stop(EndReason.CANCELLED, run.order.spec.grace_seconds, view.now_ms, DESERTED)
         if run.stop is None and any(job.is_deleting for job in self._cluster.jobs_of(run.order.allocation.id)):
             words = "its Job was deleted in Kubernetes, by hand or by another controller"
             run.stop = Stop(EndReason.CANCELLED, run.order.spec.grace_seconds, view.now_ms, words)
@@ -370,7 +408,7 @@ class KubernetesExecutor:
         """Deletes the Jobs, so that no pod is made any more, and then the pods, with the grace. Raises."""
         assert run.stop is not None, "it is to be stopped"
         if not run.are_jobs_deleted:
-            for place in run.ranks.values():
+            for place in () if run.order.spec.is_terminal else run.ranks.values():
                 if place.pod.started_ms is not None and place.gone_ms is None and place.lost_ms is None:
                     limit_bytes = run.order.spec.log_limit_bytes
                     self._keeper.follow(run.order.allocation.id, place.pod, limit_bytes, run.stop.grace_seconds)

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from k8s import names
 from k8s.api import Json
 from k8s.options import Options
+from k8s.seats import awaiting
 from scheduler.core.model import GPU_UNITS, Grant, tenant_of
 from scheduler.executor import StartOrder, StartRefused
 from scheduler.launch import check, is_protected
@@ -192,7 +193,7 @@ def _container(order: StartOrder, options: Options, ranks: tuple[int, ...], memo
         "name": names.CONTAINER,
         "image": spec.image,
         "imagePullPolicy": pods.image_pull_policy,
-        "command": [_literal(argument) for argument in spec.argv],
+        "command": [_literal(argument) for argument in (awaiting(spec.argv) if spec.is_terminal else spec.argv)],
         "env": _environment(order, ranks),
         "envFrom": [{"secretRef": {"name": name}} for name in spec.secrets],
         "resources": {"requests": resources, "limits": resources},
@@ -200,6 +201,8 @@ def _container(order: StartOrder, options: Options, ranks: tuple[int, ...], memo
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
     }
+    if spec.is_terminal:
+        container |= {"stdin": True, "tty": True}
     if spec.workdir is not None:
         container["workingDir"] = spec.workdir
     if spec.stop_signal != DEFAULT_SIGNAL:

@@ -257,6 +257,13 @@ def _refused(over: OverBudget, price: _Dearest, budget: Budget, at_ms: int) -> R
         end = local_time(period.to_ms, zone)
         until = f" until {end.day} {end:%B}"
     noun = "project" if "/" in over.account else "tenant"
+    if budget.currency != over.needed.currency:
+        why = f"but the budget of {noun} {over.account} is in {budget.currency}, which pays for nothing here"
+        return Refused(
+            RefusalCode.OVER_BUDGET,
+            f"may cost {_shown(over.needed)}, {why}",
+            tries=(f"ask a tenant admin or the operator for a budget in {over.needed.currency}",),
+        )
     return Refused(
         RefusalCode.OVER_BUDGET,
         f"may cost {_shown(over.needed)}, but {noun} {over.account} has {_digits(over.left.amount)} left{until}",

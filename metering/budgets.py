@@ -16,7 +16,7 @@ from metering.core.budget import Budget, BudgetKind, Standing
 from metering.core.journal import EntryKind, JournalEntry, Ledger, transfer
 from metering.core.quantity import AMOUNT_DECIMALS, Rounding, divide, fixed, minor_unit
 from metering.journal import NO_BUDGET, balance, balance_below, budgets, next_entry_id, post, recount_use, use_of
-from metering.tables import BUDGET_NOTICE, BUDGET_TERM, CHARGE_DUE, POSTING, POSTING_ENTRY
+from metering.tables import BUDGET_NOTICE, BUDGET_TERM, CHARGE_DUE, POSTING, POSTING_ENTRY, PRICE_BOOK
 from scheduler.admission import Money, OverBudget
 from scheduler.core.events import HeadroomChanged
 from scheduler.core.model import AccountId, lineage
@@ -171,15 +171,25 @@ def headroom_events(connection: Connection, accounts: Iterable[AccountId] | None
     """Returns what may still be set aside by accounts with hard budgets; None for those of the accounts without one."""
     asked = None if accounts is None else sorted(set(accounts))
     found = budgets(connection, asked)
+    currency = priced_in(connection, at_ms) if any(each.is_hard for each in found.values()) else None
     events = []
     for account in found if asked is None else asked:
         budget = found.get(account)
         left = None
         if budget is not None and budget.is_hard:
             left = standing(connection, budget, at_ms).left_micros
+            # Money of another currency than prices pays for nothing: were it told, starts would be tried for ever.
+            left = min(left, 0) if currency not in {None, budget.currency} else left
         pays = budget is not None and budget.kind is BudgetKind.PREPAID
         events.append(HeadroomChanged(at_ms, account, left, pays))
     return events
+
+
+def priced_in(connection: Connection, at_ms: int) -> str | None:
+    """Returns the currency of the prices in force; None where there are none."""
+    row = PRICE_BOOK.c
+    query = sa.select(row.currency).where(row.effective_ms <= at_ms).order_by(row.effective_ms.desc()).limit(1)
+    return connection.execute(query).scalar()
 
 
 def _paid(connection: Connection, budget: Budget) -> int:

@@ -1,11 +1,11 @@
 """What every device was, per civil day: the rows of `capacity.csv`, which prove that nothing is lost or counted twice.
 
 Per device and day the states' capacity units × milliseconds add up to the device's units × the time that the ledger
-knows it for. Intervals of lanes are added up as they come, one device at a time.
+knows it for. Intervals are added up in one pass in the order of their starts; memory grows with devices × days, by some
+hundred bytes each, and not with intervals.
 """
 
 from bisect import bisect_right
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -15,11 +15,26 @@ from sqlalchemy.engine import Connection
 from metering.core.civil import Day
 from metering.core.who_pays import WHO_PAYS, Payer
 from scheduler.core.model import AllocationId, Phase
-from scheduler.core.occupancy import OccupancyState, Occupant
+from scheduler.core.occupancy import OccupancyState
 from scheduler.store.database import StoreCorrupt
-from scheduler.store.ledger_rows import LedgerDevice, cursors, devices, has_run, known_of_device, life_start_ms
+from scheduler.store.ledger_rows import (
+    BriefInterval,
+    LedgerDevice,
+    brief_cursors,
+    devices,
+    has_run,
+    known_between,
+    life_start_ms,
+)
 
 _ORDER = tuple(OccupancyState)
+_PLACE = {state.value: place for place, state in enumerate(_ORDER)}
+_ALLOCATED = _PLACE[OccupancyState.ALLOCATED.value]
+_BILLED = len(_ORDER)
+"""Where a day's billed part stands, after its states."""
+_SLOTS = len(_ORDER) + 1
+_IS_TENANTS = {phase.value: payer is Payer.TENANT for phase, payer in WHO_PAYS.by_phase.items()}
+_RUNNING = Phase.RUNNING.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,49 +58,113 @@ def capacity_of(connection: Connection, days: Sequence[Day]) -> Iterator[StateOf
     `days` are contiguous. Open intervals count to the end of the last day, which the caller has found to be known.
     Raises StoreCorrupt when the states of a day do not add up to the device.
     """
-    for device in devices(connection):
-        yield from _days_of_device(connection, device, days)
-
-
-def _days_of_device(connection: Connection, device: LedgerDevice, days: Sequence[Day]) -> Iterator[StateOfDay]:
     from_ms, to_ms = days[0].from_ms, days[-1].to_ms
-    billing = _Billing(connection)
-    held: dict[int, dict[OccupancyState, int]] = defaultdict(lambda: defaultdict(int))
-    billed: dict[int, int] = defaultdict(int)
-    life_end_ms = from_ms
+    sums = _Sums(connection, days)
+    for interval in known_between(connection, from_ms, to_ms):
+        sums.add(interval)
+    for interval in brief_cursors(connection, to_ms):
+        sums.add(interval)
+    for device in devices(connection):
+        life = sums.lives.pop(device.id, None)
+        if life is None:
+            continue
+        start_ms = life.since_ms
+        if start_ms > from_ms:
+            start_ms = life_start_ms(connection, device.id)
+        for number in range(life.first_day, life.last_day + 1):
+            day = days[number]
+            held = life.slots[number * _SLOTS : number * _SLOTS + _SLOTS]
+            life_ms = min(day.to_ms, life.until_ms) - max(day.from_ms, start_ms)
+            yield from _states_of_day(device, day, held, life_ms)
 
-    def add(occupant: Occupant, lane: int, first_ms: int, last_ms: int) -> None:
-        is_billed = billing.is_billed(occupant, lane, first_ms)
-        number = max(0, bisect_right(days, first_ms, key=lambda day: day.from_ms) - 1)
-        while number < len(days) and days[number].from_ms < last_ms:
-            inside_ms = min(last_ms, days[number].to_ms) - max(first_ms, days[number].from_ms)
-            held[number][occupant.state] += occupant.units * inside_ms
-            billed[number] += occupant.units * inside_ms if is_billed else 0
+
+@dataclass(slots=True)
+class _Life:
+    """What a device was on each day, so far."""
+
+    slots: list[int]
+    """Unit-milliseconds: _SLOTS for each day, the states in their order and then the billed part."""
+    first_day: int
+    last_day: int
+    since_ms: int
+    """The least start of an interval of lane 0."""
+    until_ms: int
+
+
+class _Sums:
+    """Adds intervals up by device, day and state; those of a lane come in the order of time."""
+
+    def __init__(self, connection: Connection, days: Sequence[Day]) -> None:
+        self.lives: dict[str, _Life] = {}
+        self._connection = connection
+        self._days = days
+        self._starts = [day.from_ms for day in days]
+        self._ends = [day.to_ms for day in days]
+        self._running: dict[tuple[str, int], str] = {}
+        """What ran last on each lane."""
+
+    def add(self, interval: BriefInterval) -> None:
+        """Takes an interval that lies in the days, wholly or in part."""
+        _, device, lane, first_ms, last_ms, state, units, _, allocation = interval
+        place = _PLACE[state]
+        is_billed = self._is_billed(interval) if allocation is not None else False
+        if (allocation is None) is (place == _ALLOCATED):
+            raise StoreCorrupt(
+                f"device {device} lane {lane} from {first_ms} is {state}, and its holder is {allocation}; run the"
+                " ledger's verification"
+            )
+        number = max(0, bisect_right(self._starts, first_ms) - 1)
+        life = self.lives.get(device)
+        if life is None:
+            slots = [0] * (_SLOTS * len(self._days))
+            life = self.lives[device] = _Life(slots, number, number, self._ends[-1], self._starts[0])
+        if lane == 0 and first_ms < life.since_ms:
+            life.since_ms = first_ms
+        if self._starts[number] <= first_ms and last_ms <= self._ends[number]:  # in one day, as most are
+            self._put(life, number, units * (last_ms - first_ms), (place, is_billed))
+            life.until_ms = max(life.until_ms, last_ms)
+            return
+        while number < len(self._starts) and self._starts[number] < last_ms:
+            inside_ms = min(last_ms, self._ends[number]) - max(first_ms, self._starts[number])
+            self._put(life, number, units * inside_ms, (place, is_billed))
+            life.until_ms = max(life.until_ms, min(last_ms, self._ends[-1]))
             number += 1
 
-    for interval in known_of_device(connection, device.id, from_ms, to_ms):
-        add(interval.occupant, interval.lane, interval.from_ms, interval.to_ms)
-        life_end_ms = max(life_end_ms, min(interval.to_ms, to_ms))
-    for cursor in cursors(connection, device.id):
-        if cursor.since_ms < to_ms:
-            add(cursor.occupant, cursor.lane, cursor.since_ms, to_ms)
-            life_end_ms = to_ms
-    start_ms = life_start_ms(connection, device.id)
-    for number in sorted(held):
-        life_ms = min(days[number].to_ms, life_end_ms) - max(days[number].from_ms, start_ms)
-        yield from _states_of_day(device, days[number], held[number], billed[number], life_ms)
+    def _put(self, life: _Life, number: int, unit_ms: int, where: tuple[int, bool]) -> None:
+        place, is_billed = where
+        slots, first = life.slots, number * _SLOTS
+        slots[first + place] += unit_ms
+        if is_billed:
+            slots[first + _BILLED] += unit_ms
+        if number < life.first_day:
+            life.first_day = number
+        elif number > life.last_day:
+            life.last_day = number
+
+    def _is_billed(self, interval: BriefInterval) -> bool:
+        """Tells whether a tenant is charged for an interval that somebody held."""
+        _, device, lane, first_ms, _, _, _, phase, allocation = interval
+        if phase is None or allocation is None or not _IS_TENANTS[phase]:
+            return False
+        if phase == _RUNNING:
+            self._running[device, lane] = allocation
+            return True
+        # What ran before the first day is not among the intervals.
+        return self._running.get((device, lane)) == allocation or has_run(
+            self._connection, AllocationId(allocation), first_ms
+        )
 
 
-def _states_of_day(
-    device: LedgerDevice, day: Day, held: dict[OccupancyState, int], billed_unit_ms: int, life_ms: int
-) -> Iterator[StateOfDay]:
+def _states_of_day(device: LedgerDevice, day: Day, slots: Sequence[int], life_ms: int) -> Iterator[StateOfDay]:
+    held = {state: unit_ms for state, unit_ms in zip(_ORDER, slots, strict=False) if unit_ms}
+    billed_unit_ms = slots[_BILLED]
     capacity_unit_ms = device.units * life_ms
     if sum(held.values()) != capacity_unit_ms:
         raise StoreCorrupt(
             f"device {device.id} on {day.date}: its states add up to {sum(held.values())} unit-milliseconds, but it has"
             f" {capacity_unit_ms}; run the ledger's verification"
         )
-    whole = _whole_ms({state: held[state] for state in _ORDER if held.get(state)}, device.units, life_ms)
+    whole = _whole_ms(held, device.units, life_ms)
     for state, state_ms in whole.items():
         part = billed_unit_ms if state is OccupancyState.ALLOCATED else 0
         yield StateOfDay(device, day.date, state, held[state], part, state_ms, capacity_unit_ms, life_ms)
@@ -98,21 +177,3 @@ def _whole_ms(held: dict[OccupancyState, int], units: int, life_ms: int) -> dict
     for state in by_rest[: life_ms - sum(whole.values())]:
         whole[state] += 1
     return whole
-
-
-class _Billing:
-    """Tells whether a tenant is charged for an interval; a device's intervals come in the order of time."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._running: dict[int, AllocationId] = {}
-        """What ran last on each lane of the device."""
-
-    def is_billed(self, occupant: Occupant, lane: int, first_ms: int) -> bool:
-        phase, allocation = occupant.phase, occupant.allocation
-        if phase is None or allocation is None or WHO_PAYS.by_phase[phase] is not Payer.TENANT:
-            return False
-        if phase is Phase.RUNNING:
-            self._running[lane] = allocation
-            return True
-        return self._running.get(lane) == allocation or has_run(self._connection, allocation, first_ms)

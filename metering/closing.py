@@ -7,27 +7,22 @@ same command again gives the same bytes.
 
 import hashlib
 import tempfile
-from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Protocol, TypeVar
-from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from metering.closing_files import MOST_NAMED, refuse_unsound, write_period
 from metering.core.journal import JournalEntry
 from metering.core.period import Period, PeriodStatus
-from metering.correction_rows import corrected_tenants
-from metering.export import export_usage
-from metering.findings import Report
 from metering.focus import FocusTerms
 from metering.invoicing import entries_at_close
 from metering.journal import post
 from metering.ledger import price_book_rows
-from metering.manifest import MANIFEST
 from metering.periods import (
     CHAINS,
     AdvancePeriods,
@@ -38,16 +33,13 @@ from metering.periods import (
     periods,
     refuse_to_close,
 )
-from metering.sealed import PARTS_AT_ONCE, WHOLE, KeepParts, folder_of, parts_of
+from metering.sealed import PARTS_AT_ONCE, WHOLE, KeepParts, parts_of
 from metering.tables import PERIOD_EVENT
 from metering.verify import verify
-from metering.verify_files import verify_export
 from scheduler.clock import Clock
-from scheduler.core.model import AccountId
 from scheduler.refusal import RefusalCode, Refused
 from scheduler.store.chained import append, head_of
 from scheduler.store.database import Database
-from scheduler.store.ledger_rows import tenants_between
 from scheduler.store.overlays import unknown_stretches
 from scheduler.store.read import ledger_head
 from scheduler.store.tables import OCCUPANCY, RECLASSIFICATION
@@ -55,8 +47,6 @@ from scheduler.store.transaction import Transaction
 from scheduler.store.write import Command
 
 T = TypeVar("T")
-MOST_NAMED = 3
-"""Findings and stretches that a refusal names; the verbs list them all."""
 
 
 class Desk(Protocol):
@@ -128,8 +118,8 @@ def close_period(desk: Desk, terms: PeriodTerms, name: str, actor: str, *, is_ea
             known = known_period(connection, name, terms.zone, now_ms)
             refuse_to_close(periods(connection, terms.zone, now_ms), known, now_ms, terms.window_ms, is_early=is_early)
             unresolved = _unresolved(connection, known, is_firm=now_ms >= known.period.to_ms + terms.window_ms)
-            _refuse_unsound(verify(connection, period=name), "the ledger")
-            _write(connection, root, known, terms.focus)
+            refuse_unsound(verify(connection, period=name), "the ledger")
+            write_period(connection, root, known, terms.focus)
             heads = heads_of(connection)
             books = {row.version: row.sha256 for row in price_book_rows(connection)}
             entries = tuple(entries_at_close(connection, root / WHOLE, known.period))
@@ -182,56 +172,6 @@ def _unresolved(connection: Connection, known: KnownPeriod, *, is_firm: bool) ->
             tries=("turnstile admin ledger reclassify", "wait until late facts are waited for no longer"),
         )
     return sum(each.occupant.units * (min(each.to_ms, span[1]) - max(each.from_ms, span[0])) for each in found)
-
-
-def _write(connection: Connection, root: Path, known: KnownPeriod, focus: FocusTerms) -> None:
-    """Writes the files of all and of each tenant, and proves the first against the ledger by making them again."""
-    period, zone = known.period, ZoneInfo(known.zone)
-    tenants: Sequence[AccountId | None] = (None, *_tenants(connection, period))
-    for tenant in tenants:
-        folder = root / folder_of(tenant)
-        export_usage(
-            connection,
-            folder,
-            period.from_ms,
-            period.to_ms,
-            zone,
-            tenant,
-            known_until_ms=period.to_ms,
-            focus=focus,
-            status=PeriodStatus.CLOSED,
-        )
-    with tempfile.TemporaryDirectory(prefix="turnstile-again-") as scratch:
-        again = Path(scratch) / WHOLE
-        export_usage(
-            connection,
-            again,
-            period.from_ms,
-            period.to_ms,
-            zone,
-            known_until_ms=period.to_ms,
-            focus=focus,
-            status=PeriodStatus.CLOSED,
-        )
-        if (again / MANIFEST).read_bytes() != (root / WHOLE / MANIFEST).read_bytes():
-            raise Refused(RefusalCode.CONFLICT, "the ledger gives other files the second time; run its verification")
-    for tenant in tenants:
-        _refuse_unsound(verify_export(root / folder_of(tenant)), f"the files of {tenant or 'all tenants'}")
-
-
-def _tenants(connection: Connection, period: Period) -> list[AccountId]:
-    span = period.from_ms, period.to_ms
-    return sorted(tenants_between(connection, *span) | corrected_tenants(connection, *span))
-
-
-def _refuse_unsound(report: Report, what: str) -> None:
-    if not report.is_proved:
-        named = "; ".join(str(finding) for finding in report.findings[:MOST_NAMED])
-        raise Refused(
-            RefusalCode.WRONG_STATE,
-            f"{what} cannot be proved: {named}",
-            tries=("turnstile admin ledger verify lists all findings",),
-        )
 
 
 def _sha256(path: Path) -> str:

@@ -7,6 +7,7 @@ correction by hand; those are kept apart, so that rating again does not take the
 """
 
 import csv
+import filecmp
 import json
 import tempfile
 from collections import defaultdict
@@ -35,6 +36,7 @@ from metering.ledger import price_book_rows
 from metering.periods import KnownPeriod, Seal, known_period, periods
 from metering.sealed import WHOLE, sealed_manifest, write_sealed
 from metering.tables import CORRECTION, PRICE_BOOK
+from metering.usage_lines import PERIOD_STATUS
 from scheduler.core.model import AccountId, AllocationId
 from scheduler.refusal import RefusalCode, Refused
 from scheduler.store.chained import append, head_of
@@ -169,6 +171,8 @@ def differences(connection: Connection, known: KnownPeriod) -> list[Correction]:
     with tempfile.TemporaryDirectory(prefix="turnstile-rerate-") as scratch:
         sealed = _sealed_rows(connection, known, Path(scratch) / "sealed")
         again = _again(connection, known, Path(scratch) / "again")
+        if not done and _is_same(Path(scratch) / "sealed", Path(scratch) / "again"):
+            return found
         for before, after in _side_by_side(sealed, again):
             found += _of_allocation(known.period.name, before, after, done)
         fees = [
@@ -326,9 +330,17 @@ def _again(connection: Connection, known: KnownPeriod, folder: Path) -> Iterator
         period.to_ms,
         ZoneInfo(known.zone),
         known_until_ms=period.to_ms,
+        status=PeriodStatus.CLOSED,
         who_pays=table,
     )
-    return _rated_rows(folder)
+    # What is known now is of no seal: a correction made of it is open.
+    return ({**row, "period_status": PERIOD_STATUS} for row in _rated_rows(folder))
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    """Says whether two folders have the same usage lines, byte by byte: nothing is to be corrected then."""
+    (sealed,), (again,) = one.glob("usage_lines_*.csv"), other.glob("usage_lines_*.csv")
+    return filecmp.cmp(sealed, again, shallow=False)
 
 
 def _rated_rows(folder: Path) -> Iterator[dict[str, str]]:

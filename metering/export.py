@@ -29,7 +29,7 @@ from metering.core.volume import Package
 from metering.core.who_pays import WHO_PAYS, WhoPays
 from metering.correction_rows import correction_cells
 from metering.credit_lines import credit_cells, credit_of
-from metering.csv_files import CsvFile, WrittenFile, harmless
+from metering.csv_files import CsvFile, WrittenFile, harmless, harmless_name
 from metering.fee_lines import fees_of, note_reserved
 from metering.focus import FocusRows, FocusTerms
 from metering.focus_check import FocusChecker, FocusReport
@@ -93,8 +93,8 @@ class _Sums:
         self.unpriced_lines += line.amount_micros is None
         if line.type is not LineType.ENERGY:
             self.gpu_ms += piece.gpu_ms
-            self.held_unit_ms += piece.held.unit_ms
-            self.charged_unit_ms += piece.charged.unit_ms
+            self.held_unit_ms += piece.segment.units * (piece.to_ms - piece.from_ms)
+            self.charged_unit_ms += piece.charged_unit_ms
 
 
 def export_usage(  # noqa: PLR0913 - a request in words: what, where, which time, whose
@@ -391,7 +391,7 @@ def _write_capacity(connection: Connection, folder: Path, request: _Request, sum
             names = (device.id, device.node, device.gpu_class)
             file.row(
                 [
-                    *map(harmless, names),
+                    *map(harmless_name, names),
                     str(device.units),
                     state.day.isoformat(),
                     state.state.value,

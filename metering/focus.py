@@ -24,7 +24,7 @@ from metering.core.period import Period
 from metering.core.quantity import AMOUNT_DECIMALS, divide, fixed, gpu_ms_between
 from metering.core.rating import Invoice, LineType
 from metering.core.usage import Slice
-from metering.csv_files import harmless
+from metering.csv_files import harmless, harmless_name
 from metering.focus_columns import CUSTOM_COLUMNS, VERSIONS, columns_of
 from metering.usage_lines import USAGE_COLUMNS, RatedLine
 from scheduler.clock import parse_utc_ms
@@ -83,7 +83,7 @@ class FocusRows:
         self._issuer = harmless(terms.issuer)
         self._periods = lru_cache(maxsize=4096)(self._period_cells)
         self._fixed = lru_cache(maxsize=1024)(self._fixed_cells)
-        self._tags: tuple[str, str] = ("", "")  # allocation and its cell: lines come by allocation
+        self._tags = lru_cache(maxsize=4096)(_tags_cell)
         self._varying = tuple(self.columns.index(name) for name in _VARYING)
 
     def usage(self, rated: RatedLine, native: Sequence[str]) -> list[str] | None:
@@ -356,11 +356,11 @@ class FocusRows:
 
     def _tags_of(self, rated: RatedLine) -> str:
         allocation, booking = rated.allocation, rated.line.slice.segment.booking
-        key = f"{allocation.id}/{booking.value}"
-        if self._tags[0] != key:
-            ours = {f"{TAG_PREFIX}booking": booking.value, f"{TAG_PREFIX}user": allocation.user}
-            self._tags = (key, json_text({**allocation.labels, **ours}))
-        return self._tags[1]
+        return self._tags(tuple(allocation.labels.items()), booking.value, allocation.user)
+
+
+def _tags_cell(labels: tuple[tuple[str, str], ...], booking: str, user: str) -> str:
+    return json_text({**dict(labels), f"{TAG_PREFIX}booking": booking, f"{TAG_PREFIX}user": user})
 
 
 _PERIOD = ("ChargePeriodStart", "ChargePeriodEnd", "BillingPeriodStart", "BillingPeriodEnd")
@@ -406,7 +406,7 @@ def _kind_of(rated: RatedLine, native: Sequence[str]) -> _Kind:
         booking,
         native[_SKU],
         native[_BOOK],
-        harmless(price_id),
+        harmless_name(price_id),
         native[_COMMITMENT],
     )
 

@@ -22,6 +22,7 @@ from metering.core.quantity import AMOUNT_DECIMALS
 from metering.csv_files import BOM
 from metering.focus_columns import VERSIONS
 from metering.focus_rules import REPEATING_RULES, VARYING, VARYING_RULES, Cells, cell_breaks, cell_rule_says
+from metering.focus_shapes import Shapes
 
 MOST_BREAKS = 1_000
 """Breaks that are kept; beyond them they are only counted."""
@@ -93,6 +94,7 @@ class FocusChecker:
         if self.is_readable:
             place = {name: at for at, name in enumerate(self._header)}
             self._cells = itemgetter(*(place[column.name] for column in self._columns))
+            self._shapes = Shapes(self._columns, place)
             self._repeating = itemgetter(*(place[c.name] for c in self._columns if c.name not in VARYING))
             self._entry = place.get("x_LedgerEntryId")
             self._cost = itemgetter(*(place[name] for name in ("BillingAccountId", "BillingCurrency", "BilledCost")))
@@ -107,6 +109,16 @@ class FocusChecker:
         if len(cells) != len(self._header):
             report.add("file.cells", self._where, f"a row has {len(self._header)} cells", f"{len(cells)} cells")
             return
+        if not self._shapes.holds(cells):
+            before = report.failures
+            self._check(cells)
+            if report.failures == before:
+                self._shapes.learn(cells)
+        self._count(cells)
+
+    def _check(self, cells: Sequence[str]) -> None:
+        """Asks every rule of one row about a row."""
+        report = self.report
         wanted = self._cells(cells)
         for at in self._varying:
             self._check_cell(at, wanted[at], self._known[at])
@@ -120,7 +132,6 @@ class FocusChecker:
         for rule in VARYING_RULES:
             if not rule.holds(values):
                 report.add(rule.id, self._where, rule.says, values.get(rule.id.partition(".")[0], ""))
-        self._count(cells)
 
     def finish(self) -> FocusReport:
         """Returns the report, with what needs all rows."""
@@ -184,7 +195,7 @@ class FocusChecker:
         whole, point, part = cost.partition(".")
         if point and len(part) <= AMOUNT_DECIMALS and whole.lstrip("-").isdigit() and part.isdigit():
             self.report.billed_micros[account, currency] += int(whole + part.ljust(AMOUNT_DECIMALS, "0"))
-        elif not cell_breaks(self._columns[1], cost):
+        elif not cell_breaks(_BILLED_COST, cost):
             self._count_long(account, currency, Decimal(cost))
         if self._entry is not None and cells[self._entry]:
             entry = hash(cells[self._entry])
@@ -196,6 +207,7 @@ class FocusChecker:
             self.report.billed_micros[account, currency] += int(scaled)
 
 
+_BILLED_COST = next(column for column in VERSIONS["1.2"] if column.name == "BilledCost")
 _NAMES = {len(columns): tuple(column.name for column in columns) for columns in VERSIONS.values()}
 
 

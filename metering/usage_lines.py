@@ -17,10 +17,10 @@ from sqlalchemy.engine import Connection
 from metering.core.civil import local_text, month_edges, utc_text
 from metering.core.fees import Fee, fee_price, micros, package_price
 from metering.core.pricebook import PriceBook
-from metering.core.quantity import AMOUNT_DECIMALS, GPU_HOURS_DECIMALS, decimal_text, divide, fixed
+from metering.core.quantity import AMOUNT_DECIMALS, GPU_HOURS_DECIMALS, decimal_text, divide, fixed, hours_text
 from metering.core.rating import Invoice, Line, LineType, Terms, energy_line, rate
 from metering.core.usage import Slice, slices_of, topping_of
-from metering.csv_files import harmless
+from metering.csv_files import harmless, harmless_name
 from metering.ledger import sum_windows
 from metering.segments import segments_in
 from metering.timelines import Timelines
@@ -150,16 +150,16 @@ class UsageRows:
             harmless(line.line_id),
             f"{piece.stretch.day:%Y-%m}",
             PERIOD_STATUS,
-            harmless(tenant),
-            harmless(names.at(tenant, from_ms)),
-            harmless(segment.holder),
-            harmless(names.at(segment.holder, from_ms)),
-            harmless(rated.allocation.user),
+            harmless_name(tenant),
+            harmless_name(names.at(tenant, from_ms)),
+            harmless_name(segment.holder),
+            harmless_name(names.at(segment.holder, from_ms)),
+            harmless_name(rated.allocation.user),
             rated.allocation.job_label,
             harmless(rated.allocation.job_name or ""),
             str(segment.number),
             rated.end_word,
-            harmless(segment.gpu_class),
+            harmless_name(segment.gpu_class),
             gpu_share(segment.units, len(segment.devices)),
             str(len(segment.devices)),
             segment.booking.value,
@@ -168,7 +168,7 @@ class UsageRows:
             utc_text(from_ms),
             str(piece.to_ms - from_ms),
             "0" if is_surcharge else str(piece.gpu_ms),
-            piece.charged.hours_text,
+            hours_text(piece.charged_unit_ms),
             sku(segment.gpu_class, is_share=segment.is_share) if not is_surcharge else energy_sku(segment.gpu_class),
             cells.book if line.book else "",
             cells.price,
@@ -179,7 +179,7 @@ class UsageRows:
             cells.tax_rate if line.book else "",
             line.type.value,
             "",
-            line.terms.commitment and harmless(line.terms.commitment),
+            line.terms.commitment and harmless_name(line.terms.commitment),
             use,
             energy,
             piece.evidence(rated.end_word).value,
@@ -269,7 +269,7 @@ class UsageRows:
     def _effective(self, committed: Fraction, line: Line) -> str:
         book = line.book
         assert book is not None, "what paid before is known by its book"
-        return fixed(micros(committed * line.slice.charged.unit_ms, book.currency), AMOUNT_DECIMALS)
+        return fixed(micros(committed * line.slice.charged_unit_ms, book.currency), AMOUNT_DECIMALS)
 
     def _measured(self, rated: RatedLine) -> tuple[str, str]:
         """Returns mean utilisation in per cent and energy in kWh as text; empty where they are not known."""

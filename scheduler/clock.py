@@ -2,8 +2,11 @@
 
 import threading
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Protocol
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND = timedelta(milliseconds=1)
 
 
 class Clock(Protocol):
@@ -89,5 +92,4 @@ def parse_utc_ms(text: str) -> int:
     moment = datetime.fromisoformat(text)
     if moment.tzinfo is None:
         raise ValueError(f"{text!r} has no time zone; add Z or an offset such as +08:00")
-    seconds = int(moment.replace(microsecond=0).timestamp())
-    return seconds * 1000 + moment.microsecond // 1000
+    return (moment - _EPOCH) // _MILLISECOND

@@ -28,6 +28,7 @@ from scheduler.desk import Desk
 from scheduler.executor import Enterable, Executor, ExecutorError, LogChunk
 from scheduler.observer import Observer
 from scheduler.planner import Offer, Planner
+from scheduler.recorder import Recorder
 from scheduler.refusal import RefusalCode, Refused
 from scheduler.runner import Runner
 from scheduler.store.database import Database, Fenced, StoreError
@@ -43,6 +44,9 @@ LEASE_TTL_MS = 10_000
 LOOK_SECONDS = 2.0
 """Between a follower's looks at the lease, a leader's renewals, and tries to begin a term again."""
 
+QUIET_MS = 60_000
+"""Without a tick for so long one hangs: a planner with nothing to do ticks each five seconds."""
+
 
 @dataclass(slots=True)
 class _Term:
@@ -51,6 +55,7 @@ class _Term:
     desk: Desk
     planner: Planner
     runner: Runner
+    recorder: Recorder
 
 
 class Controller:
@@ -139,7 +144,10 @@ class Controller:
         term = self._term
         if term is None:
             return [self._trouble or "this daemon does not lead"]
-        return [problem for problem in (term.planner.problem, term.runner.problem) if problem is not None]
+        quiet_ms = self.clock.now_ms() - term.planner.last_tick_ms
+        hangs = f"a tick hangs: none for {quiet_ms // 1000} s; restart the daemon" if quiet_ms > QUIET_MS else None
+        problems = (term.planner.problem, hangs, term.runner.problem)
+        return [problem for problem in problems if problem is not None]
 
     @property
     def version(self) -> int:
@@ -221,18 +229,23 @@ class Controller:
         with self.database.read() as connection:
             self.clock.raise_floor(latest_known_ms(connection))
             half_life_ms = self.policy.debt_half_life_ms
-            state = build_state(load_state_parts(connection, half_life_ms), half_life_ms)
+            parts = load_state_parts(connection, half_life_ms)
+            state = build_state(parts, half_life_ms)
             live = live_orders(connection)
-            for event in self.admission.headroom(connection, self.clock.now_ms()):
+            told = tuple(self.admission.headroom(connection, self.clock.now_ms()))
+            for event in told:
                 state.apply(event)
         writer = Writer(self.database, self.clock, self.policy, epoch, self.admission)
         desk = Desk(writer, self._deliver, self._must_end.set)
         runner = Runner(self.executor, self.clock, desk, live)
+        recorder = Recorder(self.database, self.admission, self.policy, self.clock, epoch)
         planner = Planner(state, self.policy, self.clock, desk, runner.launch, self._observer)
-        term = _Term(desk, planner, runner)
+        planner.recorder = recorder
+        term = _Term(desk, planner, runner, recorder)
         runner.recover()
         self._delivering = term
         desk.start()
+        recorder.begin(desk, parts, told)
         runner.start()
         planner.start()
         return term
@@ -246,6 +259,7 @@ class Controller:
         self._offers = term.planner.offers
         self._term = None
         term.runner.stop()
+        term.recorder.stop()
         term.desk.stop()
         term.planner.stop()
         try:
@@ -263,6 +277,7 @@ class Controller:
     def _deliver(self, happened: Sequence[Event]) -> None:
         """Runs on the desk's thread, in commit order, before any caller learns that its command is done."""
         term = self._delivering
+        term.recorder.delivered(happened)
         term.planner.take_in(happened)
         for event in happened:
             if isinstance(event, AllocationStopping) and not event.is_with_gang:

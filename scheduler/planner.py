@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from scheduler.clock import Clock
 from scheduler.core.cycle import plan
+from scheduler.core.decided import decisions
 from scheduler.core.events import (
     AllocationCheckpointed,
     AllocationEnded,
@@ -45,6 +46,7 @@ from scheduler.desk import Desk
 from scheduler.executor import StartOrder
 from scheduler.forecasts import SHARE, SURVEY_SECONDS, Forecasts
 from scheduler.observer import Observer
+from scheduler.recorder import Recorder
 from scheduler.refusal import RefusalCode, Refused
 from scheduler.store.allocations import ApplyPlan
 from scheduler.store.database import StoreError
@@ -124,6 +126,8 @@ class Planner:
         observer: Observer,
     ) -> None:
         self._state = state
+        self.recorder: Recorder | None = None
+        """Who writes down what is planned; set before the start."""
         self._policy = policy
         self._clock = clock
         self._desk = desk
@@ -221,6 +225,8 @@ class Planner:
         """Takes events into the state; True when they can change what a plan would say. No events mean: plan again."""
         nodes_changed = False
         needs_tick = not happened
+        if self.recorder is not None:
+            self.recorder.took_in(happened)
         for event in happened:
             if isinstance(event, JobEnded):
                 self._observer.job_finished(tenant_of(self._state.jobs[event.job].account), event.state)
@@ -274,6 +280,8 @@ class Planner:
             with collector_paused():
                 made = plan(self._state, self._policy, self._clock.now_ms(), self._plan.decision + 1)
             self._observer.cycle(time.perf_counter() - began)
+            if self.recorder is not None:
+                self.recorder.ticked(made, () if made.is_idle else decisions(self._state, made))
             self._plan = made
             self._state.apply(ReservationsPlanned(made.now_ms, made.reservations, not made.is_partial))
             self.last_tick_ms = made.now_ms
@@ -300,16 +308,18 @@ class Planner:
             applied = self._desk.carry_out(ApplyPlan(made), is_internal=True).result()
         except (StoreError, Refused) as problem:
             # The desk closes, or ends this term of leadership because the store failed; the next term plans anew.
-            logger.warning("plan %d was not committed: %s", made.decision, problem)
+            logger.warning("plan %d was not committed: %s", made.decision, problem, extra={"decision": made.decision})
             return False
         self._launch(applied.started)
         has_effect = bool(applied.started or applied.stopped or applied.promoted or made.lapses)
         self._refused = 0 if has_effect or not applied.rejected else self._refused + 1
         if self._refused >= MOST_REFUSED:
             job, why = applied.rejected[0]
-            logger.warning("plan %d was refused, as the last %d: job %d, %s", made.decision, self._refused, job, why)
+            ids = {"decision": made.decision, "job": job}
+            logger.warning("a plan was refused, as the last %d: %s", self._refused, why, extra=ids)
         elif applied.rejected:
-            logger.info("plan %d: %d starts were overtaken by events", made.decision, len(applied.rejected))
+            ids = {"decision": made.decision}
+            logger.info("%d starts were overtaken by events", len(applied.rejected), extra=ids)
             self._inbox.put(())
         self._drain_events()
         return True

@@ -5,6 +5,7 @@ and is then passed over. All times are exact: they follow from the orders, not f
 """
 
 import heapq
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from scheduler.executor import (
     Checkpointed,
     Ended,
     ExecutorError,
+    LaunchSpec,
     LogChunk,
     NodeInventory,
     Observation,
@@ -26,6 +28,7 @@ from scheduler.executor import (
 
 TERMINATED = 128 + 15  # SIGTERM
 KILLED = 128 + 9  # SIGKILL
+_SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,3})?")
 REMEMBERED_LOGS = 10_000
 """Acknowledged allocations whose (empty) logs are still known: bounds the memory of a replay of millions."""
 
@@ -265,7 +268,7 @@ class SimulatedExecutor:
 
     def _begin(self, order: StartOrder, starts_ms: int, *, is_start_told: bool = False) -> _Virtual:
         allocation, spec = order.allocation, order.spec
-        wanted_ms = round(1000 * (spec.simulated_seconds or 0.0))
+        wanted_ms = _virtual_ms(spec)
         code = spec.simulated_exit_code
         reason = EndReason.EXIT_NONZERO if code else None
         if wanted_ms > allocation.time_limit_ms:
@@ -315,6 +318,16 @@ class SimulatedExecutor:
     def _check_outage(self) -> None:
         if self._outage is not None:
             raise ExecutorError(self._outage)
+
+
+def _virtual_ms(spec: LaunchSpec) -> int:
+    """Returns how long a job would run: what its order says, else what `sleep SECONDS` would take, else no time."""
+    if spec.simulated_seconds is not None:
+        return round(1000 * spec.simulated_seconds)
+    match spec.argv:
+        case ("sleep", seconds) if _SECONDS.fullmatch(seconds):
+            return round(1000 * float(seconds))
+    return 0
 
 
 def _never_ran(run: _Virtual) -> bool:

@@ -161,6 +161,11 @@ class Telemetry:
         """Takes in how long a tick took to plan."""
         self._cycles.observe((), seconds)
 
+    @property
+    def posted_ms(self) -> int | None:
+        """When the ledger's latest write became durable; None before the first."""
+        return self._posted_ms
+
     def ledger_posted(self, at_ms: int) -> None:
         """Notes when the ledger's latest write became durable."""
         self._posted_ms = at_ms if self._posted_ms is None else max(self._posted_ms, at_ms)

@@ -75,7 +75,7 @@ JOB = (
     Verb("cancel", "cli.commands.act", "cancel", "JOBS", "Cancel jobs, anybody's"),
     Verb("requeue", "cli.commands.act", "requeue", "JOBS", "Stop running jobs and queue them again"),
     Verb("boost", "cli.commands.act", "boost", "JOBS", "Put waiting jobs before others of their project"),
-    Verb("explain", "cli.commands.jobs", "why", "JOBS", "Tell why a job waits"),
+    Verb("explain", "cli.commands.decisions", "explain", "JOBS", "Tell why a job waits, or waited then"),
 )
 ADMIN = (
     Verb("tenant", "cli.commands.accounts", "TENANT", "ACCOUNTS", "Tenants: create, list, show, set, suspend"),

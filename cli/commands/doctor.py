@@ -8,7 +8,7 @@ from importlib import metadata
 import typer
 
 from cli import answers, moments
-from cli.answers import Json, text
+from cli.answers import Json, items, text
 from cli.commands.you import DISTRIBUTION, installed_version
 from cli.errors import CliError, ExitCode
 from cli.faults import ApiError
@@ -31,12 +31,16 @@ class Finding:
     detail: str
     advice: str | None = None
     exit_code: int = ExitCode.DONE
+    is_known: bool = True
+    """False: it could not be told; that is not a failure of its own."""
 
 
 def doctor(ctx: typer.Context) -> int:
     """Check what may keep this command from working: configuration, server, token, clocks, versions, packages.
 
-    The exit status is that of the first check that failed.
+    With an operator's token the daemon's own health too: lease, database, whether memory and database agree, planner,
+    executor, disk, clock, agents, GPUs, ledger, billing, notices. Each line says what to do. The exit status is that of
+    the first check that failed.
 
     Examples:
       turnstile doctor
@@ -45,7 +49,13 @@ def doctor(ctx: typer.Context) -> int:
     session: Session = ctx.obj
     findings = [*_configuration(session), *_packages()]
     found: list[dict[str, object]] = [
-        {"check": each.check, "is_ok": each.is_ok, "detail": each.detail, "try": each.advice} for each in findings
+        {
+            "check": each.check,
+            "is_ok": each.is_ok if each.is_known else None,
+            "detail": each.detail,
+            "try": each.advice,
+        }
+        for each in findings
     ]
     session.screen.listing(listed("DoctorReport", found), _VIEW)
     return next((each.exit_code for each in findings if not each.is_ok), ExitCode.DONE)
@@ -83,6 +93,27 @@ def _configuration(session: Session) -> Iterator[Finding]:
     yield Finding(
         "token", is_ok=True, detail=f"{text(me, 'user')}, {text(me, 'role')} of {text(me, 'account') or 'the centre'}"
     )
+    if text(me, "role") == "operator":
+        yield from _daemon(session)
+
+
+def _daemon(session: Session) -> Iterator[Finding]:
+    """Asks the daemon what it finds wrong with itself: an operator's business."""
+    try:
+        found = items(session.client.get("/v1/admin/health"), "items")
+    except CliError as problem:
+        yield _failed("daemon", problem)
+        return
+    for each in found:
+        is_ok = each.get("is_ok")
+        yield Finding(
+            f"daemon: {text(each, 'check')}",
+            is_ok=is_ok is not False,
+            detail=text(each, "detail") or "",
+            advice=text(each, "try"),
+            exit_code=ExitCode.WRONG_STATE,
+            is_known=is_ok is not None,
+        )
 
 
 def _clock(answer: Json, at_seconds: float) -> Finding:
@@ -158,12 +189,18 @@ def _failed(check: str, problem: CliError) -> Finding:
     return Finding(check, is_ok=False, detail=detail, advice=advice, exit_code=problem.exit_code)
 
 
+def _mark(each: Json) -> str:
+    if each.get("is_ok") is None:
+        return "?"
+    return "ok" if answers.truth(each, "is_ok") else "FAIL"
+
+
 _VIEW = View(
     columns=(
         Column(
             "",
-            lambda each: "ok" if answers.truth(each, "is_ok") else "FAIL",
-            paint=lambda each: "green" if answers.truth(each, "is_ok") else "red",
+            _mark,
+            paint=lambda each: {"ok": "green", "FAIL": "red"}.get(_mark(each)),
         ),
         Column("CHECK", lambda each: text(each, "check")),
         Column("FOUND", lambda each: text(each, "detail")),

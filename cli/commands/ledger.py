@@ -26,6 +26,7 @@ from cli.layout import Column, View
 from cli.render import LINE_WIDTH, envelope
 from cli.session import Session
 from cli.verbs import Verb
+from cli.waiting import waiting
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
@@ -69,10 +70,11 @@ def verify(
         raise UsageProblem(f"--period {period!r} is not a month", "--period 2026-11")
     if copy is not None and export_dir is None and Path(copy).expanduser().is_dir():
         export_dir, copy = copy, None
-    if database is None and copy is None and export_dir is None:
-        answer = session.client.get("/v1/admin/ledger/verify", {"period": period})
-    else:
-        answer = _verified(export_dir, database, copy, period)
+    with waiting(session.screen, "proving the export" if export_dir is not None else "proving the ledger"):
+        if database is None and copy is None and export_dir is None:
+            answer = session.client.get("/v1/admin/ledger/verify", {"period": period})
+        else:
+            answer = _verified(export_dir, database, copy, period)
     sound = answers.truth(answer, "is_sound")
     failures = answers.items(answer, "failures")
     counts = answers.sub(answer, "counts") or {}
@@ -123,12 +125,14 @@ def export(
         raise Refusal(f"{out_dir} is there and not empty", "a directory that is new", code="conflict")
     if parquet:
         require_parquet()
-    if database is None and copy is None:
-        query = {"from": moments.write(since), "to": moments.write(until), "zone": zone, "tenant": tenant}
-        query |= {"focus": focus, "issuer": issuer}
-        names = _download(session, query, folder)
-    else:
-        names = _exported(_source(database, copy), folder, _Wanted((since, until), known_zone, tenant, focus, issuer))
+    with waiting(session.screen, "rating and writing"):
+        if database is None and copy is None:
+            query = {"from": moments.write(since), "to": moments.write(until), "zone": zone, "tenant": tenant}
+            query |= {"focus": focus, "issuer": issuer}
+            names = _download(session, query, folder)
+        else:
+            wanted = _Wanted((since, until), known_zone, tenant, focus, issuer)
+            names = _exported(_source(database, copy), folder, wanted)
     if parquet:
         names = sorted([*names, *as_parquet(folder)])
     answer = envelope(

@@ -9,6 +9,7 @@ from cli.answers import text, whole
 from cli.errors import UsageProblem
 from cli.layout import Column, View
 from cli.session import Session
+from cli.waiting import waiting
 
 PERIOD = "--period 2026-11"
 
@@ -40,7 +41,9 @@ def close(
       turnstile admin ledger close --period 2026-11
     """
     session: Session = ctx.obj
-    answer = session.client.post("/v1/admin/ledger/close", {"period": _name(period), "is_early": is_early})
+    asked = {"period": _name(period), "is_early": is_early}
+    with waiting(session.screen, f"proving, writing and sealing {asked['period']}"):
+        answer = session.client.post("/v1/admin/ledger/close", asked)
     told = [f"{text(answer, 'period')} is closed; manifest {text(answer, 'manifest_sha256')}"]
     session.screen.document(answer, _VIEW, told)
 

@@ -29,12 +29,14 @@ from platformdirs import user_data_path
 from cli.daemon import migrate
 from cli.daemon.attendance import LOOK_SECONDS, Attendance, AttendedExecutor
 from cli.daemon.bootstrap import bootstrap
+from cli.daemon.checkups import Patient, checkups
+from cli.daemon.decisions import FORGET_SECONDS, forget_decisions
 from cli.daemon.gpus import Gpus, no_gpus, real_gpus, simulated_gpus
 from cli.daemon.guarantees import GuaranteeWatch
 from cli.daemon.idleness import idle_watch
 from cli.daemon.money import KEEP_SECONDS, WHOLE_SECONDS, BudgetKeeper, centre_zone
 from cli.daemon.notifier import notifier_of
-from cli.daemon.periods import PERIODS_SECONDS, PeriodTurns, period_terms
+from cli.daemon.periods import PERIODS_SECONDS, PRUNE_HOURS, PeriodTurns, period_terms
 from cli.daemon.settings import Settings, SettingsProblem
 from cli.daemon.turns import Turns
 from metering.admission import BudgetAdmission
@@ -53,6 +55,7 @@ from scheduler.local import LocalExecutor
 from scheduler.loop import LEASE_TTL_MS, Controller
 from scheduler.refusal import Refused
 from scheduler.routes.app import api
+from scheduler.routes.checkups import checkup_routes
 from scheduler.routes.needs import ApiSettings
 from scheduler.simulated import SimulatedExecutor
 from scheduler.store.database import Database, StoreError
@@ -187,7 +190,10 @@ class Daemon:
         )
         terms = period_terms(settings)
         money = partial(ledger_routes, issuer_known=self.settings.metering.issuer)
+        billing = PeriodTurns(controller, terms, self.settings.metering.observation_days)
+        patient = Patient(controller, self.data_dir, self._attendance, ledger, billing.keeper, telemetry)
         routes = (
+            partial(checkup_routes, checkups(patient)),
             money,
             budget_routes(admission.zone),
             period_routes(terms),
@@ -203,9 +209,9 @@ class Daemon:
         telemetry.registry.register(BudgetCollector(keeper.watch))
         periodic.add_job(_guarded(keeper.keep), "interval", seconds=KEEP_SECONDS)
         periodic.add_job(_guarded(keeper.keep_all), "interval", seconds=WHOLE_SECONDS)
-        billing = PeriodTurns(controller, terms)
         telemetry.registry.register(PeriodCollector(billing.keeper))
         periodic.add_job(_guarded(billing.look), "interval", seconds=PERIODS_SECONDS)
+        periodic.add_job(_guarded(billing.prune), "interval", hours=PRUNE_HOURS)
         return _Parts(database, gpus, controller, telemetry, ledger, periodic, uvicorn.Server(config))
 
     def _gpus(self, clock: LedgerClock) -> Gpus:
@@ -257,6 +263,8 @@ class Daemon:
         notifier = notifier_of(self.settings.notify, controller)
         periodic.add_job(_guarded(notifier.look), "interval", seconds=NOTICE_SECONDS)
         periodic.add_job(_guarded(notifier.forget), "interval", hours=6)
+        forgotten = partial(forget_decisions, controller, self.settings.decisions)
+        periodic.add_job(_guarded(forgotten), "interval", seconds=FORGET_SECONDS)
         keep_ms = self.settings.executor.log_retention_days * DAY_MS
         if self.settings.executor.kind == "kubernetes":
             from cli.daemon.cluster import NEWS_SECONDS, forget_logs, refresh_when_changed
@@ -334,7 +342,7 @@ def submission_rules(settings: Settings) -> SubmissionRules:
         volumes=frozenset(settings.kubernetes.volumes) if settings.executor.kind == "kubernetes" else frozenset(),
         runs_images=settings.executor.kind == "kubernetes",
         needs_image=settings.executor.kind == "kubernetes",
-        has_terminals=settings.executor.kind == "local",
+        has_terminals=settings.executor.kind in {"local", "kubernetes"},
         runs_elastic=settings.executor.kind != "kubernetes",
         shares_gpus=settings.executor.shares and settings.executor.kind != "kubernetes",
         keeps_secrets=settings.executor.kind != "kubernetes",

@@ -8,6 +8,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from metering.admission import BudgetAdmission
 from metering.budget_watch import BudgetWatch
 from metering.keeping import KeepBudgets, is_due
+from scheduler.core.model import tenant_of
 from scheduler.loop import Controller
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ class BudgetKeeper:
     def _carry_out(self, *, is_whole: bool) -> None:
         kept = self._controller.carry_out(KeepBudgets(self._admission, is_whole)).result(timeout=30.0)
         for notice in kept.notices:
-            logger.warning("budget of %s: %d %% used or set aside", notice.account, notice.percent)
+            ids = {"tenant": tenant_of(notice.account)}
+            logger.warning("budget of %s: %d %% used or set aside", notice.account, notice.percent, extra=ids)
         for allocation in kept.stopped:
-            logger.warning("allocation %s stops: no money is left for it", allocation)
+            logger.warning("a job stops: no money is left for it", extra={"allocation": allocation})

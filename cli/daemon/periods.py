@@ -4,10 +4,13 @@ from cli.daemon.money import centre_zone
 from cli.daemon.settings import Settings
 from metering.closing import PeriodTerms
 from metering.focus import FocusTerms
+from metering.pruning import PruneObserved
 from metering.settling import PeriodKeeper
 from scheduler.loop import Controller
 
 HOUR_MS = 3_600_000
+DAY_MS = 24 * HOUR_MS
+PRUNE_HOURS = 6
 PERIODS_SECONDS = 60
 """Between two looks at billing periods: how late one begins to close, or is corrected."""
 
@@ -22,8 +25,9 @@ def period_terms(settings: Settings) -> PeriodTerms:
 class PeriodTurns:
     """Looks at billing periods while this daemon leads."""
 
-    def __init__(self, controller: Controller, terms: PeriodTerms) -> None:
+    def __init__(self, controller: Controller, terms: PeriodTerms, observation_days: int) -> None:
         self._controller = controller
+        self._pruning = PruneObserved(observation_days * DAY_MS, terms.zone)
         self.keeper = PeriodKeeper(controller, terms.zone, terms.window_ms)
 
     def look(self) -> None:
@@ -32,3 +36,8 @@ class PeriodTurns:
             self.keeper.look()
         else:
             self.keeper.forget()
+
+    def prune(self) -> None:
+        """Forgets what was observed long ago, part by part."""
+        while self._controller.is_leading and self._controller.carry_out(self._pruning).result(timeout=60.0):
+            pass

@@ -177,6 +177,9 @@ class Metering:
     closing_hours: float = _key(
         72.0, "how long late facts are waited for after a billing period's end: outlasts a weekend's outage of a node"
     )
+    observation_days: int = _key(
+        400, "how long GPU windows and machines' events are kept: a year and a month. Closed periods need none of them"
+    )
     idle_percent: int = _key(
         5, "utilisation up to which a GPU counts as idle: contexts held open and monitoring show 1 to 3"
     )
@@ -205,6 +208,16 @@ class Notify:
 
 
 @dataclass(frozen=True, slots=True)
+class Decisions:
+    """How long it is kept what was decided and why."""
+
+    log_days: float = _key(14.0, "the log of decisions and reasons: a line a start or stop, some 150 bytes each")
+    tape_hours: float = _key(
+        48.0, "states and events from which a tick can be planned once more: as large as what happened, compressed"
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Logging:
     """What the daemon says of itself, on stderr."""
 
@@ -226,6 +239,7 @@ class Settings:
     kubernetes: KubernetesSettings = field(default_factory=KubernetesSettings)
     metering: Metering = field(default_factory=Metering)
     notify: Notify = field(default_factory=Notify)
+    decisions: Decisions = field(default_factory=Decisions)
     logging: Logging = field(default_factory=Logging)
     policy: Policy = field(default_factory=Policy)
 
@@ -368,6 +382,8 @@ def _check(settings: Settings, problems: list[str]) -> None:
         ("metering.sample_seconds", metering.sample_seconds),
         ("metering.window_seconds", metering.window_seconds),
         ("metering.read_deadline_seconds", metering.read_deadline_seconds),
+        ("decisions.log_days", settings.decisions.log_days),
+        ("decisions.tape_hours", settings.decisions.tape_hours),
         ("kubernetes.gate_time_limit_seconds", settings.kubernetes.gate_time_limit_seconds),
     ):
         if not number > 0:
@@ -398,6 +414,8 @@ def _check(settings: Settings, problems: list[str]) -> None:
 def _metering_problems(metering: Metering) -> Iterator[str]:
     if not 0 <= metering.closing_hours <= MOST_CLOSING_HOURS:
         yield f"metering.closing_hours: {metering.closing_hours:g} is not from 0 to {MOST_CLOSING_HOURS} hours"
+    if metering.observation_days < 1:
+        yield f"metering.observation_days: must be at least 1, not {metering.observation_days}"
     if not 0 <= metering.idle_percent < 100:
         yield f"metering.idle_percent: {metering.idle_percent} is not from 0 to 99"
     if not metering.idle_notice_minutes > 0:

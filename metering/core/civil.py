@@ -10,7 +10,8 @@ from functools import lru_cache
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MS = timedelta(milliseconds=1)
-_MINUTE = timedelta(minutes=1)
+_QUARTER = timedelta(minutes=15)
+_QUARTER_MS = 900_000
 _MINUTE_MS = 60_000
 
 
@@ -30,31 +31,40 @@ def local_time(at_ms: int, zone: tzinfo) -> datetime:
 
 def local_text(at_ms: int, zone: tzinfo) -> str:
     """Returns the instant as `2026-11-02T09:00:00.000+08:00`."""
-    minute, rest_ms = divmod(at_ms, _MINUTE_MS)
-    before, after = _minute_text(minute, zone)
-    if not before:  # an offset of seconds, as zones had them long ago
+    quarter, rest_ms = divmod(at_ms, _QUARTER_MS)
+    before, minutes, after = _quarter_text(quarter, zone)
+    if not before:  # an offset that is no whole quarter, as zones had them long ago
         return local_time(at_ms, zone).isoformat(timespec="milliseconds")
-    return f"{before}{rest_ms // 1000:02d}.{rest_ms % 1000:03d}{after}"
+    minute, rest_ms = divmod(rest_ms, _MINUTE_MS)
+    seconds, rest_ms = divmod(rest_ms, 1000)
+    return f"{before}{minutes + minute:02d}:{seconds:02d}.{rest_ms:03d}{after}"
 
 
-@lru_cache(maxsize=65_536)  # the minutes of a month: lines of an export come by allocation, not by time
-def _minute_text(minute: int, zone: tzinfo) -> tuple[str, str]:
-    """Returns what stands before and after a minute's seconds; nothing where local seconds are not UTC's."""
-    local = local_time(minute * _MINUTE_MS, zone)
+@lru_cache(maxsize=65_536)  # those of a month are 3,000: lines of an export come by allocation, not by time
+def _quarter_text(quarter: int, zone: tzinfo) -> tuple[str, int, str]:
+    """Returns a quarter of an hour's text before its minutes, its first minute, and the text after its seconds.
+
+    Nothing where the quarter of the zone's clocks is not one of UTC's.
+    """
+    local = local_time(quarter * _QUARTER_MS, zone)
     text = local.isoformat(timespec="seconds")
     offset = local.utcoffset()
-    following = local_time((minute + 1) * _MINUTE_MS - 1, zone).utcoffset()
-    if offset is None or offset % _MINUTE or offset != following:
-        return "", ""
-    return text[:17], text[19:]
+    following = local_time((quarter + 1) * _QUARTER_MS - 1, zone).utcoffset()
+    if offset is None or offset % _QUARTER or offset != following:
+        return "", 0, ""
+    return text[:14], local.minute, text[19:]
 
 
 def utc_text(at_ms: int) -> str:
     """Returns the instant as `2026-11-02T01:00:00.000Z`."""
-    minute, rest_ms = divmod(at_ms, _MINUTE_MS)
-    return f"{_minute_text(minute, UTC)[0]}{rest_ms // 1000:02d}.{rest_ms % 1000:03d}Z"
+    quarter, rest_ms = divmod(at_ms, _QUARTER_MS)
+    before, minutes, _ = _quarter_text(quarter, UTC)
+    minute, rest_ms = divmod(rest_ms, _MINUTE_MS)
+    seconds, rest_ms = divmod(rest_ms, 1000)
+    return f"{before}{minutes + minute:02d}:{seconds:02d}.{rest_ms:03d}Z"
 
 
+@lru_cache(maxsize=4_096)  # the days of a year in some zones: verification asks for the same month again and again
 def day_start_ms(day: date, zone: tzinfo) -> int:
     """Returns the first instant whose local date is `day` or later, in UTC milliseconds.
 

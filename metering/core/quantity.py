@@ -73,8 +73,10 @@ def divide(numerator: int, denominator: int, mode: Rounding = Rounding.HALF_EVEN
     quotient, rest = divmod(abs(numerator), denominator)
     if rest:
         twice = 2 * rest
+        if mode is Rounding.HALF_EVEN:  # of every line: without the table
+            quotient += twice > denominator or (twice == denominator and quotient % 2 == 1)
+            return quotient if numerator >= 0 else -quotient
         goes_up = {
-            Rounding.HALF_EVEN: twice > denominator or (twice == denominator and quotient % 2 == 1),
             Rounding.HALF_UP: twice >= denominator,
             Rounding.UP: True,
             Rounding.DOWN: False,
@@ -87,9 +89,9 @@ def fixed(scaled: int, decimals: int) -> str:
     """Returns an integer of 10**-decimals as digits: fixed(1234500, 6) is `1.234500`. Never an exponent."""
     if decimals == 0:
         return str(scaled)
-    whole, part = divmod(abs(scaled), 10**decimals)
+    digits = str(abs(scaled)).zfill(decimals + 1)
     sign = "-" if scaled < 0 else ""
-    return f"{sign}{whole}.{part:0{decimals}d}"
+    return f"{sign}{digits[:-decimals]}.{digits[-decimals:]}"
 
 
 def parse_decimal(text: str) -> Decimal:
@@ -166,7 +168,12 @@ class GpuMs:
     @property
     def hours_text(self) -> str:
         """GPU-hours with nine decimals, rounded half to even."""
-        return fixed(divide(self.unit_ms * 10**GPU_HOURS_DECIMALS, UNIT_MS_PER_GPU_HOUR), GPU_HOURS_DECIMALS)
+        return hours_text(self.unit_ms)
+
+
+def hours_text(unit_ms: int) -> str:
+    """Returns unit-milliseconds as GPU-hours with nine decimals, rounded half to even."""
+    return fixed(divide(unit_ms * 10**GPU_HOURS_DECIMALS, UNIT_MS_PER_GPU_HOUR), GPU_HOURS_DECIMALS)
 
 
 def gpu_ms_between(units: int, from_ms: int, to_ms: int) -> int:

@@ -159,7 +159,7 @@ def rate(piece: Slice, terms: Terms | None = None) -> Line:
         terms = replace(terms, package=None)  # a package is drawn by what is held
     if terms.price is None or terms.list_price is None:
         return Line(piece, None, None, None, terms, None, kind)
-    unit_ms = piece.charged.unit_ms
+    unit_ms = piece.charged_unit_ms
     listed = cost_micros(unit_ms, terms.list_price)
     if terms.commitment:
         amount = 0
@@ -175,7 +175,7 @@ def energy_line(line: Line) -> Line | None:
     terms = line.terms.surcharge
     if terms is None or terms.price is None or line.book is None:
         return None
-    amount = cost_micros(line.slice.charged.unit_ms, terms.price)
+    amount = cost_micros(line.slice.charged_unit_ms, terms.price)
     return Line(line.slice, line.book, terms.price, amount, terms, amount, LineType.ENERGY)
 
 

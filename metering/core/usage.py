@@ -225,7 +225,12 @@ class Slice:
     @property
     def charged(self) -> GpuMs:
         """GPU time that is priced, exact; at least what is held."""
-        return GpuMs(self.segment.charged_units * (self.to_ms - self.from_ms + self.topped_ms))
+        return GpuMs(self.charged_unit_ms)
+
+    @property
+    def charged_unit_ms(self) -> int:
+        """The same as a bare number."""
+        return self.segment.charged_units * (self.to_ms - self.from_ms + self.topped_ms)
 
     @property
     def gpu_ms(self) -> int:

@@ -12,6 +12,7 @@ from scheduler.routes.accounts import account_routes
 from scheduler.routes.actions import action_routes
 from scheduler.routes.apply import apply_routes
 from scheduler.routes.cluster import cluster_routes
+from scheduler.routes.decisions import decision_routes
 from scheduler.routes.door import Door
 from scheduler.routes.edge import install
 from scheduler.routes.follow import follow_routes
@@ -73,6 +74,7 @@ def api(
         inside_routes(door),
         job_routes(door, shown),
         cluster_routes(door, shown),
+        decision_routes(door),
         quota_routes(door),
         account_routes(door),
         token_routes(door),

@@ -173,7 +173,7 @@ async def _find(door: Door, rights: Rights, ref: str) -> _Running:
     if way is None:
         raise Refused(
             RefusalCode.POLICY,
-            "there is no way into running jobs here: exec and port-forward work where jobs are processes",
+            "there is no way into running jobs here: simulated jobs have no inside",
             tries=(f"turnstile logs -f {ref}",),
         )
     return _Running(ref, job, allocation, ranks, rights, way)
@@ -200,7 +200,7 @@ async def _attach(door: Door, websocket: WebSocket, running: _Running, first: by
 async def _stay(door: Door, websocket: WebSocket, running: _Running, entered: Entered, how: str) -> None:
     by = running.rights.caller.user
     try:
-        logger.info("user %s entered job %s (%s)", by, running.ref, how)
+        logger.info("user %s entered a job (%s)", by, how, extra={"job": running.ref})
         await door.carry_out(NoteOnJob(running.job, "entered", {"by": by, "how": how}))
         await websocket.send_text('{"started": true}')
     except BaseException:

@@ -5,8 +5,8 @@ import ipaddress
 from fastapi import APIRouter, Request, Response
 
 from scheduler.auth import OPERATES, Rights
-from scheduler.gauges import Photograph, families, photograph
 from scheduler.routes.door import Door, answer
+from scheduler.routes.scrapes import Scrapes
 from scheduler.telemetry import CONTENT_TYPE, Telemetry
 from scheduler.wire.problems import envelope
 
@@ -14,10 +14,14 @@ from scheduler.wire.problems import envelope
 def public_routes(door: Door, telemetry: Telemetry) -> APIRouter:
     """Returns the routes of health and metrics."""
     router = APIRouter(tags=["public"])
+    scrapes = Scrapes(door, telemetry)
 
     @router.get("/healthz", summary="The process answers")
     async def healthz() -> Response:
-        return answer(envelope("Health", door.now_ms, is_ready=None, problems=[]))
+        # Alive is whoever answers: a daemon that cannot plan is not mended by a restart of its own accord. What keeps
+        # it from being ready is said all the same.
+        problems = await door.aside(door.controller.health)
+        return answer(envelope("Health", door.now_ms, is_ready=not problems, problems=problems))
 
     @router.get("/readyz", summary="Leads, and all that it needs answers")
     async def readyz() -> Response:
@@ -29,16 +33,9 @@ def public_routes(door: Door, telemetry: Telemetry) -> APIRouter:
     async def metrics(request: Request) -> Response:
         if not (door.settings.is_metrics_open or _is_local(request)):
             Rights(await door.caller(request)).require(OPERATES)
-        photo = await door.ask(photograph) if door.controller.is_leading else None
-        body = await door.aside(_rendered, telemetry, photo, door.now_ms)
-        return Response(body, media_type=CONTENT_TYPE)
+        return Response(await scrapes.body(), media_type=CONTENT_TYPE)
 
     return router
-
-
-def _rendered(telemetry: Telemetry, photo: Photograph | None, now_ms: int) -> bytes:
-    """Renders all metrics; a follower, which holds no state, tells only of itself."""
-    return telemetry.render(families(photo, now_ms) if photo is not None else ())
 
 
 def _is_local(request: Request) -> bool:

@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 import sqlalchemy as sa
@@ -237,6 +238,18 @@ def grants_of(listed: list[JsonObject]) -> tuple[Grant, ...]:
         )
         for grant in listed
     )
+
+
+@lru_cache(maxsize=16_384)
+def grants_of_text(text: str) -> tuple[Grant, ...]:
+    """Returns the grants of a JSON text; the same text gives the same objects."""
+    return grants_of(json.loads(text))
+
+
+@lru_cache(maxsize=4_096)
+def labels_of_text(text: str) -> Mapping[str, str]:
+    """Returns the labels of a JSON text, which nobody may change: the same text gives the same object."""
+    return MappingProxyType(json.loads(text) or {})
 
 
 def account_of(row: Row) -> Account:

@@ -27,7 +27,15 @@ from scheduler.core.model import (
     tenant_of,
 )
 from scheduler.core.occupancy import Cursor, Interval
-from scheduler.store.codec import CURSOR_COLUMNS, INTERVAL_COLUMNS, cursor_of, grants_of, interval_of
+from scheduler.store.codec import (
+    CURSOR_COLUMNS,
+    INTERVAL_COLUMNS,
+    cursor_of,
+    grants_of_text,
+    interval_of,
+    labels_of_text,
+)
+from scheduler.store.database import chunks
 from scheduler.store.overlays import evidence_of, held_now, known_now
 from scheduler.store.tables import ALLOCATION, DEVICE, DEVICE_CURSOR, JOB, OCCUPANCY, RECLASSIFICATION
 
@@ -45,7 +53,29 @@ _CHAIN_PAGE = (
     .order_by(OCCUPANCY.c.sequence)
     .limit(sa.bindparam("most", type_=sa.Integer))
 )
-_HELD_BY = sa.select(*INTERVAL_COLUMNS).where(OCCUPANCY.c.allocation_id.in_(_IDS))
+_BRIEF_PAGE = (
+    sa.select(
+        *(OCCUPANCY.c[name] for name in ("sequence", "device", "lane", "from_ms", "to_ms", "state", "units")),
+        *(OCCUPANCY.c[name] for name in ("phase", "allocation_id")),
+    )
+    .where(
+        OCCUPANCY.c.from_ms < sa.bindparam("until"),
+        OCCUPANCY.c.to_ms > sa.bindparam("since"),
+        sa.tuple_(OCCUPANCY.c.from_ms, OCCUPANCY.c.sequence)
+        > sa.tuple_(sa.bindparam("after_ms"), sa.bindparam("after_sequence")),
+    )
+    .order_by(OCCUPANCY.c.from_ms, OCCUPANCY.c.sequence)
+    .limit(sa.bindparam("most", type_=sa.Integer))
+)
+_NOT_HELD = frozenset(("recorded_ms", "idempotency_key", "previous_hash", "hash"))
+"""What of a row says nothing about who held what: half of its bytes."""
+_HELD_COLUMNS = tuple(
+    sa.literal_column("0" if column.name == "recorded_ms" else "''").label(column.name)
+    if column.name in _NOT_HELD
+    else column
+    for column in INTERVAL_COLUMNS
+)
+_HELD_BY = sa.select(*_HELD_COLUMNS).where(OCCUPANCY.c.allocation_id.in_(_IDS))
 _HELD_NOW_BY = sa.select(*CURSOR_COLUMNS).where(DEVICE_CURSOR.c.allocation_id.in_(_IDS))
 _LAST_OF_LANE = (
     sa.select(*INTERVAL_COLUMNS)
@@ -97,7 +127,7 @@ class LedgerAllocation:
     ended_ms: int | None
     end_reason: EndReason | None
     rows: tuple[Any, ...]
-    """Its closed intervals as plain tuples in the order of `codec.INTERVAL_COLUMNS`."""
+    """Its closed intervals as plain tuples in the order of `codec.INTERVAL_COLUMNS`; without keys and hashes."""
     cursors: tuple[Cursor, ...]
     checkpointed_ms: int | None = None
     """Until when its job last said that its work is saved."""
@@ -203,6 +233,75 @@ def orphans(connection: Connection) -> Iterator[tuple[int | None, DeviceId, Allo
             yield row.sequence, row.device, row.allocation_id
 
 
+BriefInterval = tuple[int, str, int, int, int, str, int, str | None, str | None]
+"""Sequence (0 while it is open), device, lane, start, end, state, units, phase and allocation of an interval."""
+
+
+def known_between(connection: Connection, from_ms: int, to_ms: int) -> Iterator[BriefInterval]:
+    """Yields what is known now of the closed past in `[from_ms, to_ms)`, by the starts of the intervals as written.
+
+    Pieces of the intervals that overlap it, whole, some beyond it. Those of a lane come in the order of time. Memory
+    grows with what was reclassified there.
+    """
+    laid: set[int] = set()
+    if has_reclassifications(connection):
+        covers = sa.select(RECLASSIFICATION.c.covers).where(
+            RECLASSIFICATION.c.from_ms < to_ms, RECLASSIFICATION.c.to_ms > from_ms
+        )
+        laid = set(connection.execute(covers).scalars())
+    for page in _brief_pages(connection, from_ms, to_ms):
+        covered = laid.intersection(row[0] for row in page) if laid else None
+        if not covered:
+            yield from page
+            continue
+        pieces = _known_pieces(connection, sorted(covered))
+        for row in page:
+            if row[0] in covered:
+                yield from pieces[row[0]]
+            else:
+                yield row
+
+
+def _brief_pages(connection: Connection, from_ms: int, to_ms: int) -> Iterator[list[BriefInterval]]:
+    after = (-1, 0)
+    while True:
+        page = plain_rows(
+            connection,
+            _BRIEF_PAGE,
+            since=from_ms,
+            until=to_ms,
+            after_ms=after[0],
+            after_sequence=after[1],
+            most=PAGE_ROWS,
+        )
+        yield page
+        if len(page) < PAGE_ROWS:
+            return
+        after = page[-1][3], page[-1][0]
+
+
+def _known_pieces(connection: Connection, sequences: Sequence[int]) -> dict[int, list[BriefInterval]]:
+    pieces: dict[int, list[BriefInterval]] = {sequence: [] for sequence in sequences}
+    for part in chunks(sequences):
+        written = connection.execute(sa.select(*INTERVAL_COLUMNS).where(OCCUPANCY.c.sequence.in_(part)))
+        for piece in known_now(connection, map(interval_of, written.all())):
+            pieces[piece.sequence].append(_brief(piece.sequence, piece, piece.from_ms, piece.to_ms))
+    return pieces
+
+
+def brief_cursors(connection: Connection, until_ms: int) -> Iterator[BriefInterval]:
+    """Yields the open intervals that began before an instant, as if they ended there, by device and lane."""
+    for cursor in cursors(connection):
+        if cursor.since_ms < until_ms:
+            yield _brief(0, cursor, cursor.since_ms, until_ms)
+
+
+def _brief(sequence: int, row: Interval | Cursor, from_ms: int, to_ms: int) -> BriefInterval:
+    what = row.occupant
+    phase = None if what.phase is None else what.phase.value
+    return sequence, row.device, row.lane, from_ms, to_ms, what.state.value, what.units, phase, what.allocation
+
+
 def known_of_device(connection: Connection, device: DeviceId, from_ms: int, to_ms: int) -> Iterator[Interval]:
     """Yields what is known now of a device's closed past, in pieces; those of one interval follow each other.
 
@@ -276,8 +375,12 @@ _ELEMENT = JOB.c.array_id.cast(sa.Text) + "_" + JOB.c.array_index.cast(sa.Text)
 """What an element of an array is called; NULL for any other job."""
 
 
-_ALLOCATIONS = sa.select(
-    ALLOCATION, JOB.c.name.label("job_name"), JOB.c.labels.label("job_labels"), _ELEMENT.label("element")
+# JSON is read as text: many allocations share few labels, and the same GPUs are granted again and again.
+_ALLOCATIONS: sa.Select[Any] = sa.select(
+    *(sa.cast(column, sa.Text).label("grants") if column.name == "grants" else column for column in ALLOCATION.c),
+    JOB.c.name.label("job_name"),
+    sa.cast(JOB.c.labels, sa.Text).label("job_labels"),
+    _ELEMENT.label("element"),
 ).select_from(ALLOCATION.outerjoin(JOB, JOB.c.id == ALLOCATION.c.job_id))
 
 
@@ -351,14 +454,14 @@ def _with_rows(connection: Connection, page: Sequence[Row[Any]], *, as_written: 
             job=JobId(row.job_id),
             job_name=row.job_name,
             job_label=row.element or str(row.job_id),
-            labels=row.job_labels or {},
+            labels=labels_of_text(row.job_labels) if row.job_labels else {},
             account=AccountId(row.account),
             user=UserName(row.user),
             gpu_class=GpuClass(row.gpu_class),
             booking=Booking(row.booking),
             phase=Phase(row.phase),
             segment=row.segment,
-            grants=grants_of(row.grants),
+            grants=grants_of_text(row.grants),
             decided_ms=row.decided_ms,
             started_ms=row.started_ms,
             ended_ms=ended_ms,

@@ -4,8 +4,8 @@ Times are integer UTC milliseconds (`*_ms`). JSON columns hold core values as `c
 tables (`cli.daemon.migrations`), triggers included; a test holds that both say the same.
 
 What never changes: `occupancy` (triggers refuse update, delete, gaps and overlaps), `account_name`, `evidence` and
-`reclassification` (triggers refuse update and delete). What is history: `job_event`,
-`node_event`.
+`reclassification` (triggers refuse update and delete). What is history: `job_event`, `node_event`,
+`decision` and `decision_tape`, which are forgotten after a time.
 Everything else is the present.
 """
 
@@ -537,6 +537,44 @@ class ClaimRow(SQLModel, table=True):
     outcome: str | None = None
 
 
+class DecisionRow(SQLModel, table=True):
+    """One line of the decision log. `subject` names the group or shape that waits; the others name a job."""
+
+    __tablename__ = "decision"
+    __table_args__ = (
+        sa.Index("ix_decision_job_id", "job_id"),
+        sa.Index("ix_decision_subject", "subject"),
+        sa.Index("ix_decision_at_ms", "at_ms"),
+        {"sqlite_autoincrement": True},
+    )
+    sequence: int | None = _column(BIG_KEY, primary_key=True)
+    epoch: int = _big()
+    decision: int = _big()
+    at_ms: int = _big()
+    version: int = _big()
+    policy: str
+    kind: str
+    subject: str | None = None
+    job_id: int | None = _big(nullable=True)
+    allocation_id: str | None = None
+    tenant: str | None = None
+    reasons: list[JsonObject] = _json()
+    words: str | None = None
+
+
+class DecisionTapeRow(SQLModel, table=True):
+    """A piece of the flight recorder's tape: a state, or the events and ticks that came after."""
+
+    __tablename__ = "decision_tape"
+    __table_args__ = (sa.Index("ix_decision_tape_at_ms", "at_ms"), {"sqlite_autoincrement": True})
+    sequence: int | None = _column(BIG_KEY, primary_key=True)
+    epoch: int = _big()
+    at_ms: int = _big()
+    kind: str
+    last_decision: int = _big()
+    body: bytes = _column(sa.LargeBinary())
+
+
 def _table(model: type[SQLModel]) -> sa.Table:
     return model.metadata.tables[str(model.__tablename__)]
 
@@ -565,6 +603,8 @@ DEVICE_CURSOR = _table(DeviceCursorRow)
 OCCUPANCY = _table(OccupancyRow)
 RATE_CHANGE = _table(RateChangeRow)
 CLAIM = _table(ClaimRow)
+DECISION = _table(DecisionRow)
+DECISION_TAPE = _table(DecisionTapeRow)
 CHAIN_HEAD = _table(ChainHeadRow)
 EVIDENCE = _table(EvidenceRow)
 RECLASSIFICATION = _table(ReclassificationRow)

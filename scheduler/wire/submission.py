@@ -158,7 +158,7 @@ def _check_rules(spec: JobSpec, rights: Rights, rules: SubmissionRules, now_ms: 
     if spec.terminal and not rules.has_terminals:
         raise Refused(
             RefusalCode.POLICY,
-            "jobs have no terminals here: run --pty works where jobs are processes",
+            "jobs have no terminals here: simulated jobs have no inside",
             tries=("turnstile run -- COMMAND",),
             problems=(Problem("is not offered here", "terminal"),),
         )

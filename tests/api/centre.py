@@ -7,6 +7,7 @@ daemon's own controller is driven by `test_real_controller`.
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import FastAPI
@@ -21,6 +22,7 @@ from metering.focus import FocusTerms
 from metering.period_routes import period_routes
 from metering.routes import ledger_routes
 from scheduler.auth import Role, new_secret, secret_hash
+from scheduler.checkup import Check, Checkup
 from scheduler.clock import ManualClock
 from scheduler.core.calibration import PastEstimates, TrackRecord
 from scheduler.core.cycle import plan
@@ -32,6 +34,7 @@ from scheduler.core.state import ClusterState
 from scheduler.executor import Ended, Enterable, LogChunk, NodeInventory, Started
 from scheduler.planner import Offer, offers_of
 from scheduler.routes.app import api
+from scheduler.routes.checkups import checkup_routes
 from scheduler.routes.needs import ApiSettings
 from scheduler.store.accounts import SaveAccount
 from scheduler.store.allocations import ApplyPlan
@@ -68,6 +71,9 @@ class Centre:
         self._lock = threading.Lock()
         self._listeners: list[Callable[[], None]] = []
         self.past = PastEstimates()
+        self.is_hanging = False
+        """True: no question is answered, as while a tick hangs."""
+        self._unanswered: list[Callable[[], None]] = []
 
     # ---- what the routes need -------------------------------------------------------------------------------------
 
@@ -85,9 +91,18 @@ class Centre:
 
     def ask(self, question: Callable[[ClusterState, Plan], T]) -> Future[T]:
         done: Future[T] = Future()
+        if self.is_hanging:
+            self._unanswered.append(lambda: done.set_result(question(self._state, self._plan)))
+            return done
         with self._lock:
             done.set_result(question(self._state, self._plan))
         return done
+
+    def go_on(self) -> None:
+        """Ends `is_hanging`, and answers what was asked meanwhile."""
+        self.is_hanging = False
+        while self._unanswered:
+            self._unanswered.pop()()
 
     def logs(self, allocation: AllocationId, node_rank: int, offset: int, limit_bytes: int) -> LogChunk:
         written, is_complete = self.outputs[allocation, node_rank]
@@ -178,7 +193,9 @@ def two_tenants(database: Database) -> Centre:
 def app_of(centre: Centre, **settings: Any) -> FastAPI:
     """The app as the daemon puts it together."""
     limits = ApiSettings(version="1.2.3", **settings)
+    checks: Sequence[Checkup] = (lambda: [Check("disk", is_ok=False, detail="full", advice="make room")],)
     routes = (
+        partial(checkup_routes, checks),
         ledger_routes,
         budget_routes(centre.admission.zone),
         period_routes(PERIODS),

@@ -7,8 +7,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from scheduler.core.model import AccountId, JobState, PoolName
+from scheduler.core.model import AccountId, JobState, NodeName, PoolName
 from scheduler.gauges import GPU_STATES
+from scheduler.routes import scrapes
+from scheduler.store.inventory import SetDrain
 from scheduler.telemetry import Telemetry
 from tests.api.centre import Centre, app_of
 from tests.api.conftest import Http, People
@@ -168,3 +170,19 @@ def test_histograms_cumulate_and_counters_only_rise() -> None:
     buckets = {sample.labels["le"]: sample.value for sample in family.samples if sample.name.endswith("_bucket")}
     assert (buckets["1.0"], buckets["60.0"], buckets["604800.0"], buckets["+Inf"]) == (1, 3, 3, 4)
     assert list(buckets.values()) == sorted(buckets.values())
+
+
+def test_a_planner_that_hangs_does_not_take_the_metrics_with_it(
+    busy: Centre, http: Http, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last picture is shown: an alert must tell a tick that hangs from a daemon that is down."""
+    monkeypatch.setattr(scrapes, "PATIENCE_SECONDS", 0.05)
+    seen = values(http, "turnstile_gpus")
+    busy.is_hanging = True
+    busy.commit(SetDrain(NodeName("h2"), "tested", "ops"))
+    assert values(http, "turnstile_gpus") == seen
+    assert values(http, "turnstile_build_info")
+    busy.go_on()
+    assert values(http, "turnstile_gpus") != seen
+    busy.is_leading = False
+    assert values(http, "turnstile_gpus") == {}

@@ -6,21 +6,16 @@ what a healthy centre has no data for is named below with the reason, and must a
 
 import json
 import math
-import subprocess
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from scheduler.forecasts import SURVEY_SECONDS
-from tests.acceptance.daemons import TENANT, Daemon, free_port, until
+from tests.acceptance.daemons import TENANT, Daemon
 from tests.dashboards.conftest import repository
-from tests.dashboards.prometheus import program
+from tests.dashboards.server import Prometheus, prometheus_at
 
 pytestmark = [pytest.mark.prometheus, pytest.mark.acceptance, pytest.mark.timeout(400)]
 BOARDS = repository() / "deploy/grafana/boards"
@@ -45,33 +40,6 @@ spot = "1"
 """
 
 
-class Prometheus:
-    """A server of the test's own, asked over HTTP."""
-
-    def __init__(self, port: int) -> None:
-        self._base = f"http://127.0.0.1:{port}"
-
-    def is_ready(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self._base}/-/ready", timeout=5) as answer:
-                return bool(answer.status == 200)
-        except (urllib.error.URLError, OSError):
-            return False
-
-    def get(self, path: str, **query: str) -> Any:  # Any: JSON
-        try:
-            with urllib.request.urlopen(f"{self._base}{path}?{urllib.parse.urlencode(query)}", timeout=10) as answer:
-                return json.load(answer)["data"]
-        except urllib.error.HTTPError as error:
-            pytest.fail(f"{query}: {error.read().decode()}")
-
-    def values(self, query: str) -> list[float]:
-        """Returns the values of a query's result now; one with a five-minute subquery is asked at its next step."""
-        at = math.ceil(time.time() / 300) * 300 if ":5m]" in query else time.time()
-        result = self.get("/api/v1/query", query=query, time=str(at))["result"]
-        return [float(series["value"][1]) for series in result]
-
-
 @pytest.fixture
 def daemon(tmp_path: Path) -> Iterator[Daemon]:
     """A centre that samples each second; a job holds a node, one waits for its time, and a limit is far."""
@@ -94,31 +62,9 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
 @pytest.fixture
 def prometheus(daemon: Daemon, tmp_path: Path) -> Iterator[Prometheus]:
     """A Prometheus with our rules that scrapes the daemon each second."""
-    config = {
-        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
-        "rule_files": [str(path) for path in (repository() / "deploy/prometheus/rules").glob("*.yaml")],
-        "scrape_configs": [
-            {"job_name": "turnstile", "static_configs": [{"targets": [f"127.0.0.1:{daemon.port}"]}]},
-        ],
-    }
-    # JSON is YAML.
-    (tmp_path / "prometheus.yaml").write_text(json.dumps(config))
-    port = free_port()
-    flags = [
-        f"--config.file={tmp_path / 'prometheus.yaml'}",
-        f"--storage.tsdb.path={tmp_path / 'tsdb'}",
-        f"--web.listen-address=127.0.0.1:{port}",
-        "--log.level=warn",
-    ]
-    with (tmp_path / "prometheus.log").open("wb") as log:
-        process = subprocess.Popen([program("prometheus"), *flags], stdout=log, stderr=log, cwd=tmp_path)
-        try:
-            server = Prometheus(port)
-            until(server.is_ready, "Prometheus is ready", also=(tmp_path / "prometheus.log").read_text)
-            yield server
-        finally:
-            process.terminate()
-            process.wait(timeout=30)
+    rules = sorted((repository() / "deploy/prometheus/rules").glob("*.yaml"))
+    with prometheus_at(tmp_path / "prometheus", f"127.0.0.1:{daemon.port}", rules) as server:
+        yield server
 
 
 def queries() -> list[tuple[str, str]]:
@@ -165,26 +111,3 @@ def test_every_panel_of_every_board_shows_finite_numbers(daemon: Daemon, prometh
     in_use = prometheus.values('sum(turnstile_gpus{state="allocated"}) / sum(turnstile_gpus{state=~"free|allocated"})')
     assert 0.5 <= in_use[0] <= 1
     assert prometheus.values("sum(abs(turnstile_ledger_imbalance_seconds))") == [0]
-
-
-def test_the_rules_are_evaluated_without_an_error_and_a_healthy_centre_fires_none(
-    daemon: Daemon, prometheus: Prometheus
-) -> None:
-    until(lambda: prometheus.values("turnstile_build_info"), "the daemon was scraped")
-
-    def rules() -> list[Any]:
-        return [rule for group in prometheus.get("/api/v1/rules")["groups"] for rule in group["rules"]]
-
-    # Recording rules are evaluated every five minutes, alerts each second.
-    alerts = until(
-        lambda: (
-            [rule for rule in rules() if rule["type"] == "alerting" and not rule["lastEvaluation"].startswith("0001")]
-            if all(rule["type"] != "alerting" or rule["health"] != "unknown" for rule in rules())
-            else []
-        ),
-        "every alert was evaluated",
-    )
-    assert len(alerts) == 21
-    for rule in alerts:
-        assert rule["health"] == "ok", rule
-        assert rule["state"] != "firing", rule

@@ -1,12 +1,14 @@
 """What only virtual time can show: exact times, faults on demand, and a heap that stays in order."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scheduler.clock import ManualClock
 from scheduler.core.model import DeviceHealth, DeviceId, EndReason, NodeName
-from scheduler.executor import Ended, ExecutorError, Started
+from scheduler.executor import Ended, ExecutorError, LaunchSpec, Started
 from scheduler.simulated import SimulatedExecutor, SimulatedSettings
 from tests.builders import START_MS, node
 from tests.executor.rigs import find_end, order
@@ -172,3 +174,19 @@ def test_the_memory_of_a_replay_is_what_runs_and_not_what_ran() -> None:
         simulated.acknowledge(job.allocation.id)
     assert simulated.next_due_ms() is None
     assert (len(simulated._runs), len(simulated._due), len(simulated._ended)) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("argv", "lasts_ms"), [(("sleep", "45.5"), 45_500), (("sleep", "-1"), 0), (("train", "90"), 0)]
+)
+def test_a_sleep_lasts_as_long_as_it_says_and_no_other_program_does(argv: tuple[str, ...], lasts_ms: int) -> None:
+    clock = ManualClock()
+    simulated = executor(clock)
+    job = replace(order(decided_ms=START_MS), spec=LaunchSpec(argv, argv[0]))
+    simulated.start(job)
+    assert simulated.next_due_ms() == START_MS
+    simulated.observe()
+    clock.advance(hours=1)
+    ended = find_end(list(simulated.observe()), job)
+    assert ended is not None
+    assert (ended.at_ms, ended.exit_code) == (START_MS + lasts_ms, 0)

@@ -7,15 +7,18 @@ dry runs, reviews of rights, logs. What a real server does beside that, the cont
 import copy
 import json
 import re
+import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qs, parse_qsl, urlsplit
 
 from tests.k8s.store import ApiError, Json, Key, Store, is_over, matches, merge
+from tests.k8s.streams import Kubelet, Talk, request_head
 
 _PATH = re.compile(
     r"/(?:api|apis/(?P<group>[^/]+))/v1(?:/namespaces/(?P<ns>[^/]+)(?=/))?/(?P<kind>[a-z]+)(?:/(?P<name>[^/]+))?(?:/(?P<sub>[a-z]+))?"
@@ -63,6 +66,8 @@ class ApiServer:
         self.dropped_fields: set[str] = set()
         """Fields of a Job's or a pod's spec that this server does not know, and drops without a word."""
         self.logs: dict[str, bytes] = {}
+        self.kubelet = Kubelet(Path(tempfile.mkdtemp(prefix="pods-")))
+        self.stream_protocols = ["v5.channel.k8s.io", "v4.channel.k8s.io"]
         self.is_frozen = False
         """Watches stay open and say nothing, like a connection whose other end is gone."""
         self.bookmark_seconds = 30.0
@@ -82,6 +87,8 @@ class ApiServer:
 
     def stop(self) -> None:
         self.cut_watches()
+        self.kubelet.stop()
+        shutil.rmtree(self.kubelet.folder)
         self._http.shutdown()
         self._http.server_close()
         self._thread.join()
@@ -246,7 +253,9 @@ class _Handler(BaseHTTPRequestHandler):
                 self._fail(fault)
                 return
             self._allowed(asked)
-            if asked.sub == "log":
+            if asked.sub in {"exec", "attach", "portforward"}:
+                self._stream(asked)
+            elif asked.sub == "log":
                 self._log(asked)
             elif "watch" in asked.query:
                 self._watch(asked)
@@ -283,6 +292,27 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
+
+    def _stream(self, asked: Asked) -> None:
+        """Hands the connection to the pod's kubelet, until what runs there or the caller has gone."""
+        pod = self.api.store.get(("pods", asked.namespace, asked.name))
+        query = parse_qs(urlsplit(self.path).query)
+        self.close_connection = True
+        talk = Talk(self.connection, request_head(self.path, self.headers), self.api.stream_protocols)
+        if asked.sub == "portforward":
+            self.api.kubelet.forward(talk, int(query["ports"][0]))
+        elif asked.sub == "exec":
+            is_terminal = query["tty"] == ["true"]
+            self.api.kubelet.exec(talk, asked.name, query["command"], is_terminal=is_terminal)
+        else:
+            # As the kubelet expands what stands in a manifest.
+            command = [word.replace("$$", "$") for word in pod["spec"]["containers"][0]["command"]]
+            code = self.api.kubelet.attach(talk, asked.name, command)
+            if code is not None:
+                with self.api.store.lock:
+                    notes = {"fake.turnstile/fail": str(code)}
+                    change = {"metadata": {"annotations": notes}}
+                    self.api.store.update(asked.key, lambda item: merge(item, change))
 
     def _follow_log(self, asked: Asked) -> None:
         """Sends what is there and what comes, until the pod's containers are over."""

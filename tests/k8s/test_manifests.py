@@ -179,7 +179,7 @@ def test_the_manifests_grant_exactly_the_rights_of_the_table(account: str, needs
     rights = granted(rendered(BASE), account)
     assert sorted(rights, key=str) == sorted(needed(needs), key=str)
     assert "*" not in {part for right in rights for part in right}
-    assert not [right for right in rights if right[2] in {"secrets", "pods/exec"}]
+    assert not [right for right in rights if right[2] == "secrets"]
 
 
 def test_the_table_as_rules_is_what_rbac_writes() -> None:

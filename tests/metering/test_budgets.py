@@ -2,8 +2,8 @@
 
 import pytest
 
-from metering.budgets import end_budget
-from metering.core.budget import BudgetKind
+from metering.budgets import end_budget, set_budget
+from metering.core.budget import Budget, BudgetKind
 from metering.core.journal import Ledger
 from metering.journal import balance_below, charged_lines, folded_balances, kept_balances
 from metering.verify import verify
@@ -288,3 +288,27 @@ def test_a_fixed_budget_is_for_its_time_only(purse: PurseCentre) -> None:
     purse.clock.advance(hours=1)
     assert purse.left("acme/vision") == 0
     assert VISION == "acme/vision"
+
+
+def test_a_budget_in_another_currency_than_prices_is_told_and_its_jobs_wait_without_being_tried_again(
+    database: Database,
+) -> None:
+    """It could be set before the first price book, which was then published in another currency."""
+    centre = PurseCentre(database)
+    centre.tenant("acme/vision")
+    centre.node("a")
+    (early,) = centre.submit()
+    dollars = Budget(ACME, BudgetKind.MONTH, "USD", "Asia/Shanghai", 10**12)
+    with centre.database.write() as connection:
+        set_budget(connection, dollars, centre.now_ms, "ops")
+    centre.publish()
+    with pytest.raises(Refused, match="the budget of tenant acme is in USD, which pays for nothing here") as refused:
+        centre.submit()
+    assert refused.value.tries == ("ask a tenant admin or the operator for a budget in CNY",)
+    assert centre.try_start(early) == "acme has 0.00 USD left, and 18.00 are to be set aside"
+    told = [event for event in centre.events if isinstance(event, HeadroomChanged)]
+    assert [(event.account, event.left_micros) for event in told] == [(ACME, 0)], (
+        "the planner knows that it need not try"
+    )
+    centre.budget("acme", 10_000)
+    assert "left" not in centre.try_start(early)

@@ -1,10 +1,15 @@
-"""The whole ledger against a naive model that counts seconds: jumping clocks, zones, crashes, losses, late evidence."""
+"""The whole ledger against a naive model that counts seconds.
+
+Jumping clocks, zones, crashes around commits, lost nodes, storms of preemptions, GPUs cut into MIG instances and made
+whole again, evidence that is late, doubled or out of order; on PostgreSQL in a smaller run.
+"""
 
 import csv
 import shutil
 import tempfile
 from collections import defaultdict
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from fractions import Fraction
@@ -12,23 +17,28 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
+import sqlalchemy as sa
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from sqlalchemy.engine import make_url
 
 from cli.daemon.migrate import upgrade
+from metering.core.quantity import UNIT_MS_PER_GPU_HOUR
 from metering.export import export_usage
 from metering.ledger import publish
 from metering.usage_report import GroupBy, Span, usage_by
 from metering.verify import verify, verify_export
 from scheduler.clock import ManualClock
 from scheduler.core.ending import COMPLETED, EvidenceKind
-from scheduler.core.model import AllocationId, DeviceId, EndReason
+from scheduler.core.model import GPU_UNITS, AllocationId, Device, DeviceId, EndReason
 from scheduler.core.occupancy import Evidence
 from scheduler.core.policy import Policy
 from scheduler.executor import Ended, Started
+from scheduler.store.allocations import MarkStopping
 from scheduler.store.database import Database
 from scheduler.store.evidence import RecordEvidence, Said
+from scheduler.store.inventory import SyncInventory
 from scheduler.store.observations import RecordObservations
 from scheduler.store.transaction import Transaction
 from scheduler.store.write import Command, Writer
@@ -36,6 +46,9 @@ from tests.metering.builders import book
 from tests.metering.centre import Centre
 
 PRICE = 18
+MIN_RUN_SECONDS = 600
+PARTS = (5400, 3600, 1800)
+"""Units of the instances that a GPU is cut into: 3, 2 and 1 of its 7 parts; one part is nobody's."""
 MICROS = 10**6
 TENANTS = ("acme/vision", "globex/nlp")
 CASES = {
@@ -74,6 +87,9 @@ class Use:
     end_s: int | None = None
     ceiling_s: int = 0
     is_lost: bool = False
+    is_preempted: bool = False
+    units: int = GPU_UNITS
+    """Of each device: a MIG instance has fewer than a GPU."""
     said: list[tuple[EvidenceKind, int]] = field(default_factory=list)
 
     def seconds(self, now_s: int) -> range:
@@ -96,21 +112,22 @@ class Use:
 
     @property
     def is_given_back(self) -> bool:
-        """The node was lost, and nobody says that the job had ended well."""
+        """Its node was lost, and nobody says that it had ended well; or it was preempted in its first ten minutes."""
+        if self.is_preempted and self.started_s is not None:
+            return self._end() - self.started_s < MIN_RUN_SECONDS
         return self.is_lost and not any(kind is EvidenceKind.ENDED for kind, _ in self.said)
 
 
 class LedgerMachine(RuleBasedStateMachine):
     """The store's own commands on one side, sets of seconds on the other."""
 
-    template: Path
+    make_url: Callable[[Path], str]
     zone: str
 
     def __init__(self) -> None:
         super().__init__()
         self._folder = Path(tempfile.mkdtemp(prefix="turnstile-machine-"))
-        shutil.copy(self.template, self._folder / "t.db")
-        self.database = Database.open(f"sqlite:///{self._folder / 't.db'}")
+        self.database = Database.open(type(self).make_url(self._folder))
         start_ms = round(CASES[self.zone].timestamp() * 1000)
         self.clock = JumpingClock(start_ms)
         self.centre = Centre(self.database, start_ms)
@@ -119,6 +136,9 @@ class LedgerMachine(RuleBasedStateMachine):
         for tenant in TENANTS:
             self.centre.tenant(tenant)
         self.free = [*self.centre.node("a"), *self.centre.node("b")]
+        self.whole = self.centre.node("m", gpus=1)
+        self.free_parts, self.is_cut, self.cuts, self._cut_unit_ms = list(self.whole), False, 0, 0
+        self.units = dict.fromkeys(self.whole, GPU_UNITS)
         with self.database.write() as connection:
             publish(connection, book(effective_ms=0, prices={"burst": str(PRICE)}, tax="0"), start_ms)
         self.uses: dict[AllocationId, Use] = {}
@@ -136,7 +156,8 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def _tick(self) -> int:
         """Returns the ledger's second of the next command: its clock never runs back."""
-        self.ledger_ms = max(self.ledger_ms, self.clock.now_ms())
+        before_ms, self.ledger_ms = self.ledger_ms, max(self.ledger_ms, self.clock.now_ms())
+        self._cut_unit_ms += sum(self.units.values()) * (self.ledger_ms - before_ms)
         return self.ledger_ms // 1000
 
     def _twice(self, command: Command[object]) -> None:
@@ -168,6 +189,48 @@ class LedgerMachine(RuleBasedStateMachine):
         self.free = self.free[len(devices) :]
         self.uses[self.centre.start(*devices, account=tenant)] = Use(tenant, devices)
 
+    @precondition(lambda self: self.free_parts)
+    @rule(tenant=st.sampled_from(TENANTS))
+    def a_job_starts_on_the_gpu_that_may_be_cut(self, tenant: str) -> None:
+        self._tick()
+        device = self.free_parts.pop(0)
+        units = self.units[device]
+        self.uses[self.centre.start(device, account=tenant, units=units)] = Use(tenant, (device,), units=units)
+
+    @precondition(lambda self: len(self.free_parts) == (len(PARTS) if self.is_cut else 1))
+    @rule()
+    def the_gpu_is_cut_into_instances_or_made_whole(self) -> None:
+        """Nobody holds it. The instances are new ones each time, as their UUIDs are."""
+        self._tick()
+        self.is_cut, self.cuts = not self.is_cut, self.cuts + 1
+        parts = [DeviceId(f"MIG-{self.cuts}-{place}") for place in range(len(PARTS))] if self.is_cut else [*self.whole]
+        sizes = PARTS if self.is_cut else (GPU_UNITS,)
+        self.units |= dict(zip(parts, sizes, strict=True))
+        nodes = self.centre._nodes
+        node = nodes[-1].node
+        cut = tuple(Device(part, node.name, node.gpu_class, self.units[part]) for part in parts)
+        nodes[-1] = replace(nodes[-1], devices=cut)
+        self._twice(SyncInventory(tuple(nodes), Evidence.NODE))
+        self.free_parts = parts
+
+    @precondition(lambda self: self._in(started=True))
+    @rule(tenant=st.sampled_from((None, *TENANTS)))
+    def a_storm_of_preemptions(self, tenant: str | None) -> None:
+        """All that runs, or all of one tenant, has to go at once, and is gone at once."""
+        now_s = self._tick()
+        gone = tuple(id_ for id_ in self._in(started=True) if tenant in {None, self.uses[id_].tenant})
+        if not gone:
+            return
+        self.centre.carry_out(MarkStopping(gone, EndReason.PREEMPTED))
+        self._twice(RecordObservations(tuple(Ended(id_, now_s * 1000, None, EndReason.PREEMPTED) for id_ in gone)))
+        for use in map(self.uses.__getitem__, gone):
+            use.end_s = use.ceiling_s = now_s
+            use.is_preempted = True
+            self._give_back(use)
+
+    def _give_back(self, use: Use) -> None:
+        (self.free_parts if use.devices[0] in self.units else self.free).extend(use.devices)
+
     @precondition(lambda self: self._in(started=False))
     @rule(data=st.data())
     def it_runs(self, data: st.DataObject) -> None:
@@ -185,7 +248,7 @@ class LedgerMachine(RuleBasedStateMachine):
         use.is_lost, use.ceiling_s = is_lost, now_s if is_lost else use.end_s
         reason = EndReason.NODE_LOST if is_lost else None
         self._twice(RecordObservations((Ended(id_, (now_s - ago) * 1000, None, reason),)))
-        self.free += use.devices
+        self._give_back(use)
         # Seen twice, with the unclamped time: that is a word of its own.
         if now_s - ago != use.end_s and not is_lost:
             use.said.append((EvidenceKind.ENDED, max(now_s - ago, use.started_s)))
@@ -229,23 +292,25 @@ class LedgerMachine(RuleBasedStateMachine):
         span = Span(self.start_ms, self.ledger_ms, ZoneInfo(self.zone))
         with self.database.read() as connection:
             groups = {group.key: group for group in usage_by(connection, span, GroupBy.PROJECT)}
-        expected: dict[str, int] = defaultdict(int)
         amounts: dict[str, int] = defaultdict(int)
         for use in self.uses.values():
             for seconds in self._days(use, now_s).values():
-                expected[use.tenant] += seconds
-                exact = Fraction(seconds * PRICE * MICROS, 3600)
+                exact = Fraction(seconds * use.units * PRICE * MICROS, 3600 * GPU_UNITS)
                 amounts[use.tenant] += 0 if use.is_given_back else round(exact)
-        hours = {
-            tenant: sum(round(Fraction(s * 10**9, 3600)) for s in self._lines(tenant, now_s)) for tenant in TENANTS
-        }
+        hours = {tenant: sum(round(hours * 10**9) for hours in self._lines(tenant, now_s)) for tenant in TENANTS}
         for tenant in TENANTS:
             found = groups.get(tenant)
             assert (found.gpu_hours_nano if found else 0) == hours[tenant], tenant
             assert (found.amount_micros if found else 0) == amounts[tenant], tenant
 
-    def _lines(self, tenant: str, now_s: int) -> list[int]:
-        return [s for use in self.uses.values() if use.tenant == tenant for s in self._days(use, now_s).values()]
+    def _lines(self, tenant: str, now_s: int) -> list[Fraction]:
+        """The exact GPU-hours of each line."""
+        return [
+            Fraction(seconds * use.units, 3600 * GPU_UNITS)
+            for use in self.uses.values()
+            if use.tenant == tenant
+            for seconds in self._days(use, now_s).values()
+        ]
 
     def _days(self, use: Use, now_s: int) -> dict[date, int]:
         """The GPU-seconds of each civil day, counted one by one."""
@@ -254,6 +319,10 @@ class LedgerMachine(RuleBasedStateMachine):
         for second in use.seconds(now_s):
             days[datetime.fromtimestamp(second, zone).date()] += len(use.devices)
         return days
+
+    def _capacity_unit_ms(self) -> int:
+        """Four GPUs, and all that node `m` ever had, since each was first seen: what is gone stays, as unavailable."""
+        return 4 * GPU_UNITS * (self.ledger_ms - self.start_ms) + self._cut_unit_ms
 
     def _check_everything(self) -> None:
         with self.database.read() as connection:
@@ -266,9 +335,9 @@ class LedgerMachine(RuleBasedStateMachine):
             manifest = export_usage(connection, folder, *span, ZoneInfo(self.zone), known_until_ms=self.ledger_ms)
             assert verify_export(folder, connection).is_proved
         now_s = self.ledger_ms // 1000
-        counted = sum(seconds for tenant in TENANTS for seconds in self._lines(tenant, now_s))
-        assert manifest.sums["gpu_ms"] == counted * 1000
-        assert manifest.sums["capacity_unit_ms"] == 4 * 12_600 * (self.ledger_ms - self.start_ms)
+        counted = sum(hours for tenant in TENANTS for hours in self._lines(tenant, now_s))
+        assert manifest.sums["held_unit_ms"] == counted * UNIT_MS_PER_GPU_HOUR
+        assert manifest.sums["capacity_unit_ms"] == self._capacity_unit_ms()
         billed: dict[str, Decimal] = defaultdict(Decimal)
         (focus,) = folder.glob("focus_*.csv")
         with focus.open(newline="", encoding="utf-8") as stream:
@@ -286,11 +355,40 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("zone", CASES)
-def test_whatever_happens_the_ledger_says_what_counting_seconds_says(template: Path, zone: str) -> None:
-    machine = type("Machine", (LedgerMachine,), {"template": template, "zone": zone})
+def run(zone: str, make_url: Callable[[Path], str], examples: int, steps: int) -> None:
+    machine = type("Machine", (LedgerMachine,), {"make_url": staticmethod(make_url), "zone": zone})
     health = [HealthCheck.too_slow, HealthCheck.data_too_large]
     run_state_machine_as_test(
         machine,
-        settings=settings(max_examples=12, stateful_step_count=18, deadline=None, suppress_health_check=health),
+        settings=settings(
+            max_examples=examples, stateful_step_count=steps, deadline=None, suppress_health_check=health
+        ),
     )
+
+
+@pytest.mark.parametrize("zone", CASES)
+def test_whatever_happens_the_ledger_says_what_counting_seconds_says(template: Path, zone: str) -> None:
+    def make_url(folder: Path) -> str:
+        shutil.copy(template, folder / "t.db")
+        return f"sqlite:///{folder / 't.db'}"
+
+    run(zone, make_url, examples=10, steps=18)
+
+
+@pytest.mark.postgres
+def test_on_postgresql_too_the_ledger_says_what_counting_seconds_says(postgres: str) -> None:
+    name = make_url(postgres).database
+    engine = sa.create_engine(make_url(postgres).set(drivername="postgresql+psycopg", database="postgres"))
+    made: list[str] = []
+
+    def copy_of(_: Path) -> str:
+        made.append(f"{name}_{len(made)}")
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.exec_driver_sql(f'CREATE DATABASE "{made[-1]}" TEMPLATE "{name}"')
+        return make_url(postgres).set(database=made[-1]).render_as_string(hide_password=False)
+
+    try:
+        run("Australia/Lord_Howe", copy_of, examples=2, steps=12)
+    finally:
+        engine.dispose()
+    assert made
