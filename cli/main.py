@@ -30,7 +30,7 @@ VERBS = (
     Verb("release", "cli.commands.act", "release", _JOBS, "Let held jobs wait for their start again"),
     Verb("requeue", "cli.commands.act", "requeue", _JOBS, "Stop running jobs and queue them again"),
     Verb("checkpoint", "cli.commands.act", "checkpoint", _JOBS, "Say that a job's work is saved up to now"),
-    Verb("update", "cli.commands.act", "update", _JOBS, "Give waiting jobs other terms"),
+    Verb("update", "cli.commands.act", "update", _JOBS, "Give jobs other terms: time limit, priority …"),
     Verb("history", "cli.commands.jobs", "history", _JOBS, "List jobs that have ended, or what happened to one"),
     Verb("report", "cli.commands.jobs", "report", _JOBS, "Tell how well a job used its GPUs, and what it cost"),
     Verb("exec", "cli.commands.inside", "exec_", _JOBS, "Run a program inside a running job", takes_command=True),

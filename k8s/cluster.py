@@ -30,6 +30,8 @@ class OurJob:
     gang: str
     """The name of the allocation's Service."""
     is_deleting: bool
+    deadline_seconds: int | None = None
+    """Its `activeDeadlineSeconds`."""
 
 
 class Cluster:
@@ -133,4 +135,6 @@ def _reduce_job(item: Json) -> OurJob | None:
     if allocation is None:
         return None
     gang = f"job-{labels.get(names.JOB, '')}-{allocation.lower()}"
-    return OurJob(metadata["namespace"], metadata["name"], allocation, gang, bool(metadata.get("deletionTimestamp")))
+    deadline_seconds = (item.get("spec") or {}).get("activeDeadlineSeconds")
+    is_deleting = bool(metadata.get("deletionTimestamp"))
+    return OurJob(metadata["namespace"], metadata["name"], allocation, gang, is_deleting, deadline_seconds)

@@ -191,6 +191,19 @@ class KubernetesExecutor:
         self._carry_out_stop(run)
         self._bell.set()
 
+    def extend(self, allocation: AllocationId, time_limit_ms: int) -> None:
+        """Keeps another limit from now on, and moves the Jobs' own backstop with it. Raises ExecutorError."""
+        order = self._postponed.get(allocation)
+        if order is not None:
+            self._postponed[allocation] = _limited(order, time_limit_ms)
+        run = self._runs.get(allocation)
+        if run is None or run.end is not None or run.stop is not None:
+            return
+        run.order = _limited(run.order, time_limit_ms)
+        self._bell.set()
+        for job in self._cluster.jobs_of(allocation):
+            self._launcher.move_backstop(run.order, job.name, job.deadline_seconds)
+
     def acknowledge(self, allocation: AllocationId) -> None:
         """Forgets the allocation; its pods stay for their logs, unless they run."""
         run = self._runs.pop(allocation, None)
@@ -531,3 +544,7 @@ def _unreachable(offered: NodeInventory) -> NodeInventory:
     if node.availability is NodeAvailability.UP:
         node = replace(node, availability=NodeAvailability.DRAINING, reason=words)
     return replace(offered, node=node)
+
+
+def _limited(order: StartOrder, time_limit_ms: int) -> StartOrder:
+    return replace(order, allocation=replace(order.allocation, time_limit_ms=time_limit_ms))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from k8s import names
 from k8s.admitting import admit, refuse_stranger
 from k8s.api import Api, Json
-from k8s.manifests import jobs, refuse_impossible, service
+from k8s.manifests import backstop_seconds, jobs, refuse_impossible, service
 from k8s.options import Options
 from k8s.problems import Conflict, Forbidden, NotFound, Rejected, Unacceptable, Unreachable
 from k8s.tenancy import Namespaces
@@ -91,6 +91,17 @@ class Launcher:
                 raise StartRefused(f"Kubernetes does not take this job: {refusal.detail}") from refusal
             raise
         return tuple(made)
+
+    def move_backstop(self, order: StartOrder, name: str, deadline_seconds: int | None) -> None:
+        """Gives one of an order's Jobs the deadline of its time limit, if that is not what it has."""
+        wanted = backstop_seconds(order, self._options)
+        if deadline_seconds == wanted:
+            return
+        path = f"/apis/batch/v1/namespaces/{self.namespace(order)}/jobs/{name}"
+        try:
+            self._api.merge(path, {"spec": {"activeDeadlineSeconds": wanted}})
+        except NotFound:
+            return  # it is over, as its watch is about to say
 
     def _create_service(self, namespace: str, order: StartOrder) -> None:
         try:

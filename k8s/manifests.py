@@ -78,7 +78,7 @@ def _job(order: StartOrder, options: Options, name: str, ranks: tuple[int, ...])
         "parallelism": len(ranks),
         "completions": len(ranks),
         "backoffLimit": 0,
-        "activeDeadlineSeconds": _backstop_seconds(order, options),
+        "activeDeadlineSeconds": backstop_seconds(order, options),
         "template": {
             "metadata": {
                 "labels": _labels(order, options) | ({names.RANK: str(ranks[0])} if len(ranks) == 1 else {}),
@@ -104,11 +104,16 @@ def _job(order: StartOrder, options: Options, name: str, ranks: tuple[int, ...])
 
 
 def _digest(spec: Mapping[str, object]) -> str:
-    return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()
+    # The backstop moves with the time limit, which may change while the Job is there.
+    lasting = {key: value for key, value in spec.items() if key != "activeDeadlineSeconds"}
+    return hashlib.sha256(json.dumps(lasting, sort_keys=True).encode()).hexdigest()
 
 
-def _backstop_seconds(order: StartOrder, options: Options) -> int:
-    """The daemon ends a job at its limit, with its grace; this ends it when no daemon is there to do so."""
+def backstop_seconds(order: StartOrder, options: Options) -> int:
+    """Returns a Job's `activeDeadlineSeconds`.
+
+    The daemon ends a job at its limit, with its grace; this ends it when no daemon is there to do so.
+    """
     limit_seconds = -(-order.allocation.time_limit_ms // 1000)
     return limit_seconds + round(options.times.start_seconds + order.spec.grace_seconds) + BACKSTOP_SECONDS
 

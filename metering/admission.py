@@ -16,7 +16,7 @@ from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.engine import Connection
 
 from metering.budgets import Purse, first_over, headroom_events, micros_of, money, standing
-from metering.charges import priced_after, set_aside
+from metering.charges import Pot, priced_after, set_aside
 from metering.core.budget import CAPTURE_MS, HOLD_AHEAD_MS, Budget, Wanted, ahead_ms
 from metering.core.civil import local_time
 from metering.core.quantity import AMOUNT_DECIMALS, minor_unit
@@ -86,6 +86,31 @@ class BudgetAdmission(Prices):
     def holds(self, connection: Connection, at_ms: int) -> "BudgetHolds":
         """Returns where one command's starts take their holds."""
         return BudgetHolds(self, connection, at_ms)
+
+    def extend(self, connection: Connection, ask: HoldAsk, at_ms: int) -> None:
+        """Has the next look come at once, which sets more aside. Raises Refused (over_budget)."""
+        gang = CHARGE_DUE.c.allocation_id == ask.allocation
+        units = connection.execute(sa.select(CHARGE_DUE.c.gpu_eq_units).where(gang)).scalar_one_or_none()
+        needed = self.amount(connection, replace(ask.question, gpu_eq_units=units or ask.question.gpu_eq_units), at_ms)
+        held_micros = Pot.of(connection, ask.allocation).held_micros.get(needed.currency, 0)
+        more = money(max(0, micros_of(needed) - held_micros), needed.currency)
+        purse = Purse.of(connection, ask.question.account)
+        over = purse.over(connection, more, at_ms)
+        if over is not None:
+            left = _left(over, purse.budgets[over.account], at_ms)
+            raise Refused(
+                RefusalCode.OVER_BUDGET,
+                f"job {ask.job} may cost {_shown(over.needed)} more, but {left}",
+                tries=("a shorter limit", "ask a tenant admin or the operator to raise the budget"),
+            )
+        cap = cap_left(connection, ask.job)
+        if cap is not None and micros_of(more) > cap:
+            rest = money(max(0, cap), needed.currency)
+            raise Refused(
+                RefusalCode.OVER_BUDGET,
+                f"job {ask.job} may cost {_shown(more)} more, but its --max-cost leaves {_shown(rest)}",
+            )
+        connection.execute(CHARGE_DUE.update().where(gang).values(due_ms=at_ms))
 
     def release(self, connection: Connection, allocations: Sequence[AllocationId], at_ms: int) -> None:  # noqa: ARG002
         """Has gangs that ended charged to their end at the next look, and the rest of their holds let go of.
@@ -250,6 +275,15 @@ class _Dearest:
 
 
 def _refused(over: OverBudget, price: _Dearest, budget: Budget, at_ms: int) -> Refused:
+    if budget.currency != over.needed.currency:
+        tries: tuple[str, ...] = (f"ask a tenant admin or the operator for a budget in {over.needed.currency}",)
+    else:
+        tries = (*price.longest_fit(micros_of(over.left)), "ask a tenant admin or the operator to raise the budget")
+    sentence = f"may cost {_shown(over.needed)}, but {_left(over, budget, at_ms)}"
+    return Refused(RefusalCode.OVER_BUDGET, sentence, tries=tries)
+
+
+def _left(over: OverBudget, budget: Budget, at_ms: int) -> str:
     zone = ZoneInfo(budget.zone)
     period = budget.period_at(at_ms, zone)
     until = ""
@@ -258,17 +292,8 @@ def _refused(over: OverBudget, price: _Dearest, budget: Budget, at_ms: int) -> R
         until = f" until {end.day} {end:%B}"
     noun = "project" if "/" in over.account else "tenant"
     if budget.currency != over.needed.currency:
-        why = f"but the budget of {noun} {over.account} is in {budget.currency}, which pays for nothing here"
-        return Refused(
-            RefusalCode.OVER_BUDGET,
-            f"may cost {_shown(over.needed)}, {why}",
-            tries=(f"ask a tenant admin or the operator for a budget in {over.needed.currency}",),
-        )
-    return Refused(
-        RefusalCode.OVER_BUDGET,
-        f"may cost {_shown(over.needed)}, but {noun} {over.account} has {_digits(over.left.amount)} left{until}",
-        tries=(*price.longest_fit(micros_of(over.left)), "ask a tenant admin or the operator to raise the budget"),
-    )
+        return f"the budget of {noun} {over.account} is in {budget.currency}, which pays for nothing here"
+    return f"{noun} {over.account} has {_digits(over.left.amount)} left{until}"
 
 
 def _shown(amount: Money) -> str:

@@ -124,6 +124,13 @@ class Admission(Protocol):
         """Returns where one command's starts take their holds."""
         ...
 
+    def extend(self, connection: Connection, ask: HoldAsk, at_ms: int) -> None:
+        """Has more set aside for a gang that is to run longer: the question's limit is all that it may run yet.
+
+        Raises Refused (over_budget) when that may cost more than there is, what is held for it already included.
+        """
+        ...
+
     def release(self, connection: Connection, allocations: Sequence[AllocationId], at_ms: int) -> None:
         """Has what is set aside for gangs that ended settled soon, and the rest let go of."""
         ...
@@ -162,6 +169,9 @@ class FreeOfCharge:
     def events(self) -> Sequence[HoldEvent]:
         """Returns nothing."""
         return ()
+
+    def extend(self, connection: Connection, ask: HoldAsk, at_ms: int) -> None:
+        """Does nothing: nothing is set aside."""
 
     def release(self, connection: Connection, allocations: Sequence[AllocationId], at_ms: int) -> None:
         """Does nothing: nothing is set aside."""

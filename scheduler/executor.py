@@ -205,6 +205,10 @@ class Executor(Protocol):
         """Asks the gang to end: stop signal, grace, kill. Returns at once; the end is observed later."""
         ...
 
+    def extend(self, allocation: AllocationId, time_limit_ms: int) -> None:
+        """Gives a gang another time limit, counted from its start. Does nothing where it has that, or is over."""
+        ...
+
     def observe(self) -> Sequence[Observation]:
         """Returns what happened since the last call, and every end not yet acknowledged. Never blocks."""
         ...

@@ -62,7 +62,8 @@ class Photograph:
     accounts: tuple[Account, ...]
     nodes: tuple[tuple[Node, tuple[Device, ...], frozenset[DeviceId]], ...]
     """Each node with its devices and the ids of those held."""
-    allocations: tuple[Allocation, ...]
+    allocations: tuple[tuple[Allocation, str], ...]
+    """Each with its job's id as people type it: `4711`, `4711_3`."""
     lines: tuple[Line, ...]
     timed: tuple[Job, ...]
     """Pending jobs that are in no line: they wait for a time, or for others to make room for them."""
@@ -84,7 +85,7 @@ def photograph(state: ClusterState, plan: Plan) -> Photograph:
         plan,
         tuple(state.accounts.values()),
         tuple((room.node, room.devices, frozenset(room.held_units)) for room in state.capacity.rooms.values()),
-        tuple(state.allocations.values()),
+        tuple((each, _typed(state.jobs[each.job])) for each in state.allocations.values()),
         tuple(Line(group, len(line), _oldest_ms(line)) for group, line in state.pending_groups()),
         (*(state.jobs[job] for _, job in state.timed), *_claiming(state)),
         dict(state.jobs_by),
@@ -97,6 +98,10 @@ def photograph(state: ClusterState, plan: Plan) -> Photograph:
         ),
         state.claims.kept_devices(),
     )
+
+
+def _typed(job: Job) -> str:
+    return str(job.id) if job.array is None or job.array_index is None else f"{job.array}_{job.array_index}"
 
 
 def _claiming(state: ClusterState) -> list[Job]:
@@ -341,10 +346,10 @@ def _devices(photo: Photograph) -> Iterator[Metric]:
         "Which job holds the GPU; always 1. Join other series on (node, gpu).",
         labels=("node", "gpu", "tenant", "job_id"),
     )
-    for allocation in photo.allocations:
+    for allocation, job in photo.allocations:
         tenant = tenant_of(allocation.account)
         for grant in allocation.grants:
             for device_id in grant.devices:
                 if device_id in place:
-                    holders.add_metric((*place[device_id], tenant, str(allocation.job)), 1)
+                    holders.add_metric((*place[device_id], tenant, job), 1)
     yield holders

@@ -13,7 +13,7 @@ import select
 import shutil
 import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from scheduler import cgroups, entering, launch, rundir
@@ -159,10 +159,16 @@ class LocalExecutor:
 
     @_executor_errors("extend")
     def extend(self, allocation: AllocationId, time_limit_ms: int) -> None:
-        """Gives a running allocation another time limit, counted from its start."""
+        """Leaves the limit where each rank's supervisor finds it, even one that has not begun."""
+        order = self._postponed.get(allocation)
+        if order is not None:
+            given = replace(order.allocation, time_limit_ms=time_limit_ms)
+            self._postponed[allocation] = replace(order, allocation=given)
         run = self._runs.get(allocation)
-        for rank in range(run.ranks if run is not None else 0):
-            rundir.ask(self._space.rank(allocation, rank), time_limit_ms=time_limit_ms)
+        for rank in range(run.ranks if run is not None and run.ended is None else 0):
+            directory = self._space.rank(allocation, rank)
+            if rundir.time_limit_ms(directory) != time_limit_ms:
+                rundir.ask(directory, time_limit_ms=time_limit_ms)
 
     def observe(self) -> Sequence[Observation]:
         """Looks at whatever rang, and at everything every `rescan_seconds`."""

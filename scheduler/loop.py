@@ -19,7 +19,7 @@ from typing import TypeVar
 from scheduler.admission import Admission, FreeOfCharge
 from scheduler.clock import LedgerClock
 from scheduler.core.calibration import TrackRecord
-from scheduler.core.events import AllocationStopping, Event
+from scheduler.core.events import AllocationExtended, AllocationStopping, Event
 from scheduler.core.model import AllocationId, PoolName
 from scheduler.core.plan import Plan
 from scheduler.core.policy import Policy
@@ -282,6 +282,8 @@ class Controller:
         for event in happened:
             if isinstance(event, AllocationStopping) and not event.is_with_gang:
                 term.runner.end(event.allocation, event.reason, event.gang)
+            elif isinstance(event, AllocationExtended) and event.surplus_of is None:
+                term.runner.extend(event.allocation, event.time_limit_ms)
         self._observer.ledger_posted(self.clock.now_ms())
         self._bump()
 

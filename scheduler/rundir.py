@@ -152,6 +152,15 @@ def is_alive(directory: str) -> bool:
     return False
 
 
+def time_limit_ms(directory: str) -> int | None:
+    """Returns the limit that a supervisor keeps: what it was last asked for, else its order's; None without either."""
+    control: Control | None = read_json(f"{directory}/{CONTROL}")
+    if control is not None and control["time_limit_ms"] is not None:
+        return control["time_limit_ms"]
+    order: Order | None = read_json(f"{directory}/{ORDER}")
+    return None if order is None else order["time_limit_ms"]
+
+
 def ask(directory: str, *, stop: Stop | None = None, time_limit_ms: int | None = None) -> None:
     """Asks a supervisor for something, whether it already listens or not. The first reason to stop stays."""
     found: Control | None = read_json(f"{directory}/{CONTROL}")

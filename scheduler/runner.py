@@ -65,6 +65,12 @@ class _Shrink:
 
 
 @dataclass(frozen=True, slots=True)
+class _Extend:
+    allocation: AllocationId
+    time_limit_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class _Refresh:
     """Read the inventory now."""
 
@@ -76,7 +82,7 @@ class _Over:
     allocation: AllocationId
 
 
-_Action = _Launch | _Stop | _Shrink | _Refresh | _Over
+_Action = _Launch | _Stop | _Shrink | _Extend | _Refresh | _Over
 
 
 @dataclass(order=True, slots=True)
@@ -100,6 +106,7 @@ class Runner:
         self._live = {order.allocation.id: order for order in live}
         self._stop_at_start: dict[AllocationId, EndReason] = {}
         self._shrink_at_start: dict[AllocationId, EndReason] = {}
+        self._limit_at_start: dict[AllocationId, int] = {}
         self._unrecorded: list[Observation] = []
         self._shrunk: set[AllocationId] = set()
         """Gangs whose loss of surplus nodes is recorded: executors go on telling it, for it needs no answer."""
@@ -117,6 +124,8 @@ class Runner:
         orders = tuple(self._live.values())
         self._executor.recover(orders)
         for order in orders:
+            # It may have been given another limit just before the daemon died, when nobody had told the executor yet.
+            self._carry_out(_Extend(order.allocation.id, order.allocation.time_limit_ms))
             if order.allocation.stop_reason is not None:
                 self._carry_out(_Stop(order.allocation.id, order.allocation.stop_reason))
             elif order.is_shrinking:
@@ -143,6 +152,11 @@ class Runner:
     def end(self, allocation: AllocationId, reason: EndReason, gang: AllocationId | None = None) -> None:
         """Queues a committed stop; of surplus nodes where it is their `gang` that goes on without them."""
         self._actions.put(_Stop(allocation, reason) if gang is None else _Shrink(gang, reason))
+        self._executor.wake()
+
+    def extend(self, allocation: AllocationId, time_limit_ms: int) -> None:
+        """Queues another time limit, which is committed."""
+        self._actions.put(_Extend(allocation, time_limit_ms))
         self._executor.wake()
 
     def refresh_inventory(self) -> None:
@@ -191,8 +205,8 @@ class Runner:
             again = heapq.heappop(self._again)
             if isinstance(again.action, _Launch):
                 launches.append((again.action.order, again.delay_seconds))
-            elif isinstance(again.action, _Stop | _Shrink) and again.action.allocation not in self._live:
-                continue  # what could not be stopped had begun; it has ended by itself since
+            elif isinstance(again.action, _Stop | _Shrink | _Extend) and again.action.allocation not in self._live:
+                continue  # what could not be stopped or extended had begun; it has ended by itself since
             else:
                 is_in_order = self._carry_out(again.action, again.delay_seconds)
         return self._start_all(launches) and is_in_order
@@ -215,15 +229,18 @@ class Runner:
                 break
         self._start_all(tuple(launches.values()))
 
-    def _carry_out(self, action: _Stop | _Shrink | _Refresh | _Over, delay_seconds: float = 0.0) -> bool:
+    def _carry_out(self, action: _Stop | _Shrink | _Extend | _Refresh | _Over, delay_seconds: float = 0.0) -> bool:
         """Returns False when the executor could not take it: it is then tried again later."""
         try:
             if isinstance(action, _Stop):
                 self._stop(action)
             elif isinstance(action, _Shrink):
                 self._shrink(action)
+            elif isinstance(action, _Extend):
+                self._extend(action)
             elif isinstance(action, _Over):
                 self._stop_at_start.pop(action.allocation, None)
+                self._limit_at_start.pop(action.allocation, None)
                 self._shrink_at_start.pop(action.allocation, None)
             else:
                 self._sync_inventory()
@@ -248,6 +265,7 @@ class Runner:
             elif isinstance(problem, StartRefused):
                 self._stop_at_start.pop(allocation, None)
                 self._shrink_at_start.pop(allocation, None)
+                self._limit_at_start.pop(allocation, None)
                 self._unrecorded.append(
                     Ended(allocation, self._clock.now_ms(), None, EndReason.LAUNCH_FAILED, detail=str(problem))
                 )
@@ -258,6 +276,9 @@ class Runner:
 
     def _has_started(self, order: StartOrder) -> None:
         self._live[order.allocation.id] = order
+        limit_ms = self._limit_at_start.pop(order.allocation.id, None)
+        if limit_ms is not None:
+            self._carry_out(_Extend(order.allocation.id, limit_ms))
         reason = self._stop_at_start.pop(order.allocation.id, None)
         if reason is not None:
             # As an action of its own, so that it is tried again when the executor cannot take it now.
@@ -284,6 +305,13 @@ class Runner:
             self._stop_at_start[action.allocation] = action.reason
         else:
             self._executor.stop(action.allocation, order.spec.grace_seconds, action.reason)
+
+    def _extend(self, action: _Extend) -> None:
+        if action.allocation in self._live:
+            self._executor.extend(action.allocation, action.time_limit_ms)
+        else:
+            # As with a stop: its start is on its way here.
+            self._limit_at_start[action.allocation] = action.time_limit_ms
 
     def _sync_inventory(self) -> None:
         found = tuple(self._executor.inventory())

@@ -25,16 +25,14 @@ def gangs_to_stop(state: ClusterState, policy: Policy, now_ms: int) -> list[Allo
 
     Leaves the state as it was. A gang is stopped only for a job that comes before it, and only if that then fits.
     """
-    if not state.waiting.of_shape:
-        return []
     is_ranked = policy.order is QueueOrder.FINISH_TIME
+    if not state.waiting.of_shape or (not is_ranked and _is_settled(state, now_ms)):
+        return []
     order = _Order(state, ranks_of(state, policy, now_ms) if is_ranked else None, now_ms)
     waiting = order.waiting()
-    first = order.of_waiting(waiting[0]) if waiting else 0
-    running = [each for each in state.allocations.values() if order.of_running(each) > first]
+    running = order.behind(waiting[0])
     if not running:
         return []
-    running.sort(key=lambda each: (-order.of_running(each), each.id))
     stopped: list[Allocation] = []
     taken: list[Grant] = []
     hopeless: set[tuple[Shape, GpuClass]] = set()
@@ -67,6 +65,12 @@ def gangs_to_stop(state: ClusterState, policy: Policy, now_ms: int) -> list[Allo
     return [each.id for each in stopped]
 
 
+def _is_settled(state: ClusterState, now_ms: int) -> bool:
+    """Tells at a glance whether nothing that runs has more left than what waits."""
+    last_ms = max((each.decided_ms + each.time_limit_ms for each in state.allocations.values()), default=0)
+    return all(now_ms + group.time_limit_ms >= last_ms for group, _ in state.pending_groups())
+
+
 class _Order:
     """Who comes before whom at one instant. Without ranks, whoever has less left."""
 
@@ -84,12 +88,22 @@ class _Order:
         """Returns the rank of what waits."""
         return job.time_limit_ms if self._ranks is None else self._ranks.rank(job, job.time_limit_ms)
 
+    def behind(self, job: Job) -> list[Allocation]:
+        """Returns what runs and comes after a waiting job, the last first."""
+        rank = self.of_waiting(job)
+        found = [each for each in self._state.allocations.values() if self.of_running(each) > rank]
+        return sorted(found, key=lambda each: (-self.of_running(each), each.id))
+
     def waiting(self) -> list[Job]:
         """Returns the waiting jobs that come first."""
-        jobs = self._state.jobs
+        jobs, groups = self._state.jobs, list(self._state.pending_groups())
+        if self._ranks is None and len(groups) > MOST_LOOKED_AT:
+            # All of a group have the same left, and each group has a job.
+            bound_ms = nsmallest(MOST_LOOKED_AT, (group.time_limit_ms for group, _ in groups))[-1]
+            groups = [each for each in groups if each[0].time_limit_ms <= bound_ms]
         first = (
             (self.of_waiting(jobs[JobId(job_id)]), submitted_ms, job_id)
-            for _, line in self._state.pending_groups()
+            for _, line in groups
             for _, submitted_ms, job_id in line[:MOST_LOOKED_AT]
         )
         return [jobs[JobId(job_id)] for _, _, job_id in nsmallest(MOST_LOOKED_AT, first)]

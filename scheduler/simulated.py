@@ -266,14 +266,20 @@ class SimulatedExecutor:
         """Ends `break_down`."""
         self._outage = None
 
+    def extend(self, allocation: AllocationId, time_limit_ms: int) -> None:
+        """Gives a run another limit; what would have been ended by the old one goes on for as long as it wants."""
+        self._check_outage()
+        run = self._runs.get(allocation)
+        if run is None or run.is_over or run.is_stopped or run.ends_ms <= self._clock.now_ms():
+            return
+        if run.order.allocation.time_limit_ms != time_limit_ms:
+            run.order = replace(run.order, allocation=replace(run.order.allocation, time_limit_ms=time_limit_ms))
+            run.ends_ms, run.exit_code, run.reason = _course(run.order, run.starts_ms)
+            heapq.heappush(self._due, (run.ends_ms if run.is_start_told else run.starts_ms, allocation))
+
     def _begin(self, order: StartOrder, starts_ms: int, *, is_start_told: bool = False) -> _Virtual:
-        allocation, spec = order.allocation, order.spec
-        wanted_ms = _virtual_ms(spec)
-        code = spec.simulated_exit_code
-        reason = EndReason.EXIT_NONZERO if code else None
-        if wanted_ms > allocation.time_limit_ms:
-            code, reason = TERMINATED, EndReason.WALLTIME
-        ends_ms = starts_ms + min(wanted_ms, allocation.time_limit_ms)
+        allocation = order.allocation
+        ends_ms, code, reason = _course(order, starts_ms)
         run = _Virtual(order, starts_ms, ends_ms, code, reason, is_start_told=is_start_told)
         self._runs[allocation.id] = run
         heapq.heappush(self._due, (ends_ms if is_start_told else starts_ms, allocation.id))
@@ -318,6 +324,15 @@ class SimulatedExecutor:
     def _check_outage(self) -> None:
         if self._outage is not None:
             raise ExecutorError(self._outage)
+
+
+def _course(order: StartOrder, starts_ms: int) -> tuple[int, int, EndReason | None]:
+    """Returns when and how a run ends if nobody interferes."""
+    wanted_ms, limit_ms = _virtual_ms(order.spec), order.allocation.time_limit_ms
+    if wanted_ms > limit_ms:
+        return starts_ms + limit_ms, TERMINATED, EndReason.WALLTIME
+    code = order.spec.simulated_exit_code
+    return starts_ms + wanted_ms, code, EndReason.EXIT_NONZERO if code else None
 
 
 def _virtual_ms(spec: LaunchSpec) -> int:

@@ -12,7 +12,6 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -22,6 +21,7 @@ from prometheus_client.metrics_core import (
 from prometheus_client.registry import Collector
 
 from scheduler.core.model import AccountId, JobState, PoolName
+from scheduler.exposition import render
 from scheduler.observer import size_class
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -195,9 +195,7 @@ class Telemetry:
 
     def render(self, present: Iterable[Metric]) -> bytes:
         """Returns the exposition: what happened, and the families read from the state at this scrape."""
-        scrape = CollectorRegistry(auto_describe=False)
-        scrape.register(_Snapshot([*present]))
-        return generate_latest(self.registry) + generate_latest(scrape)
+        return render([*self.registry.collect(), *present])
 
 
 class _Happened(Collector):
@@ -208,13 +206,3 @@ class _Happened(Collector):
 
     def collect(self) -> Iterable[Metric]:
         return self._telemetry.happened()
-
-
-class _Snapshot(Collector):
-    """Families that were made already."""
-
-    def __init__(self, families: list[Metric]) -> None:
-        self._families = families
-
-    def collect(self) -> Iterable[Metric]:
-        return self._families

@@ -1,5 +1,6 @@
 """The account tree: `admin tenant …`, `admin project …` and `admin quota …`, for operators and tenants' admins."""
 
+import re
 from dataclasses import dataclass, fields
 from typing import Annotated
 
@@ -17,6 +18,10 @@ from cli.values import choice, count, gpu_counts
 from cli.verbs import Verb, with_flags
 
 NONE = "none"
+MOST_ATTEMPTS = 5
+"""To change an account that others change at the same time."""
+_STEP = re.compile(r"[^\W_][\w.\-]{0,62}")
+"""A step of an account's name, as the server has it."""
 SHORTEST_WEIGHT = 24
 """Of `--order shortest` without `--limit-weight`: an hour of limit counts as a day of waiting, so that the longest jobs
 still have their turn in weeks."""
@@ -87,7 +92,7 @@ def create(ctx: typer.Context, name: Path) -> None:
     _check_kind(ctx, name)
     if _find(session.client, name) is not None:
         raise AccountProblem(f"account {name} is there already", "conflict", 3, _sibling(ctx, "set", name))
-    _put(session, name, _changed({"id": name}, _flags(session)))
+    _put(session, name, _changed({"id": name}, _flags(session)), "none")
 
 
 @with_flags(TermFlags)
@@ -102,7 +107,16 @@ def change(ctx: typer.Context, name: Path) -> None:
     session: Session = ctx.obj
     if _flags(session).says_nothing:
         raise UsageProblem("there is nothing to change", f"{_sibling(ctx, 'set', name)} --weight 2")
-    _put(session, name, _changed(_found(session, ctx, name), _flags(session)))
+    for left in reversed(range(MOST_ATTEMPTS)):
+        found = _found(session, ctx, name)
+        try:
+            _put(session, name, _changed(found, _flags(session)), text(found, "version"))
+        except CliError as error:
+            # Somebody else changed it in between: what was typed is said of the account as it is by now.
+            if error.code != "conflict" or not left:
+                raise
+        else:
+            return
 
 
 def suspend(
@@ -219,6 +233,14 @@ def _sibling(ctx: typer.Context, verb: str, name: str) -> str:
 
 
 def _check_kind(ctx: typer.Context, name: str) -> None:
+    for part in name.split("/"):
+        if not _STEP.fullmatch(part):
+            said = f": {part!r} is none of its steps" if "/" in name else ""
+            raise UsageProblem(
+                f"{name!r} cannot be an account's name{said}; a step begins with a letter or digit and goes on with "
+                "letters, digits, '-', '.' and '_'",
+                _sibling(ctx, "create", "acme/vision" if _is_project(ctx) else "acme"),
+            )
     if _is_project(ctx) != ("/" in name):
         noun, right = ("project", "acme/vision") if _is_project(ctx) else ("tenant", name.partition("/")[0])
         raise UsageProblem(f"{name!r} is not the name of a {noun}", _sibling(ctx, "create", right))
@@ -279,8 +301,9 @@ def _order(before: Json, flags: TermFlags) -> dict[str, object]:
     }
 
 
-def _put(session: Session, name: str, body: dict[str, object]) -> None:
-    query = {"force": "true"} if _flags(session).force else None
+def _put(session: Session, name: str, body: dict[str, object], version: str | None) -> None:
+    query = {"force": "true"} if _flags(session).force else {}
+    query |= {} if version is None else {"version": version}
     answer = session.client.put(f"/v1/admin/accounts/{segment(name)}", body, query)
     told = [f"{name}: {'suspended' if truth(answer, 'is_suspended') else 'as asked'}", *_terms_told(answer)]
     session.screen.document(answer, _VIEW, told)

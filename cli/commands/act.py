@@ -1,4 +1,4 @@
-"""Acting on jobs: `cancel`, `hold`, `release`, `requeue`, `checkpoint`.
+"""Acting on jobs: `cancel`, `hold`, `release`, `requeue`, `checkpoint`, `update`.
 
 Each is one request and, on the server, one transaction.
 """
@@ -34,6 +34,19 @@ _DONE = {
     "changed": "changed {}",
     "unchanged": "{} is unchanged ({})",
 }
+_UNCHANGED = {
+    ("hold", "running"): "{0} runs already, and a hold keeps jobs from starting: turnstile requeue {0}, or cancel {0}",
+    (
+        "hold",
+        "starting",
+    ): "{0} starts already, and a hold keeps jobs from starting: turnstile requeue {0}, or cancel {0}",
+    ("release", "pending"): "{0} is not held",
+    ("requeue", "pending"): "{0} waits already",
+    ("requeue", "held"): "{0} is held: turnstile release {0}",
+    ("checkpoint", "pending"): "{0} has not started: there is nothing to save yet",
+    ("update", "running"): "{0} runs: of its terms only the time limit (-t) can change",
+}
+"""What is said of a job that a verb leaves as it is, by the verb and the job's state."""
 
 Jobs = Annotated[list[str] | None, typer.Argument(metavar="JOB...", help="10482, 10482_7, a name, @, or - for stdin.")]
 Yes = Annotated[bool, typer.Option("-y", "--yes", help="Don't ask.")]
@@ -162,6 +175,9 @@ def update(
 ) -> int | None:
     """Give waiting jobs other terms; what is not named stays as it is.
 
+    Of a job that runs the time limit alone can change, counted from its start: you may shorten it, an operator may
+    lengthen it, and a budget must have what that may cost. $TURNSTILE_DEADLINE in the job stays what it was.
+
     Examples:
       turnstile update 10482 -t 4h
       turnstile update @ --priority low --begin 20:00
@@ -182,7 +198,7 @@ def update(
         raise UsageProblem("say what is to change", "turnstile update 10482 -t 4h")
     numbers = session.numbers(job or [], _from_stdin(session) if "-" in (job or ()) else None)
     answer = session.client.post("/v1/jobs/update", {"ids": numbers, **asked})
-    _tell(session, answer)
+    _tell(session, "update", answer)
     return ExitCode.WRONG_STATE if any(_is_refused("update", each) for each in answers.items(answer)) else None
 
 
@@ -236,7 +252,7 @@ def _act(session: Session, verb: str, jobs: list[str] | None, asked: dict[str, o
         session.screen.say("nothing was done")
         return None
     answer = session.client.post(f"/v1/jobs/{verb}", body)
-    _tell(session, answer)
+    _tell(session, verb, answer)
     # What was described, and not named, may well have ended meanwhile.
     return ExitCode.WRONG_STATE if jobs and any(_is_refused(verb, each) for each in answers.items(answer)) else None
 
@@ -273,7 +289,7 @@ def _doubt(session: Session, verb: str, numbers: list[str]) -> str | None:
     return None
 
 
-def _tell(session: Session, answer: Json) -> None:
+def _tell(session: Session, verb: str, answer: Json) -> None:
     screen = session.screen
     if screen.style.is_machine:
         screen.listing(answer, _VIEW)
@@ -286,8 +302,11 @@ def _tell(session: Session, answer: Json) -> None:
         )
         return
     for each in done:
-        did = answers.text(each, "did") or "?"
-        words = _DONE.get(did, did + " {}").format(phrases.job_id(each), answers.text(each, "state") or "?")
+        did, state = answers.text(each, "did") or "?", answers.text(each, "state") or "?"
+        words = _DONE.get(did, did + " {}")
+        if did == "unchanged":
+            words = _UNCHANGED.get((verb, state), words)
+        words = words.format(phrases.job_id(each), state)
         if did in {"already_ended", "unchanged"}:
             screen.note(words)
         else:

@@ -37,6 +37,14 @@ def change(
       turnstile submit -g 1 -t 1h --secret HF_TOKEN -- python train.py
     """
     session: Session = ctx.obj
+    bare, equals, _ = name.partition("=")
+    if equals:
+        # The value was typed where others can see it, and is not repeated here.
+        raise UsageProblem(
+            "a secret's value is not typed on the command line, where others can see it",
+            f"turnstile secret set {bare or 'NAME'} < FILE",
+            f'printf %s "$VALUE" | turnstile secret set {bare or "NAME"}',
+        )
     value = _value(name, from_file)
     session.screen.conceal(value)
     answer = session.client.put(f"/v1/secrets/{step(name)}", {"value": value}, _query(project))

@@ -24,6 +24,8 @@ from cli.views import ending, history_view, job_view, reason_words
 SECOND_INTERRUPT_SECONDS = 2.0
 """A second Ctrl-C within this time of the first is about the job, not about the view of it."""
 
+_NO_LIMIT = ("time_limit_seconds", "is required")
+"""What the API says of a job without a time limit."""
 Words = Annotated[
     list[str] | None, typer.Argument(metavar="[FILE | SCRIPT | [--] COMMAND] [ARGS]...", help="What runs on the nodes.")
 ]
@@ -209,6 +211,8 @@ def _name_flags(refused: ApiError) -> None:
     for field, flag in FLAGS_OF_FIELDS.items():
         if refused.message.startswith(f"{field}: "):
             refused.message = f"{flag} {refused.message.removeprefix(f'{field}: ')}"
+    if not refused.tries and any((each.field, each.message) == _NO_LIMIT for each in refused.problems):
+        refused.tries = ("-t 90m", "-t 12h")
     refused.problems = tuple(
         replace(each, field=FLAGS_OF_FIELDS.get(each.field.partition(".")[0], each.field)) for each in refused.problems
     )

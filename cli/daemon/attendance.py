@@ -90,6 +90,10 @@ class AttendedExecutor:
         """As the executor."""
         self._executor.stop(allocation, grace_seconds, reason)
 
+    def extend(self, allocation: AllocationId, time_limit_ms: int) -> None:
+        """As the executor."""
+        self._executor.extend(allocation, time_limit_ms)
+
     def observe(self) -> Sequence[Observation]:
         """As the executor."""
         return self._executor.observe()

@@ -23,6 +23,7 @@ from scheduler.core.claiming import preempting, why_lost
 from scheduler.core.finishing import ranks_of
 from scheduler.core.future import NEVER_MS, Asker
 from scheduler.core.model import (
+    Account,
     AccountId,
     Allocation,
     Booking,
@@ -33,6 +34,7 @@ from scheduler.core.model import (
     Job,
     JobId,
     Shape,
+    lineage,
 )
 from scheduler.core.order import FairLine
 from scheduler.core.placement import (
@@ -92,6 +94,7 @@ def plan(state: ClusterState, policy: Policy, now_ms: int, decision: int = 0) ->
         verdicts=tick.verdicts,
         blocks=tick.blocks,
         kept=tick.bookings.kept,
+        terms=tick.terms(),
         crowds=state.throttle.crowds(),
         by_user=frozenset(state.waiting.by_user),
         reservations=tick.reservations,
@@ -153,6 +156,14 @@ class _Tick:
     def reservations(self) -> tuple[Reservation, ...]:
         """Returns every promise as it stands now, in order of start."""
         return tuple(self._promises.in_order())
+
+    def terms(self) -> dict[AccountId, Account]:
+        """Returns the accounts on the paths of what starts and claims, as they are known here."""
+        jobs, accounts = self._state.jobs, self._state.accounts
+        off = [each.job for each in self.starts] + [each.job for each in self.claims]
+        projects = {jobs[each].account for each in off}
+        names = {name for project in projects for name in lineage(project)}
+        return {name: accounts[name] for name in sorted(names) if name in accounts}
 
     def keep_claims(self) -> None:
         """Starts the jobs whose victims are gone, on what was kept for them; gives up claims that came to nothing."""

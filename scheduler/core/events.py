@@ -3,7 +3,7 @@
 Events of the centre: AccountChanged, AccountRemoved, RatesChanged, NodeChanged, NodeRemoved, PoolChanged.
 Events of a waiting job: JobSubmitted, JobChanged, JobHeld, JobReleased, JobEnded.
 Events of an allocation, in this order: AllocationMade, AllocationStarted, AllocationStopping, AllocationEnded;
-AllocationPromoted between the first and the last but one.
+AllocationPromoted and AllocationExtended between the first and the last but one.
 Events of money: HeadroomChanged, HoldPriced.
 Events of what is booked ahead: ReservationMade, ReservationRemoved (an admin's), ReservationsPlanned (waiting jobs').
 """
@@ -152,6 +152,17 @@ class AllocationPromoted:
 
 
 @dataclass(frozen=True, slots=True)
+class AllocationExtended:
+    """The gang may run so long from its start, more or less than before; so may its job, if it is started again."""
+
+    at_ms: int
+    allocation: AllocationId
+    time_limit_ms: int
+    surplus_of: AllocationId | None = None
+    """Set of surplus nodes: their gang has an event of its own."""
+
+
+@dataclass(frozen=True, slots=True)
 class AllocationStopping:
     """The gang was asked to end, or its surplus nodes were."""
 
@@ -276,6 +287,7 @@ Event = (
     | AllocationMade
     | AllocationStarted
     | AllocationPromoted
+    | AllocationExtended
     | AllocationStopping
     | AllocationEnded
     | AllocationCheckpointed

@@ -158,6 +158,9 @@ class Account:
     takes_turns: bool = False
     """A project's own order: among jobs of one priority, those of the user go first who holds the least of it now."""
 
+    is_locked: bool = False
+    """Suspended by the centre: nobody below the centre may let it start jobs again."""
+
     @property
     def is_by_user(self) -> bool:
         """True when its waiting jobs are told apart by their users."""

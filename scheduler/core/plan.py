@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 
-from scheduler.core.model import AccountId, AllocationId, Booking, EndReason, GpuClass, Grant, JobId, Shape
+from scheduler.core.model import Account, AccountId, AllocationId, Booking, EndReason, GpuClass, Grant, JobId, Shape
 from scheduler.core.reasons import Reason
 from scheduler.core.state import Group
 from scheduler.core.stretch import Claim, Reservation
@@ -93,6 +93,8 @@ class Plan:
     """For every group that a limit, a guarantee or a suspension keeps from starting, whatever is free."""
     kept: Mapping[tuple[AccountId, GpuClass], Group] = field(default_factory=dict)
     """By tenant and class, the group whose first job a part of the guarantee is kept for."""
+    terms: Mapping[AccountId, Account] = field(default_factory=dict)
+    """The terms of all accounts on the paths of starts and claims, as the plan knew them: limits were its to hold."""
     crowds: Mapping[JobId, Crowd] = field(default_factory=dict)
     """For every array of which elements stand behind the line because of its cap."""
     by_user: Set[AccountId] = frozenset()

@@ -93,7 +93,7 @@ class Policy:
 
     finish_stretch: int = 4
     """Under the order `finish-time`, the hours that a job may take to finish for each hour of work: whoever is nearest
-    to that goes first. On the Shockwave trace the worst finish-time ratio is below 1 from 2 to 4."""
+    to that goes first. On the Shockwave trace the worst finish-time ratio is below 1 with 2 as with 4."""
 
     promised_jobs: int = 1
     """First blocked jobs of the order, in each GPU class, that get a promised start under `easy` backfill. More

@@ -159,6 +159,7 @@ class ClusterState:
             events.AllocationMade: self._allocation_made,
             events.AllocationStarted: self._allocation_started,
             events.AllocationPromoted: self._allocation_promoted,
+            events.AllocationExtended: self._allocation_extended,
             events.AllocationStopping: self._allocation_stopping,
             events.AllocationEnded: self._allocation_ended,
             events.AllocationCheckpointed: self._allocation_checkpointed,
@@ -445,6 +446,19 @@ class ClusterState:
         self.usage.rebook(old, new, event.at_ms, lineage(old.account))
         self.usage.drop_promotable(old, self.jobs[old.job].submitted_ms)
         self._replace(new)
+
+    def _allocation_extended(self, event: events.AllocationExtended) -> None:
+        allocation = replace(self.allocations[event.allocation], time_limit_ms=event.time_limit_ms)
+        self._replace(allocation)
+        job = self.jobs[allocation.job]
+        self._remove(job)
+        self._add(replace(job, time_limit_ms=event.time_limit_ms))
+        began_ms = allocation.decided_ms if allocation.started_ms is None else allocation.started_ms
+        for grant in allocation.grants:
+            self.future.drop(allocation.id, grant)
+            self.future.add(allocation.id, grant, began_ms + event.time_limit_ms)
+        # What was promised behind it is looked at again: it is promised anew for when there is room.
+        self.promises_version += 1
 
     def _allocation_checkpointed(self, event: events.AllocationCheckpointed) -> None:
         self._replace(replace(self.allocations[event.allocation], checkpointed_ms=event.at_ms))

@@ -5,7 +5,7 @@ makes no later change impossible. Ids are paths, so the tree has no cycles by co
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
 from scheduler.core.model import ROOT_ACCOUNT, Account, AccountId, GpuClass, lineage, tenant_of
@@ -41,11 +41,23 @@ def check_terms(before: Tree, after: Tree, capacity: Capacity) -> tuple[TermsPro
     return tuple(found)
 
 
+def with_lock(old: Account | None, new: Account, *, is_by_tenant: bool) -> Account:
+    """Returns new terms with who has suspended the account: the centre's word stands until it is taken back."""
+    if not new.is_suspended:
+        return replace(new, is_locked=False)
+    is_kept = old is not None and old.is_suspended
+    return replace(new, is_locked=old.is_locked if old is not None and is_kept else not is_by_tenant)
+
+
 def check_within(names: frozenset[AccountId], before: Tree, after: Tree) -> tuple[TermsProblem, ...]:
-    """Returns the limits of the accounts named that were raised beyond one above them: what a tenant may not do."""
+    """Returns what a tenant may not do to the accounts named: raise a limit beyond one above them, or let start again
+    what the centre has suspended."""
     found = []
     for name in sorted(names):
         old, new = before.get(name, Account(name)), after[name]
+        if old.is_locked and not new.is_suspended:
+            message = f"{name} was suspended by the centre, and the centre alone can resume it"
+            found.append(TermsProblem(name, "suspended", message))
         for gpu_class, most in sorted(new.limit.items()):
             above = [(each.limit[gpu_class], each.id) for each in _above(after, name) if gpu_class in each.limit]
             least, whose = min(above, default=(most, name))

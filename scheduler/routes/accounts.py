@@ -10,7 +10,7 @@ from scheduler.refusal import Problem
 from scheduler.routes.bodies import body_of
 from scheduler.routes.door import Door, answer
 from scheduler.store import centre
-from scheduler.store.accounts import PutAccount, RemoveAccount, SuspendAccount
+from scheduler.store.accounts import PutAccount, RemoveAccount, SuspendAccount, version_of
 from scheduler.wire.problems import Json, envelope, page
 from scheduler.wire.requests import AccountBody, SuspendBody, parse
 from scheduler.wire.spec import invalid
@@ -40,6 +40,10 @@ def account_routes(door: Door) -> APIRouter:
         path: AccountRef,
         rights: Annotated[Rights, Depends(changing)],
         force: Annotated[bool, Query(description="Also when more is guaranteed than there is.")] = False,
+        version: Annotated[
+            str | None,
+            Query(max_length=64, description="Only if the account's `version` is still this; `none`: only to make it."),
+        ] = None,
     ) -> Response:
         asked = parse(AccountBody, await request.body())
         account = _account(_checked(path), asked)
@@ -47,9 +51,9 @@ def account_routes(door: Door) -> APIRouter:
         display_name = asked.display_name or account.id
         is_by_tenant = not rights.is_operator
         capacity = None if force and not is_by_tenant else capacity_of(door)
-        did_change = await door.carry_out(PutAccount(account, display_name, capacity, is_by_tenant))
+        did_change = await door.carry_out(PutAccount(account, display_name, capacity, is_by_tenant, version))
         door.tokens.forget()
-        return answer(envelope("Account", door.now_ms, **account_answer(account, display_name), did_change=did_change))
+        return answer(envelope("Account", door.now_ms, **await _as_is(door, account.id), did_change=did_change))
 
     @router.post(
         "/v1/admin/accounts/{path:path}/suspend",
@@ -99,18 +103,25 @@ def account_answer(account: Account, display_name: str) -> Json:
         "limit_weight": account.limit_weight,
         "takes_turns": account.takes_turns,
         "is_suspended": account.is_suspended,
+        "is_suspended_by_centre": account.is_locked,
+        "version": version_of(account, display_name),
     }
 
 
 async def _suspended(door: Door, rights: Rights, path: str, *, is_suspended: bool, drains: bool) -> Response:
     account = _checked(path)
     rights.require_terms_of(account)
-    stopped = await door.carry_out(SuspendAccount(account, is_suspended, rights.caller.user, drains))
+    is_by_tenant = not rights.is_operator
+    command = SuspendAccount(account, is_suspended, rights.caller.user, drains, is_by_tenant)
+    stopped = await door.carry_out(command)
     door.tokens.forget()
+    return answer(envelope("Account", door.now_ms, **await _as_is(door, account), jobs_stopped=stopped))
+
+
+async def _as_is(door: Door, account: AccountId) -> Json:
     found = await door.read(centre.accounts)
     [known] = [each for each in found if each.account.id == account]
-    terms = account_answer(known.account, known.display_name)
-    return answer(envelope("Account", door.now_ms, **terms, jobs_stopped=stopped))
+    return account_answer(known.account, known.display_name)
 
 
 def _account(name: AccountId, asked: AccountBody) -> Account:

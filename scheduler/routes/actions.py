@@ -53,7 +53,11 @@ def action_routes(door: Door) -> APIRouter:
             openapi_extra=body_of(JobAction),
         )
 
-    @router.post("/v1/jobs/update", summary="Give waiting jobs other terms", openapi_extra=body_of(JobUpdate))
+    @router.post(
+        "/v1/jobs/update",
+        summary="Give waiting jobs other terms, and running ones another time limit",
+        openapi_extra=body_of(JobUpdate),
+    )
     async def update(request: Request, rights: Annotated[Rights, Depends(runner)]) -> Response:
         asked = parse(JobUpdate, await request.body())
         if asked.time_limit_seconds is not None:
@@ -77,6 +81,7 @@ def _update(ids: tuple[JobId, ...], asked: JobUpdate, rights: Rights) -> actions
         clears_begin=asked.begins_at_once,
         deadline_ms=utc_ms(asked.deadline_at),
         wanted=asked.booking,
+        may_lengthen=rights.is_operator,
     )
 
 

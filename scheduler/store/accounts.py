@@ -1,5 +1,7 @@
 """Commands on accounts: make and change them, by the rules of the tree; suspend them; remove them."""
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -9,7 +11,7 @@ from sqlalchemy.engine import Connection
 from scheduler.core.events import AccountChanged, AccountRemoved
 from scheduler.core.lifecycle import ENDS
 from scheduler.core.model import ROOT_ACCOUNT, Account, AccountId, GpuClass, JobId, JobState, tenant_of
-from scheduler.core.terms import check_terms, check_within
+from scheduler.core.terms import check_terms, check_within, with_lock
 from scheduler.refusal import Problem, RefusalCode, Refused
 from scheduler.store.actions import RequeueJobs
 from scheduler.store.codec import ACCOUNT_COLUMNS, account_of, terms_json
@@ -103,13 +105,52 @@ class PutAccount:
     display_name: str
     capacity: Mapping[GpuClass, int] | None
     is_by_tenant: bool = False
+    version: str | None = None
+    """The version (`version_of`) that the change was made from; None: whatever it is now."""
 
     def execute(self, tx: Transaction) -> bool:
-        """Returns whether anything changed. Refuses, with all problems at once, terms that cannot be kept."""
+        """Returns whether anything changed. Refuses, with all problems at once, terms that cannot be kept, and a change
+        that was made from other terms than there are (`conflict`)."""
         before = account_tree(tx.connection)
-        after = {**before, self.account.id: self.account}
-        refuse_terms(before, after, self.capacity, is_by_tenant=self.is_by_tenant)
-        return SaveAccount(self.account, self.display_name).execute(tx)
+        old = before.get(self.account.id)
+        account = with_lock(old, self.account, is_by_tenant=self.is_by_tenant)
+        self._refuse_stale(tx, old, account)
+        refuse_terms(before, {**before, account.id: account}, self.capacity, is_by_tenant=self.is_by_tenant)
+        return SaveAccount(account, self.display_name).execute(tx)
+
+    def _refuse_stale(self, tx: Transaction, old: Account | None, new: Account) -> None:
+        if self.version is None:
+            return
+        name = sa.select(ACCOUNT.c.display_name).where(ACCOUNT.c.id == self.account.id)
+        display_name = tx.connection.execute(name).scalar_one_or_none()
+        found = NEVER_MADE if old is None or display_name is None else version_of(old, display_name)
+        is_done = (old, display_name) == (new, self.display_name)  # a request that is repeated as its answer was lost
+        if found != self.version and not is_done:
+            what = "is not there any more" if old is None else "was changed by somebody else since it was read"
+            what = "was made by somebody else in the meantime" if self.version == NEVER_MADE else what
+            raise Refused(
+                RefusalCode.CONFLICT,
+                f"{self.account.id} {what}; nothing was changed",
+                (f"turnstile admin tenant show {self.account.id}",),
+            )
+
+
+NEVER_MADE = "none"
+"""The version of an account that does not exist."""
+
+
+def version_of(account: Account, display_name: str) -> str:
+    """Returns a short word for an account's terms as they are: equal terms, equal words."""
+    terms = {
+        **terms_json(account),
+        "weight": account.weight,
+        "guarantee": dict(account.guarantee),
+        "limit": dict(account.limit),
+        "is_suspended": account.is_suspended,
+        "display_name": display_name,
+    }
+    text = json.dumps(terms, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def account_tree(connection: Connection) -> dict[AccountId, Account]:
@@ -149,15 +190,23 @@ class SuspendAccount:
     is_suspended: bool
     actor: str
     drains: bool = False
+    is_by_tenant: bool = False
 
     def execute(self, tx: Transaction) -> int:
-        """Returns how many jobs were asked to stop. Refuses an unknown account."""
+        """Returns how many jobs were asked to stop. Refuses an unknown account, and a tenant that would resume what the
+        centre has suspended."""
         name = sa.select(ACCOUNT.c.display_name).where(ACCOUNT.c.id == self.account)
         display_name = tx.connection.execute(name).scalar_one_or_none()
         known = tx.account(self.account)
         if known is None or display_name is None or self.account == ROOT_ACCOUNT:
             raise Refused(RefusalCode.NOT_FOUND, f"there is no account {self.account or 'without a name'}")
-        SaveAccount(replace(known, is_suspended=self.is_suspended), display_name).execute(tx)
+        changed = with_lock(None, replace(known, is_suspended=self.is_suspended), is_by_tenant=self.is_by_tenant)
+        if self.is_suspended and known.is_locked:
+            changed = replace(changed, is_locked=True)
+        if self.is_by_tenant:
+            before = account_tree(tx.connection)
+            refuse_terms(before, {**before, self.account: changed}, None, is_by_tenant=True)
+        SaveAccount(changed, display_name).execute(tx)
         if not self.drains:
             return 0
         is_inside = sa.or_(JOB.c.account == self.account, JOB.c.account.startswith(f"{self.account}/", autoescape=True))

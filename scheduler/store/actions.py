@@ -21,6 +21,7 @@ from scheduler.refusal import RefusalCode, Refused
 from scheduler.store.codec import JOB_COLUMNS, Row, job_of
 from scheduler.store.database import chunks
 from scheduler.store.dependencies import settle_waiters
+from scheduler.store.extending import TimeGiven, give_time
 from scheduler.store.gangs import stop
 from scheduler.store.quotas import Ask, check_high
 from scheduler.store.tables import ALLOCATION, JOB, JsonObject
@@ -29,6 +30,7 @@ from scheduler.store.transaction import Transaction
 _GLANCE = (JOB.c.id, JOB.c.state, JOB.c.hold, JOB.c.allocation_id)
 _UPDATE_JOB = sa.update(JOB).where(JOB.c.id == sa.bindparam("at_id"))
 
+_RUNNING = frozenset({JobState.STARTING.value, JobState.RUNNING.value})
 _WAITING = sorted(state.value for state in WAITING)
 
 MOST_OVERDUE = 1_000
@@ -183,7 +185,7 @@ class RequeueJobs:
     def execute(self, tx: Transaction) -> tuple[JobAction, ...]:
         """Returns what became of each id, in order. Jobs that wait or stop already are left alone."""
         glances = _glance(tx, self.ids)
-        active = [id_ for id_, row in glances.items() if row.state in {JobState.STARTING.value, JobState.RUNNING.value}]
+        active = [id_ for id_, row in glances.items() if row.state in _RUNNING]
         stop(tx, [AllocationId(glances[id_].allocation_id) for id_ in active], EndReason.REQUEUED, self.actor)
         return _answer(self.ids, glances, dict.fromkeys(active, (Did.REQUEUED, JobState.STOPPING)))
 
@@ -209,7 +211,10 @@ class CheckpointJobs:
 
 @dataclass(frozen=True, slots=True)
 class UpdateJobs:
-    """Gives waiting jobs other terms; None leaves a term as it is, `clears_begin` drops the begin time."""
+    """Gives waiting jobs other terms, and running ones another time limit. None leaves a term as it is.
+
+    `clears_begin` drops the begin time; `may_lengthen` is an operator's right to give running jobs more time.
+    """
 
     ids: tuple[JobId, ...]
     actor: str
@@ -219,15 +224,17 @@ class UpdateJobs:
     clears_begin: bool = False
     deadline_ms: int | None = None
     wanted: BookingWanted | None = None
+    may_lengthen: bool = False
 
     def execute(self, tx: Transaction) -> tuple[JobAction, ...]:
-        """Returns what became of each id, in order. Jobs that run are left alone.
+        """Returns what became of each id, in order. Jobs that run are left alone, but for their time limit.
 
-        Refuses all when one would begin at its deadline or later.
+        Refuses all when one would begin at its deadline or later, when one runs and other terms than its time limit
+        are named with that, and what `give_time` refuses.
         """
         glances = _glance(tx, self.ids)
         waiting = [id_ for id_, row in glances.items() if row.state in {JobState.PENDING, JobState.HELD}]
-        became: dict[JobId, tuple[Did, JobState]] = {}
+        became = self._running_changed(tx, glances)
         rows: list[JsonObject] = []
         loaded = _load(tx, waiting)
         if (self.priority or 0) > 0:
@@ -254,6 +261,21 @@ class UpdateJobs:
         if rows:
             tx.connection.execute(_UPDATE_JOB, rows)
         return _answer(self.ids, glances, became)
+
+    def _running_changed(self, tx: Transaction, glances: Mapping[JobId, Row]) -> dict[JobId, tuple[Did, JobState]]:
+        if self.time_limit_ms is None:
+            return {}
+        running = {id_: row for id_, row in glances.items() if row.state in _RUNNING}
+        others = [value for name, value in self._terms().items() if name != "time_limit_ms"]
+        if running and (self.clears_begin or any(value is not None for value in others)):
+            raise Refused(
+                RefusalCode.WRONG_STATE,
+                f"job {min(running)} runs: of its terms only the time limit can change",
+                tries=("-t alone",),
+            )
+        gangs = [AllocationId(row.allocation_id) for row in running.values()]
+        changed = give_time(tx, gangs, TimeGiven(self.time_limit_ms, self.actor, self.may_lengthen))
+        return {id_: (Did.CHANGED, JobState(running[id_].state)) for id_ in changed}
 
     def _changed(self, job: Job) -> Job:
         if self.time_limit_ms is not None:

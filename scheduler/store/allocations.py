@@ -5,16 +5,17 @@ plan's order, and taken whole or not at all; what does not fit any more is repor
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
 from ulid import ULID
 
 from scheduler.admission import CostQuestion, HoldAsk
-from scheduler.core.events import AccountChanged, AllocationMade
+from scheduler.core.events import AllocationMade
 from scheduler.core.lifecycle import ACTIVE
 from scheduler.core.model import (
+    Account,
     AccountId,
     Allocation,
     AllocationId,
@@ -83,14 +84,14 @@ class ApplyPlan:
     def execute(self, tx: Transaction) -> Applied:
         """Returns what is to be started and stopped, and what was rejected with the reason as a short sentence."""
         claims.lapse(tx, self.plan.lapses)
-        made = claims.make(tx, self.plan.claims)
+        made = claims.make(tx, self.plan.claims, self.plan.terms)
         victims = {victim for claim in self.plan.claims for victim in claim.victims}
         stopped = list(made.stopped)
         for order in self.plan.stops:
             if order.allocation not in victims:
                 stopped += stop(tx, [order.allocation], order.reason, None)
         promoted = promote(tx, self.plan.promotions)
-        attempt = _Starts(tx, self.plan.starts, self.plan.now_ms)
+        attempt = _Starts(tx, self.plan.starts, self.plan.terms)
         for start in self.plan.starts:
             attempt.take(start)
         attempt.write()
@@ -113,8 +114,9 @@ class MarkStopping:
 class _Starts:
     """One plan's starts, on what the database holds now: reads in bulk, checks one by one, writes in bulk."""
 
-    def __init__(self, tx: Transaction, starts: Sequence[Start], planned_ms: int) -> None:
-        self._planned_ms = planned_ms
+    def __init__(self, tx: Transaction, starts: Sequence[Start], terms: Mapping[AccountId, Account]) -> None:
+        self._terms = terms
+        self._changed: dict[AccountId, AccountId | None] = {}
         self.orders: list[StartOrder] = []
         self.rejected: list[tuple[JobId, str]] = []
         self._tx = tx
@@ -146,7 +148,6 @@ class _Starts:
         self._started_claims: list[JobId] = []
         self._allocation_rows: list[JsonObject] = []
         self._job_rows: list[JsonObject] = []
-        self._changed_here = {event.account.id for event in tx.events if isinstance(event, AccountChanged)}
         self._holds = tx.admission.holds(tx.connection, tx.now_ms)
 
     def take(self, start: Start) -> None:
@@ -220,13 +221,11 @@ class _Starts:
         suspended = next((step for step in lineage(job.account) if self._tx.is_suspended(step)), None)
         if suspended is not None:
             return f"{suspended} is suspended"
+        if job.account not in self._changed:
+            self._changed[job.account] = self._tx.changed_account(job.account, self._terms)
+        changed = self._changed[job.account]
         # Limits were the planner's to hold, by the terms as it knew them.
-        changed = next((step for step in lineage(job.account) if self._has_changed(step)), None)
         return None if changed is None else f"{changed} has other terms since the plan was made"
-
-    def _has_changed(self, account: AccountId) -> bool:
-        """Tells whether an account has other terms than the plan knew; what this transaction changed, none knew."""
-        return account in self._changed_here or self._tx.account_changed_ms(account) > self._planned_ms
 
     def _why_not_grants(self, job: Job, start: Start, grants: Sequence[Grant]) -> str | None:
         return self._why_not_reserved(job, grants) or self._why_not_devices(start, grants)

@@ -4,7 +4,7 @@ What of a claim's whole GPUs is free rests as `reserved_unused(claim)` in the le
 are kept for a day: they are what the rate limit of preemption is rebuilt from.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -13,6 +13,7 @@ from sqlalchemy.engine import Connection
 from scheduler.core.claims import REMEMBERED_MS, Eviction
 from scheduler.core.events import ClaimEnded, ClaimMade
 from scheduler.core.model import (
+    Account,
     AccountId,
     Allocation,
     AllocationId,
@@ -92,14 +93,20 @@ class Made:
     rejected: tuple[tuple[JobId, str], ...]
 
 
-def make(tx: Transaction, claims: Sequence[Claim]) -> Made:
-    """Asks the victims of each claim to end and keeps for it what is free; a claim that does not hold stops nobody."""
+def make(tx: Transaction, claims: Sequence[Claim], terms: Mapping[AccountId, Account]) -> Made:
+    """Asks the victims of each claim to end and keeps for it what is free; a claim that does not hold stops nobody.
+
+    `terms` are those of the accounts on the claims' paths as the plan knew them.
+    """
     if not claims:
         return Made((), ())
     rejected: list[tuple[JobId, str]] = []
     stopped: list[Allocation] = []
     for claim in claims:
         why = _why_not(tx, claim)
+        changed = tx.changed_account(claim.account, terms)
+        if why is None and changed is not None:
+            why = f"{changed} has other terms since the plan was made"
         if why is not None:
             rejected.append((claim.job, why))
             continue

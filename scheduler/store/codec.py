@@ -267,6 +267,7 @@ def account_of(row: Row) -> Account:
         terms.get("pending_limit"),
         terms.get("high_limit"),
         terms.get("takes_turns", False),
+        terms.get("is_locked", False),
     )
 
 
@@ -279,6 +280,7 @@ def terms_json(account: Account) -> JsonObject:
         pending_limit=account.pending_limit,
         high_limit=account.high_limit,
         takes_turns=account.takes_turns or None,
+        is_locked=account.is_locked or None,
     )
 
 

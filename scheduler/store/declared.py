@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from scheduler.core.model import ROOT_ACCOUNT, Account, AccountId, GpuClass, UserName, lineage
-from scheduler.core.terms import check_terms, check_within
+from scheduler.core.terms import check_terms, check_within, with_lock
 from scheduler.refusal import Problem, RefusalCode, Refused
 from scheduler.store.accounts import RemoveAccount, SaveAccount, account_tree
 from scheduler.store.tables import ACCOUNT, ALLOCATION, JOB
@@ -167,7 +167,10 @@ class DeclaredAccounts:
         names = {row.id: row.display_name for row in rows}
         after = dict(before)
         for entry in self.entries:
-            after[entry.id] = replace(before.get(entry.id, Account(entry.id)), **entry.terms)
+            old = before.get(entry.id)
+            after[entry.id] = with_lock(
+                old, replace(old or Account(entry.id), **entry.terms), is_by_tenant=self.is_by_tenant
+            )
         pruned = self._pruned(ground, before) if ground.prunes else ()
         for change in pruned:
             if change.kind is ChangeKind.REMOVE:

@@ -6,7 +6,7 @@ written first. A savepoint is made when a command first asks for the connection,
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
@@ -14,7 +14,7 @@ from sqlalchemy.engine import Connection
 
 from scheduler.admission import Admission, FreeOfCharge
 from scheduler.core.events import Event
-from scheduler.core.model import Account, AccountId, JobId, UserName
+from scheduler.core.model import Account, AccountId, JobId, UserName, lineage
 from scheduler.core.policy import Policy
 from scheduler.store.codec import ACCOUNT_COLUMNS, account_of
 from scheduler.store.partition import Chain, ChainMark, Lanes
@@ -45,8 +45,7 @@ _SELECT_ACCOUNT = Prepared(
         *(
             sa.cast(each, sa.Text) if is_json else each
             for each, is_json in zip(ACCOUNT_COLUMNS, _JSON_PLACES, strict=True)
-        ),
-        ACCOUNT.c.changed_ms,
+        )
     ).where(ACCOUNT.c.id == sa.bindparam("id")),
     ("id",),
 )
@@ -79,7 +78,7 @@ class Transaction:
         self._jobs: list[JsonObject] = []
         self._keys: dict[SubmissionKey, tuple[str, tuple[int, ...]]] = {}
         self._chain: Chain | None = None
-        self._accounts: dict[AccountId, tuple[Account, int] | None] = {}
+        self._accounts: dict[AccountId, Account | None] = {}
         self._next_job_id: int | None = None
         self._mark: _Mark | None = None
         self._has_savepoint = False
@@ -147,25 +146,20 @@ class Transaction:
 
     def account(self, account: AccountId) -> Account | None:
         """Returns an account's terms; None when there is no such account."""
-        known = self._known(account)
-        return None if known is None else known[0]
-
-    def account_changed_ms(self, account: AccountId) -> int:
-        """Returns when an account's terms last changed; 0 when there is no such account."""
-        known = self._known(account)
-        return 0 if known is None else known[1]
-
-    def _known(self, account: AccountId) -> tuple[Account, int] | None:
         if account not in self._accounts:
             row = _SELECT_ACCOUNT.first(self._connection, {"id": account})
-            if row is None:
-                self._accounts[account] = None
-            else:
-                values = [
-                    json.loads(each) if is_json else each for each, is_json in zip(row, _JSON_PLACES, strict=False)
-                ]
-                self._accounts[account] = (account_of(values), int(row[-1]))
+            values = row and [
+                json.loads(each) if is_json else each for each, is_json in zip(row, _JSON_PLACES, strict=True)
+            ]
+            self._accounts[account] = account_of(values) if values else None
         return self._accounts[account]
+
+    def changed_account(self, project: AccountId, terms: Mapping[AccountId, Account]) -> AccountId | None:
+        """Returns the account on a project's path, the nearest first, that has other terms than are given; None: none.
+
+        By value and not by time: what was changed within the same millisecond is seen, too.
+        """
+        return next((step for step in lineage(project) if self.account(step) != terms.get(step)), None)
 
     def forget_accounts(self) -> None:
         """Says that accounts changed in this transaction."""

@@ -136,7 +136,11 @@ def _check_names(spec: JobSpec, offers: Sequence[Offer]) -> None:
             hint = did_you_mean(name, sorted(names))
             problems.append(Problem(f"no node {name!r}{hint}", "only_nodes"))
     if problems:
-        raise invalid(tuple(problems))
+        refused = invalid(tuple(problems))
+        known = [name for name in dict.fromkeys(spec.gpu_classes) if name in classes]
+        if known and len(known) < len(set(spec.gpu_classes)):
+            refused.tries = (f"-g {','.join(known)}:{spec.gpus_per_node or 1:g}",)
+        raise refused
 
 
 def _eligible(spec: JobSpec, offers: Sequence[Offer]) -> list[Offer]:

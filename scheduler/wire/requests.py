@@ -60,7 +60,7 @@ class JobAction(Strict):
 
 
 class JobUpdate(BaseModel):
-    """Other terms for jobs that wait; what is left out stays as it is."""
+    """Other terms for jobs that wait, another time limit for jobs that run; what is left out stays as it is."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 

@@ -39,7 +39,7 @@ _AFTER_WORDS = {
     "start": DependencyKind.AFTER,
     **{kind.value: kind for kind in DependencyKind if kind is not DependencyKind.SINGLETON},
 }
-_ARRAY_PART = re.compile(r"(\d{1,7})(?:-(\d{1,7})(?::(\d{1,7}))?)?\Z")
+_ARRAY_PART = re.compile(r"(\d{1,12})(?:-(\d{1,12})(?::(\d{1,12}))?)?\Z")
 
 Count = Annotated[int, Field(ge=1, le=MOST_NODES)]
 Size = Annotated[int, Field(ge=1, le=MOST_INTEGER)]
@@ -296,8 +296,13 @@ def parse_array(text: str) -> tuple[int, ...]:
     body = text.partition("%")[0]
     ranges = [_array_range(part.strip()) for part in body.split(",")]
     if sum(len(part) for part in ranges) > MOST_ARRAY_ELEMENTS:
-        raise invalid((Problem(f"has more than {MOST_ARRAY_ELEMENTS} elements; submit several arrays", "array"),))
+        raise invalid((Problem(_too_many(ranges), "array"),))
     return tuple(sorted({index for part in ranges for index in part}))
+
+
+def _too_many(ranges: list[range]) -> str:
+    asked = sum(len(part) for part in ranges)
+    return f"{asked:,} elements are too many for one array; at most {MOST_ARRAY_ELEMENTS:,}, so submit several"
 
 
 def _array_range(part: str) -> range:
@@ -307,6 +312,8 @@ def _array_range(part: str) -> range:
     first = int(match[1])
     last = first if match[2] is None else int(match[2])
     step = 1 if match[3] is None else int(match[3])
-    if last < first or step < 1 or last > _MOST_ARRAY_INDEX:
-        raise invalid((Problem(f"a range goes up, by at least 1, to at most {_MOST_ARRAY_INDEX}", "array"),))
+    if last < first or step < 1:
+        raise invalid((Problem(f"a range goes up, by at least 1: {last}-{first}", "array"),))
+    if last > _MOST_ARRAY_INDEX:
+        raise invalid((Problem(f"index {last} is too large; the largest is {_MOST_ARRAY_INDEX}", "array"),))
     return range(first, last + 1, step)

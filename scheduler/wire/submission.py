@@ -23,7 +23,7 @@ from scheduler.wire.spec import (
     parse_topology,
     retried_reasons,
 )
-from scheduler.wire.text import shown
+from scheduler.wire.text import duration_words, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,12 +221,11 @@ def _check_range(spec: JobSpec, rules: SubmissionRules) -> None:
 def check_time_limit(seconds: int, rules: SubmissionRules) -> None:
     """Raises Refused (`policy`) for a time limit that is longer than the centre allows."""
     if seconds > rules.longest_time_limit_seconds:
-        days = rules.longest_time_limit_seconds / 86_400
+        longest = duration_words(rules.longest_time_limit_seconds)
         raise Refused(
             RefusalCode.POLICY,
-            f"a time limit of {seconds} s is more than this centre allows "
-            f"({rules.longest_time_limit_seconds} s, {days:g} days)",
-            tries=(f"-t {rules.longest_time_limit_seconds}s",),
+            f"a time limit of {duration_words(seconds)} is more than this centre allows: {longest}",
+            tries=(f"-t {longest}",),
             problems=(Problem(f"at most {rules.longest_time_limit_seconds}", "time_limit_seconds"),),
         )
 

@@ -160,3 +160,11 @@ def words_of(kind: str, context: Mapping[str, Any]) -> str:
     if bound is not None:
         return bound.format_map(context)
     return _SENTENCES.get(kind, "is not what belongs here")
+
+
+def duration_words(seconds: int) -> str:
+    """Returns a duration as `-t` takes it, in the largest unit that divides it: `30d`, `36h`, `90m`, `5s`."""
+    for letter, unit in (("d", 86_400), ("h", 3_600), ("m", 60)):
+        if seconds and seconds % unit == 0:
+            return f"{seconds // unit}{letter}"
+    return f"{seconds}s"

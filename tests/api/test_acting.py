@@ -177,3 +177,17 @@ def test_terms_that_cannot_be_are_refused_and_nothing_changes(people: People, te
 
 
 _TERMS = ("time_limit_seconds", "booking", "begin_at", "deadline_at", "priority")
+
+
+def test_an_operator_gives_a_running_job_more_time_and_its_owner_only_less(centre: Centre, people: People) -> None:
+    user, operator = people.user(), people.operator()
+    job = user.submit()
+    centre.tick()
+    change = {"ids": [str(job)], "time_limit_seconds": 8 * 3600}
+    refused = user.post("/v1/jobs/update", json=change)
+    assert (refused.status_code, refused.json()["code"]) == (403, "not_allowed")
+    assert operator.post("/v1/jobs/update", json=change).json()["items"][0]["did"] == "changed"
+    assert user.get(f"/v1/jobs/{job}").json()["time_limit_seconds"] == 8 * 3600
+    shorter = {"ids": [str(job)], "time_limit_seconds": 1800}
+    assert user.post("/v1/jobs/update", json=shorter).json()["items"][0]["did"] == "changed"
+    assert user.get(f"/v1/jobs/{job}").json()["time_limit_seconds"] == 1800

@@ -4,11 +4,15 @@ import re
 from collections.abc import Iterator
 
 import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import generate_latest
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
 from scheduler.core.model import AccountId, JobState, NodeName, PoolName
-from scheduler.gauges import GPU_STATES
+from scheduler.gauges import GPU_STATES, families, photograph
 from scheduler.routes import scrapes
 from scheduler.store.inventory import SetDrain
 from scheduler.telemetry import Telemetry
@@ -87,8 +91,6 @@ def test_names_labels_and_kinds_are_the_contracts(busy: Centre) -> None:
     telemetry.cycle(0.01)
     telemetry.ledger_posted(busy.clock.now_ms())
     telemetry.request("/v1/jobs", 201, 0.002)
-    from scheduler.gauges import families, photograph
-
     body = telemetry.render(families(busy.ask(photograph).result(), busy.clock.now_ms())).decode()
     seen: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(body):
@@ -186,3 +188,76 @@ def test_a_planner_that_hangs_does_not_take_the_metrics_with_it(
     assert values(http, "turnstile_gpus") != seen
     busy.is_leading = False
     assert values(http, "turnstile_gpus") == {}
+
+
+HOSTILE = 'a"b\\c\n中文{} 1\n# TYPE turnstile_forged counter\nturnstile_forged 1\n'
+"""What somebody might call a tenant: it would end its label, its line, and forge a family, were it not escaped."""
+
+
+def test_hostile_names_are_escaped_and_forge_no_series(busy: Centre, people: People, http: Http) -> None:
+    families_before = {sample.name for sample in samples(http)}
+    busy.has_account(HOSTILE)
+    found = {sample.labels["tenant"] for sample in samples(http) if sample.name == "turnstile_jobs"}
+    assert HOSTILE in found, "as it was given, once it is read"
+    assert {sample.name for sample in samples(http)} == families_before
+    people.user().submit(name='机器学习 "quoted" \\ {x}', labels={"a": 'b"c'})
+    texts = {text for sample in samples(http) for text in sample.labels.values()}
+    assert not any("机器学习" in text or 'b"c' in text or text == "ana" for text in texts), (
+        "no user's words are a label"
+    )
+    refused = people.operator().request("PUT", f"/v1/admin/accounts/{'x' * 10_000}", json={})
+    assert refused.status_code in {400, 404, 414, 422}
+
+
+def test_series_are_as_many_with_ten_thousand_jobs_of_a_tenant_as_with_one(
+    busy: Centre, people: People, http: Http
+) -> None:
+    user = people.user()
+    user.submit(gpus_per_node=8, gpu_classes=["H100"])
+    busy.tick()
+    before = {(sample.name, *sorted(sample.labels.items())) for sample in samples(http)}
+    for number in range(10):
+        user.submit(gpus_per_node=8, gpu_classes=["H100"], array="0-999", name=f"sweep-{number}")
+    busy.tick()
+    after = {(sample.name, *sorted(sample.labels.items())) for sample in samples(http)}
+    new = {name for name, *_ in after - before}
+    assert new <= {
+        "turnstile_api_request_seconds_bucket",
+        "turnstile_api_request_seconds_count",
+        "turnstile_api_request_seconds_sum",
+        "turnstile_jobs_pending",
+    }
+    assert len(after) <= len(before) + 32
+    assert values(http, "turnstile_jobs")["pending", "acme"] >= 10_000
+
+
+def test_an_element_of_an_array_is_shown_as_people_type_it(centre: Centre, people: People, http: Http) -> None:
+    people.user().submit(gpus_per_node=1, gpu_classes=["H100"], array="5-6")
+    centre.tick()
+    shown = {sample.labels["job_id"] for sample in samples(http) if sample.name == "turnstile_gpu_allocation_info"}
+    assert {each.partition("_")[2] for each in shown} == {"5", "6"}
+
+
+def test_the_text_is_what_the_library_itself_would_write(busy: Centre) -> None:
+    busy.has_account(HOSTILE)
+    telemetry = Telemetry("1.2.3")
+    for seconds in (0.5, 1e6, 123456789.25, 1e22):
+        telemetry.job_started(PoolName("main"), AccountId(HOSTILE), 8, seconds)
+    telemetry.ledger_posted(busy.clock.now_ms())
+    odd = GaugeMetricFamily("turnstile_odd", "A \\ and\na line.", labels=("what",))
+    for number in (float("inf"), float("-inf"), float("nan"), -1.5, 0, -0.0, 1e-9, 999_999.5, 1_000_000, 12_345_678.5):
+        odd.add_metric((str(number),), number)
+    present = [*families(busy.ask(photograph).result(), busy.clock.now_ms()), odd]
+    library = CollectorRegistry(auto_describe=False)
+    library.register(Made(present))
+    assert telemetry.render(present) == generate_latest(telemetry.registry) + generate_latest(library)
+
+
+class Made(Collector):
+    """Families as they were made."""
+
+    def __init__(self, made: list[Metric]) -> None:
+        self._made = made
+
+    def collect(self) -> list[Metric]:
+        return self._made

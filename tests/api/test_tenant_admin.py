@@ -52,6 +52,33 @@ def test_an_admin_gives_its_projects_no_more_than_its_tenant_has_and_is_told_all
     assert forced.json()["code"] == "policy"
 
 
+def test_what_the_centre_suspended_only_the_centre_resumes(people: People) -> None:
+    operator, admin = people.operator(), people.admin()
+    place = "/v1/admin/accounts/acme/vision"
+    assert operator.post(f"{place}/suspend", json={}).json()["is_suspended_by_centre"]
+    for answer in (admin.post(f"{place}/resume", json={}), admin.request("PUT", place, json={"weight": 2})):
+        assert (answer.status_code, answer.json()["code"]) == (422, "policy")
+        assert "the centre alone can resume it" in answer.json()["detail"]
+    kept = admin.request("PUT", place, json={"weight": 2, "is_suspended": True}).json()
+    assert (kept["weight"], kept["is_suspended_by_centre"]) == (2, True), "its other terms are still the tenant's"
+    assert not operator.post(f"{place}/resume", json={}).json()["is_suspended"]
+    assert not admin.post(f"{place}/suspend", json={}).json()["is_suspended_by_centre"]
+    assert not admin.post(f"{place}/resume", json={}).json()["is_suspended"], "its own word it may take back"
+
+
+def test_a_change_from_terms_that_somebody_else_has_changed_is_refused(people: People) -> None:
+    operator, path = people.operator(), "acme?version="
+    version = put(operator, "acme", weight=2)[1]["version"]
+    status, changed = put(operator, path + version, weight=3)
+    assert (status, changed["did_change"]) == (200, True)
+    status, refused = put(operator, path + version, weight=2, limit={"H100": 8})
+    assert (status, refused["code"]) == (409, "conflict")
+    assert "was changed by somebody else" in refused["detail"]
+    assert put(operator, path + changed["version"], weight=3, limit={"H100": 8})[0] == 200
+    assert "made by somebody else" in put(operator, path + "none")[1]["detail"]
+    assert put(operator, "newco?version=none")[0] == 200
+
+
 def test_a_guarantee_is_not_lowered_under_what_was_divided_nor_set_beyond_a_limit(people: People) -> None:
     operator = people.operator()
     put(operator, "acme", guarantee={"H100": 8})

@@ -39,7 +39,7 @@ def test_links_to_runbooks_lead_to_exported_files_or_where_they_are_served(home:
     for folder, base in (("near", "runbooks"), ("far", "https://wiki.example/turnstile")):
         rules = yaml.safe_load((home.path / folder / "rules/alerts.yaml").read_text())
         urls = [rule["annotations"]["runbook_url"] for group in rules["groups"] for rule in group["rules"]]
-        assert len(urls) == 21
+        assert len(urls) == 25
         for url in urls:
             assert url.startswith(f"{base}/")
             assert (home.path / folder / "runbooks" / url.removeprefix(f"{base}/").partition("#")[0]).is_file()
@@ -102,4 +102,4 @@ def test_a_wheel_carries_the_same_files(tmp_path: Path) -> None:
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     assert contents(tmp_path / "wheel") == contents(tmp_path / "checkout")
-    assert len(contents(tmp_path / "wheel")) == 14
+    assert len(contents(tmp_path / "wheel")) == 15

@@ -119,3 +119,14 @@ def test_each_exit_status_is_the_tabled_one(name: str, home: Home, peer: Peer) -
 
 def test_every_status_of_the_table_is_tried() -> None:
     assert {row.code for row in TABLE.values()} >= {*range(9), 124, 125, 137}
+
+
+def test_a_change_that_another_one_overtook_is_made_of_what_is_there_by_then(home: Home, peer: Peer) -> None:
+    before, after = ({"id": "acme", "weight": 1, "limit": {"H100": most}, "version": str(most)} for most in (8, 64))
+    peer.answers("GET", "/v1/admin/accounts", page("AccountList", [before]), page("AccountList", [after]))
+    overtaken = problem("conflict", 409, "acme was changed by somebody else since it was read; nothing was changed")
+    peer.answers("PUT", "/v1/admin/accounts/acme", overtaken, envelope("Account", id="acme", weight=3))
+    assert home.turnstile("admin", "tenant", "set", "acme", "--weight", "3").code == 0
+    first, second = peer.requests("PUT", "/v1/admin/accounts/acme")
+    assert (first.query["version"], second.query["version"]) == (["8"], ["64"])
+    assert (second.json["weight"], second.json["limit"]) == (3, {"H100": 64})

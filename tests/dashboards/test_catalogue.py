@@ -50,6 +50,12 @@ CONTRACT: dict[str, tuple[str, ...]] = {
     "collector_last_success_timestamp_seconds": ("node", "collector"),
     "ledger_last_posted_timestamp_seconds": (),
     "ledger_imbalance_seconds": (),
+    "journal_imbalance": (),
+    "budgets_overdrawn": (),
+    "periods_closing": (),
+    "periods_overdue": (),
+    "periods_uncorrected": (),
+    "periods_broken": (),
 }
 HISTOGRAMS = {"job_wait_seconds", "start_estimate_error_seconds", "schedule_cycle_seconds", "api_request_seconds"}
 HOT_BUT_ALLOWED = {"turnstile_gpu_allocation_info"}

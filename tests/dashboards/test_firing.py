@@ -184,7 +184,7 @@ def test_each_alert_fires_when_its_fault_is_there_and_not_before(daemon: Daemon,
             lambda: server.values("count_over_time(turnstile_build_info[1m]) > 5"), "five scrapes of a healthy centre"
         )
         watch = Watch(server, daemon)
-        assert [rule["health"] for rule in server.alerting()] == ["ok"] * 21
+        assert [rule["health"] for rule in server.alerting()] == ["ok"] * 25
         watch.look()
 
         watch.expect("CapacityFreeButQueueStuck", "GpuMissing", "InventoryStale")

@@ -17,6 +17,7 @@ ALERTS = (
     "GpuXidCritical GpuXidRestartApp GpuEccUncorrected GpuRowRemapFailed GpuRowRemapPending GpuMissing GpuHot"
     " GpuThrottledHw GpuHeldIdle InventoryStale QueueWaitHigh CapacityFreeButQueueStuck PreemptionStorm"
     " GuaranteesShrunk TenantBudget80 Down SchedulingStopped SchedulingSlow LedgerLag LedgerImbalance ApiErrors"
+    " PeriodOverdue PeriodUncorrected PeriodBroken JournalImbalance"
 )
 
 

@@ -101,6 +101,15 @@ def test_the_time_limit_ends_a_job_as_walltime(rig: Rig) -> None:
     assert ended.at_ms - ended.started_ms >= 300
 
 
+def test_a_limit_that_is_given_later_counts_from_the_start(rig: Rig) -> None:
+    order = rig.job(seconds=3600)
+    rig.executor.start(order)
+    rig.until_started(order)
+    rig.executor.extend(order.allocation.id, 300)
+    rig.executor.extend(AllocationId("01UNKNOWN"), 1)
+    assert rig.until_ended(order).reason is EndReason.WALLTIME
+
+
 def test_stopping_or_acknowledging_what_is_unknown_does_nothing(rig: Rig) -> None:
     rig.executor.stop(AllocationId("01UNKNOWN"), 1.0, EndReason.CANCELLED)
     rig.executor.acknowledge(AllocationId("01UNKNOWN"))

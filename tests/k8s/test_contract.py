@@ -118,6 +118,18 @@ def test_the_time_limit_ends_a_job_as_walltime(rig: Rig) -> None:
     assert ended.at_ms - started.at_ms >= 1000
 
 
+def test_a_limit_that_is_given_later_counts_from_the_start_and_moves_the_backstop(rig: Rig) -> None:
+    order = rig.order(limit_ms=3_600_000)
+    rig.start(order)
+    path = f"/apis/batch/v1/namespaces/{rig.pods(order)[0].namespace}/jobs/{names.gang_name(order.allocation)}"
+    before = rig.admin.get(path)["spec"]["activeDeadlineSeconds"]
+    rig.executor.extend(order.allocation.id, 7_200_000)
+    assert rig.admin.get(path)["spec"]["activeDeadlineSeconds"] == before + 3600
+    rig.executor.extend(order.allocation.id, 1000)
+    rig.executor.extend(AllocationId("01UNKNOWN"), 1)
+    assert rig.until_ended(order).reason is EndReason.WALLTIME
+
+
 def test_stopping_or_acknowledging_what_is_unknown_does_nothing(rig: Rig) -> None:
     rig.executor.stop(AllocationId("01UNKNOWN"), 1.0, EndReason.CANCELLED)
     rig.executor.acknowledge(AllocationId("01UNKNOWN"))

@@ -129,6 +129,9 @@ class Slow:
     def stop(self, allocation: AllocationId, grace_seconds: float, reason: EndReason) -> None:
         self._inside.stop(allocation, grace_seconds, reason)
 
+    def extend(self, allocation: AllocationId, time_limit_ms: int) -> None:
+        self._inside.extend(allocation, time_limit_ms)
+
     def observe(self) -> Sequence[Observation]:
         return self._inside.observe()
 

@@ -29,7 +29,7 @@ from scheduler.observer import Unobserved
 from scheduler.refusal import RefusalCode, Refused
 from scheduler.simulated import SimulatedExecutor
 from scheduler.store.accounts import SaveAccount
-from scheduler.store.actions import CancelJobs, HoldJobs, ReleaseJobs
+from scheduler.store.actions import CancelJobs, HoldJobs, ReleaseJobs, UpdateJobs
 from scheduler.store.queries import job as stored_job
 from scheduler.store.rates import ChangeRates
 from scheduler.store.read import build_state, load_state_parts
@@ -86,6 +86,25 @@ def test_a_daemon_that_takes_over_goes_on_where_the_other_stopped(world: World) 
     assert [state_of(second, job) for job in jobs] == [JobState.RUNNING, JobState.RUNNING, JobState.PENDING]
     second.carry_out(CancelJobs((jobs[0],), "mei")).result(SECONDS)
     until(second, lambda: state_of(second, jobs[2]) is JobState.RUNNING)
+
+
+def test_another_limit_of_a_running_job_reaches_the_executor_even_when_that_is_out_of_order(world: World) -> None:
+    failed: list[AllocationId] = []
+
+    class Forgetful(Slow):
+        def extend(self, allocation: AllocationId, time_limit_ms: int) -> None:
+            if not failed:
+                failed.append(allocation)
+                raise ExecutorError("not now")
+            super().extend(allocation, time_limit_ms)
+
+    controller = world.leader(wrap=lambda executor: Forgetful(executor, lambda _: None))
+    (job,) = submit(controller, seconds=3600)
+    until(controller, lambda: state_of(controller, job) is JobState.RUNNING)
+    controller.carry_out(UpdateJobs((job,), "mei", time_limit_ms=3_000)).result(SECONDS)
+    assert_memory_equals_database(controller)
+    until(controller, lambda: state_of(controller, job) is JobState.TIMEOUT)
+    assert failed
 
 
 def test_a_follower_turns_commands_away_and_knows_who_leads(world: World) -> None:

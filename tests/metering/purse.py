@@ -23,6 +23,7 @@ from scheduler.core.model import (
 )
 from scheduler.core.plan import Plan, Start
 from scheduler.executor import LaunchSpec
+from scheduler.store.actions import UpdateJobs
 from scheduler.store.allocations import ApplyPlan
 from scheduler.store.jobs import JobDraft, SubmitJobs
 from tests.metering.centre import H100, Centre
@@ -89,6 +90,11 @@ class PurseCentre(Centre):
         start = Start(job, H100, booking, (Grant(node, (DeviceId(device),), GPU_UNITS, 1000, 0),))
         applied, self.events = self._writer.run(ApplyPlan(Plan(1, self.now_ms, (start,))))
         return applied.rejected[0][1] if applied.rejected else applied.started[0].allocation.id
+
+    def give(self, job: JobId, hours: float) -> None:
+        """Gives what runs another time limit, as an operator."""
+        limit_ms = int(hours * 3_600_000)
+        _, self.events = self._writer.run(UpdateJobs((job,), "ops", time_limit_ms=limit_ms, may_lengthen=True))
 
     def run_job(self, hours: float = 1, device: str = "GPU-a-0", **named: object) -> AllocationId:
         """Submits a job and runs it from now on."""

@@ -290,6 +290,28 @@ def test_a_fixed_budget_is_for_its_time_only(purse: PurseCentre) -> None:
     assert VISION == "acme/vision"
 
 
+def test_a_longer_limit_of_what_runs_needs_the_money_for_it_and_sets_it_aside(purse: PurseCentre) -> None:
+    purse.budget("acme", 100)
+    (job,) = purse.submit(hours=0.5)
+    gang = purse.try_start(job)
+    purse.running(gang)  # type: ignore[arg-type]
+    left = purse.left("acme")
+    with pytest.raises(Refused) as refused:
+        purse.give(job, hours=10)
+    assert refused.value.code is RefusalCode.OVER_BUDGET
+    assert refused.value.message.startswith(f"job {job} may cost 170.85 CNY more, but tenant acme has 90.85 left until")
+    purse.give(job, hours=5)
+    purse.keep()
+    assert left - purse.left("acme") == 9 * MICROS, "the hold grew from half an hour to one"
+
+
+def test_a_longer_limit_may_not_pass_what_the_jobs_owner_lets_it_cost(purse: PurseCentre) -> None:
+    (job,) = purse.submit(hours=1, max_cost="20")
+    purse.running(purse.try_start(job))  # type: ignore[arg-type]
+    with pytest.raises(Refused, match=r"its --max-cost leaves"):
+        purse.give(job, hours=3)
+
+
 def test_a_budget_in_another_currency_than_prices_is_told_and_its_jobs_wait_without_being_tried_again(
     database: Database,
 ) -> None:

@@ -108,6 +108,10 @@ class Model:
             case events.AllocationPromoted():
                 old = self.allocations[event.allocation]
                 self.allocations[old.id] = replace(old, booking=event.booking, segment=event.segment)
+            case events.AllocationExtended():
+                old = self.allocations[event.allocation]
+                self.allocations[old.id] = replace(old, time_limit_ms=event.time_limit_ms)
+                self._change(old.job, time_limit_ms=event.time_limit_ms)
             case _:
                 self._apply_to_jobs(event)
 
@@ -200,7 +204,7 @@ class Centre:
 
     def apply(self, *starts: Start, stops: Sequence[Stop] = ()) -> Applied:
         """Applies a plan."""
-        return self.do(ApplyPlan(Plan(1, self.clock.now_ms(), starts, tuple(stops))))
+        return self.do(ApplyPlan(Plan(1, self.clock.now_ms(), starts, tuple(stops), terms=dict(self.state.accounts))))
 
     def run(self, *devices: str, units: int = GPU_UNITS, **changes: Any) -> Allocation:
         """Submits a job and starts it on these devices; returns its allocation, in phase starting."""

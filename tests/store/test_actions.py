@@ -3,7 +3,7 @@
 import pytest
 from sqlalchemy import event as sa_event
 
-from scheduler.core.model import EndReason, HoldKind, JobId, JobState
+from scheduler.core.model import EndReason, HoldKind, JobId, JobState, NodeName
 from scheduler.refusal import RefusalCode, Refused
 from scheduler.store.actions import (
     CancelJobs,
@@ -189,3 +189,47 @@ def test_an_update_changes_what_it_names_and_leaves_the_rest(centre: Centre) -> 
     assert (centre.state.jobs[job].priority, centre.state.jobs[job].begin_ms) == (1, None)
     centre.check()
     assert centre.apply(start(job, "n0/0")).started[0].allocation.time_limit_ms == 1000
+
+
+def test_a_running_job_is_given_another_limit_which_all_who_look_ahead_see(centre: Centre) -> None:
+    running = centre.run("n0/0", "n0/1")
+    centre.started(running)
+    began_ms = centre.clock.now_ms()
+    centre.clock.advance(minutes=5)
+    longer = UpdateJobs((running.job,), "root", time_limit_ms=7_200_000, may_lengthen=True)
+    assert dids(centre.do(longer)) == [Did.CHANGED]
+    assert dids(centre.do(longer)) == [Did.UNCHANGED]
+    assert centre.state.future.end_ms(running.id, NodeName("n0")) == began_ms + 7_200_000
+    centre.check()
+    shorter = UpdateJobs((running.job,), "ana", time_limit_ms=600_000)
+    assert dids(centre.do(shorter)) == [Did.CHANGED]
+    assert centre.state.future.end_ms(running.id, NodeName("n0")) == began_ms + 600_000
+    centre.check()
+    centre.do(RequeueJobs((running.job,), "ana"))
+    assert dids(centre.do(longer)) == [Did.UNCHANGED]
+    centre.ended(running, reason=EndReason.REQUEUED)
+    assert centre.state.jobs[running.job].time_limit_ms == 600_000
+    centre.check()
+
+
+@pytest.mark.parametrize(
+    ("terms", "code"),
+    [
+        ({"time_limit_ms": 7_200_000}, RefusalCode.NOT_ALLOWED),
+        ({"time_limit_ms": 60_000}, RefusalCode.INVALID),
+        ({"time_limit_ms": 7_200_000, "priority": 1, "may_lengthen": True}, RefusalCode.WRONG_STATE),
+        ({"time_limit_ms": 7_200_000, "clears_begin": True, "may_lengthen": True}, RefusalCode.WRONG_STATE),
+    ],
+)
+def test_a_limit_that_a_running_job_may_not_have_is_refused_and_nothing_changes(
+    centre: Centre, terms: dict[str, int], code: RefusalCode
+) -> None:
+    running = centre.run("n0/0")
+    (waiting,) = centre.submit(draft())
+    centre.started(running)
+    centre.clock.advance(minutes=5)
+    with pytest.raises(Refused) as refused:
+        centre.do(UpdateJobs((waiting, running.job), "ana", **terms))  # type: ignore[arg-type]
+    assert refused.value.code is code
+    assert centre.state.jobs[waiting].time_limit_ms == centre.state.jobs[running.job].time_limit_ms
+    centre.check()

@@ -21,7 +21,9 @@ def _claim(centre: Centre, job: JobId, victims: tuple[Allocation, ...], *devices
 
 def _make(centre: Centre, claim: Claim) -> Applied:
     stops = tuple(Stop(victim, EndReason.PREEMPTED, claim.job) for victim in claim.victims)
-    return centre.do(ApplyPlan(Plan(1, centre.clock.now_ms(), stops=stops, claims=(claim,))))
+    return centre.do(
+        ApplyPlan(Plan(1, centre.clock.now_ms(), stops=stops, claims=(claim,), terms=dict(centre.state.accounts)))
+    )
 
 
 def _rests(centre: Centre, device: str) -> tuple[OccupancyState, str | None]:

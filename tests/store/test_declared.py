@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scheduler.core.model import Account, AccountId, GpuClass, UserName
-from scheduler.core.terms import check_terms
+from scheduler.core.terms import check_terms, with_lock
 from scheduler.refusal import RefusalCode, Refused
 from scheduler.store.accounts import PutAccount, SaveAccount, account_tree
 from scheduler.store.centre import accounts
@@ -170,7 +170,9 @@ def test_a_file_applied_is_the_same_as_its_changes_one_by_one_and_a_second_time_
         before = account_tree(connection)
     one_by_one = dict(before)
     for entry in sorted(entries, key=lambda each: each.id):
-        one_by_one[entry.id] = replace(one_by_one.get(entry.id, Account(entry.id)), **entry.terms)
+        old = one_by_one.get(entry.id)
+        changed = replace(old or Account(entry.id), **entry.terms)
+        one_by_one[entry.id] = with_lock(old, changed, is_by_tenant=False)
     if check_terms(before, one_by_one, CAPACITY):
         with pytest.raises(Refused, match="what is declared has"):
             centre.do(ApplyCentre((section,)))

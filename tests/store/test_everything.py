@@ -189,7 +189,7 @@ class Life:
         ids = tuple(self.random.choices([*live, *sorted(self.centre.state.claims.by_job)], k=2))
         now_ms = self.centre.clock.now_ms()
         terms: list[dict[str, object]] = [
-            {"time_limit_ms": self.random.choice([60_000, 86_400_000])},
+            {"time_limit_ms": self.random.choice([60_000, 86_400_000]), "may_lengthen": True},
             {"priority": self.random.choice([-1, 0, 1])},
             {"begin_ms": now_ms + 30_000},
             {"clears_begin": True},
@@ -513,6 +513,18 @@ def test_a_limit_that_is_lowered_in_the_transaction_of_a_plan_binds_the_plan(
     applied = values(batch)[1]
     assert isinstance(applied, Applied)
     assert applied.rejected == ((job, "acme has other terms since the plan was made"),)
+    life.settle()
+
+
+def test_a_limit_that_is_lowered_in_the_millisecond_of_a_plan_binds_the_plan(
+    make_database: Callable[[], Database],
+) -> None:
+    """The plan knows terms by their value: a clock that stands still between two transactions hides nothing."""
+    life = Life(make_database(), Random(0))
+    (job,) = life.centre.submit(draft(3))
+    made = life.plan()
+    life.centre.do(SaveAccount(Account(ACME, limit={H200: 1}), "Acme"))
+    assert life.centre.do(ApplyPlan(made)).rejected == ((job, "acme has other terms since the plan was made"),)
     life.settle()
 
 

@@ -7,7 +7,7 @@ from scheduler.core.occupancy import OccupancyState
 from scheduler.core.plan import Start, Stop, Surplus
 from scheduler.executor import Checkpointed, Shrunk, StartOrder
 from scheduler.store import queries, read
-from scheduler.store.actions import CancelJobs
+from scheduler.store.actions import CancelJobs, Did, UpdateJobs
 from scheduler.store.ledger_rows import allocations_by_id
 from tests.store.harness import Centre, draft, start
 
@@ -154,4 +154,14 @@ def test_late_word_of_an_end_holds_for_the_surplus_too(centre: Centre) -> None:
         running = [row for row in each.rows if row[9] == Phase.RUNNING.value]
         assert running, each.id
         assert {(row[4], row[5]) for row in running} == {(began_ms, began_ms + 20_000)}
+    centre.check()
+
+
+def test_more_time_for_a_gang_is_more_time_for_its_surplus(centre: Centre) -> None:
+    order, surplus = _begun(centre)
+    centre.started(order.allocation)
+    (action,) = centre.do(UpdateJobs((order.allocation.job,), "olga", time_limit_ms=7_200_000, may_lengthen=True))
+    assert action.did is Did.CHANGED
+    limits = {each.id: each.time_limit_ms for each in centre.state.allocations.values()}
+    assert limits == dict.fromkeys((order.allocation.id, surplus.id), 7_200_000)
     centre.check()
