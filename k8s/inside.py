@@ -116,7 +116,8 @@ class _Talk:
         if self.outcome is None:
             self.outcome = Outcome(None, "the connection to the container broke")
         with contextlib.suppress(OSError):
-            if self.outcome.exit_code is not None:
+            # Of a pod's own program the kubelet says success whatever its status: that is the job's end to tell.
+            if self.needs_mark and self.outcome.exit_code is not None:
                 self.ends.control.send(json.dumps({"exit_code": self.outcome.exit_code}).encode())
             self.ends.control.shutdown(socket.SHUT_WR)
         self.began.set()

@@ -25,8 +25,9 @@ from k8s.launching import Launcher
 from k8s.logkeeper import LogKeeper
 from k8s.nodes import Machine, inventory
 from k8s.options import Options
+from k8s.places import Places
 from k8s.pods import Pod, ms_of
-from k8s.problems import KubernetesProblem, NotFound, Rejected, Unacceptable
+from k8s.problems import KubernetesProblem, NotFound, Rejected
 from k8s.runs import Run, Stop
 from k8s.seats import DESERTED, Seats
 from scheduler.clock import Clock
@@ -90,9 +91,10 @@ class KubernetesExecutor:
         self._runs: dict[AllocationId, Run] = {}
         self._postponed: dict[AllocationId, StartOrder] = {}
         """Found by `recover` not to have been started (wholly): the next looks start them, some at a time."""
-        self._places: dict[tuple[AllocationId, int], Pod] = {}
-        """The pod of each rank, for logs; replaced entry by entry, so that another thread may look."""
+        self._places = Places(api, keeper)
         self._kept_until_ms: dict[AllocationId, int] = {}
+        self._asked: set[AllocationId] = set()
+        """To be stopped, and not asked of the server yet."""
         self._has_offered = False
         self._next_sweep_ms = 0
         self._next_look_ms = 0
@@ -173,7 +175,10 @@ class KubernetesExecutor:
         return [run]
 
     def stop(self, allocation: AllocationId, grace_seconds: float, reason: EndReason) -> None:
-        """Deletes the Jobs, and the pods with the grace; a second stop can only shorten it."""
+        """Has the Jobs deleted, and the pods with the grace; a second stop can only shorten it.
+
+        The next `observe` asks the server, for all that are to be stopped side by side, and again until it is done.
+        """
         order = self._postponed.pop(allocation, None)
         if order is not None:
             run = self._runs[allocation] = Run(order, self._launcher.namespace(order), is_created=True)
@@ -187,8 +192,8 @@ class KubernetesExecutor:
             run.stop = Stop(reason, grace_seconds, self._clock.now_ms())
         elif grace_seconds < run.stop.grace_seconds:
             run.stop.grace_seconds = grace_seconds
-            self._delete_pods(run, [place.pod for place in run.ranks.values() if not place.is_over])
-        self._carry_out_stop(run)
+            run.stop.is_hurried = True
+        self._asked.add(allocation)
         self._bell.set()
 
     def extend(self, allocation: AllocationId, time_limit_ms: int) -> None:
@@ -209,6 +214,7 @@ class KubernetesExecutor:
         run = self._runs.pop(allocation, None)
         self._postponed.pop(allocation, None)
         self._seats.forget(allocation)
+        self._asked.discard(allocation)
         if run is None:
             return
         is_ours = not run.order.spec.adopts
@@ -242,6 +248,9 @@ class KubernetesExecutor:
             except KubernetesProblem as problem:
                 # One run that cannot be ended now must not hide the others; the next look tries again.
                 _log.warning("allocation %s: %s", run.order.allocation.id, problem)
+        self._carry_out_stops(runs)
+        for run in runs:
+            self._try_to_end(run, now_ms)
             started = run.started()
             if started is not None and run.end is None:
                 news.append(started)
@@ -291,40 +300,19 @@ class KubernetesExecutor:
     def logs(self, allocation: AllocationId, node_rank: int, offset: int, limit_bytes: int) -> LogChunk:
         """Returns a piece of a rank's output: as kept, or else read from its kubelet through the API server.
 
-        Raises KeyError for a rank without a pod, which is also what a pod that was removed is. The API counts from the
-        beginning only, so the cost grows with `offset`.
+        Raises KeyError for a rank without a pod, which is also what a pod that was removed is.
         """
-        kept = self._keeper.kept(allocation, node_rank, offset, limit_bytes)
-        if kept is not None:
-            return kept
-        pod = self._places.get((allocation, node_rank))
-        run = self._runs.get(allocation)
-        if run is not None and run.order.spec.is_terminal:
-            return LogChunk(b"", offset, is_complete=run.end is not None)  # what is typed lands in no log
-        if pod is None:
-            if run is not None and node_rank < run.size:
-                return LogChunk(b"", offset, is_complete=run.end is not None)
-            raise KeyError(f"no log of rank {node_rank} of allocation {allocation}")
-        is_over = pod.finish is not None
-        path = f"/api/v1/namespaces/{pod.namespace}/pods/{pod.name}/log"
-        query: dict[str, str | int] = {"container": pod.container, "limitBytes": offset + limit_bytes}
-        try:
-            data = self._api.text(path, query, offset + limit_bytes)[offset:]
-        except NotFound:
-            raise KeyError(f"the pod of rank {node_rank} of allocation {allocation} is gone, and its log") from None
-        except Unacceptable:
-            return LogChunk(b"", offset, is_complete=is_over)  # its container has not started
-        return LogChunk(data, offset + len(data), is_over and len(data) < limit_bytes)
+        return self._places.logs((allocation, node_rank), offset, limit_bytes, self._runs.get(allocation))
 
     # ---- the way in -----------------------------------------------------------------------------------------------
 
     def enter(self, allocation: AllocationId, node_rank: int, program: Program) -> Entered:
         """Runs a program in the container of a rank. Raises EntryRefused."""
-        return self._inside.enter(self._running(allocation, node_rank), program)
+        return self._inside.enter(self._places.running((allocation, node_rank)), program)
 
     def attach(self, allocation: AllocationId, node_rank: int, size: tuple[int, int]) -> Entered:
         """Takes the seat at the terminal that the job was started with. Raises EntryRefused."""
-        pod = self._running(allocation, node_rank)
+        pod = self._places.running((allocation, node_rank))
         run = self._runs.get(allocation)
         if run is None or not run.order.spec.is_terminal:
             raise EntryRefused("this job has no terminal; it was not submitted by 'run --pty'")
@@ -332,13 +320,7 @@ class KubernetesExecutor:
 
     def reach(self, allocation: AllocationId, node_rank: int, port: int) -> socket.socket:
         """Returns a connection to a port of a rank's pod. Raises EntryRefused."""
-        return self._inside.reach(self._running(allocation, node_rank), port)
-
-    def _running(self, allocation: AllocationId, node_rank: int) -> Pod:
-        pod = self._places.get((allocation, node_rank))
-        if pod is None or pod.started_ms is None or pod.finish is not None:
-            raise EntryRefused("its container does not run")
-        return pod
+        return self._inside.reach(self._places.running((allocation, node_rank)), port)
 
     def forget_logs(self, before_ms: int) -> int:
         """Removes the kept logs of jobs that ended before; returns of how many allocations. Raises OSError."""
@@ -367,11 +349,7 @@ class KubernetesExecutor:
             run = self._runs.get(pod.allocation)
             if run is not None and pod.namespace != run.namespace:
                 continue  # somebody put our labels on a pod of another tenant's
-            key = (pod.allocation, pod.rank)
-            if not change.is_gone:
-                self._places[key] = pod
-            elif self._places.get(key) is not None and self._places[key].uid == pod.uid:
-                del self._places[key]
+            self._places.take(change)
             if run is not None and run.end is None:
                 run.take(change, now_ms)
         touched.update(change.value.allocation for change in self._cluster.jobs.take_changes())
@@ -380,7 +358,7 @@ class KubernetesExecutor:
     def _to_look_at(self, touched: set[AllocationId], now_ms: int) -> list[Run]:
         """Returns the runs that something happened to; all of them once a second, because time happens to all."""
         if now_ms < self._next_look_ms:
-            return [self._runs[allocation] for allocation in sorted(touched & self._runs.keys())]
+            return [self._runs[allocation] for allocation in sorted((touched | self._asked) & self._runs.keys())]
         self._next_look_ms = now_ms + LOOK_MS
         return list(self._runs.values())
 
@@ -402,11 +380,27 @@ class KubernetesExecutor:
         if run.stop is None and any(job.is_deleting for job in self._cluster.jobs_of(run.order.allocation.id)):
             words = "its Job was deleted in Kubernetes, by hand or by another controller"
             run.stop = Stop(EndReason.CANCELLED, run.order.spec.grace_seconds, view.now_ms, words)
-        if run.stop is not None:
-            self._carry_out_stop(run)
+
+    def _carry_out_stops(self, runs: Sequence[Run]) -> None:
+        """Asks the server to end what is to be stopped, all of it side by side: a node may take a hundred along."""
+        stopping = [run for run in runs if run.stop is not None and run.end is None]
+        for run, outcome in zip(
+            stopping, self._crew.each([partial(self._carry_out_stop, run) for run in stopping]), strict=True
+        ):
+            if isinstance(outcome, ExecutorError):
+                _log.warning("allocation %s is stopped later: %s", run.order.allocation.id, outcome)
+            else:
+                self._asked.discard(run.order.allocation.id)
+
+    def _try_to_end(self, run: Run, now_ms: int) -> None:
+        if run.end is not None or (not run.is_created and run.stop is None):
+            return
         for pod in run.surplus():
-            self._chores.delete_pod(pod, 0.0)
-        run.try_to_end(view.now_ms)
+            try:
+                self._chores.delete_pod(pod, 0.0)
+            except KubernetesProblem as problem:
+                _log.warning("pod %s is deleted later: %s", pod.name, problem)
+        run.try_to_end(now_ms)
 
     def _blame_removed_node(self, run: Run, stop: Stop) -> None:
         """Pods and nodes are watched apart: a pod may be seen to go before the node that took it along."""
@@ -428,12 +422,12 @@ class KubernetesExecutor:
             for name in self._job_names(run):
                 self._chores.delete_job(run.namespace, name)
             run.are_jobs_deleted = True
-        self._delete_pods(run, run.pods_to_delete())
-
-    def _delete_pods(self, run: Run, pods: Sequence[Pod]) -> None:
-        assert run.stop is not None, "it is to be stopped"
+        pods = run.pods_to_delete()
+        if run.stop.is_hurried:
+            pods = [place.pod for place in run.ranks.values() if not place.is_over] + list(run.extra.values())
         for pod in pods:
             self._chores.delete_pod(pod, run.stop.grace_seconds)
+        run.stop.is_hurried = False
 
     def _job_names(self, run: Run) -> tuple[str, ...]:
         return run.job_names or self._launcher.possible_jobs(run.order)

@@ -77,6 +77,8 @@ class Pod:
     """The one whose log is the job's."""
     is_adopted: bool = False
     """Its user made it, and Turnstile let it go."""
+    is_terminal: bool = False
+    """Somebody sits at it: what its container writes is no log."""
 
     @property
     def is_kept(self) -> bool:
@@ -121,6 +123,7 @@ def reduce_pod(item: Json, installation: str) -> Pod | None:
         node=spec.get("nodeName"),
         container=container,
         is_adopted=is_adopted,
+        is_terminal=not is_adopted and any(each.get("tty") for each in spec["containers"]),
     )
 
 

@@ -34,6 +34,8 @@ class Stop:
     grace_seconds: float
     asked_ms: int
     detail: str | None = None
+    is_hurried: bool = False
+    """Its grace became shorter than what its pods were told."""
     is_tidying: bool = False
     """The job had ended; only what its pod left running is."""
 

@@ -42,6 +42,9 @@ class Draft:
 def check_book(connection: Connection, book: PriceBook, allowed: frozenset[Allow] = frozenset()) -> None:
     """Raises Refused (invalid) with all that the centre knows to be wrong with a book: classes, tenants, currency."""
     problems = [*_strangers(connection, book, allowed)]
+    classes = {field for field, _ in _classes_of(book)}
+    # Only what would help is offered: to allow another thing than what is wrong hides the next mistake.
+    helps = [Allow.NEW_CLASS] if any(each.field in classes for each in problems) else []
     if "/" in book.version:
         problems.append(
             Problem(f"{book.version!r} has a slash, which stands between the parts of a line's name", "version")
@@ -51,9 +54,10 @@ def check_book(connection: Connection, book: PriceBook, allowed: frozenset[Allow
         problems.append(
             Problem(f"is {book.currency}, but book {now.version} before it is in {now.currency}", "currency")
         )
+        helps.append(Allow.NEW_CURRENCY)
     if problems:
         many = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-        tries = tuple(f"--allow {each}" for each in Allow if each not in allowed)
+        tries = tuple(f"--allow {each}" for each in helps)
         first = f"{problems[0].field}: {problems[0].message}"
         raise Refused(RefusalCode.INVALID, f"the price book has {many}: {first}", problems=tuple(problems), tries=tries)
 

@@ -10,9 +10,8 @@ import typer
 from cli import answers, phrases
 from cli.answers import Json
 from cli.client import step
-from cli.errors import ExitCode, WaitedTooLong
+from cli.errors import CliError, ExitCode, WaitedTooLong
 from cli.following import Companion, exit_code_of, has_ended
-from cli.layout import View
 from cli.render import envelope, listed
 from cli.session import MOST_LISTED, Session, number_of
 from cli.values import count, duration
@@ -31,7 +30,7 @@ def logs(
     ] = None,
     exit_status: Annotated[bool, typer.Option("--exit-status", help="With -f: return the job's exit status.")] = False,
 ) -> int | None:
-    """Print what a job wrote, as it wrote it; with -o jsonl each line as it comes, with -o json all of them at the end.
+    """Print what a job wrote, as it wrote it; as JSON line by line too, with -o json as the items of one document.
 
     Examples:
       turnstile logs 10482
@@ -42,45 +41,70 @@ def logs(
     ref, node = session.reference(job), count(rank, "--rank", least=0)
     sink = _Lines(session, ref, node) if session.screen.style.format in {"json", "jsonl"} else None
     output = session.screen.raw if sink is None else sink.add
-    code = _print_logs(session, ref, node, output, following=following, tail=tail, has_status=exit_status)
+    try:
+        code = _print_logs(session, ref, node, output, following=following, tail=tail, has_status=exit_status)
+    except CliError as error:
+        if sink is None:
+            raise
+        sink.close(error)
+        return error.exit_code
     if sink is not None:
         sink.close()
     return code
 
 
 class _Lines:
-    """What a job wrote as JSON: `jsonl` prints each line when it is whole, `json` one document at the end."""
+    """What a job wrote as JSON, each line as soon as it is whole: `jsonl` by itself, `json` as items of one document.
+
+    The document is written as it grows, so that a log of any size needs no memory; one that broke off ends with
+    `error`, and is a document nevertheless.
+    """
 
     def __init__(self, session: Session, ref: str, rank: int) -> None:
         self._screen = session.screen
-        self._ref = ref
-        self._rank = rank
+        self._about: dict[str, object] = {"id": ref, "rank": rank}
         self._rest = b""
-        self._kept: list[dict[str, object]] = []
+        self._is_open = False
 
     def add(self, data: bytes) -> None:
         *whole, self._rest = (self._rest + data).split(b"\n")
         for each in whole:
             self._one(each)
 
-    def close(self) -> None:
+    def close(self, error: CliError | None = None) -> None:
+        """Writes what is left. Raises the error again where nothing was written before it."""
+        if error is not None and not self._is_open:
+            raise error
         if self._rest:
             self._one(self._rest)
         if self._screen.style.format == "json":
-            self._screen.document(
-                envelope("JobLog", {"id": self._ref, "rank": self._rank, "items": self._kept}), _LOG, []
-            )
+            self._begin()
+            told = {} if error is None else {"error": {"code": error.code, "message": error.message}}
+            tail = "".join(f",\n  {json.dumps(name)}: {_json(value)}" for name, value in told.items())
+            self._print(f"\n  ]{tail}\n}}\n")
 
     def _one(self, line: bytes) -> None:
         item: dict[str, object] = {"line": line.decode("utf-8", "replace")}
         if self._screen.style.format == "json":
-            self._kept.append(item)
-            return
-        told = {"id": self._ref, "rank": self._rank, **item}
-        self._screen.raw(json.dumps(told, ensure_ascii=False).encode() + b"\n")
+            is_first = not self._is_open
+            self._begin()
+            self._print(("\n    " if is_first else ",\n    ") + _json(item))
+        else:
+            self._is_open = True
+            self._print(_json(self._about | item) + "\n")
+
+    def _begin(self) -> None:
+        if not self._is_open:
+            self._is_open = True
+            head = _json(envelope("JobLog", self._about)).removesuffix("}")
+            self._print(f'{head}, "items": [')
+
+    def _print(self, text: str) -> None:
+        self._screen.raw(self._screen.concealed(text).encode())
 
 
-_LOG = View((), lambda each: answers.text(each, "id"), ("id", "rank"))
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _print_logs(

@@ -1,4 +1,8 @@
-"""Watches for running jobs that leave their GPUs idle: tells their owners, and ends those that asked for it."""
+"""Watches for running jobs that leave their GPUs idle: tells their owners, and ends those that asked for it.
+
+Spells are counted in memory: after a restart they begin again, so that a job is ended later, and never for idleness
+that nobody measured.
+"""
 
 from collections.abc import Sequence
 

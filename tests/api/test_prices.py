@@ -65,6 +65,9 @@ def test_strangers_in_a_book_are_told_all_at_once(centre: Centre, people: People
             *("version", "currency", "prices.B300", "contracts[0].tenant"),
             *("reserved[0].account", "reserved[0].class"),
         }
+        assert refused.json()["try"] == ["--allow new-class", "--allow new-currency"]
+    only_class = book(centre, version="other", prices={"B300": {"burst": "1"}})
+    assert operator.post("/v1/admin/prices", json=only_class).json()["try"] == ["--allow new-class"]
     meant = {**wrong, "version": "2026-12", "contracts": [], "reserved": []}
     assert operator.post("/v1/admin/prices", json=meant).status_code == 422
     allowed = "/v1/admin/prices?allow=new-class&allow=new-currency"

@@ -318,3 +318,16 @@ def test_actions_on_many_jobs_are_counted_and_not_listed(home: Home, peer: Peer)
     peer.answers("POST", "/v1/jobs/cancel", said(page("JobActionList", many)))
     done = home.turnstile("cancel", "-s", "live")
     assert done.err == "50 jobs already ended, 50 jobs cancelled\n"
+
+
+def test_logs_as_json_come_as_they_are_written_and_a_break_leaves_a_document(home: Home, peer: Peer) -> None:
+    peer.answers(
+        *LOGS, stream(b"one\n", b"two\n", is_complete=False), problem("internal", 500, "the log is unreadable")
+    )
+    broken = home.turnstile("logs", "-f", "10482", "-o", "json")
+    document = json.loads(broken.out)
+    assert (broken.code, [each["line"] for each in document["items"]]) == (1, ["one", "two"])
+    assert document["error"] == {"code": "internal", "message": "the log is unreadable"}
+    peer.answers(*LOGS, problem("not_found", 404, "no job 10482"))
+    refused = home.turnstile("logs", "-f", "10482", "-o", "json")
+    assert (refused.code, json.loads(refused.out)["kind"]) == (4, "Error")

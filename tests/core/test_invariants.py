@@ -58,7 +58,10 @@ HELD_BY: dict[str, tuple[str, ...]] = {
         CORE + "test_promises.test_a_large_gang_waits_a_bounded_time_behind_an_endless_stream",
         CORE + "test_invariants.test_nobody_waits_for_ever_behind_those_who_keep_coming",
     ),
-    "I12 backfill delays no reservation": (CORE + "test_promises.test_no_backfill_and_no_order_delays_a_promise",),
+    "I12 backfill delays no reservation": (
+        CORE + "test_promises.test_no_backfill_and_no_order_delays_a_promise",
+        CORE + "test_promises.test_who_takes_the_place_of_others_without_a_guarantee_delays_no_promise",
+    ),
     "I13 one definition of over target": (
         CORE + "test_shares.test_standings_say_what_the_shares_say",
         CORE + "test_preemption.test_victims_are_within_the_rule_and_no_part_of_them_would_do",
@@ -83,7 +86,11 @@ HELD_BY: dict[str, tuple[str, ...]] = {
         PARTITION,
         "tests.acceptance.test_kill.test_kill_dash_nine_at_any_instant_loses_nothing_and_does_nothing_twice",
     ),
-    "I20 one dominating reason, true now": (CORE + "test_properties.test_every_waiting_job_has_one_dominating_reason",),
+    "I20 one dominating reason, true now": (
+        CORE + "test_properties.test_every_waiting_job_has_one_dominating_reason",
+        CORE + "test_blockers.test_with_all_named_blockers_out_of_the_way_the_job_starts_in_the_next_tick",
+        CORE + "test_blockers.test_each_named_blocker_alone_would_keep_the_job_waiting",
+    ),
 }
 
 

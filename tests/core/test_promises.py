@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler.core.model import JobId, JobState
+from scheduler.core.model import BookingWanted, JobId, JobState, Phase
 from scheduler.core.policy import Backfill, Policy, Preemption, QueueOrder
 from scheduler.core.stretch import Reservation
 from tests.builders import job, node
@@ -105,6 +105,41 @@ def test_no_backfill_and_no_order_delays_a_promise(
             assert played.started[job_id] <= promised_ms
         else:
             assert promised_ms > played.centre.now_ms, f"job {job_id} was promised a start and did not get it"
+
+
+contested = st.tuples(
+    st.sampled_from(["x/p", "y/p"]),
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.sampled_from([5, 30, 90]),
+    st.sampled_from([BookingWanted.AUTO, BookingWanted.AUTO, BookingWanted.SPOT]),
+    st.integers(0, 1),
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.lists(contested, min_size=3, max_size=16))
+def test_who_takes_the_place_of_others_without_a_guarantee_delays_no_promise(
+    gpus: list[int], asked: list[tuple[str, int, int, int, BookingWanted, int]]
+) -> None:
+    """R0 and R2 with no guard in their way; those who are stopped go at once."""
+    policy = Policy(min_run_ms=0, weigh_every_ms=0, most_evictions=1000, promise_after_ms=None, promised_jobs=2)
+    centre = Centre(*(node(f"n{index}", gpus=count) for index, count in enumerate(gpus)), policy=policy)
+    for project, size, nodes, minutes, wanted, priority in asked:
+        gang = job(gpus=size, nodes=nodes, limit_ms=minutes * MINUTE_MS, project=project)
+        centre.submit(replace(gang, wanted=wanted, priority=priority))
+        for _ in range(3):
+            before = dict(centre.state.reservations)
+            centre.tick()
+            for each in [each for each in centre.state.allocations.values() if each.phase is Phase.STOPPING]:
+                centre.end(each.job, each.stop_reason)
+            for job_id, old in before.items():
+                if centre.state.jobs[job_id].state is JobState.PENDING and job_id not in centre.state.claims.by_job:
+                    assert centre.state.reservations[job_id].start_ms <= old.start_ms, f"job {job_id} was put off"
+        centre.advance(minutes=1)
+        for each in list(centre.state.allocations.values()):
+            if each.decided_ms + each.time_limit_ms <= centre.now_ms:
+                centre.end(each.job)
 
 
 @settings(max_examples=60, deadline=None)

@@ -100,12 +100,13 @@ def test_a_second_stop_shortens_the_grace_and_keeps_the_first_reason(rig: Rig) -
     rig.start(order)
     rig.annotate(order, term_seconds="300")
     rig.executor.stop(order.allocation.id, 300.0, EndReason.PREEMPTED)
+    rig.until(lambda: all(pod.is_deleting for pod in rig.pods(order)), "deletion of the pod")
     rig.executor.stop(order.allocation.id, 1.0, EndReason.CANCELLED)
     if rig.ground.server is None:
         # The driver of the fake nodes reads a pod's grace once; that the server took the shorter one is what we owe.
         pod = rig.pods(order)[0]
         path = f"/api/v1/namespaces/{pod.namespace}/pods/{pod.name}"
-        assert rig.admin.get(path)["metadata"]["deletionGracePeriodSeconds"] == 1
+        rig.until(lambda: rig.admin.get(path)["metadata"]["deletionGracePeriodSeconds"] == 1, "the shorter grace")
         rig.admin.delete(path, {"gracePeriodSeconds": 0})
     assert rig.until_ended(order).reason is EndReason.PREEMPTED
 

@@ -1,5 +1,6 @@
 """What goes wrong in a cluster becomes a state and a reason, and nothing is doubled or lost by it."""
 
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ from k8s.crew import WORKERS
 from k8s.problems import KubernetesProblem, Unreachable
 from scheduler.core.model import EndReason, NodeAvailability
 from scheduler.executor import Ended, ExecutorError, StartOrder, StartRefused
-from tests.k8s.apiserver import ApiServer, Fault
+from tests.k8s.apiserver import ApiServer, Asked, Fault
 from tests.k8s.controllers import PREFIX
 from tests.k8s.grounds import FAST_REQUESTS, Ground, Rig, until
 from tests.k8s.store import Json
@@ -460,3 +461,25 @@ def test_a_log_of_what_never_was_is_a_key_error(rig: Rig) -> None:
     rig.start(order)
     with pytest.raises(KeyError):
         rig.executor.logs(order.allocation.id, 1, 0, 100)
+
+
+def test_allocations_that_are_stopped_at_once_are_stopped_side_by_side(memory: Ground) -> None:
+    assert memory.server is not None
+    rig = Rig(memory)
+    orders = [rig.order(first=first) for first in (0, 2, 4, 6)]
+    for order in orders:
+        rig.start(order)
+    carry_out, all_here = memory.server.carry_out, threading.Barrier(len(orders))
+
+    def together(asked: Asked) -> Json:
+        if asked.method == "DELETE" and asked.collection == "jobs.batch" and not all_here.broken:
+            all_here.wait(60)  # one after the other, nobody else would ever come
+        return carry_out(asked)
+
+    memory.server.carry_out = together  # type: ignore[method-assign] # the server's part, not ours
+    for order in orders:
+        rig.executor.stop(order.allocation.id, 5.0, EndReason.CANCELLED)
+    assert {rig.until_ended(order).reason for order in orders} == {EndReason.CANCELLED}
+    assert not all_here.broken
+    memory.server.carry_out = carry_out  # type: ignore[method-assign] # as it was
+    rig.close()
