@@ -150,9 +150,11 @@ def main() -> None:
         until_said(running, f'state="free"}} {float(gpus)}', "every GPU is known")
         asyncio.run(fill(running, given.tenants, gpus, given.pending))
         until_said(running, f'state="allocated"}} {float(gpus)}', "the centre is full")
-        found, cpu = [], []
+        found: list[Scrape] = []
+        cpu: list[float] = []
         for _ in range(given.scrapes):
-            time.sleep(0.5)  # no two share one rendering
+            # No two share one rendering: one that took long serves for as long again.
+            time.sleep(0.5 + 1.2 * (found[-1].seconds if found else 0.0))
             before_cpu = cpu_seconds(running)
             found.append(scrape(running))
             cpu.append(cpu_seconds(running) - before_cpu)
