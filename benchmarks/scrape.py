@@ -1,6 +1,6 @@
 """Measures a scrape of `/metrics` on a real daemon: how long it takes, how large it is, and what it does to the ticks.
 
-    python -m benchmarks.scrape [--nodes 1250] [--tenants 200] [--scrapes 20] [--seconds 20]
+    python -m benchmarks.scrape [--nodes 1250] [--tenants 200] [--scrapes 10] [--seconds 20]
 
 A daemon with simulated GPUs and jobs; every tenant has an array of one-GPU jobs, so that the centre is full and
 `--pending` jobs wait. While jobs are submitted, fifty a second, ticks are read off the daemon's own
@@ -21,6 +21,8 @@ from urllib.request import urlopen
 from benchmarks.daemon import Connection, Running, daemon, machine
 
 PROMISE_SECONDS = 1.0
+APART_SECONDS = 10.0
+"""Between two scrapes that are timed: a rendering that took long is shared for as long again, and none may be."""
 _BUCKET = re.compile(r'^turnstile_schedule_cycle_seconds_bucket\{le="([^"]+)"\} ([0-9.e+]+)$', re.MULTILINE)
 
 
@@ -141,7 +143,7 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=1250)
     parser.add_argument("--tenants", type=int, default=200)
     parser.add_argument("--pending", type=int, default=10_000)
-    parser.add_argument("--scrapes", type=int, default=20)
+    parser.add_argument("--scrapes", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=20.0)
     given = parser.parse_args()
     gpus = given.nodes * 8
@@ -150,9 +152,10 @@ def main() -> None:
         until_said(running, f'state="free"}} {float(gpus)}', "every GPU is known")
         asyncio.run(fill(running, given.tenants, gpus, given.pending))
         until_said(running, f'state="allocated"}} {float(gpus)}', "the centre is full")
-        found, cpu = [], []
+        found: list[Scrape] = []
+        cpu: list[float] = []
         for _ in range(given.scrapes):
-            time.sleep(0.5)  # no two share one rendering
+            time.sleep(APART_SECONDS)
             before_cpu = cpu_seconds(running)
             found.append(scrape(running))
             cpu.append(cpu_seconds(running) - before_cpu)

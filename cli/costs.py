@@ -99,7 +99,7 @@ def quoted(answer: Json, count: int = 1) -> dict[str, object]:
     """
     job = job_in(answer)
     limit, jobs = answers.whole(job, "time_limit_seconds"), count * (answers.whole(answer, "array_size") or 1)
-    total = answers.number(job, "gpus_total")
+    total = phrases.most_gpus(job) or answers.number(job, "gpus_total")
     hours = None if limit is None or total is None else Decimal(total) * jobs * limit / 3600
     one = most_of(answer)
     most = None if one is None else one.times(count)
@@ -108,16 +108,27 @@ def quoted(answer: Json, count: int = 1) -> dict[str, object]:
         "gpus_total": job.get("gpus_total"),
         "gpu_model": job.get("gpu_model"),
         "nodes": job.get("nodes"),
+        "nodes_min": job.get("nodes_min"),
+        "nodes_max": job.get("nodes_max"),
         "time_limit_seconds": limit,
         "jobs": jobs,
         "gpu_hours": None if hours is None else _digits(hours),
         "max_cost": None if most is None else {"amount": f"{most.amount:f}", "currency": most.currency},
+        "max_cost_at_nodes_min": _times(answers.sub(job, "max_cost_at_nodes_min"), jobs),
         "price_per_gpu_hour": _rate(most, hours),
         "start_estimate": job.get("start_estimate"),
         "reasons": job.get("reasons") or [],
         "fits_budget": None if budget is None else budget.get("fits"),
         "budget_problem": None if budget is None else budget.get("message"),
     }
+
+
+def _times(cost: Json | None, count: int) -> Mapping[str, object] | None:
+    """An amount for so many jobs."""
+    if cost is None:
+        return None
+    amount = Decimal(answers.text(cost, "amount") or "0") * count
+    return {"amount": f"{amount:f}", "currency": answers.text(cost, "currency")}
 
 
 def _rate(most: Most | None, hours: Decimal | None) -> Mapping[str, object] | None:

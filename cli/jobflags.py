@@ -34,6 +34,7 @@ FLAGS_OF_FIELDS = {
     "memory_bytes_per_node": "-m",
     "name": "-n",
     "nodes": "-N",
+    "nodes_max": "-N",
     "notify": "--notify",
     "notify_when": "--notify-when",
     "only_nodes": "--node",
@@ -62,7 +63,9 @@ class JobFlags:
     gpus: Annotated[
         str | None, typer.Option("-g", "--gpus", metavar="GPUS", help="Per node: H100:8, 8, H200,H100:8, 80GB:2.")
     ] = None
-    nodes: Annotated[str | None, typer.Option("-N", "--nodes", metavar="N", help="Nodes.")] = None
+    nodes: Annotated[
+        str | None, typer.Option("-N", "--nodes", metavar="N[-M]", help="Nodes; 2-8: at least 2, up to 8 where free.")
+    ] = None
     total_gpus: Annotated[
         str | None, typer.Option("--total-gpus", metavar="GPUS", help="In all, instead of per node: 64, H100:64.")
     ] = None
@@ -224,13 +227,15 @@ def _resources(flags: JobFlags) -> dict[str, object]:
     each = None if flags.gpus is None else values.gpus(flags.gpus)
     total = None if flags.total_gpus is None else values.total_gpus(flags.total_gpus)
     asked, count = each or total, None if each is None else each.count
+    least, most = (None, None) if flags.nodes is None else values.nodes(flags.nodes)
     return {
         # A share is a JSON number like any other; up to four decimals it is written as it was typed.
         "gpus_per_node": float(count) if isinstance(count, Decimal) else count,
         "gpu_classes": [] if asked is None else list(asked.classes),
         "gpu_memory_bytes": None if asked is None else asked.memory_bytes,
         "total_gpus": None if total is None else total.count,
-        "nodes": None if flags.nodes is None else values.count(flags.nodes, "-N"),
+        "nodes": least,
+        "nodes_max": most,
         "cpus_per_node": None if flags.cpus is None else values.count(flags.cpus, "-c"),
         "memory_bytes_per_node": None if flags.mem is None else values.size(flags.mem, "-m"),
         "time_limit_seconds": None if flags.time is None else values.duration(flags.time, "-t"),

@@ -60,12 +60,21 @@ def money(amount: Json | None) -> str | None:
 
 
 def gpus(job: Json) -> str:
-    """Returns what a job holds or asks for: `32×H100`, `8×H100|H200`, `64`."""
+    """Returns what a job holds or asks for: `32×H100`, `8×H100|H200`, `64`; of a range that waits `16-64×H100`."""
     total = number(job, "gpus_total") or "?"
+    most = most_gpus(job)
+    if most is not None and text(job, "state") in {"pending", "held"}:
+        total = f"{total}-{most}"
     classes = job.get("gpu_classes")
     asked = "|".join(str(each) for each in classes) if isinstance(classes, list) else ""
     model = text(job, "gpu_model") or asked
     return f"{total}×{model}" if model else total
+
+
+def most_gpus(job: Json) -> int | None:
+    """Returns the GPUs of an elastic job on the most nodes that it may have; None for others."""
+    most, each = whole(job, "nodes_max"), whole(job, "gpus_per_node")
+    return None if most is None or each is None else most * each
 
 
 def clock(moment: str | None, now: datetime, *, has_seconds: bool = False) -> str | None:

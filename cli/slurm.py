@@ -164,9 +164,9 @@ def _kept(name: str) -> Callable[[_Found, str], None]:
 
 def _nodes(found: _Found, value: str) -> None:
     low, dash, high = value.partition("-")
-    if not low.isdigit() or int(low) < 1 or (dash and high != low):
-        raise _Unsupported("a range of nodes is not offered; write one number")
-    found.flags["nodes"] = low
+    if not low.isdigit() or int(low) < 1 or (dash and (not high.isdigit() or int(high) < int(low))):
+        raise _Unsupported("is neither a number of nodes nor a range such as 2-8")
+    found.flags["nodes"] = value if dash and high != low else low
 
 
 def _time(found: _Found, value: str) -> None:

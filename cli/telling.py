@@ -39,7 +39,7 @@ def told(job: Json, now: datetime) -> list[str]:
     owner = "/".join(part for part in (text(job, "tenant"), text(job, "project")) if part)
     facts = {
         "owner": f"{text(job, 'user') or '?'}  {owner}",
-        "gpus": f"{phrases.gpus(job)} ({number(job, 'nodes') or '?'} nodes × {number(job, 'gpus_per_node') or '?'})",
+        "gpus": f"{phrases.gpus(job)} ({_nodes(job)} nodes × {number(job, 'gpus_per_node') or '?'})",
         "time": f"{used(job, now)} (used/limit)",
         "pool": text(job, "pool"),
         "booking": text(job, "booking"),
@@ -63,9 +63,18 @@ def told(job: Json, now: datetime) -> list[str]:
     return [heading, *(f"  {name:<10}{value}" for name, value in facts.items() if value)]
 
 
+def _nodes(job: Json) -> str:
+    """Returns how many nodes a job asks for or has: `4`, `2-8`, `5 of 2-8`."""
+    now, least, most = (number(job, name) for name in ("nodes", "nodes_min", "nodes_max"))
+    if most is None:
+        return now or "?"
+    return f"{least}-{most}" if text(job, "state") in {"pending", "held"} else f"{now} of {least}-{most}"
+
+
 def _at_most(job: Json) -> str | None:
-    cost = phrases.money(sub(job, "max_cost"))
-    return f"at most {cost}" if cost else None
+    cost, least = phrases.money(sub(job, "max_cost")), phrases.money(sub(job, "max_cost_at_nodes_min"))
+    on = f", {least} on {number(job, 'nodes_min')} nodes" if least else ""
+    return f"at most {cost}{on}" if cost else None
 
 
 def explained(answer: Json, job: Json, now: datetime) -> list[str]:
@@ -207,7 +216,9 @@ def quoted(quote: Json, now: datetime) -> list[str]:
     start = sub(quote, "start_estimate")
     expected = phrases.clock(text(start, "p50"), now) if start is not None else None
     blocking = next(iter(items(quote, "reasons")), None)
-    parts = [f"at most {cost} ({product})" if cost is not None else f"{product}; no price is known for these GPUs"]
+    least = phrases.money(sub(quote, "max_cost_at_nodes_min"))
+    on = f", {least} on {number(quote, 'nodes_min')} nodes" if least is not None else ""
+    parts = [f"at most {cost} ({product}){on}" if cost is not None else f"{product}; no price is known for these GPUs"]
     parts += [f"starts ~{expected}"] if expected is not None else []
     parts += [f"would wait: {reason_words(blocking)}"] if blocking is not None else []
     # A dry run is refused as the submission would be, but for money, which it answers for.

@@ -176,6 +176,22 @@ def count(text: str, flag: str, *, least: int = 1) -> int:
     return int(typed)
 
 
+def nodes(text: str, flag: str = "-N") -> tuple[int, int | None]:
+    """Returns the nodes asked for, and of an elastic range the most: `4`, `2-8`; of `4-4` there is none."""
+    typed = text.strip()
+    low, dash, high = typed.partition("-")
+    if not dash:
+        return count(typed, flag), None
+    if not all(re.fullmatch(r"[0-9]{1,9}", each, re.ASCII) for each in (low, high)) or int(low) < 1:
+        raise UsageProblem(
+            f"{flag} {typed!r} is neither a number of nodes nor a range of them", f"{flag} 4", f"{flag} 2-8"
+        )
+    least, most = int(low), int(high)
+    if most < least:
+        raise UsageProblem(f"{flag} {typed} is upside down: the least comes first", f"{flag} {most}-{least}")
+    return least, most if most > least else None
+
+
 def array(text: str, flag: str = "-a") -> str:
     """Returns a checked array: ranges with steps, `%` at most so many at once: `0-99%8`, `1,4,10-20:2`."""
     typed = text.strip()

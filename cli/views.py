@@ -105,7 +105,7 @@ _JOB_FIELDS = (
     "id", "array_id", "array_index", "name", "tenant", "project", "user", "state", "reason", "exit_code",
     "gpus_per_node", "nodes", "gpus_total", "gpu_model", "pool", "booking", "priority", "time_limit_seconds",
     "elapsed_seconds", "submitted_at", "started_at", "ended_at", "attempt", "node_names", "reasons.0.code",
-    "start_estimate.p50", "max_cost.amount", "max_cost.currency",
+    "start_estimate.p50", "max_cost.amount", "max_cost.currency", "nodes_min", "nodes_max",
 )  # fmt: skip
 
 

@@ -165,7 +165,9 @@ class BudgetHolds:
         if is_held:
             least = min(question.time_limit_ms, HOLD_AHEAD_MS)
             needed = self._admission.amount(connection, replace(question, time_limit_ms=least), at_ms)
-            self._learn(ask, purse, micros_of(needed))
+            if not ask.is_surplus:
+                self._learn(ask, purse, micros_of(needed))
+            self._touch(purse)
             over = purse.over(connection, needed, at_ms)
             if over is not None:
                 return over
@@ -198,7 +200,9 @@ class BudgetHolds:
         if purse.binding:
             question = ask.question
             self._priced.append(HoldPriced(self._at_ms, ask.job, question.gpu_class, question.booking, micros))
-            self._touched.update(each.account for each in purse.binding)
+
+    def _touch(self, purse: Purse) -> None:
+        self._touched.update(each.account for each in purse.binding)
 
     def _purse(self, account: AccountId) -> Purse:
         if account not in self._purses:

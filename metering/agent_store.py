@@ -238,11 +238,13 @@ def _is_of(machine: NodeName, node: NodeName) -> bool:
 
 
 def _granted_nodes(connection: Connection, allocations: Iterable[AllocationId]) -> dict[AllocationId, set[NodeName]]:
-    found = {}
+    found: dict[AllocationId, set[NodeName]] = {}
     for part in chunks(sorted(allocations)):
-        rows = connection.execute(sa.select(ALLOCATION.c.id, ALLOCATION.c.grants).where(ALLOCATION.c.id.in_(part)))
-        for id_, grants in rows:
-            found[AllocationId(id_)] = {grant.node for grant in grants_of(grants)}
+        # On the nodes a gang is one allocation, whatever it holds as surplus.
+        of = sa.func.coalesce(ALLOCATION.c.surplus_of, ALLOCATION.c.id)
+        is_asked = sa.or_(ALLOCATION.c.id.in_(part), ALLOCATION.c.surplus_of.in_(part))
+        for id_, grants in connection.execute(sa.select(of, ALLOCATION.c.grants).where(is_asked)):
+            found.setdefault(AllocationId(id_), set()).update(grant.node for grant in grants_of(grants))
     return found
 
 

@@ -16,7 +16,7 @@ from metering.budgets import Purse
 from metering.core.journal import EntryKind, JournalEntry, Ledger, Leg
 from metering.journal import LineCharge, charged_lines, legs_of, next_entry_id, post
 from metering.tables import CHARGE_DUE
-from metering.timelines import Prices, is_metered, load_prices, timelines
+from metering.timelines import DayTimelines, Prices, is_metered, load_prices, timelines
 from metering.usage_lines import lines_of
 from scheduler.core.model import AccountId, AllocationId, GpuClass, JobId, tenant_of
 from scheduler.store.database import chunks
@@ -27,13 +27,25 @@ LineKey = tuple[str, str]
 
 
 def lines_due(
-    connection: Connection, allocation: LedgerAllocation, prices: Prices, zone: ZoneInfo, until_ms: int
+    connection: Connection,
+    allocation: LedgerAllocation,
+    prices: Prices,
+    zone: ZoneInfo,
+    until_ms: int,
+    days: DayTimelines | None = None,
 ) -> dict[LineKey, LineCharge]:
-    """Returns the priced lines of an allocation up to an instant. Raises StoreCorrupt."""
+    """Returns the priced lines of an allocation up to an instant. Raises StoreCorrupt.
+
+    Who asks about many gives the `days` of the same prices, which those that are over share.
+    """
     found: dict[LineKey, LineCharge] = {}
     if until_ms <= allocation.decided_ms:
         return found
-    cuts = timelines(connection, (allocation.decided_ms, until_ms), zone, prices, allocation.account)
+    span = (allocation.decided_ms, until_ms)
+    is_over = allocation.ended_ms is not None and allocation.ended_ms <= until_ms
+    cuts = days.of((allocation.decided_ms, allocation.ended_ms or until_ms), zone) if days and is_over else None
+    if cuts is None:
+        cuts = timelines(connection, span, zone, prices, allocation.account)
     for rated in lines_of(allocation, cuts):
         line = rated.line
         if line.book is None or not line.amount_micros:

@@ -111,8 +111,10 @@ class JobUse:
 def job_use(connection: Connection, ids: Sequence[AllocationId], now_ms: int) -> JobUse:
     """Returns what came of a job's starts up to now. Reads its lines and windows, and of the tenant's other use only
     what tiers and packages depend on. Raises StoreCorrupt when the ledger contradicts itself."""
-    starts = sorted(allocations_by_id(connection, ids), key=lambda each: (each.decided_ms, each.id))
-    use = JobUse(starts=len(starts))
+    # A gang comes after its surplus nodes: it outlives them, and what it did last is what the job did last.
+    by_time = sorted(allocations_by_id(connection, ids), key=lambda each: (each.decided_ms, each.id))
+    starts = sorted(by_time, key=lambda each: (each.decided_ms, each.surplus_of is None))
+    use = JobUse(starts=sum(each.surplus_of is None for each in starts))
     if not starts:
         return use
     span = (starts[0].decided_ms, max(now_ms, starts[0].decided_ms + 1))

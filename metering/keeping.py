@@ -204,7 +204,7 @@ def _notices(connection: Connection, accounts: Iterable[AccountId] | None, now_m
 def _running_below(connection: Connection, account: AccountId) -> list[JobId]:
     """Returns the jobs that run below an account, the newest MOST_TOLD of them."""
     inside = sa.or_(ALLOCATION.c.account == account, ALLOCATION.c.account.startswith(f"{account}/", autoescape=True))
-    query = sa.select(ALLOCATION.c.job_id).where(ALLOCATION.c.ended_ms.is_(None), inside)
+    query = sa.select(ALLOCATION.c.job_id).where(ALLOCATION.c.ended_ms.is_(None), inside).distinct()
     found = connection.execute(query.order_by(ALLOCATION.c.job_id.desc()).limit(MOST_TOLD)).scalars()
     return [JobId(job) for job in found]
 

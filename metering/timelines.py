@@ -8,7 +8,7 @@ is used up. Memory grows with the uses of those tenants and classes only, at a f
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import date, timedelta
 from itertools import pairwise
 from zoneinfo import ZoneInfo
 
@@ -117,6 +117,36 @@ def timelines(
     if thresholds or packages:
         made.meters.update(_meters(connection, made, thresholds, packages, tenant))
     return made
+
+
+class DayTimelines:
+    """Timelines of whole civil days, which allocations that are over share: making one costs more than rating a job.
+
+    Lines are named and priced by the day, whatever part of it is asked for, unless what others use changes a price.
+    """
+
+    def __init__(self, prices: Prices) -> None:
+        self.prices = prices
+        self._is_plain = not prices.packages and not _thresholds(prices.books, (0, MOST_MS))
+        self._known: dict[tuple[str, date, date], Timelines] = {}
+
+    def of(self, span: tuple[int, int], zone: ZoneInfo) -> Timelines | None:
+        """Returns a timeline that has a span; None where it must be made by itself."""
+        if not self._is_plain:
+            return None
+        first, last = (local_time(at_ms, zone).date() for at_ms in (span[0], span[1] - 1))
+        key = (zone.key, first, last)
+        found = self._known.get(key)
+        if found is None:
+            if len(self._known) >= _MOST_DAYS:
+                self._known.clear()
+            days = day_start_ms(first, zone), day_start_ms(last + timedelta(days=1), zone)
+            found = self._known[key] = Timelines(*days, zone, self.prices)
+        # Where a clock is set back over midnight, a day's name may begin before the day.
+        return found if found.from_ms <= span[0] and span[1] <= found.to_ms else None
+
+
+_MOST_DAYS = 1_024
 
 
 def is_metered(prices: Prices, tenant: AccountId, gpu_class: GpuClass) -> bool:

@@ -32,7 +32,7 @@ from metering.journal import charged_lines, entry_of, keys_of_kinds
 from metering.periods import KnownPeriod, Seal, periods
 from metering.sealed import WHOLE, sealed_bytes, write_sealed
 from metering.tables import CHARGE_DUE, POSTING, POSTING_ENTRY
-from metering.timelines import load_prices
+from metering.timelines import DayTimelines, load_prices
 from scheduler.core.model import AccountId, AllocationId, tenant_of
 from scheduler.refusal import Refused
 from scheduler.store.database import StoreError, chunks
@@ -142,11 +142,12 @@ def _still_due(connection: Connection, end_ms: int, zone: ZoneInfo) -> Owed:
     found: Owed = Counter()
     names = connection.execute(sa.select(CHARGE_DUE.c.allocation_id).order_by(CHARGE_DUE.c.allocation_id)).scalars()
     prices = load_prices(connection)
+    days = DayTimelines(prices)
     for part in chunks(list(map(AllocationId, names)), 256):
         posted = charged_lines(connection, part)
         for allocation in allocations_by_id(connection, part):
             before = posted.get(allocation.id, {})
-            due = lines_due(connection, allocation, prices, zone, end_ms)
+            due = lines_due(connection, allocation, prices, zone, end_ms, days)
             for sign, lines in ((1, due), (-1, before)):
                 for line in lines.values():
                     if line.for_ms < end_ms:

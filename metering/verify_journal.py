@@ -23,7 +23,7 @@ from metering.journal import (
 )
 from metering.journal_chain import journal_breaks
 from metering.tables import CHARGE_DUE, POSTING_ENTRY
-from metering.timelines import Prices, load_prices
+from metering.timelines import DayTimelines, load_prices
 from scheduler.core.model import AllocationId
 from scheduler.refusal import Refused
 from scheduler.store.database import StoreError, chunks
@@ -67,7 +67,7 @@ def _verify_charges(connection: Connection, report: Report) -> None:
     for row in connection.execute(query.order_by(POSTING_ENTRY.c.id)):
         zones[row.allocation_id] = row.zone  # the last one counts: it cut the lines anew
     try:
-        prices = load_prices(connection)
+        days = DayTimelines(load_prices(connection))
     except Refused as problem:
         report.wrong(Check.JOURNAL, "price books", "books that can be read", str(problem))
         return
@@ -85,7 +85,7 @@ def _verify_charges(connection: Connection, report: Report) -> None:
                 report.wrong(Check.JOURNAL, f"allocation {allocation}", "a row in allocation", "none")
             else:
                 _verify_lines(
-                    report, known, _posted(posted, allocation), (connection, prices, zones.get(allocation, last_zone))
+                    report, known, _posted(posted, allocation), (connection, days, zones.get(allocation, last_zone))
                 )
 
 
@@ -99,14 +99,16 @@ def _verify_lines(
     report: Report,
     allocation: LedgerAllocation,
     posted: dict[tuple[str, str], int],
-    terms: tuple[Connection, Prices, str],
+    terms: tuple[Connection, DayTimelines, str],
 ) -> None:
-    connection, prices, name = terms
+    connection, days, name = terms
     where = f"charges of allocation {allocation.id}"
     try:
         zone = ZoneInfo(name)
         end_ms = allocation.ended_ms or allocation.decided_ms
-        due = {key: line.micros for key, line in lines_due(connection, allocation, prices, zone, end_ms).items()}
+        due = {
+            key: line.micros for key, line in lines_due(connection, allocation, days.prices, zone, end_ms, days).items()
+        }
     except (ZoneInfoNotFoundError, ValueError, StoreError) as problem:
         report.wrong(Check.JOURNAL, where, "lines that can be derived", str(problem))
         return

@@ -85,6 +85,8 @@ class HoldAsk:
     job: JobId
     question: CostQuestion
     grace_ms: int
+    is_surplus: bool = False
+    """These are nodes that an elastic gang gets besides: what they cost says nothing of other jobs' starts."""
 
 
 class Holds(Protocol):

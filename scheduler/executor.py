@@ -99,6 +99,10 @@ class StartOrder:
     array: JobId | None = None
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
     """The values of those of `spec.secrets` that the scheduler itself keeps, looked up for this start."""
+    least_nodes: int | None = None
+    """Of an elastic gang: the nodes that it keeps; those of higher rank may be taken from it. None: it is not one."""
+    is_shrinking: bool = False
+    """Its surplus nodes were asked to go before this order was made (again), and have not yet."""
 
     @property
     def reference(self) -> str:
@@ -145,7 +149,19 @@ class Checkpointed:
     at_ms: int
 
 
-Observation = Started | Checkpointed | Ended
+@dataclass(frozen=True, slots=True)
+class Shrunk:
+    """The gang runs on `nodes` nodes, the first by rank, since `at_ms`, and holds the devices of the others no more.
+
+    Told again by every `observe` until the gang's end is acknowledged, or the order is taken up anew without them.
+    """
+
+    allocation: AllocationId
+    at_ms: int
+    nodes: int
+
+
+Observation = Started | Checkpointed | Shrunk | Ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,6 +301,15 @@ class Enterable(Protocol):
 
     def reach(self, allocation: AllocationId, node_rank: int, port: int) -> socket.socket:
         """Returns a connection to a TCP port on which a process of this very job listens."""
+        ...
+
+
+@runtime_checkable
+class Shrinkable(Protocol):
+    """An executor that can take nodes from a running gang. Idempotent; raises ExecutorError."""
+
+    def shrink(self, allocation: AllocationId, nodes: int, grace_seconds: float, reason: EndReason) -> None:
+        """Asks the ranks from `nodes` on to end: stop signal, grace, kill. The others go on; `Shrunk` says when."""
         ...
 
 

@@ -24,6 +24,8 @@ class JobRun:
     end_ms: int | None = None
     done_ms: int = 0
     """Work that is kept in checkpoints of allocations that were stopped."""
+    surplus_unit_ms: int = 0
+    """What surplus nodes of an elastic gang held."""
 
     def need_ms(self, restart_cost_ms: int) -> int:
         """Returns how long an allocation must last from now on to do the rest of the work."""
@@ -160,7 +162,10 @@ def per_tenant(done: Sequence[JobRun]) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for tenant, runs in sorted(by_tenant.items()):
         waits = [_wait_seconds(run) for run in runs]
-        unit_ms = sum(run.trace.shape.total_units * ((run.end_ms or 0) - (run.start_ms or 0)) for run in runs)
+        unit_ms = sum(
+            run.trace.shape.total_units * ((run.end_ms or 0) - (run.start_ms or 0)) + run.surplus_unit_ms
+            for run in runs
+        )
         rows.append(
             {
                 "tenant": tenant,

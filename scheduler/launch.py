@@ -229,6 +229,8 @@ def _ours(order: StartOrder, rank: int, place: Place) -> dict[str, str]:
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "NVIDIA_VISIBLE_DEVICES": devices or "void",
     }
+    if order.least_nodes is not None:
+        values["TURNSTILE_NODES_MIN"] = str(order.least_nodes)
     if order.array_index is not None:
         values["TURNSTILE_ARRAY_INDEX"] = str(order.array_index)
     if len(grant.devices) == 1 and grant.units < GPU_UNITS:

@@ -12,7 +12,7 @@ import os
 import select
 import shutil
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from scheduler.executor import (
     NodeInventory,
     Observation,
     Program,
+    Shrunk,
     Started,
     StartOrder,
     StartRefused,
@@ -52,6 +53,9 @@ class _Run:
     allocation: AllocationId
     ranks: int
     decided_ms: int
+    kept: int = 0
+    """Of an elastic gang that was asked to shrink: the ranks that stay. 0 while it was not."""
+    shrunk: Shrunk | None = None
     is_start_told: bool = False
     checkpointed_ms: int = 0
     """When the job last said that its work is saved, as reported; 0 for never."""
@@ -143,6 +147,16 @@ class LocalExecutor:
             return
         self._ask_all(run, grace_seconds, reason, is_peer=False)
 
+    @_executor_errors("shrink")
+    def shrink(self, allocation: AllocationId, nodes: int, grace_seconds: float, reason: EndReason) -> None:
+        """Asks the ranks from `nodes` on to end; the others go on, and how those end says nothing of the gang."""
+        run = self._runs.get(allocation)
+        if run is None or run.ended is not None:
+            return  # one that is postponed holds nothing yet: it is asked again when it has been recorded as started
+        run.kept = nodes
+        self._unsettled.add(allocation)
+        self._ask(run, range(nodes, run.ranks), grace_seconds, reason, is_peer=True)
+
     @_executor_errors("extend")
     def extend(self, allocation: AllocationId, time_limit_ms: int) -> None:
         """Leaves the limit where each rank's supervisor finds it, even one that has not begun."""
@@ -173,8 +187,9 @@ class LocalExecutor:
             except (ExecutorError, OSError) as error:
                 # One run that cannot be read must not hide the others; the next scan asks it again.
                 _log.error("allocation %s: %s", name, error)
+        shrunk = [run.shrunk for run in self._runs.values() if run.shrunk is not None]
         ended = [run.ended for run in self._runs.values() if run.ended is not None]
-        return [*started, *ended]
+        return [*started, *shrunk, *ended]
 
     @_executor_errors("acknowledge")
     def acknowledge(self, allocation: AllocationId) -> None:
@@ -283,8 +298,8 @@ class LocalExecutor:
 
     def _read(self, run: _Run) -> Started | None:
         """Reads where each rank is; sets `run.ended` once all of them are over."""
-        over: list[rundir.Status] = []
-        started: list[int] = []
+        over: dict[int, rundir.Status] = {}
+        started: dict[int, int] = {}
         for rank in range(run.ranks):
             directory = self._space.rank(run.allocation, rank)
             is_alive = rundir.is_alive(directory)  # before the status, which is written while the lock is held
@@ -293,18 +308,22 @@ class LocalExecutor:
             if status is None and not is_alive:
                 status = self._settle_vanished(run, rank, claim)
             if status is not None:
-                over.append(status)
+                over[rank] = status
             elif is_alive:
                 run.last_seen_ms[rank] = self._clock.now_ms()
             if claim is not None and claim["started_ms"] is not None:
-                started.append(claim["started_ms"])
+                started[rank] = claim["started_ms"]
         if len(over) == run.ranks:
-            run.ended = self._end_of(run, over)
+            run.ended = self._end_of(run, [over[rank] for rank in range(run.kept or run.ranks)], over.values())
             return None
-        if run.is_start_told or run.is_orphan or len(started) < run.ranks:
+        if run.kept and run.shrunk is None and all(rank in over for rank in range(run.kept, run.ranks)):
+            gone_ms = max(over[rank]["ended_ms"] for rank in range(run.kept, run.ranks))
+            run.shrunk = Shrunk(run.allocation, self._clamp(gone_ms, run), run.kept)
+        mine = [started[rank] for rank in range(run.kept or run.ranks) if rank in started]
+        if run.is_start_told or run.is_orphan or len(mine) < (run.kept or run.ranks):
             return None
         run.is_start_told = True
-        return Started(run.allocation, self._clamp(max(started), run))
+        return Started(run.allocation, self._clamp(max(mine), run))
 
     def _settle_vanished(self, run: _Run, rank: int, claim: rundir.Claim | None) -> rundir.Status | None:
         """Decides about a rank whose supervisor is not there and left no status; None while that needs another look."""
@@ -359,14 +378,17 @@ class LocalExecutor:
         self._space.conclude(run.allocation, rank, status)
         return status
 
-    def _end_of(self, run: _Run, over: Sequence[rundir.Status]) -> Ended:
-        """The gang's end: when its last rank was over, for the reason of the first rank that failed by itself."""
+    def _end_of(self, run: _Run, over: Sequence[rundir.Status], every: Iterable[rundir.Status]) -> Ended:
+        """The gang's end: when its last rank was over, for the reason of the first rank that failed by itself.
+
+        `over` are the ranks that it was to keep, `every` all that it ever had.
+        """
         failed = [(s["is_peer_stop"], s["ended_ms"], rank) for rank, s in enumerate(over) if s["reason"] is not None]
         cause = over[min(failed)[2]] if failed else over[0]
         started = [s["started_ms"] for s in over if s["started_ms"] is not None]
         has_run = bool(started) and cause["reason"] != EndReason.LAUNCH_FAILED
         started_ms = self._clamp(max(started), run) if has_run else None
-        ended_ms = self._clamp(max(s["ended_ms"] for s in over), run)
+        ended_ms = self._clamp(max(s["ended_ms"] for s in every), run)
         return Ended(
             run.allocation,
             max(ended_ms, started_ms or 0),
@@ -423,6 +445,10 @@ class LocalExecutor:
 
     def _adopt(self, order: StartOrder) -> None:
         run = self._run_of(order)
+        # Nodes that were taken from it before are not the order's any more, but what they left lies here still.
+        run.ranks = max(run.ranks, self._space.ranks(run.allocation))
+        if run.ranks > len(order.allocation.grants):
+            run.kept = len(order.allocation.grants)
         run.is_start_told = order.allocation.started_ms is not None
         run.devices, run.port = self._space.held(run.allocation, run.ranks)
         self._runs[run.allocation] = run
@@ -443,7 +469,10 @@ class LocalExecutor:
                 raise DeviceHeld(f"device {device} is still held by allocation {run.allocation}, which is being killed")
 
     def _ask_all(self, run: _Run, grace_seconds: float, reason: EndReason, *, is_peer: bool) -> None:
-        for rank in range(run.ranks):
+        self._ask(run, range(run.ranks), grace_seconds, reason, is_peer=is_peer)
+
+    def _ask(self, run: _Run, ranks: range, grace_seconds: float, reason: EndReason, *, is_peer: bool) -> None:
+        for rank in ranks:
             stop: rundir.Stop = {
                 "reason": reason,
                 "grace_seconds": max(0.0, grace_seconds),

@@ -280,9 +280,9 @@ class Controller:
         term.recorder.delivered(happened)
         term.planner.take_in(happened)
         for event in happened:
-            if isinstance(event, AllocationStopping):
-                term.runner.end(event.allocation, event.reason)
-            elif isinstance(event, AllocationExtended):
+            if isinstance(event, AllocationStopping) and not event.is_with_gang:
+                term.runner.end(event.allocation, event.reason, event.gang)
+            elif isinstance(event, AllocationExtended) and event.surplus_of is None:
                 term.runner.extend(event.allocation, event.time_limit_ms)
         self._observer.ledger_posted(self.clock.now_ms())
         self._bump()

@@ -234,7 +234,7 @@ class Planner:
             self._state.apply(event)
             if isinstance(event, JobChanged | JobHeld | JobEnded):
                 self.forecasts.forget(event.job.id if isinstance(event, JobChanged) else event.job)
-            if isinstance(event, AllocationMade):
+            if isinstance(event, AllocationMade) and event.allocation.surplus_of is None:
                 self._report_start(event.allocation)
             elif isinstance(event, AllocationEnded) and event.job.state in ENDS:
                 self._observer.job_finished(tenant_of(event.job.account), event.job.state)

@@ -2,7 +2,8 @@
 
 Time jumps from event to event: an arrival, an end, a begin time. At each instant everything that happens at it is taken
 in before one tick plans. What the store does in the daemon (ids, what becomes of a job) is done by the same pure rules;
-a start takes no time, and a job obeys a stop at once. A job that was stopped goes on from its last checkpoint.
+a start takes no time, and a job obeys a stop at once. A job that was stopped goes on from its last checkpoint. An
+elastic gang needs its duration on the fewest nodes that it runs on, and on more the less in proportion.
 """
 
 import gc
@@ -38,7 +39,7 @@ from scheduler.core.model import (
 )
 from scheduler.core.outcome import Verdict, after_end
 from scheduler.core.placement import verdict
-from scheduler.core.plan import Plan, Start
+from scheduler.core.plan import Plan, Start, Surplus
 from scheduler.core.policy import Backfill, Policy, Preemption, QueueOrder
 from scheduler.core.state import ClusterState
 from scheduler.executor import NodeInventory
@@ -61,6 +62,27 @@ class AllocationRun:
     nodes: tuple[str, ...]
     booking: Booking
     end_reason: str
+
+
+@dataclass(slots=True)
+class _Pace:
+    """How far an elastic gang has come: the work of one node in a millisecond is counted as one."""
+
+    least: int
+    nodes: int
+    since_ms: int
+    """Since when it runs on `nodes` nodes; later than now while it still loads its checkpoint."""
+    worked: int = 0
+    ends_ms: int = 0
+
+    def move_to(self, now_ms: int) -> None:
+        """Counts what was done until now."""
+        self.worked += self.nodes * max(0, now_ms - self.since_ms)
+        self.since_ms = max(self.since_ms, now_ms)
+
+    def done_at(self, work_ms: int) -> int:
+        """Returns when it will have done work that takes so long on the fewest nodes."""
+        return self.since_ms + -(-max(0, work_ms * self.least - self.worked) // self.nodes)
 
 
 class Replay:
@@ -91,6 +113,8 @@ class Replay:
         self._last_plan = Plan(0, 0)
         self.runs = [JobRun(job) for job in trace]
         self._first_id = 1
+        self._paces: dict[AllocationId, _Pace] = {}
+        """Of elastic gangs with surplus nodes, or that had some."""
         self._live: dict[JobId, JobRun] = {}
         """Jobs that were there when the replay began."""
         self.schedule: list[AllocationRun] = []
@@ -122,16 +146,29 @@ class Replay:
             made._live[job.id] = JobRun(_as_trace(job, used_percent))
         for allocation in sorted(state.allocations.values(), key=lambda each: (each.decided_ms, each.id)):
             run = made._live[allocation.job]
-            run.start_ms = allocation.decided_ms
             made.totals.held(tenant_of(allocation.account), allocation.total_units)
+            if allocation.surplus_of is not None:
+                continue
+            run.start_ms = allocation.decided_ms
             need_ms = min(run.trace.duration_ms, allocation.time_limit_ms)
             made._started += 1
             end_ms = max(snapshot.at_ms, allocation.decided_ms + need_ms)
             heappush(made._ends, (end_ms, made._started, allocation.id))
+            made._keep_pace(allocation, end_ms)
         longest_ms = max((job.time_limit_ms for job in free), default=0)
         last_ms = max((job.submit_ms for job in trace), default=0)
         made._sample_every_ms = max(longest_ms, last_ms) // _SAMPLES + 1
         return made
+
+    def _keep_pace(self, gang: Allocation, end_ms: int) -> None:
+        """Takes what a live gang with surplus nodes needs as what it needs on all of them."""
+        surplus = self._state.usage.surplus.get(gang.id)
+        if surplus is None:
+            return
+        least, run = len(gang.grants), self._live[gang.job]
+        nodes = least + len(self._state.allocations[surplus].grants)
+        run.trace = replace(run.trace, duration_ms=run.trace.duration_ms * nodes // least)
+        self._paces[gang.id] = _Pace(least, nodes, gang.decided_ms, ends_ms=end_ms)
 
     def run(self) -> "Replay":
         """Plays the trace to its end: until nothing runs and nothing that could run waits."""
@@ -215,7 +252,20 @@ class Replay:
             return  # it was stopped before
         job = state.jobs[allocation.job]
         run = self._run_of(job.id)
+        if allocation.surplus_of is not None:
+            self._shrink(allocation, stopped)
+            return
+        pace = self._paces.get(allocation_id)
+        if pace is not None and stopped is None and now_ms < pace.ends_ms:
+            return  # it lost nodes, and takes longer than it would have
+        surplus = state.usage.surplus.get(allocation_id)
+        if surplus is not None:
+            self._shrink(state.allocations[surplus], stopped)
         held_ms = now_ms - allocation.decided_ms
+        if pace is not None:
+            pace.move_to(now_ms)
+            held_ms = pace.worked // pace.least + (self._restart_cost_ms if run.done_ms else 0)
+            del self._paces[allocation_id]
         reason = stopped or (EndReason.WALLTIME if held_ms < run.need_ms(self._restart_cost_ms) else None)
         after, fate = after_end(job, reason, now_ms, self._policy)
         state.apply(AllocationEnded(now_ms, allocation_id, reason, after))
@@ -234,6 +284,31 @@ class Replay:
             if self._stops_the_longest:
                 rest_ms = run.trace.time_limit_ms - run.done_ms + (self._restart_cost_ms if run.done_ms else 0)
                 state.apply(JobChanged(now_ms, replace(after, time_limit_ms=max(1, rest_ms))))
+
+    def _shrink(self, surplus: Allocation, reason: EndReason | None) -> None:
+        """Takes its surplus nodes from a gang, which goes on more slowly."""
+        state, now_ms, gang = self._state, self._now_ms, surplus.surplus_of
+        assert gang is not None, "only surplus leaves a gang"
+        run, job = self._run_of(surplus.job), state.jobs[surplus.job]
+        state.apply(AllocationEnded(now_ms, surplus.id, reason, job))
+        self.totals.released(tenant_of(surplus.account), surplus.total_units)
+        run.surplus_unit_ms += surplus.total_units * (now_ms - surplus.decided_ms)
+        nodes = tuple(grant.node for grant in surplus.grants)
+        ended_as = "completed" if reason is None else reason.value
+        self.schedule.append(
+            AllocationRun(run.trace.label, surplus.decided_ms, now_ms, nodes, surplus.booking, ended_as)
+        )
+        pace = self._paces[gang]
+        pace.move_to(now_ms)
+        pace.nodes = pace.least
+        self._set_end(gang, pace, run)
+
+    def _set_end(self, gang: AllocationId, pace: _Pace, run: JobRun) -> None:
+        allocation = self._state.allocations[gang]
+        work_ms = run.trace.duration_ms - run.done_ms
+        pace.ends_ms = min(pace.done_at(work_ms), allocation.decided_ms + allocation.time_limit_ms)
+        self._started += 1
+        heappush(self._ends, (pace.ends_ms, self._started, gang))
 
     def _tick(self) -> None:
         now_ms = self._now_ms
@@ -285,9 +360,22 @@ class Replay:
             run.start_ms = now_ms
         self.totals.held(tenant_of(job.account), job.shape.total_units)
         self._state.apply(AllocationMade(now_ms, allocation))
+        if start.surplus is not None:
+            self._start_surplus(allocation, start.surplus, run)
+            return
         runs_ms = min(run.need_ms(self._restart_cost_ms), job.time_limit_ms)
         self._started += 1
         heappush(self._ends, (now_ms + runs_ms, self._started, allocation.id))
+
+    def _start_surplus(self, gang: Allocation, surplus: Surplus, run: JobRun) -> None:
+        own = AllocationId(f"{gang.id}+")
+        beside = replace(gang, id=own, booking=surplus.booking, grants=surplus.grants, surplus_of=gang.id)
+        self.totals.held(tenant_of(gang.account), beside.total_units)
+        self._state.apply(AllocationMade(self._now_ms, beside))
+        least = len(gang.grants)
+        begins_ms = self._now_ms + (self._restart_cost_ms if run.done_ms else 0)
+        pace = self._paces[gang.id] = _Pace(least, least + len(surplus.grants), begins_ms)
+        self._set_end(gang.id, pace, run)
 
     def _run_of(self, job_id: JobId) -> JobRun:
         return self._live.get(job_id) or self.runs[job_id - self._first_id]

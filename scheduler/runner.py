@@ -23,6 +23,8 @@ from scheduler.executor import (
     ExecutorError,
     NodeInventory,
     Observation,
+    Shrinkable,
+    Shrunk,
     StartOrder,
     StartRefused,
     start_all,
@@ -55,6 +57,14 @@ class _Stop:
 
 
 @dataclass(frozen=True, slots=True)
+class _Shrink:
+    """Ends the surplus nodes of a gang, which goes on without them."""
+
+    allocation: AllocationId
+    reason: EndReason
+
+
+@dataclass(frozen=True, slots=True)
 class _Extend:
     allocation: AllocationId
     time_limit_ms: int
@@ -72,7 +82,7 @@ class _Over:
     allocation: AllocationId
 
 
-_Action = _Launch | _Stop | _Extend | _Refresh | _Over
+_Action = _Launch | _Stop | _Shrink | _Extend | _Refresh | _Over
 
 
 @dataclass(order=True, slots=True)
@@ -95,8 +105,11 @@ class Runner:
         self._numbers = count()
         self._live = {order.allocation.id: order for order in live}
         self._stop_at_start: dict[AllocationId, EndReason] = {}
+        self._shrink_at_start: dict[AllocationId, EndReason] = {}
         self._limit_at_start: dict[AllocationId, int] = {}
         self._unrecorded: list[Observation] = []
+        self._shrunk: set[AllocationId] = set()
+        """Gangs whose loss of surplus nodes is recorded: executors go on telling it, for it needs no answer."""
         self._inventory: tuple[NodeInventory, ...] | None = None
         """As last stored."""
         self._offered: frozenset[tuple[NodeName, DeviceId]] = frozenset()
@@ -115,6 +128,8 @@ class Runner:
             self._carry_out(_Extend(order.allocation.id, order.allocation.time_limit_ms))
             if order.allocation.stop_reason is not None:
                 self._carry_out(_Stop(order.allocation.id, order.allocation.stop_reason))
+            elif order.is_shrinking:
+                self._carry_out(_Shrink(order.allocation.id, EndReason.PREEMPTED))
         self._actions.put(_Refresh())
 
     def start(self) -> None:
@@ -134,9 +149,9 @@ class Runner:
         if orders:
             self._executor.wake()
 
-    def end(self, allocation: AllocationId, reason: EndReason) -> None:
-        """Queues a committed stop."""
-        self._actions.put(_Stop(allocation, reason))
+    def end(self, allocation: AllocationId, reason: EndReason, gang: AllocationId | None = None) -> None:
+        """Queues a committed stop; of surplus nodes where it is their `gang` that goes on without them."""
+        self._actions.put(_Stop(allocation, reason) if gang is None else _Shrink(gang, reason))
         self._executor.wake()
 
     def extend(self, allocation: AllocationId, time_limit_ms: int) -> None:
@@ -161,7 +176,10 @@ class Runner:
     def _step(self) -> None:
         self._take_actions()
         try:
-            self._unrecorded.extend(self._executor.observe())
+            seen = self._executor.observe()
+            self._unrecorded += [
+                each for each in seen if not isinstance(each, Shrunk) or each.allocation not in self._shrunk
+            ]
         except ExecutorError as problem:
             self._say(problem)
         else:
@@ -187,7 +205,7 @@ class Runner:
             again = heapq.heappop(self._again)
             if isinstance(again.action, _Launch):
                 launches.append((again.action.order, again.delay_seconds))
-            elif isinstance(again.action, _Stop | _Extend) and again.action.allocation not in self._live:
+            elif isinstance(again.action, _Stop | _Shrink | _Extend) and again.action.allocation not in self._live:
                 continue  # what could not be stopped or extended had begun; it has ended by itself since
             else:
                 is_in_order = self._carry_out(again.action, again.delay_seconds)
@@ -211,16 +229,19 @@ class Runner:
                 break
         self._start_all(tuple(launches.values()))
 
-    def _carry_out(self, action: _Stop | _Extend | _Refresh | _Over, delay_seconds: float = 0.0) -> bool:
+    def _carry_out(self, action: _Stop | _Shrink | _Extend | _Refresh | _Over, delay_seconds: float = 0.0) -> bool:
         """Returns False when the executor could not take it: it is then tried again later."""
         try:
             if isinstance(action, _Stop):
                 self._stop(action)
+            elif isinstance(action, _Shrink):
+                self._shrink(action)
             elif isinstance(action, _Extend):
                 self._extend(action)
             elif isinstance(action, _Over):
                 self._stop_at_start.pop(action.allocation, None)
                 self._limit_at_start.pop(action.allocation, None)
+                self._shrink_at_start.pop(action.allocation, None)
             else:
                 self._sync_inventory()
         except ExecutorError as problem:
@@ -243,6 +264,7 @@ class Runner:
                 self._has_started(order)
             elif isinstance(problem, StartRefused):
                 self._stop_at_start.pop(allocation, None)
+                self._shrink_at_start.pop(allocation, None)
                 self._limit_at_start.pop(allocation, None)
                 self._unrecorded.append(
                     Ended(allocation, self._clock.now_ms(), None, EndReason.LAUNCH_FAILED, detail=str(problem))
@@ -261,6 +283,20 @@ class Runner:
         if reason is not None:
             # As an action of its own, so that it is tried again when the executor cannot take it now.
             self._carry_out(_Stop(order.allocation.id, reason))
+        reason = self._shrink_at_start.pop(order.allocation.id, None)
+        if reason is not None:
+            self._carry_out(_Shrink(order.allocation.id, reason))
+
+    def _shrink(self, action: _Shrink) -> None:
+        order = self._live.get(action.allocation)
+        if order is None:
+            self._shrink_at_start[action.allocation] = action.reason
+        elif order.least_nodes is not None and isinstance(self._executor, Shrinkable):
+            grace_seconds = order.spec.grace_seconds
+            self._executor.shrink(action.allocation, order.least_nodes, grace_seconds, action.reason)
+        else:
+            # No executor that cannot shrink is given elastic gangs; one that came from another goes as a whole.
+            self._executor.stop(action.allocation, order.spec.grace_seconds, action.reason)
 
     def _stop(self, action: _Stop) -> None:
         order = self._live.get(action.allocation)
@@ -301,8 +337,12 @@ class Runner:
             return
         self._unrecorded.clear()
         for observation in observed:
+            if isinstance(observation, Shrunk):
+                self._shrunk.add(observation.allocation)
+                self._look_for_gone(self._live.get(observation.allocation))
             if not isinstance(observation, Ended):
                 continue
+            self._shrunk.discard(observation.allocation)
             self._look_for_gone(self._live.pop(observation.allocation, None))
             self._actions.put(_Over(observation.allocation))
             self._executor.acknowledge(observation.allocation)

@@ -208,15 +208,17 @@ def _job(row: Mapping[str, str], number: int, classes: Sequence[GpuClass], shape
         raise ValueError(f"gpus: {gpus} is neither a whole number nor a share of one GPU")
     cpus, memory = text("cpus", ""), text("memory_gib", "")
     asked = text("gpu_class", "")
+    nodes, most_nodes = _range(text("nodes", "1"))
+    if most_nodes is not None and units < GPU_UNITS:
+        raise ValueError("gpus: an elastic gang has whole GPUs")
     shape = Shape(
         tuple(GpuClass(each) for each in asked.split("|")) if asked else tuple(classes),
-        int(text("nodes", "1")),
+        nodes,
         int(units),
         int(_decimal("cpus", cpus) * 1000) if cpus else None,
         int(_decimal("memory_gib", memory) * GIB) if memory else None,
+        most_nodes=most_nodes,
     )
-    if shape.nodes < 1:
-        raise ValueError("nodes: must be 1 or more")
     duration_ms = milliseconds("duration_seconds")
     limit_ms = milliseconds("time_limit_seconds", max(DEFAULT_LIMIT_MS, duration_ms))
     priority = text("priority", "normal")
@@ -236,6 +238,17 @@ def _job(row: Mapping[str, str], number: int, classes: Sequence[GpuClass], shape
         checkpoint_ms=milliseconds("checkpoint_seconds") if text("checkpoint_seconds", "") else None,
         labels={str(key): value for key, value in row.items() if key not in _JOB_COLUMNS and isinstance(value, str)},
     )
+
+
+def _range(text: str) -> tuple[int, int | None]:
+    """Returns the nodes of `4`, and of an elastic `2-8` the most."""
+    low, _, high = text.partition("-")
+    least, most = int(low), int(high or low)
+    if least < 1:
+        raise ValueError("nodes: must be 1 or more")
+    if most < least:
+        raise ValueError(f"nodes: {text} is upside down: {most}-{least}")
+    return least, most if most > least else None
 
 
 def _decimal(name: str, text: str) -> Decimal:

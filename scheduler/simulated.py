@@ -20,6 +20,7 @@ from scheduler.executor import (
     LogChunk,
     NodeInventory,
     Observation,
+    Shrunk,
     Started,
     StartOrder,
     StartRefused,
@@ -72,6 +73,8 @@ class SimulatedExecutor:
         self._ended: dict[AllocationId, Ended] = {}
         self._remembered: dict[AllocationId, int] = {}
         self._saved: list[Checkpointed] = []
+        self._shrunk: dict[AllocationId, Shrunk] = {}
+        """Gangs that were asked to shrink, with when they have."""
         self._lost_nodes: set[NodeName] = set()
         self._failed_devices: set[DeviceId] = set()
         self._is_silent = False
@@ -129,15 +132,35 @@ class SimulatedExecutor:
         self._check_outage()
         if self._is_silent:
             return []
-        due = list(self._fall_due(self._clock.now_ms()))
+        now_ms = self._clock.now_ms()
+        due = list(self._fall_due(now_ms))
         saved, self._saved = self._saved, []
-        return [*due, *saved, *self._ended.values()]
+        shrunk = [each for each in self._shrunk.values() if each.at_ms <= now_ms]
+        for each in shrunk:
+            self._cut(each)
+        return [*due, *saved, *shrunk, *self._ended.values()]
+
+    def _cut(self, shrunk: Shrunk) -> None:
+        run = self._runs[shrunk.allocation]
+        allocation = run.order.allocation
+        run.order = replace(run.order, allocation=replace(allocation, grants=allocation.grants[: shrunk.nodes]))
+
+    def shrink(self, allocation: AllocationId, nodes: int, grace_seconds: float, reason: EndReason) -> None:  # noqa: ARG002
+        """Lets the ranks from `nodes` on go after what it takes to obey, at most after the grace."""
+        self._check_outage()
+        run = self._runs.get(allocation)
+        if run is None or run.is_over or allocation in self._shrunk:
+            return
+        seconds = min(self._settings.obeys_stop_after_seconds, max(0.0, grace_seconds))
+        self._shrunk[allocation] = Shrunk(allocation, self._clock.now_ms() + round(1000 * seconds), nodes)
+        self._bell.set()
 
     def acknowledge(self, allocation: AllocationId) -> None:
         """Forgets the allocation, running or not."""
         self._check_outage()
         run = self._runs.pop(allocation, None)
         self._ended.pop(allocation, None)
+        self._shrunk.pop(allocation, None)
         if run is not None:
             self._remembered[allocation] = len(run.order.allocation.grants)
             if len(self._remembered) > REMEMBERED_LOGS:
@@ -162,9 +185,10 @@ class SimulatedExecutor:
 
     def wait_for_news(self, timeout_seconds: float) -> bool:
         """Sleeps in real time until the clock has reached what is due next, `wake` is called, or the time is over."""
-        due = self._due[:1]  # possibly superseded: then the caller looks once for nothing
+        due = [at_ms for at_ms, _ in self._due[:1]]  # possibly superseded: then the caller looks once for nothing
+        due += self._coming_shrinks()
         if due and not self._is_silent:
-            due_seconds = max(0.0, (due[0][0] - self._clock.now_ms()) / 1000)
+            due_seconds = max(0.0, (min(due) - self._clock.now_ms()) / 1000)
             if due_seconds <= timeout_seconds:
                 self._bell.wait(due_seconds)
                 self._bell.clear()
@@ -189,8 +213,17 @@ class SimulatedExecutor:
     def close(self) -> None:
         """Holds nothing to let go of."""
 
+    def _coming_shrinks(self) -> list[int]:
+        now_ms = self._clock.now_ms()
+        return [each.at_ms for each in self._shrunk.values() if each.at_ms > now_ms]
+
     def next_due_ms(self) -> int | None:
         """Returns when `observe` will next have something new, None if never by itself: what replay jumps to."""
+        return min(
+            (at_ms for at_ms in (self._next_fall_ms(), *self._coming_shrinks()) if at_ms is not None), default=None
+        )
+
+    def _next_fall_ms(self) -> int | None:
         while self._due:
             at_ms, allocation = self._due[0]
             run = self._runs.get(allocation)
@@ -271,7 +304,7 @@ class SimulatedExecutor:
         heapq.heappush(self._due, (at_ms, run.order.allocation.id))
 
     def _fall_due(self, now_ms: int) -> Iterator[Started]:
-        while (due_ms := self.next_due_ms()) is not None and due_ms <= now_ms:
+        while (due_ms := self._next_fall_ms()) is not None and due_ms <= now_ms:
             _, allocation = heapq.heappop(self._due)
             run = self._runs[allocation]
             if not run.is_start_told and run.starts_ms <= run.ends_ms and not _never_ran(run):

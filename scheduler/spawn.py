@@ -105,6 +105,10 @@ class Workspace:
                 shutil.rmtree(path, ignore_errors=True)
         return found
 
+    def ranks(self, allocation: AllocationId) -> int:
+        """Returns how many ranks an allocation's run directory has; 0 where there is none."""
+        return sum(1 for _ in self.run(allocation).iterdir()) if self.run(allocation).is_dir() else 0
+
     def prepare(self, order: StartOrder, port: int) -> None:
         """Writes the orders of all ranks, whole or not at all, and forces them to the disk. Raises ExecutorError."""
         allocation = order.allocation.id

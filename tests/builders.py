@@ -90,6 +90,7 @@ def shape(
     pool: str | None = None,
     share: int | None = None,
     cpus: int | None = None,
+    most_nodes: int | None = None,
 ) -> Shape:
     """`share` is a percentage of one GPU, instead of `gpus`."""
     return Shape(
@@ -98,6 +99,7 @@ def shape(
         gpus * GPU_UNITS if share is None else GPU_UNITS * share // 100,
         cpu_millicores=None if cpus is None else cpus * 1000,
         pool=None if pool is None else PoolName(pool),
+        most_nodes=most_nodes,
     )
 
 
@@ -108,6 +110,7 @@ def job(
     user: str = "mei",
     gpus: int = 1,
     nodes: int = 1,
+    most_nodes: int | None = None,
     submitted_ms: int = START_MS,
     like: Shape | None = None,
     wanted: BookingWanted = BookingWanted.AUTO,
@@ -120,7 +123,7 @@ def job(
         JobId(number),
         AccountId(project),
         UserName(user),
-        like or shape(gpus=gpus, nodes=nodes),
+        like or shape(gpus=gpus, nodes=nodes, most_nodes=most_nodes),
         time_limit_ms=limit_ms,
         submitted_ms=submitted_ms,
         wanted=wanted,

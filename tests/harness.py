@@ -88,7 +88,7 @@ class Centre:
         for lapse in made.lapses:
             self.apply(events.ClaimEnded(self.now_ms, lapse.job))
         for stop in made.stops:
-            self.apply(events.AllocationStopping(self.now_ms, stop.allocation, stop.reason))
+            self._stop(stop.allocation, stop.reason)
         for claim in made.claims:
             self.apply(events.ClaimMade(self.now_ms, claim))
         self.apply(events.PreemptionWeighed(self.now_ms, made.weighed))
@@ -109,17 +109,40 @@ class Centre:
             )
             self.apply(events.AllocationMade(self.now_ms, allocation))
             self.apply(events.AllocationStarted(self.now_ms, allocation.id))
+            if start.surplus is not None:
+                booking, grants = start.surplus.booking, start.surplus.grants
+                own = AllocationId(f"{allocation.id}+")
+                beside = replace(allocation, id=own, booking=booking, grants=grants, surplus_of=allocation.id)
+                self.apply(events.AllocationMade(self.now_ms, beside))
+                self.apply(events.AllocationStarted(self.now_ms, own))
         self._check_invariants()
         return made
 
     def end(self, job_id: JobId, reason: EndReason | None = None) -> JobState:
         job = self.state.jobs[job_id]
         assert job.allocation is not None
+        self.shrink(job_id)
         after, _ = after_end(job, reason, self.now_ms, self.policy)
         self.apply(events.AllocationEnded(self.now_ms, job.allocation, reason, after))
         if job_id not in self.state.jobs:
             self.ended[job_id] = after.state
         return after.state
+
+    def shrink(self, job_id: JobId) -> None:
+        """The surplus nodes of the job's gang are gone, if it had any."""
+        job = self.state.jobs[job_id]
+        surplus = None if job.allocation is None else self.state.usage.surplus.get(job.allocation)
+        if surplus is not None:
+            reason = self.state.allocations[surplus].stop_reason
+            self.apply(events.AllocationEnded(self.now_ms, surplus, reason, job))
+
+    def _stop(self, allocation: AllocationId, reason: EndReason) -> None:
+        """Asks a gang and its surplus to end, or surplus nodes alone."""
+        found = self.state.allocations[allocation]
+        surplus = self.state.usage.surplus.get(allocation)
+        for each in (found, None if surplus is None else self.state.allocations[surplus]):
+            if each is not None and each.phase is not Phase.STOPPING:
+                self.apply(events.AllocationStopping(self.now_ms, each.id, reason, found.surplus_of))
 
     def settle(self) -> Plan:
         """Lets what was asked to end do so, and plans again, until nothing is left to happen at this instant."""
@@ -127,7 +150,12 @@ class Centre:
             made = self.tick()
             leaving = [each for each in self.state.allocations.values() if each.phase is Phase.STOPPING]
             for allocation in leaving:
-                self.end(allocation.job, allocation.stop_reason)
+                if allocation.id not in self.state.allocations:
+                    continue  # its gang has just ended
+                if allocation.surplus_of is None:
+                    self.end(allocation.job, allocation.stop_reason)
+                else:
+                    self.shrink(allocation.job)
             if made.is_idle and not leaving:
                 return made
 
@@ -138,7 +166,7 @@ class Centre:
             self.ended[job_id] = JobState.CANCELLED
         else:
             if job.state is not JobState.STOPPING:
-                self.apply(events.AllocationStopping(self.now_ms, job.allocation, EndReason.CANCELLED))
+                self._stop(job.allocation, EndReason.CANCELLED)
             self.end(job_id, EndReason.CANCELLED)
 
     def hold(self, job_id: JobId, kind: HoldKind = HoldKind.USER) -> None:
@@ -156,7 +184,9 @@ class Centre:
     def nodes_of(self, job_id: JobId) -> list[str]:
         allocation = self.state.jobs[job_id].allocation
         assert allocation is not None
-        return [grant.node for grant in self.state.allocations[allocation].grants]
+        surplus = self.state.usage.surplus.get(allocation)
+        parts = [allocation] if surplus is None else [allocation, surplus]
+        return [grant.node for each in parts for grant in self.state.allocations[each].grants]
 
     def why(self, job_id: JobId) -> ReasonCode:
         assert self.last is not None
@@ -186,7 +216,8 @@ class Centre:
                 assert total <= limit * 12_600, f"{account.id} holds more than its limit"
             inside = [each for each in state.allocations.values() if account.id in lineage(each.account)]
             if account.running_limit is not None:
-                assert len(inside) <= account.running_limit, f"{account.id} runs more jobs than it may"
+                gangs = [each for each in inside if each.surplus_of is None]
+                assert len(gangs) <= account.running_limit, f"{account.id} runs more jobs than it may"
             for gpu_class, most in account.user_limit.items():
                 for user in {each.user for each in inside}:
                     its = sum(a.total_units for a in inside if a.user == user and a.gpu_class == gpu_class)

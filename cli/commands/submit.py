@@ -157,7 +157,7 @@ QUOTE = View(
     lambda each: answers.text(answers.sub(each, "max_cost") or {}, "amount"),
     (
         "gpus_total", "gpu_model", "nodes", "time_limit_seconds", "jobs", "gpu_hours", "max_cost.amount",
-        "max_cost.currency", "price_per_gpu_hour.amount", "start_estimate.p50",
+        "max_cost.currency", "price_per_gpu_hour.amount", "start_estimate.p50", "nodes_max",
     ),
 )  # fmt: skip
 
@@ -280,9 +280,12 @@ def _told(answer: Json, reference: str | None) -> list[str]:
     elements = f", {phrases.plural(size, 'element')}" if size is not None else ""
     heading = f"Submitted {reference}  {name}{elements}" if reference else f"Would submit {name}{elements}"
     limit = answers.whole(job, "time_limit_seconds")
-    nodes = phrases.plural(answers.whole(job, "nodes") or 1, "node")
+    least, most_nodes = answers.whole(job, "nodes") or 1, answers.whole(job, "nodes_max")
+    nodes = phrases.plural(least, "node") if most_nodes is None else f"{least} to {most_nodes} nodes"
     each = " ".join(filter(None, (answers.number(job, "gpus_per_node") or "?", answers.text(job, "gpu_model"))))
-    gets = f"{nodes} × {each} = {phrases.plural_of(answers.number(job, 'gpus_total') or '?', 'GPU')}"
+    total, most_gpus = answers.number(job, "gpus_total") or "?", phrases.most_gpus(job)
+    in_all = phrases.plural_of(total, "GPU") if most_gpus is None else f"{total} to {most_gpus} GPUs"
+    gets = f"{nodes} × {each} = {in_all}"
     gets += f" for at most {phrases.compact(limit)}" if limit is not None else ""
     pool, start = answers.text(job, "pool"), answers.sub(job, "start_estimate")
     expected = phrases.clock(answers.text(start, "p50"), now) if start is not None else None
@@ -294,7 +297,9 @@ def _told(answer: Json, reference: str | None) -> list[str]:
     if reference is None and (reasons := answers.items(job, "reasons")):
         lines.append(f"  waits    {reason_words(reasons[0])}")
     if most is not None:
-        lines.append(f"  cost     at most {most}" + (f" ({size} × {one})" if size is not None else ""))
+        at_least = phrases.money(answers.sub(job, "max_cost_at_nodes_min"))
+        on = f"; {at_least} on {least} nodes" if at_least is not None and size is None else ""
+        lines.append(f"  cost     at most {most}" + (f" ({size} × {one})" if size is not None else on))
     lines += costs.budget_lines(answer, most, is_dry_run=reference is None)
     if state == "held":
         lines.append("  held     until it is released")

@@ -62,7 +62,8 @@ def blockers(state: ClusterState, plan: Plan, job: Job) -> Blockers:
     room = _room(state, plan, job, bookings)
     record = plan.verdicts.get(job.shape) if is_in_line else None
     if record is not None:
-        room = [reason for reason in room if reason.code not in _ROOM or record.reasons[0].code not in _ROOM]
+        known = {ReasonCode.RESERVATION: _ROOM}.get(record.reasons[0].code, _ROOM - {ReasonCode.RESERVATION})
+        room = [reason for reason in room if reason.code not in known or record.reasons[0].code not in _ROOM]
         found += record.reasons
     found = _ordered([*found, *room])
     if not found:

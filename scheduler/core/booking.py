@@ -87,12 +87,39 @@ class Bookings:
         return chosen
 
     def _count(self, group: Group, gpu_class: GpuClass, booking: Booking, sign: int) -> None:
-        units = sign * group.shape.total_units
+        for account in lineage(group.account):
+            self._gangs[account] += sign
+        self._count_units(group, gpu_class, booking, sign * group.shape.total_units)
+
+    def _count_units(self, group: Group, gpu_class: GpuClass, booking: Booking, units: int) -> None:
         for account in lineage(group.account):
             self._taken[account, gpu_class, booking] += units
-            self._gangs[account] += sign
             if group.user is not None:
                 self._user_units[account, gpu_class, group.user] += units
+
+    def parts_left(self, group: Group, gpu_class: GpuClass, booking: Booking, most: int) -> int:
+        """Returns how many more nodes, at most so many, limits and budgets let a gang have that is counted already."""
+        each, parts = group.shape.gpu_units, most
+        for limiting in self._limits(group.account):
+            for left in self._units_left(limiting, gpu_class, group.user):
+                parts = min(parts, left // each)
+        cost = self._cost_of_part(group, gpu_class, booking)
+        if cost:
+            headroom = self._state.headroom
+            for name in headroom.binding(group.account):
+                parts = min(parts, (headroom.left[name] - self._spent[name]) // cost)
+        return max(0, parts)
+
+    def take_parts(self, group: Group, gpu_class: GpuClass, booking: Booking, parts: int) -> None:
+        """Counts so many surplus nodes of a gang that starts in this tick."""
+        self._count_units(group, gpu_class, booking, parts * group.shape.gpu_units)
+        cost = parts * self._cost_of_part(group, gpu_class, booking)
+        for name in self._state.headroom.binding(group.account) if cost else ():
+            self._spent[name] += cost
+
+    def _cost_of_part(self, group: Group, gpu_class: GpuClass, booking: Booking) -> int:
+        """Returns what the hold of one node of a gang costs, rounded up, as far as is known."""
+        return -(-self._state.headroom.need(group, gpu_class, booking) // group.shape.nodes)
 
     def weigh(self, group: Group, gpu_class: GpuClass, booking: Booking) -> None:
         """Lets a job with a claim weigh in the order as if it ran: it is counted as held already."""

@@ -4,7 +4,8 @@ First the jobs for which others were stopped: each starts when those are gone. T
 each starts if its time has come, or is promised an earlier one where something became free. Then the planner walks the
 order, and for each job asks in this way: is its account suspended; does a limit stand in the way; which booking does it
 get; where does it fit; can those nodes be spared until its time limit; whose place may it take. The first that fit
-nowhere are promised a start, and what comes behind them fills the holes.
+nowhere are promised a start, and what comes behind them fills the holes. What is left then goes to elastic gangs that
+start in this tick.
 
 What it grants it takes from the capacity and the shadow schedule at once, so that the next job sees it, and gives all
 of it back before it returns: the state after is the state before, and the plan is the only outcome. A shape that did
@@ -55,6 +56,7 @@ from scheduler.core.reasons import Reason, ReasonCode
 from scheduler.core.reservation import Options, Promises, rank_of
 from scheduler.core.state import ClusterState, Group
 from scheduler.core.stretch import Claim, Reservation
+from scheduler.core.surplus import Giving, surplus_booking
 from scheduler.core.waiting import Row
 
 
@@ -75,6 +77,7 @@ def plan(state: ClusterState, policy: Policy, now_ms: int, decision: int = 0) ->
             line.started()
         else:
             line.drop()
+    tick.add_surplus()
     tick.explain()
     tick.undo()
     state.capacity.restore_versions(versions)
@@ -288,6 +291,24 @@ class _Tick:
             return True
         self.bookings.keep_guarantee(group)
         return False
+
+    def add_surplus(self) -> None:
+        """Gives elastic gangs that start now what nobody else could use.
+
+        Not in a tick that was cut short: who comes next may be able to use it.
+        """
+        if not self.is_full:
+            standings = self.preemption.standings
+            giving = Giving(self._state, self._policy, self.bookings, standings, self._promises, self._give)
+            off = {start.job for start in self.starts} | {claim.job for claim in self.claims}
+            off -= self._waited_with_claim
+            giving.out(self.starts, off, self._classes_closed)
+
+    def _give(self, start: Start, grants: tuple[Grant, ...]) -> None:
+        group = self._state.group_of(self._state.jobs[start.job])
+        self._take(f"surplus of {start.job}", grants, group)
+        self.bookings.take_parts(group, start.gpu_class, surplus_booking(start), len(grants))
+        self._classes_taken.add(start.gpu_class)
 
     def explain(self) -> None:
         """Records why the shapes that wait do not fit, and what forbids a start to groups, whatever was looked at."""

@@ -164,7 +164,10 @@ DemandKey = tuple[AccountId, bool, UserName | None]
 
 
 class Demand:
-    """Units that eligible pending jobs ask for, spot apart, by account and class, each job in one class."""
+    """Units that eligible pending jobs ask for, spot apart, by account and class, each job in one class.
+
+    An elastic gang asks for the most that it may have.
+    """
 
     def __init__(self) -> None:
         self._by_shape: dict[Shape, Counter[DemandKey]] = {}
@@ -198,7 +201,7 @@ class Demand:
             del sums[key]
         gpu_class = self._class_of.get(shape)
         if gpu_class is not None:
-            self._count(key, gpu_class, shape.total_units, units)
+            self._count(key, gpu_class, shape.largest_units, units)
         if not sums:
             del self._by_shape[shape]
             self._class_of.pop(shape, None)
@@ -216,9 +219,9 @@ class Demand:
                 continue
             for key, units in self._by_shape[shape].items():
                 if old is not None:
-                    self._count(key, old, shape.total_units, -units)
+                    self._count(key, old, shape.largest_units, -units)
                 if new is not None:
-                    self._count(key, new, shape.total_units, units)
+                    self._count(key, new, shape.largest_units, units)
         self._unsettled.clear()
         self._version = version
 

@@ -127,7 +127,7 @@ class JobEnded:
 
 @dataclass(frozen=True, slots=True)
 class AllocationMade:
-    """A gang holds its devices from now on; the job is starting."""
+    """A gang holds its devices from now on; the job is starting. Its surplus nodes follow in an event of their own."""
 
     at_ms: int
     allocation: Allocation
@@ -158,20 +158,29 @@ class AllocationExtended:
     at_ms: int
     allocation: AllocationId
     time_limit_ms: int
+    surplus_of: AllocationId | None = None
+    """Set of surplus nodes: their gang has an event of its own."""
 
 
 @dataclass(frozen=True, slots=True)
 class AllocationStopping:
-    """The gang was asked to end."""
+    """The gang was asked to end, or its surplus nodes were."""
 
     at_ms: int
     allocation: AllocationId
     reason: EndReason
+    gang: AllocationId | None = None
+    """Of surplus nodes: the gang that goes on without them. None for a gang, and for surplus that ends with it."""
+    is_with_gang: bool = False
+    """Of surplus nodes: they end because their gang does, which an event of its own says."""
 
 
 @dataclass(frozen=True, slots=True)
 class AllocationEnded:
-    """The gang is gone and its devices are free. `job` is the job afterwards: ended, or pending again."""
+    """The gang is gone and its devices are free. `job` is the job afterwards: ended, or pending again.
+
+    Of surplus nodes it is the job as it goes on, or as it was while its gang, which ends next, still held devices.
+    """
 
     at_ms: int
     allocation: AllocationId

@@ -214,18 +214,19 @@ class Mode:
 def in_order(standings: Standings, gangs: Iterable[Allocation], now_ms: int) -> list[Allocation]:
     """Returns possible victims, the first to go first.
 
-    Spot before burst, burst of the tenant most over its target first; then lowest priority, least work lost since the
-    last reported checkpoint, newest.
+    Surplus nodes of elastic gangs before whole gangs; spot before burst, burst of the tenant most over its target
+    first; then lowest priority, least work lost since the last reported checkpoint, newest.
     """
     over: dict[tuple[AccountId, GpuClass], int] = {}
     jobs = standings.state.jobs
 
-    def place(gang: Allocation) -> tuple[bool, int, int, int, int, AllocationId]:
+    def place(gang: Allocation) -> tuple[bool, bool, int, int, int, int, AllocationId]:
         tenant, gpu_class = tenant_of(gang.account), gang.gpu_class
         key, is_burst = (tenant, gpu_class), gang.booking is not Booking.SPOT
         if is_burst and key not in over:
             over[key] = standings.held(tenant, gpu_class) - standings.target(tenant, gpu_class)
         return (
+            gang.surplus_of is None,
             is_burst,
             -over[key] if is_burst else 0,
             jobs[gang.job].priority,

@@ -240,13 +240,15 @@ class Shape:
     constraints: tuple[tuple[str, str], ...] = ()  # sorted (label, value) pairs that a node must carry
     topology: tuple[str, bool] | None = None
     """A node label, and whether all nodes of the gang must share its value (else they do where that is possible)."""
+    most_nodes: int | None = None
+    """Of an elastic gang: `nodes` is the least that it runs on, and what is over is its surplus. None: it has none."""
     _hash: int = field(init=False, repr=False, compare=False)
     """A tick asks for a shape's hash for each thing that it remembers of it; made once, it costs a tenth."""
 
     def __post_init__(self) -> None:
         """Makes the hash."""
         asked = (self.gpu_classes, self.nodes, self.gpu_units, self.cpu_millicores, self.memory_bytes)
-        where = (self.pool, self.only_nodes, self.exclude_nodes, self.constraints, self.topology)
+        where = (self.pool, self.only_nodes, self.exclude_nodes, self.constraints, self.topology, self.most_nodes)
         object.__setattr__(self, "_hash", hash((asked, where)))
 
     def __hash__(self) -> int:
@@ -255,8 +257,18 @@ class Shape:
 
     @property
     def total_units(self) -> int:
-        """Capacity units of the whole gang."""
+        """Capacity units of the whole gang; of an elastic one, on the fewest nodes that it runs on."""
         return self.nodes * self.gpu_units
+
+    @property
+    def is_elastic(self) -> bool:
+        """True when the gang may run on more nodes than it must have."""
+        return self.most_nodes is not None and self.most_nodes > self.nodes
+
+    @property
+    def largest_units(self) -> int:
+        """Capacity units of the gang on the most nodes that it may have."""
+        return max(self.nodes, self.most_nodes or 0) * self.gpu_units
 
     @property
     def gpus_per_node(self) -> int:
@@ -398,6 +410,9 @@ class Allocation:
     charged_units: int | None = None
     """What the gang is charged for (`occupancy.charged_units`, over its nodes), as the ledger has it. None: what its
     grants are worth on the nodes as they are known."""
+    surplus_of: AllocationId | None = None
+    """The gang of the same job whose surplus nodes these are: held beside it, as burst or spot, and the first to go.
+    Surplus starts and ends with its gang, unless it is taken before. None for a gang itself."""
 
     @property
     def total_units(self) -> int:

@@ -77,6 +77,39 @@ def place_near(
     return None
 
 
+def place_more(
+    capacity: Capacity, shape: Shape, placed: tuple[Grant, ...], most: int, terms: tuple[tuple[str, ...], Spares]
+) -> tuple[Grant, ...]:
+    """Returns further parts of a gang of whole GPUs beside those placed, at most so many; maybe none. Takes nothing.
+
+    `terms` are the labels that say what is near, the nearest first, and the question of `place`. They lie in the pools
+    of the gang, near its nodes first, and where it must share a label's value, nowhere else. Costs the pools' nodes.
+    """
+    labels, spares = terms
+    used = {grant.node for grant in placed}
+    nodes = [capacity.rooms[name].node for name in sorted(used)]
+    pools = sorted({(node.gpu_class, node.pool) for node in nodes})
+    scopes: list[tuple[str, str] | None] = []
+    for label in levels_for(shape, labels):
+        values = {node.labels.get(label) for node in nodes}
+        value = values.pop()
+        if value is not None and not values:
+            scopes.append((label, value))
+    if shape.required_level is None:
+        scopes.append(None)
+    found: list[Grant] = []
+    for scope in scopes:
+        streams = [capacity.nodes_by_free(pool, shape.gpus_per_node) for pool in pools]
+        for room in _fitting(merge(*streams, key=_by_free), shape, spares):
+            if len(found) == most:
+                return tuple(found)
+            if room.node.name in used or (scope is not None and room.node.labels.get(scope[0]) != scope[1]):
+                continue
+            used.add(room.node.name)
+            found.append(grant_on(room, shape, [room.devices[each].id for each in room.free[: shape.gpus_per_node]]))
+    return tuple(found)
+
+
 def place_by(
     chooser: Chooser,
     capacity: Capacity,

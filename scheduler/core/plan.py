@@ -11,13 +11,25 @@ from scheduler.core.throttle import Crowd
 
 
 @dataclass(frozen=True, slots=True)
+class Surplus:
+    """Nodes that an elastic gang gets beyond those that it must have, and how they are held: burst or spot."""
+
+    booking: Booking
+    grants: tuple[Grant, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Start:
-    """Start this job on these devices. `grants` are in order of node rank."""
+    """Start this job on these devices. `grants` are in order of node rank; those of a surplus come after them.
+
+    Where only the surplus does not hold any more, the gang starts without it.
+    """
 
     job: JobId
     gpu_class: GpuClass
     booking: Booking
     grants: tuple[Grant, ...]
+    surplus: Surplus | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,11 @@ class Preemption:
         """The classes in which it was considered who, without a guarantee, may take whose place."""
         return tuple(sorted(self._weighed))
 
+    @property
+    def standings(self) -> Standings:
+        """What accounts hold and should hold, with what the tick has decided."""
+        return self._standings
+
     def has_hope(self, group: Group, *, is_guarantee: bool) -> bool:
         """Tells whether it is worth an attempt for jobs of the group, as far as can be told at once."""
         if self._attempts == 0 or group.wanted is BookingWanted.SPOT:
@@ -96,7 +101,8 @@ class Preemption:
         gpu_class, booking = option
         guarded = 0 if booking is Booking.GUARANTEED else len(gangs)
         self._guarded[gpu_class] += guarded
-        for gang in gangs:
+        leaving = [each for gang in gangs for each in self._with_surplus(gang, gangs)]
+        for gang in leaving:
             self._evicted.add(gang.id)
             if gang.booking is not Booking.SPOT:
                 for name in lineage(gang.account):
@@ -110,13 +116,20 @@ class Preemption:
             gpu_class,
             booking,
             openings.grants(),
-            tuple(gang.id for gang in gangs),
+            tuple(gang.id for gang in leaving),
             guarded,
             now_ms,
             now_ms + self._policy.default_grace_ms,
             now_ms + self._policy.default_grace_ms + job.time_limit_ms,
             now_ms + self._policy.claim_timeout_ms,
         )
+
+    def _with_surplus(self, gang: Allocation, chosen: Sequence[Allocation]) -> list[Allocation]:
+        """Returns what leaves with a gang: itself, and its surplus nodes, unless those are chosen by themselves."""
+        surplus = self._state.usage.surplus.get(gang.id)
+        if surplus is None or surplus in self._evicted or any(each.id == surplus for each in chosen):
+            return [gang]
+        return [gang, self._state.allocations[surplus]]
 
     def _victims(
         self, preemptor: Preemptor, *, is_fair: bool, spares: Spares

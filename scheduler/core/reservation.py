@@ -61,6 +61,11 @@ class Promises:
         state.future.move_to(now_ms, policy.default_grace_ms)
 
     @property
+    def now_ms(self) -> int:
+        """The tick's time."""
+        return self._now_ms
+
+    @property
     def has_changed(self) -> bool:
         """True when what is promised now is not what the state holds."""
         return self.kept != self._state.reservations

@@ -326,7 +326,7 @@ class _Planter:
                 continue
             found = [bookings.choose(group, each, is_in_turn=False) for each in group.shape.gpu_classes]
             if all(isinstance(each, Reason) and each.code is ReasonCode.BUDGET for each in found):
-                total += len(row.line) * group.shape.total_units
+                total += len(row.line) * group.shape.largest_units
         return total
 
     def _held(self, account: AccountId) -> int:

@@ -417,6 +417,10 @@ class ClusterState:
     def _allocation_made(self, event: events.AllocationMade) -> None:
         allocation = event.allocation
         job = self.jobs[allocation.job]
+        if allocation.surplus_of is not None:
+            assert job.allocation == allocation.surplus_of, f"job {job.id} has no gang {allocation.surplus_of}"
+            self.restore_allocation(allocation)
+            return
         check_transition(job.id, job.state, JobState.STARTING)
         self._remove(job)
         if job.id in self.claims.by_job:
@@ -475,6 +479,9 @@ class ClusterState:
         old = self.jobs[allocation.job]
         self.usage.drop_promotable(allocation, old.submitted_ms)
         self.usage.release(allocation, event.at_ms, lineage(allocation.account))
+        if allocation.surplus_of is not None:
+            return
+        assert allocation.id not in self.usage.surplus, f"allocation {allocation.id} ends before its surplus"
         check_transition(old.id, old.state, event.job.state)
         self._remove(old)
         if event.job.state not in ENDS:
@@ -490,6 +497,9 @@ class ClusterState:
 
     def _move(self, allocation: Allocation, state: JobState) -> None:
         job = self.jobs[allocation.job]
+        if allocation.surplus_of is not None:
+            self._replace(allocation)
+            return
         check_transition(job.id, job.state, state)
         self._replace(allocation)
         self._remove(job)
@@ -693,6 +703,20 @@ class ClusterState:
             "nodes": {name: (room.node, room.devices) for name, room in rooms.items()},
         }
 
+    def _check_size(self, allocation: Allocation) -> None:
+        job = self.jobs[allocation.job]
+        if allocation.surplus_of is None:
+            assert job.allocation == allocation.id, f"allocation {allocation.id} is not its job's"
+            assert len(allocation.grants) == job.shape.nodes, f"allocation {allocation.id} is not the whole gang"
+            return
+        gang = self.allocations.get(allocation.surplus_of)
+        assert gang is not None, f"surplus {allocation.id} is of no live gang"
+        assert gang.job == job.id, f"surplus {allocation.id} is of a gang of job {gang.job}"
+        assert job.shape.nodes + len(allocation.grants) <= (job.shape.most_nodes or 0), f"job {job.id} is too large"
+        assert allocation.booking is not Booking.GUARANTEED, f"surplus {allocation.id} is guaranteed"
+        taken = {grant.node for grant in gang.grants} & {grant.node for grant in allocation.grants}
+        assert not taken, f"job {job.id} runs twice on {taken}"
+
     def debt_facts(self) -> dict[str, object]:
         """Returns what follows from the ledger and the price books: what accounts owe, and the rates in force."""
         return self.usage.facts()
@@ -716,9 +740,7 @@ class ClusterState:
             assert job.state is not JobState.HELD or job.hold is not None, f"job {job.id} is held by nobody"
         for allocation in self.allocations.values():
             again.restore_allocation(allocation)
-            job = self.jobs[allocation.job]
-            assert job.allocation == allocation.id, f"allocation {allocation.id} is not its job's"
-            assert len(allocation.grants) == job.shape.nodes, f"allocation {allocation.id} is not the whole gang"
+            self._check_size(allocation)
         due = [entry for entry in again.timed if entry not in self.timed]
         for begin_ms, job_id in due:
             again.timed.remove((begin_ms, job_id))
@@ -743,6 +765,7 @@ class ClusterState:
             (self.usage.spot_charge, again.usage.spot_charge),
             (self.usage.promotable, again.usage.promotable),
             (self.evictable, again.evictable),
+            (self.usage.surplus, again.usage.surplus),
             (self.leaving_units, again.leaving_units),
             (self.usage.gangs, again.usage.gangs),
             (self.usage.user_units, again.usage.user_units),
@@ -763,6 +786,7 @@ class ClusterState:
 def _is_promotable(allocation: Allocation, job: Job) -> bool:
     return (
         allocation.booking is Booking.BURST
+        and allocation.surplus_of is None
         and allocation.phase is not Phase.STOPPING
         and job.wanted is BookingWanted.AUTO
     )

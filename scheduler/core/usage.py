@@ -26,7 +26,7 @@ class Usage:
     def __init__(self, half_life_ms: int) -> None:
         self.held_units: Counter[tuple[AccountId, GpuClass, Booking]] = Counter()
         self.gangs: Counter[AccountId] = Counter()
-        """Live allocations, of an account and all below it."""
+        """Live gangs, of an account and all below it."""
         self.user_units: dict[tuple[AccountId, GpuClass], Counter[UserName]] = {}
         """Capacity units that each user holds in an account and all below it, whatever the booking."""
         self.debts = Debts(half_life_ms)
@@ -35,11 +35,15 @@ class Usage:
         """What the spot gangs cost now: micro-credits per second, times GPU_UNITS. Orders spot jobs, makes no debt."""
         self.promotable: dict[AccountId, dict[GangKey, SortedList[GangPlace]]] = {}
         """Each tenant's burst gangs that would rather be guaranteed, by submit time."""
+        self.surplus: dict[AllocationId, AllocationId] = {}
+        """By gang, its surplus nodes, while it has any."""
         self._charged: dict[AllocationId, int] = {}
 
     def take(self, allocation: Allocation, charged_units: int, path: Sequence[AccountId]) -> None:
         """Counts a gang from its decision on. `path` is its account and all above it."""
         self._charged[allocation.id] = charged_units
+        if allocation.surplus_of is not None:
+            self.surplus[allocation.surplus_of] = allocation.id
         self._hold(allocation, path, +1)
         self._count(allocation, path, +1)
         if allocation.booking is Booking.BURST:
@@ -54,6 +58,8 @@ class Usage:
             self._step(path, self._steps(allocation, None), self._steps(allocation, at_ms))
         self._charge_spot(allocation, path, -1)
         del self._charged[allocation.id]
+        if allocation.surplus_of is not None:
+            del self.surplus[allocation.surplus_of]
 
     def rebook(self, old: Allocation, new: Allocation, at_ms: int, path: Sequence[AccountId]) -> None:
         """Counts a burst gang as guaranteed from an instant on."""
@@ -141,8 +147,9 @@ class Usage:
 
     def _count(self, held: Allocation | Claim, path: Sequence[AccountId], sign: int) -> None:
         units = sign * held.total_units
+        is_surplus = isinstance(held, Allocation) and held.surplus_of is not None
         for account in path:
-            self.gangs[account] += sign
+            self.gangs[account] += 0 if is_surplus else sign
             if not self.gangs[account]:
                 del self.gangs[account]
             add_nested(self.user_units, (account, held.gpu_class), held.user, units)

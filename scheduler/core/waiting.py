@@ -196,6 +196,6 @@ class Waiting:
 
     def _want(self, job: Job, user: UserName | None, sign: int) -> None:
         if job.wanted is not BookingWanted.SPOT:
-            units = sign * job.shape.total_units
+            units = sign * job.shape.largest_units
             is_guaranteed_only = job.wanted is BookingWanted.GUARANTEED
             self.demand.add(job.account, job.shape, units, is_guaranteed_only=is_guaranteed_only, user=user)

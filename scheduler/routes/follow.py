@@ -105,7 +105,7 @@ async def _place(door: Door, rights: Rights, ref: str, attempt: int | None) -> L
         if attempt is None:
             return LogPlace(job.last_allocation, job.job.attempt, job.job.state in ENDS)
         for each in queries.allocations_of(connection, job.job.id):
-            if each.allocation.attempt == attempt:
+            if each.allocation.attempt == attempt and each.allocation.surplus_of is None:
                 return LogPlace(each.allocation.id, attempt, each.ended_ms is not None)
         raise not_found(f"job {ref} has had no attempt {attempt}; its latest is {job.job.attempt}")
 

@@ -6,7 +6,7 @@ second, and a list never waits for it longer than a person notices. Costs are re
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 
 from sqlalchemy.engine import Connection
@@ -63,6 +63,11 @@ class Priced:
     def of(cls, job: Job | JobDraft) -> "Priced":
         """Returns what the cost of a job, or of one that is asked for, follows from."""
         return cls(job.account, job.shape, job.wanted, job.time_limit_ms)
+
+    @classmethod
+    def least(cls, job: Job) -> "Priced":
+        """Returns the same for an elastic job that never gets more nodes than it must have."""
+        return cls(job.account, replace(job.shape, most_nodes=None), job.wanted, job.time_limit_ms)
 
 
 class Knowing:
@@ -217,7 +222,7 @@ def _charged(shape: Shape, gpu_class: GpuClass, offers: Sequence[Offer]) -> int:
             memory = (shape.memory_bytes or 0, offer.memory_bytes)
             if cpu[0] <= cpu[1] and memory[0] <= memory[1]:
                 charged = max(charged, charged_units(shape.gpu_units, cpu, memory, offer.gpus * GPU_UNITS))
-    return charged * shape.nodes
+    return charged * (shape.largest_units // shape.gpu_units)
 
 
 def _budget_answer(left: BudgetLeft | None) -> Json | None:

@@ -27,12 +27,15 @@ class Shown:
     async def jobs(self, jobs: Sequence[JobRecord], rights: Rights) -> list[Json]:
         """Returns jobs in order, with reasons for those that wait."""
         costs = await self.knowing.max_costs([Priced.of(each.job) for each in jobs])
+        elastic = [each.job for each in jobs if each.job.shape.is_elastic]
+        least = await self.knowing.max_costs([Priced.least(each) for each in elastic]) if elastic else []
         reasons = await self.knowing.reasons(each.job for each in jobs if each.job.state in WAITING)
         view = JobView(
             now_ms=self._door.now_ms,
             pools=self.knowing.pools,
             reasons=reasons,
             max_costs={each.job.id: cost for each, cost in zip(jobs, costs, strict=True) if cost is not None},
+            least_costs={each.id: cost for each, cost in zip(elastic, least, strict=True) if cost is not None},
             positions=self.knowing.front.positions,
             estimates=self.knowing.front.promised,
         )

@@ -6,7 +6,7 @@ plan's order, and taken whole or not at all; what does not fit any more is repor
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
 from ulid import ULID
@@ -19,6 +19,7 @@ from scheduler.core.model import (
     AccountId,
     Allocation,
     AllocationId,
+    Booking,
     Device,
     DeviceHealth,
     DeviceId,
@@ -35,14 +36,14 @@ from scheduler.core.model import (
     accepts,
 )
 from scheduler.core.occupancy import Evidence, OccupancyState, Occupant, charged_units
-from scheduler.core.plan import Plan, Start
+from scheduler.core.plan import Plan, Start, Surplus
 from scheduler.core.state import lineage
 from scheduler.core.stretch import AdvanceReservation
 from scheduler.executor import StartOrder
 from scheduler.store import claims
 from scheduler.store.codec import JOB_COLUMNS, grants_json, job_of, launch_of
 from scheduler.store.database import chunks
-from scheduler.store.gangs import stop
+from scheduler.store.gangs import order_of, stop
 from scheduler.store.nodes import CLAIM_CAUSE, load_nodes
 from scheduler.store.partition import Lanes
 from scheduler.store.prepared import Prepared, json_text
@@ -54,7 +55,7 @@ from scheduler.store.transaction import Transaction
 
 _ALLOCATION_NAMES = (
     *("id", "job_id", "account", "user", "gpu_class", "booking", "phase", "segment", "grants", "time_limit_ms"),
-    *("attempt", "decided_ms"),
+    *("attempt", "decided_ms", "surplus_of"),
 )
 _INSERT_ALLOCATION = Prepared(sa.insert(ALLOCATION), _ALLOCATION_NAMES)
 _UPDATE_JOB = Prepared(
@@ -128,7 +129,7 @@ class _Starts:
                 self._jobs[job.id] = job
                 self._launches[job.id] = row[-1]
         self._active = _active_elements(tx, self._jobs.values())
-        grants = [grant for start in starts for grant in start.grants]
+        grants = [grant for start in starts for grant in _all_grants(start)]
         known = load_nodes(tx.connection, {grant.node for grant in grants})
         self._nodes: dict[NodeName, Node] = {name: node.effective for name, node in known.items()}
         self._whole_units = {name: node.whole_units for name, node in known.items()}
@@ -155,7 +156,7 @@ class _Starts:
         if job is None:
             self.rejected.append((start.job, "there is no such job"))
             return
-        why = self._why_not_job(job, start) or self._why_not_reserved(job, start) or self._why_not_devices(start)
+        why = self._why_not_job(job, start) or self._why_not_grants(job, start, start.grants)
         if why is not None:
             self.rejected.append((start.job, why))
             return
@@ -164,7 +165,7 @@ class _Starts:
         if why is not None:
             self.rejected.append((start.job, why))
             return
-        self._make(job, allocation)
+        self._make(job, allocation, self._surplus(job, start, allocation))
 
     def write(self) -> None:
         """Writes all gangs that were taken."""
@@ -183,11 +184,29 @@ class _Starts:
             allocation.account, allocation.gpu_class, allocation.booking, charged, allocation.time_limit_ms
         )
         grace_ms = int(1000 * launch_of(self._launches[allocation.job]).grace_seconds)
-        over = self._holds.take(HoldAsk(allocation.id, allocation.job, question, grace_ms))
+        is_surplus = allocation.surplus_of is not None
+        over = self._holds.take(HoldAsk(allocation.id, allocation.job, question, grace_ms, is_surplus=is_surplus))
         if over is None:
             return None
         needed, left = over.needed, over.left
         return f"{over.account} has {left.amount} {left.currency} left, and {needed.amount} are to be set aside"
+
+    def _surplus(self, job: Job, start: Start, gang: Allocation) -> Allocation | None:
+        """Returns the surplus nodes that the gang gets; None where it asks for none, or what it asks holds no more."""
+        asked = start.surplus
+        if asked is None or not _may_have(start, job.shape, asked):
+            return None
+        if self._why_not_grants(job, start, asked.grants) is not None:
+            return None
+        surplus = replace(
+            gang,
+            id=AllocationId(str(ULID.from_timestamp(self._tx.now_ms))),
+            booking=asked.booking,
+            grants=asked.grants,
+            charged_units=sum(self._charged(grant) for grant in asked.grants),
+            surplus_of=gang.id,
+        )
+        return surplus if self._why_not_money(surplus) is None else None
 
     def _why_not_job(self, job: Job, start: Start) -> str | None:
         if job.state is not JobState.PENDING or job.id in self._taken:
@@ -208,8 +227,11 @@ class _Starts:
         # Limits were the planner's to hold, by the terms as it knew them.
         return None if changed is None else f"{changed} has other terms since the plan was made"
 
-    def _why_not_reserved(self, job: Job, start: Start) -> str | None:
-        for grant in start.grants:
+    def _why_not_grants(self, job: Job, start: Start, grants: Sequence[Grant]) -> str | None:
+        return self._why_not_reserved(job, grants) or self._why_not_devices(start, grants)
+
+    def _why_not_reserved(self, job: Job, grants: Sequence[Grant]) -> str | None:
+        for grant in grants:
             for each in self._reservations.get(grant.node, ()):
                 if each.keeps_out(grant.node, job, self._tx.now_ms):
                     return f"node {grant.node} is kept by reservation {each.id}"
@@ -224,9 +246,9 @@ class _Starts:
             return f"{job.array_cap} of array {job.array} hold GPUs already"
         return None
 
-    def _why_not_devices(self, start: Start) -> str | None:
+    def _why_not_devices(self, start: Start, grants: Sequence[Grant]) -> str | None:
         seen: set[DeviceId] = set()
-        for grant in start.grants:
+        for grant in grants:
             node = self._nodes.get(grant.node)
             if node is None:
                 return f"node {grant.node} is gone"
@@ -274,11 +296,12 @@ class _Starts:
             charged_units=sum(self._charged(grant) for grant in start.grants),
         )
 
-    def _make(self, job: Job, allocation: Allocation) -> None:
+    def _make(self, job: Job, allocation: Allocation, surplus: Allocation | None) -> None:
         now_ms = self._tx.now_ms
-        for grant in allocation.grants:
-            self._hold(allocation, grant)
-        self._allocation_rows.append(_allocation_values(allocation))
+        for each in (allocation,) if surplus is None else (allocation, surplus):
+            for grant in each.grants:
+                self._hold(each, grant)
+            self._allocation_rows.append(_allocation_values(each))
         self._job_rows.append(
             {
                 "at_id": job.id,
@@ -297,9 +320,13 @@ class _Starts:
             self._active[job.array] += 1
         launch = launch_of(self._launches[job.id])
         secrets = resolve(self._tx.connection, job.account, launch.secrets)
-        self.orders.append(StartOrder(allocation, launch, job.array_index, job.array, secrets))
+        self.orders.append(order_of(allocation, surplus, job.shape, (launch, job.array_index, job.array, secrets)))
         self._tx.emit(AllocationMade(now_ms, allocation))
-        self._tx.note(job.id, "allocated", now_ms, allocation=allocation.id, booking=allocation.booking.value)
+        nodes = None if not job.shape.is_elastic else len(self.orders[-1].allocation.grants)
+        facts = {"allocation": allocation.id, "booking": allocation.booking.value, "nodes": nodes}
+        self._tx.note(job.id, "allocated", now_ms, **facts)
+        if surplus is not None:
+            self._tx.emit(AllocationMade(now_ms, surplus))
 
     def _charged(self, grant: Grant) -> int:
         node = self._nodes[grant.node]
@@ -339,6 +366,20 @@ def _has_shape(start: Start, shape: Shape) -> bool:
     )
 
 
+def _may_have(start: Start, shape: Shape, surplus: Surplus) -> bool:
+    """Tells whether the nodes are further ones of a gang of the shape, and not too many."""
+    nodes = {grant.node for grant in _all_grants(start)}
+    return (
+        len(nodes) == len(start.grants) + len(surplus.grants) <= (shape.most_nodes or 0)
+        and surplus.booking is not Booking.GUARANTEED
+        and all(grant.units * len(grant.devices) == shape.gpu_units for grant in surplus.grants)
+    )
+
+
+def _all_grants(start: Start) -> tuple[Grant, ...]:
+    return start.grants if start.surplus is None else (*start.grants, *start.surplus.grants)
+
+
 def _active_elements(tx: Transaction, jobs: Iterable[Job]) -> Counter[JobId]:
     """Returns how many elements hold GPUs of each array with a cap that one of the jobs is of."""
     arrays = sorted({job.array for job in jobs if job.array is not None and job.array_cap is not None})
@@ -365,4 +406,5 @@ def _allocation_values(allocation: Allocation) -> JsonObject:
         "time_limit_ms": allocation.time_limit_ms,
         "attempt": allocation.attempt,
         "decided_ms": allocation.decided_ms,
+        "surplus_of": allocation.surplus_of,
     }

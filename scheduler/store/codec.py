@@ -81,7 +81,7 @@ _JOB_NAMES = (
 )
 _ALLOCATION_NAMES = (
     *("id", "job_id", "account", "user", "gpu_class", "booking", "grants", "decided_ms", "attempt", "time_limit_ms"),
-    *("phase", "started_ms", "segment", "stop_reason", "checkpointed_ms"),
+    *("phase", "started_ms", "segment", "stop_reason", "checkpointed_ms", "surplus_of"),
 )
 _INTERVAL_NAMES = ("sequence", "device", "lane", "gpu_class", "from_ms", "to_ms", *_OCCUPANT_NAMES)
 JOB_COLUMNS = tuple(sa.cast(JOB.c.shape, sa.Text) if name == "shape" else JOB.c[name] for name in _JOB_NAMES)
@@ -117,6 +117,7 @@ def shape_json(shape: Shape) -> JsonObject:
         exclude_nodes=list(shape.exclude_nodes),
         constraints=[list(pair) for pair in shape.constraints],
         topology=None if shape.topology is None else list(shape.topology),
+        most_nodes=shape.most_nodes,
     )
 
 
@@ -134,6 +135,7 @@ def shape_of(values: Mapping[str, Any]) -> Shape:
         exclude_nodes=tuple(NodeName(name) for name in values.get("exclude_nodes", ())),
         constraints=tuple((label, value) for label, value in values.get("constraints", ())),
         topology=_topology_of(values.get("topology")),
+        most_nodes=values.get("most_nodes"),
     )
 
 
@@ -336,7 +338,7 @@ def job_of(row: Row) -> Job:
 def allocation_of(row: Row) -> Allocation:
     """Returns the allocation of a row of ALLOCATION_COLUMNS."""
     id_, job_id, account, user, gpu_class, booking, grants, decided_ms, attempt, time_limit_ms = row[:10]
-    phase, started_ms, segment, stop_reason, checkpointed_ms = row[10:]
+    phase, started_ms, segment, stop_reason, checkpointed_ms, surplus_of = row[10:]
     return Allocation(
         AllocationId(id_),
         JobId(job_id),
@@ -353,6 +355,7 @@ def allocation_of(row: Row) -> Allocation:
         segment,
         None if stop_reason is None else EndReason(stop_reason),
         checkpointed_ms,
+        surplus_of=None if surplus_of is None else AllocationId(surplus_of),
     )
 
 

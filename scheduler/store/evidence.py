@@ -134,7 +134,17 @@ def keep(tx: Transaction, said: Sequence[Said]) -> tuple[int, tuple[AllocationId
     """Keeps evidence about allocations that ended; returns how much was new, and whose end moved by it."""
     fresh = _fresh(tx, said)
     append(tx.connection, EVIDENCE, [_evidence_values(tx, each) for each in fresh])
-    return len(fresh), settle(tx, sorted({each.allocation for each in fresh}))
+    return len(fresh), settle(tx, _with_surplus(tx.connection, sorted({each.allocation for each in fresh})))
+
+
+def _with_surplus(connection: Connection, ids: Sequence[AllocationId]) -> list[AllocationId]:
+    """Returns the ids, and those of surplus nodes that ended with one of them: their end is that of their gang."""
+    gang, found = ALLOCATION.alias(), list(ids)
+    for part in chunks(ids):
+        query = sa.select(ALLOCATION.c.id).join(gang, gang.c.id == ALLOCATION.c.surplus_of)
+        ended_with = query.where(gang.c.id.in_(part), ALLOCATION.c.ended_ms == gang.c.ended_ms)
+        found += [AllocationId(id_) for id_ in connection.execute(ended_with.order_by(ALLOCATION.c.id)).scalars()]
+    return list(dict.fromkeys(found))
 
 
 def late_word(allocation: AllocationId, at_ms: int, reason: EndReason | None, source: Evidence) -> Said:
@@ -193,10 +203,14 @@ def settle(tx: Transaction, ids: Sequence[AllocationId]) -> tuple[AllocationId, 
 
 def missing_rows(connection: Connection, id_: AllocationId, now_ms: int = 0) -> list[JsonObject]:
     """Returns the reclassifications that an ended allocation's evidence asks for and that are not there yet."""
-    query = sa.select(ALLOCATION.c.ended_ms, ALLOCATION.c.end_reason).where(ALLOCATION.c.id == id_)
-    ended_ms, word = connection.execute(query).one()
+    whole = ALLOCATION.alias()
+    columns = (ALLOCATION.c.ended_ms, ALLOCATION.c.end_reason, whole.c.id, whole.c.ended_ms)
+    query = sa.select(*columns).outerjoin(whole, whole.c.id == ALLOCATION.c.surplus_of)
+    ended_ms, word, of, whole_ended_ms = connection.execute(query.where(ALLOCATION.c.id == id_)).one()
     gang = _Gang(connection, id_, ended_ms, EndReason(word) if word else None)
-    rows = gang.rows_for(settled_end(gang.recorded, evidence_of(connection, [id_]).get(id_, ())))
+    about = [id_] if of is None or whole_ended_ms != ended_ms else [AllocationId(of), id_]
+    known = evidence_of(connection, about)
+    rows = gang.rows_for(settled_end(gang.recorded, [said for each in about for said in known.get(each, ())]))
     return [row | {"recorded_ms": now_ms} for row in rows]
 
 

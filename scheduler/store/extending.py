@@ -38,7 +38,9 @@ def give_time(tx: Transaction, allocations: Sequence[AllocationId], given: TimeG
     """
     changed: list[Allocation] = []
     for part in chunks(sorted(allocations)):
-        rows = tx.connection.execute(sa.select(*ALLOCATION_COLUMNS).where(ALLOCATION.c.id.in_(part)))
+        is_surplus = sa.and_(ALLOCATION.c.surplus_of.in_(part), ALLOCATION.c.ended_ms.is_(None))
+        meant = sa.or_(ALLOCATION.c.id.in_(part), is_surplus)
+        rows = tx.connection.execute(sa.select(*ALLOCATION_COLUMNS).where(meant))
         changed += [each for each in map(allocation_of, rows) if each.time_limit_ms != given.limit_ms]
     for old in sorted(changed, key=lambda each: each.id):
         _check(tx, old, given)
@@ -46,9 +48,11 @@ def give_time(tx: Transaction, allocations: Sequence[AllocationId], given: TimeG
             sa.update(ALLOCATION).where(ALLOCATION.c.id == old.id).values(time_limit_ms=given.limit_ms)
         )
         tx.connection.execute(sa.update(JOB).where(JOB.c.id == old.job).values(time_limit_ms=given.limit_ms))
-        tx.emit(AllocationExtended(tx.now_ms, old.id, given.limit_ms))
+        tx.emit(AllocationExtended(tx.now_ms, old.id, given.limit_ms, old.surplus_of))
+        if old.surplus_of is not None:
+            continue  # the history tells of the gang
         tx.note(old.job, "changed", tx.now_ms, actor=given.actor, time_limit_ms=given.limit_ms)
-    return tuple(each.job for each in changed)
+    return tuple(each.job for each in changed if each.surplus_of is None)
 
 
 def _check(tx: Transaction, old: Allocation, given: TimeGiven) -> None:
@@ -73,4 +77,6 @@ def _check(tx: Transaction, old: Allocation, given: TimeGiven) -> None:
     question = CostQuestion(old.account, old.gpu_class, old.booking, old.total_units, left_ms)
     launch = tx.connection.execute(sa.select(JOB.c.launch).where(JOB.c.id == old.job)).scalar_one()
     grace_ms = int(1000 * launch_of(launch).grace_seconds)
-    tx.admission.extend(tx.connection, HoldAsk(old.id, old.job, question, grace_ms), tx.now_ms)
+    tx.admission.extend(
+        tx.connection, HoldAsk(old.id, old.job, question, grace_ms, is_surplus=old.surplus_of is not None), tx.now_ms
+    )

@@ -1,6 +1,6 @@
 """What the commands on allocations share: reading live gangs, finding their lanes, asking them to stop."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import sqlalchemy as sa
@@ -15,9 +15,11 @@ from scheduler.core.model import (
     JobId,
     JobState,
     Phase,
+    Shape,
     tenant_of,
 )
 from scheduler.core.occupancy import Cursor, Evidence
+from scheduler.executor import LaunchSpec, StartOrder
 from scheduler.store.codec import ALLOCATION_COLUMNS, allocation_of
 from scheduler.store.database import chunks
 from scheduler.store.partition import Lanes, in_phase
@@ -36,6 +38,37 @@ def load_live(tx: Transaction, ids: Sequence[AllocationId]) -> dict[AllocationId
             allocation = allocation_of(row)
             live[allocation.id] = allocation
     return live
+
+
+def load_surplus(tx: Transaction, gangs: Sequence[AllocationId]) -> dict[AllocationId, Allocation]:
+    """Returns the surplus nodes that live gangs still have, by gang."""
+    found: dict[AllocationId, Allocation] = {}
+    for part in chunks(gangs):
+        statement = sa.select(*ALLOCATION_COLUMNS)
+        statement = statement.where(ALLOCATION.c.surplus_of.in_(part), ALLOCATION.c.ended_ms.is_(None))
+        for row in tx.connection.execute(statement).all():
+            surplus = allocation_of(row)
+            assert surplus.surplus_of is not None, "it was asked for by its gang"
+            found[surplus.surplus_of] = surplus
+    return found
+
+
+def order_of(
+    gang: Allocation,
+    surplus: Allocation | None,
+    shape: Shape,
+    what: tuple[LaunchSpec, int | None, JobId | None, Mapping[str, str]],
+) -> StartOrder:
+    """Returns what an executor is told of a gang: one allocation on all its nodes, those of its surplus last.
+
+    `what` is the launch spec, the element's index, its array, and the values of the secrets.
+    """
+    launch, array_index, array, secrets = what
+    least = len(gang.grants) if shape.is_elastic else None
+    if surplus is not None:
+        gang = replace(gang, grants=(*gang.grants, *surplus.grants))
+    is_shrinking = surplus is not None and surplus.phase is Phase.STOPPING and gang.phase is not Phase.STOPPING
+    return StartOrder(gang, launch, array_index, array, secrets, least, is_shrinking=is_shrinking)
 
 
 def devices_of(allocation: Allocation) -> Iterator[DeviceId]:
@@ -64,14 +97,18 @@ def stop(
 ) -> tuple[Allocation, ...]:
     """Marks live gangs that start or run as stopping; returns those, as they are then. Others are left as they are.
 
+    A gang's surplus nodes stop with it. Where the ids name surplus nodes alone, their gang goes on without them.
     `by` is the job that they make room for: its id is told to owners within the same tenant, and to nobody else.
     """
     live = load_live(tx, list(dict.fromkeys(ids)))
+    surplus = load_surplus(tx, list(live))
+    found = {id_: live[id_] for id_ in ids if id_ in live} | {each.id: each for each in surplus.values()}
     stopping = [
-        replace(live[id_], phase=Phase.STOPPING, stop_reason=reason)
-        for id_ in dict.fromkeys(ids)
-        if id_ in live and live[id_].phase is not Phase.STOPPING
+        replace(each, phase=Phase.STOPPING, stop_reason=reason)
+        for each in found.values()
+        if each.phase is not Phase.STOPPING
     ]
+    ending = {each.id for each in stopping if each.surplus_of is None}
     lanes = tx.lanes()
     lanes.load(device for allocation in stopping for device in devices_of(allocation))
     rows: list[JsonObject] = []
@@ -86,12 +123,18 @@ def stop(
                 "stop_reason": reason.value,
             }
         )
-        tx.emit(AllocationStopping(tx.now_ms, allocation.id, reason))
+        is_with_gang = allocation.surplus_of in ending
+        gang = None if is_with_gang else allocation.surplus_of
+        tx.emit(AllocationStopping(tx.now_ms, allocation.id, reason, gang, is_with_gang))
+        if is_with_gang:
+            continue  # the history tells of the gang
         known = by[0] if by is not None and tenant_of(by[1]) == tenant_of(allocation.account) else None
-        tx.note(allocation.job, "stopping", tx.now_ms, reason=reason, actor=actor, allocation=allocation.id, by=known)
+        kind, nodes = ("stopping", None) if gang is None else ("shrinking", len(allocation.grants))
+        facts = {"reason": reason, "actor": actor, "allocation": gang or allocation.id, "by": known, "nodes": nodes}
+        tx.note(allocation.job, kind, tx.now_ms, **facts)
     if rows:
         tx.connection.execute(_UPDATE_STOPPING, rows)
-    for part in chunks([allocation.job for allocation in stopping]):
+    for part in chunks([allocation.job for allocation in stopping if allocation.id in ending]):
         tx.connection.execute(sa.update(JOB).where(JOB.c.id.in_(part)).values(state=JobState.STOPPING.value))
     lanes.flush()
     return tuple(stopping)

@@ -26,14 +26,19 @@ class RunningGang:
 
 def running_gangs(connection: Connection) -> Iterator[RunningGang]:
     """Yields the running jobs, in order of their numbers."""
+    surplus = ALLOCATION.alias("surplus")
+    its_surplus = sa.and_(surplus.c.surplus_of == ALLOCATION.c.id, surplus.c.ended_ms.is_(None))
+    columns = (ALLOCATION.c.id, ALLOCATION.c.grants, surplus.c.grants.label("more"), ALLOCATION.c.started_ms)
     statement = (
-        sa.select(JOB.c.id, JOB.c.launch, ALLOCATION.c.id, ALLOCATION.c.grants, ALLOCATION.c.started_ms)
+        sa.select(JOB.c.id, JOB.c.launch, *columns)
         .join(ALLOCATION, ALLOCATION.c.id == JOB.c.allocation_id)
+        .outerjoin(surplus, its_surplus)
         .where(JOB.c.state == JobState.RUNNING.value, ALLOCATION.c.started_ms.is_not(None))
         .order_by(JOB.c.id)
     )
-    for job, launch, allocation, grants, started_ms in connection.execute(statement):
-        devices = frozenset(str(device) for grant in grants_of(grants) for device in grant.devices)
+    for job, launch, allocation, grants, more, started_ms in connection.execute(statement):
+        held = (*grants_of(grants), *grants_of(more or []))
+        devices = frozenset(str(device) for grant in held for device in grant.devices)
         yield RunningGang(
             JobId(job), AllocationId(allocation), devices, started_ms, launch_of(launch).idle_stop_seconds
         )

@@ -131,6 +131,8 @@ class LedgerAllocation:
     cursors: tuple[Cursor, ...]
     checkpointed_ms: int | None = None
     """Until when its job last said that its work is saved."""
+    surplus_of: AllocationId | None = None
+    """The gang whose surplus nodes these are; None for a gang."""
 
     @property
     def intervals(self) -> tuple[Interval, ...]:
@@ -467,6 +469,7 @@ def _with_rows(connection: Connection, page: Sequence[Row[Any]], *, as_written: 
             rows=tuple(closed[row.id]),
             cursors=tuple(held[row.id]),
             checkpointed_ms=row.checkpointed_ms,
+            surplus_of=None if row.surplus_of is None else AllocationId(row.surplus_of),
         )
 
 

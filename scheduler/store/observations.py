@@ -4,6 +4,10 @@ Observations may come twice, late, and in any order; within one command they are
 node's, clamped to what the ledger knows: not before the interval that is open, not after now. All devices of a gang
 share its billed interval and are free from its end, even where that was noticed later.
 
+Executors know an elastic gang as one allocation: what they say of it holds for its surplus nodes too, which begin and
+end with it, unless they were taken before (`Shrunk`). A gang that fails after that has not survived it: it counts as
+preempted.
+
 A gang of a node that went silent ends at its last evidence; until the silence was noticed, its devices are `unknown`,
 or `draining` on nodes that were well. An end of a gang that had ended already is late evidence, see `evidence`.
 """
@@ -28,14 +32,14 @@ from scheduler.core.model import (
 )
 from scheduler.core.occupancy import Cursor, Evidence, OccupancyState, Occupant
 from scheduler.core.outcome import Verdict, after_end
-from scheduler.executor import Checkpointed, Ended, Observation, Started
+from scheduler.executor import Checkpointed, Ended, Observation, Shrunk, Started
 from scheduler.store.adopted import is_adopted
 from scheduler.store.claims import live_claims, reserve
 from scheduler.store.codec import JOB_COLUMNS, job_of
 from scheduler.store.database import chunks
 from scheduler.store.dependencies import settle_waiters
 from scheduler.store.evidence import GANG_LOST, SILENT, keep, late_word
-from scheduler.store.gangs import devices_of, lanes_of, load_live
+from scheduler.store.gangs import devices_of, lanes_of, load_live, load_surplus
 from scheduler.store.nodes import KnownNode, load_nodes, resting
 from scheduler.store.partition import in_phase
 from scheduler.store.prepared import Prepared
@@ -111,7 +115,7 @@ class RecordObservations:
 
 def _place(observation: Observation) -> tuple[int, int, AllocationId]:
     # A file's time may lie some milliseconds before the start that it follows: kernels date files by a coarser clock.
-    kind = (Started, Checkpointed, Ended).index(type(observation))
+    kind = (Started, Checkpointed, Shrunk, Ended).index(type(observation))
     return kind, observation.at_ms, observation.allocation
 
 
@@ -142,13 +146,18 @@ class _Gangs:
         self.ended: list[tuple[AllocationId, Job]] = []
         self.moved: list[JobId] = []
         """Jobs that began or ended."""
+        self._left: list[AllocationId] = []
+        """Surplus nodes that ended, with their gang or before it."""
         self._tx = tx
         self._evidence = evidence
         self._at_first = load_live(tx, ids)
-        self._live = dict(self._at_first)
+        found = load_surplus(tx, ids)
+        self._surplus = {gang: surplus.id for gang, surplus in found.items()}
+        """By gang, its surplus nodes, while it has any."""
+        self._live = self._at_first | {surplus.id: surplus for surplus in found.values()}
         self._lanes = tx.lanes()
         self._lanes.load(device for gang in self._live.values() for device in devices_of(gang))
-        leaving = [gang for gang in self._live.values() if gang.id in ending]
+        leaving = [gang for gang in self._live.values() if gang.id in ending or gang.surplus_of is not None]
         self._jobs, self._marks = _load_jobs(tx, [gang.job for gang in leaving])
         nodes = load_nodes(tx.connection, {grant.node for gang in leaving for grant in gang.grants})
         self._places: dict[DeviceId, tuple[KnownNode, Device]] = {
@@ -170,12 +179,23 @@ class _Gangs:
         gang = self._live.get(observation.allocation)
         if gang is None:
             return
+        surplus = self._surplus_of(gang)
         if isinstance(observation, Started):
-            self._start(gang, observation.at_ms, self._tx.now_ms)
+            gang = self._start(gang, observation.at_ms, self._tx.now_ms)
+            if surplus is not None:
+                self._start(surplus, gang.started_ms or observation.at_ms, self._tx.now_ms)
         elif isinstance(observation, Checkpointed):
-            self._checkpoint(gang, observation.at_ms)
+            for each in (gang,) if surplus is None else (gang, surplus):
+                self._checkpoint(each, observation.at_ms)
+        elif isinstance(observation, Shrunk):
+            if surplus is not None and observation.nodes <= len(gang.grants):
+                self._shrink(gang, surplus, observation.at_ms)
         else:
             self._end(gang, observation)
+
+    def _surplus_of(self, gang: Allocation) -> Allocation | None:
+        surplus = self._surplus.get(gang.id)
+        return None if surplus is None else self._live[surplus]
 
     def write(self) -> None:
         """Writes all that moved."""
@@ -188,6 +208,8 @@ class _Gangs:
         self._lanes.flush()
         if self.ended:
             self._tx.admission.release(connection, [allocation for allocation, _ in self.ended], self._tx.now_ms)
+        if self._left:
+            self._tx.admission.release(connection, self._left, self._tx.now_ms)
 
     def _keep_for_claims(self) -> None:
         """Keeps what was freed for the jobs that it was freed for."""
@@ -212,11 +234,13 @@ class _Gangs:
                 self._lanes.move(cursor, in_phase(cursor.occupant, phase), at_ms, self._evidence)
         gang = replace(gang, phase=phase, started_ms=at_ms)
         self._live[gang.id] = gang
+        self._gang_rows[gang.id] = _gang_values(gang)
+        self._tx.emit(AllocationStarted(at_ms, gang.id))
+        if gang.surplus_of is not None:
+            return gang
         self.started.append(gang.id)
         self.moved.append(gang.job)
-        self._gang_rows[gang.id] = _gang_values(gang)
         self._start_rows.append({"at_id": gang.job, "at_ms": at_ms})
-        self._tx.emit(AllocationStarted(at_ms, gang.id))
         self._tx.note(gang.job, "started", at_ms, allocation=gang.id, attempt=gang.attempt)
         return gang
 
@@ -232,14 +256,19 @@ class _Gangs:
         self._tx.emit(AllocationCheckpointed(at_ms, gang.id))
 
     def _end(self, gang: Allocation, seen: Ended) -> None:
-        end_ms = min(max(seen.at_ms, _latest(lanes_of(self._lanes, gang))), self._tx.now_ms)
+        surplus = self._surplus_of(gang)
+        parts = [gang] if surplus is None else [gang, surplus]
+        latest_ms = max(_latest(lanes_of(self._lanes, each)) for each in parts)
+        end_ms = min(max(seen.at_ms, latest_ms), self._tx.now_ms)
         if seen.started_ms is not None:
-            gang = self._start(gang, seen.started_ms, end_ms)
-        blind = self._blind(gang, seen, end_ms)
-        for cursor in lanes_of(self._lanes, gang):
-            self._release(cursor, end_ms, blind.get(cursor.device))
-            self._freed[cursor.device] = end_ms
-        reason = _end_reason(seen.reason, gang.stop_reason, self._marks.get(gang.job))
+            parts = [self._start(each, seen.started_ms, end_ms) for each in parts]
+            gang = parts[0]
+        blind = self._blind(parts, seen, end_ms)
+        stop_reason = gang.stop_reason or (self._shrunk_for(gang) if self._jobs[gang.job].shape.is_elastic else None)
+        reason = _end_reason(seen.reason, stop_reason, self._marks.get(gang.job))
+        for each in parts[1:]:
+            self._leave(each, (end_ms, reason), blind)
+        self._free(gang, end_ms, blind)
         job, verdict = after_end(self._jobs[gang.job], reason, end_ms, self._tx.policy)
         if verdict is Verdict.WAITS_AGAIN and is_adopted(self._tx.connection, gang.job):
             job, verdict = after_end(self._jobs[gang.job], reason, end_ms, self._tx.policy, runs_once=True)
@@ -265,11 +294,42 @@ class _Gangs:
             allocation=gang.id,
         )
 
-    def _blind(self, gang: Allocation, seen: Ended, end_ms: int) -> dict[DeviceId, tuple[OccupancyState, str]]:
+    def _shrink(self, gang: Allocation, surplus: Allocation, seen_ms: int) -> None:
+        """Lets surplus nodes go; their gang goes on."""
+        end_ms = min(max(seen_ms, _latest(lanes_of(self._lanes, surplus))), self._tx.now_ms)
+        self._leave(surplus, (end_ms, surplus.stop_reason), {})
+        nodes = len(gang.grants)
+        self._tx.note(gang.job, "shrunk", end_ms, allocation=gang.id, nodes=nodes, reason=surplus.stop_reason)
+
+    def _leave(
+        self, surplus: Allocation, end: tuple[int, EndReason | None], blind: dict[DeviceId, tuple[OccupancyState, str]]
+    ) -> None:
+        end_ms, reason = end
+        self._free(surplus, end_ms, blind)
+        assert surplus.surplus_of is not None, "only surplus leaves a gang"
+        del self._live[surplus.id], self._surplus[surplus.surplus_of]
+        self._left.append(surplus.id)
+        self._gang_rows[surplus.id] = _gang_values(surplus) | {"ended_ms": end_ms, "end_reason": reason}
+        self._tx.emit(AllocationEnded(end_ms, surplus.id, reason, self._jobs[surplus.job]))
+
+    def _free(self, gang: Allocation, end_ms: int, blind: dict[DeviceId, tuple[OccupancyState, str]]) -> None:
+        for cursor in lanes_of(self._lanes, gang):
+            self._release(cursor, end_ms, blind.get(cursor.device))
+            self._freed[cursor.device] = end_ms
+
+    def _shrunk_for(self, gang: Allocation) -> EndReason | None:
+        """Returns PREEMPTED for a gang that nodes were taken from while it ran: if it fails, that is why."""
+        statement = sa.select(ALLOCATION.c.stop_reason).where(
+            ALLOCATION.c.surplus_of == gang.id, ALLOCATION.c.stop_reason.is_not(None)
+        )
+        found = self._tx.connection.execute(statement).scalar()
+        return None if found is None else EndReason.PREEMPTED
+
+    def _blind(self, parts: list[Allocation], seen: Ended, end_ms: int) -> dict[DeviceId, tuple[OccupancyState, str]]:
         """Returns what the devices of a lost gang were between its last evidence and now, when that was noticed."""
         if seen.reason is not EndReason.NODE_LOST or end_ms >= self._tx.now_ms:
             return {}
-        places = {device: self._places.get(device) for device in devices_of(gang)}
+        places = {device: self._places.get(device) for gang in parts for device in devices_of(gang)}
         well = {
             device
             for device, place in places.items()

@@ -40,11 +40,22 @@ from scheduler.store.tables import ALLOCATION, JOB, JOB_EVENT
 JobKey = Literal["account", "tenant", "user", "state", "reason", "gpu_class"]
 """What jobs may be counted by."""
 
+_SURPLUS = ALLOCATION.alias("surplus")
+_IS_ITS_SURPLUS = sa.and_(
+    _SURPLUS.c.surplus_of == JOB.c.allocation_id,
+    # What was taken from a gang while it ran is its own no more.
+    sa.or_(_SURPLUS.c.ended_ms.is_(None), _SURPLUS.c.ended_ms == ALLOCATION.c.ended_ms),
+)
 _RECORD_COLUMNS = (
     *(JOB.c.name, JOB.c.tenant, JOB.c.gpu_class, JOB.c.reason, JOB.c.detail, JOB.c.exit_code, JOB.c.started_ms),
     *(JOB.c.ended_ms, JOB.c.launch, JOB.c.labels, JOB.c.allocation_id, ALLOCATION.c.booking, ALLOCATION.c.grants),
+    _SURPLUS.c.grants.label("surplus_grants"),
 )
-_SELECT_RECORD = sa.select(*JOB_COLUMNS, *_RECORD_COLUMNS).outerjoin(ALLOCATION, ALLOCATION.c.id == JOB.c.allocation_id)
+_SELECT_RECORD = (
+    sa.select(*JOB_COLUMNS, *_RECORD_COLUMNS)
+    .outerjoin(ALLOCATION, ALLOCATION.c.id == JOB.c.allocation_id)
+    .outerjoin(_SURPLUS, _IS_ITS_SURPLUS)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +79,7 @@ class JobRecord:
     """Its present allocation, or the last it had."""
     booking: Booking | None
     grants: tuple[Grant, ...]
-    """Of `last_allocation`."""
+    """Of `last_allocation`, with the surplus nodes that it has, or had until its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,12 +162,13 @@ def newest_job_named(connection: Connection, under: AccountId, user: UserName, n
 
 
 def allocations_of(connection: Connection, id_: JobId) -> list[AllocationRecord]:
-    """Returns a job's starts, first to last."""
+    """Returns a job's starts, first to last; the surplus nodes of an elastic one before the gang that they are of."""
     more = (
         *(ALLOCATION.c.stopping_ms, ALLOCATION.c.ended_ms, ALLOCATION.c.end_reason),
         *(ALLOCATION.c.exit_code, ALLOCATION.c.detail),
     )
-    statement = sa.select(*ALLOCATION_COLUMNS, *more).where(ALLOCATION.c.job_id == id_).order_by(ALLOCATION.c.attempt)
+    statement = sa.select(*ALLOCATION_COLUMNS, *more).where(ALLOCATION.c.job_id == id_)
+    statement = statement.order_by(ALLOCATION.c.attempt, ALLOCATION.c.surplus_of.is_(None), ALLOCATION.c.id)
     return [
         AllocationRecord(
             allocation_of(row[:-5]), row[-5], row[-4], None if row[-3] is None else EndReason(row[-3]), row[-2], row[-1]
@@ -210,7 +222,7 @@ def _conditions(wanted: JobFilter) -> list[sa.ColumnElement[bool]]:
 def _record(row: Row) -> JobRecord:
     known = job_of(row[: len(JOB_COLUMNS)])
     name, tenant, gpu_class, reason, detail, exit_code, started_ms, *rest = row[len(JOB_COLUMNS) :]
-    ended_ms, launch, labels, last_allocation, booking, grants = rest
+    ended_ms, launch, labels, last_allocation, booking, grants, surplus = rest
     return JobRecord(
         known,
         name,
@@ -225,5 +237,5 @@ def _record(row: Row) -> JobRecord:
         labels,
         None if last_allocation is None else AllocationId(last_allocation),
         None if booking is None else Booking(booking),
-        () if grants is None else grants_of(grants),
+        (*grants_of(grants or []), *grants_of(surplus or [])),
     )

@@ -32,7 +32,9 @@ from scheduler.store.codec import (
     interval_of,
     job_of,
     launch_of,
+    shape_of_text,
 )
+from scheduler.store.gangs import order_of
 from scheduler.store.nodes import load_nodes
 from scheduler.store.rates import FORGOTTEN_HALF_LIVES, BurstUse, ended_burst_use, rate_history
 from scheduler.store.reservations import live_reservations
@@ -121,21 +123,22 @@ def build_state(parts: StateParts, half_life_ms: int = HALF_LIFE_MS) -> ClusterS
 
 
 def live_orders(connection: Connection) -> list[StartOrder]:
-    """Returns an order for each live allocation, for an executor that takes them up again."""
+    """Returns an order for each live gang, on all its nodes, for an executor that takes them up again."""
+    surplus = {each.surplus_of: each for each in _live_allocations(connection) if each.surplus_of is not None}
     statement = (
-        sa.select(*ALLOCATION_COLUMNS, JOB.c.launch, JOB.c.array_index, JOB.c.array_id)
+        sa.select(*ALLOCATION_COLUMNS, sa.cast(JOB.c.shape, sa.Text), JOB.c.launch, JOB.c.array_index, JOB.c.array_id)
         .join(JOB, JOB.c.id == ALLOCATION.c.job_id)
-        .where(ALLOCATION.c.ended_ms.is_(None))
+        .where(ALLOCATION.c.ended_ms.is_(None), ALLOCATION.c.surplus_of.is_(None))
         .order_by(ALLOCATION.c.id)
     )
     orders = []
     charged = _charged_units(connection)
     for row in connection.execute(statement).all():
-        allocation, launch = allocation_of(row[:-3]), launch_of(row[-3])
+        allocation, launch, shape = allocation_of(row[:-4]), launch_of(row[-3]), shape_of_text(row[-4])
         allocation = replace(allocation, charged_units=charged[allocation.id])
         array = None if row[-1] is None else JobId(row[-1])
         secrets = resolve(connection, allocation.account, launch.secrets)
-        orders.append(StartOrder(allocation, launch, row[-2], array, secrets))
+        orders.append(order_of(allocation, surplus.get(allocation.id), shape, (launch, row[-2], array, secrets)))
     return orders
 
 

@@ -288,10 +288,14 @@ class SubmissionKeyRow(SQLModel, table=True):
 
 
 class AllocationRow(SQLModel, table=True):
-    """One start of a job. Live while `ended_ms` is null."""
+    """One start of a job, or the surplus nodes of an elastic one. Live while `ended_ms` is null."""
 
     __tablename__ = "allocation"
-    __table_args__ = (sa.Index("ix_allocation_job_id", "job_id"), sa.Index("ix_allocation_ended_ms", "ended_ms"))
+    __table_args__ = (
+        sa.Index("ix_allocation_job_id", "job_id"),
+        sa.Index("ix_allocation_ended_ms", "ended_ms"),
+        sa.Index("ix_allocation_surplus_of", "surplus_of"),
+    )
     id: str = Field(primary_key=True)
     job_id: int = _big()
     account: str
@@ -312,6 +316,7 @@ class AllocationRow(SQLModel, table=True):
     end_reason: str | None = None
     exit_code: int | None = None
     detail: str | None = None
+    surplus_of: str | None = None
 
 
 class JobEventRow(SQLModel, table=True):

@@ -45,6 +45,8 @@ class JobView:
     pools: Mapping[GpuClass, Sequence[PoolName]] = field(default_factory=dict)
     reasons: Mapping[JobId, Sequence[Reason]] = field(default_factory=dict)
     max_costs: Mapping[JobId, Json] = field(default_factory=dict)
+    least_costs: Mapping[JobId, Json] = field(default_factory=dict)
+    """The same of elastic gangs, were they never larger than they must be."""
     positions: Mapping[JobId, int] = field(default_factory=dict)
     estimates: Mapping[JobId, StartEstimate] = field(default_factory=dict)
     """Of starts that are promised."""
@@ -60,6 +62,7 @@ def job_answer(job: JobRecord, view: JobView, *, with_command: bool) -> Json:
     pools = view.pools.get(job.gpu_class, ())
     # A job that waits again keeps its last start in `allocations`; what it has now is nothing.
     is_placed = core.state not in WAITING
+    nodes = len(job.grants) if shape.is_elastic and is_placed and job.grants else shape.nodes
     estimate = view.estimates.get(core.id)
     return {
         "id": job_answer_id(core.id, core.array, core.array_index),
@@ -74,8 +77,10 @@ def job_answer(job: JobRecord, view: JobView, *, with_command: bool) -> Json:
         "detail": job.detail,
         "hold": None if core.hold is None else core.hold.value,
         "gpus_per_node": gpu_count(shape.gpu_units),
-        "nodes": shape.nodes,
-        "gpus_total": gpu_count(shape.total_units),
+        "nodes": nodes,
+        "nodes_min": shape.nodes if shape.is_elastic else None,
+        "nodes_max": shape.most_nodes if shape.is_elastic else None,
+        "gpus_total": gpu_count(nodes * shape.gpu_units),
         "gpu_model": job.gpu_class,
         "gpu_classes": list(shape.gpu_classes),
         "topology": topology_text(shape),
@@ -100,6 +105,7 @@ def job_answer(job: JobRecord, view: JobView, *, with_command: bool) -> Json:
         "reasons": reason_answers(view.reasons.get(core.id, ())),
         "start_estimate": estimate_answer(estimate) if estimate and core.state is JobState.PENDING else None,
         "max_cost": view.max_costs.get(core.id),
+        "max_cost_at_nodes_min": view.least_costs.get(core.id),
         "command": list(job.launch.argv) if with_command else None,
         "environment_names": sorted(job.launch.environment) if with_command else None,
         "labels": dict(job.labels),
@@ -178,7 +184,7 @@ def change_answer(job: Job, changed: Job) -> Json:
     elif new.gpu_units != shape.gpu_units:
         flags += ["-g", f"{','.join(shape.gpu_classes)}:{gpus}"]
     if new.nodes != shape.nodes:
-        flags += ["-N", str(new.nodes)]
+        flags += ["-N", f"{new.nodes}-{new.most_nodes}" if new.is_elastic else str(new.nodes)]
     if changed.time_limit_ms != job.time_limit_ms:
         hours, rest_ms = divmod(changed.time_limit_ms, 3_600_000)
         flags += ["-t", f"{changed.time_limit_ms // 60_000}m" if rest_ms else f"{hours}h"]
@@ -189,6 +195,7 @@ def change_answer(job: Job, changed: Job) -> Json:
         "gpu_classes": list(new.gpu_classes),
         "gpus_per_node": gpus,
         "nodes": new.nodes,
+        "nodes_max": new.most_nodes if new.is_elastic else None,
         "time_limit_seconds": changed.time_limit_ms // 1000,
         "booking": changed.wanted.value,
     }
@@ -203,6 +210,7 @@ def allocation_answer(record: AllocationRecord, job: JobRecord) -> Json:
         "attempt": found.attempt,
         "gpu_model": found.gpu_class,
         "booking": found.booking.value,
+        "surplus_of": found.surplus_of,
         "phase": None if record.ended_ms is not None else found.phase.value,
         "nodes": [
             {

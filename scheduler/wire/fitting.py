@@ -5,7 +5,7 @@ refusal has its numbers and the nearest request that would work.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from scheduler.core.model import GPU_UNITS, GpuClass, NodeName, PoolName
@@ -48,6 +48,8 @@ class Ask:
     units: int
     """Capacity units per node: of whole devices, or of the part of one."""
     classes: tuple[GpuClass, ...]
+    most_nodes: int | None = None
+    """Of an elastic gang: the most nodes that it may have."""
 
 
 def size_of(spec: JobSpec, offers: Sequence[Offer]) -> Ask:
@@ -76,7 +78,19 @@ def size_of(spec: JobSpec, offers: Sequence[Offer]) -> Ask:
     named = tuple(GpuClass(name) for name in dict.fromkeys(spec.gpu_classes))
     if not named or spec.gpu_memory_bytes is not None:
         named = tuple(name for name in named or sorted(enough) if name in enough)
-    return _sized(spec, nodes, gpus, {name: _units_of(name, fitting) for name in named})
+    return _elastic(spec, _sized(spec, nodes, gpus, {name: _units_of(name, fitting) for name in named}))
+
+
+def _elastic(spec: JobSpec, ask: Ask) -> Ask:
+    """Returns the ask with the most nodes of an elastic gang. More than there are is allowed: some may come yet."""
+    if spec.nodes_max is None or spec.nodes_max <= ask.nodes:
+        return ask
+    if ask.units < GPU_UNITS:
+        name = ask.classes[0]
+        what = f"an elastic gang has whole GPUs, and {name} is part of one"
+        tried = f"-g {name}:1 -N {ask.nodes}"
+        raise Refused(RefusalCode.INVALID, what, tries=(tried,), problems=(Problem(what, "nodes_max"),))
+    return replace(ask, most_nodes=spec.nodes_max)
 
 
 def _units_of(gpu_class: GpuClass, offers: Sequence[Offer]) -> int:

@@ -96,6 +96,9 @@ class JobSpec(BaseModel):
     shm_bytes: Size | None = Field(None, description="Size of the container's /dev/shm.")
     output: Path | None = Field(None, description="A file for the output besides the kept log.")
     nodes: Count | None = Field(None, description="Default 1, or what `total_gpus` needs.")
+    nodes_max: Count | None = Field(
+        None, description="Of an elastic gang: it starts on `nodes` nodes at least, and on so many at most."
+    )
     gpus_per_node: Annotated[float, Field(gt=0, le=MOST_NODES, allow_inf_nan=False)] | None = Field(
         None, description="A whole number; or a share of one GPU, in hundredths: 0.5."
     )
@@ -176,6 +179,7 @@ def _contradictions(spec: JobSpec) -> Iterator[Problem]:
         yield Problem("say how many GPUs: gpus_per_node or total_gpus, one of them", "gpus_per_node")
     if spec.gpus_per_node is not None and (words := _uneven(Decimal(repr(spec.gpus_per_node)))):
         yield Problem(words, "gpus_per_node")
+    yield from _bad_range(spec)
     if spec.total_gpus is not None and spec.nodes is not None and spec.total_gpus % spec.nodes:
         yield Problem(f"{spec.total_gpus} GPUs do not divide evenly over {spec.nodes} nodes", "total_gpus")
     texts = [*(spec.command or ()), spec.script or "", *spec.env, *spec.env.values()]
@@ -197,6 +201,31 @@ def _contradictions(spec: JobSpec) -> Iterator[Problem]:
         yield Problem("last is of an array", "notify_when")
 
 
+def _bad_range(spec: JobSpec) -> Iterator[Problem]:
+    """Yields what is wrong with an elastic range of nodes."""
+    if spec.nodes_max is None:
+        return
+    least, most = spec.nodes, spec.nodes_max
+    if least is None:
+        yield Problem(f"say also how many nodes it needs at least: nodes, of which it may have {most}", "nodes")
+    elif most < least:
+        yield Problem(f"is the most and less than the least: {least}-{most} is written {most}-{least}", "nodes_max")
+    elif most == least:
+        return
+    if spec.total_gpus is not None:
+        yield Problem(
+            "an elastic gang says its GPUs per node: how many there are in all depends on its nodes", "total_gpus"
+        )
+    if spec.gpus_per_node is not None and spec.gpus_per_node < 1:
+        yield Problem("an elastic gang has whole GPUs, not a share of one on each node", "gpus_per_node")
+    if spec.booking is BookingWanted.GUARANTEED:
+        yield Problem(
+            f"surplus nodes are burst, never guaranteed: ask for {least or 1} nodes, or leave the booking out, and the "
+            "least nodes are guaranteed where the guarantee has room",
+            "booking",
+        )
+
+
 def _uneven(gpus: Decimal) -> str | None:
     """Returns what is wrong with a count of GPUs that is neither whole nor a share in hundredths."""
     if gpus == gpus.to_integral_value():
@@ -211,7 +240,7 @@ def _uneven(gpus: Decimal) -> str | None:
 
 
 def _bad_words(spec: JobSpec) -> Iterator[Problem]:
-    if spec.terminal and (spec.array is not None or (spec.nodes or 1) > 1):
+    if spec.terminal and (spec.array is not None or max(spec.nodes or 1, spec.nodes_max or 1) > 1):
         yield Problem("one sits at one terminal: of one job, on one node", "terminal")
     for text in spec.after:
         if parse_after(text) is None:

@@ -81,6 +81,11 @@ def test_cpus_are_those_of_all_tasks_of_a_node() -> None:
     assert "starts once on each node" in note
 
 
+def test_a_range_of_nodes_is_an_elastic_gang() -> None:
+    assert flags("-N 2-8") == {"nodes": "2-8"}
+    assert flags("-N 2-2") == {"nodes": "2"}
+
+
 def test_a_later_line_wins_and_a_count_per_node_says_more_than_a_total() -> None:
     assert flags("-t 10", "-t 20") == {"time": "20m"}
     found = said("--gpus=16", "--gres=gpu:8")
@@ -100,7 +105,7 @@ def test_a_later_line_wins_and_a_count_per_node_says_more_than_a_total() -> None
         ("-d expand:17", "--dependency=expand:17", "after, afterok, afterany, afternotok and singleton"),
         ("-d afterok:job", "--dependency=afterok:job", "does not name a job"),
         ("--signal=KILL@120", "--signal=KILL@120", "of signals, HUP, INT, USR1, USR2, TERM are offered"),
-        ("-N 2-4", "--nodes=2-4", "a range of nodes is not offered"),
+        ("-N 4-2", "--nodes=4-2", "is neither a number of nodes nor a range such as 2-8"),
         ("-t 0", "--time=0", "every job has one here"),
         ("-t UNLIMITED", "--time=UNLIMITED", "every job has one here"),
         ("-t soon", "--time=soon", "is not a time"),

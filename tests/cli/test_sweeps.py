@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from cli import costs, sweeps
 from cli.errors import Refusal, UsageProblem
 from tests.cli.conftest import Home
-from tests.cli.peer import Asked, Json, Peer, Reply, page, problem, said
+from tests.cli.peer import Asked, Json, Peer, Reply, envelope, page, problem, said
 from tests.cli.recorded import job
 
 PRICED = page("JobList", [job(id=None)], is_new=False)
@@ -171,6 +171,27 @@ def test_quote_says_what_a_job_may_cost_and_how_that_comes_about(home: Home, pee
     assert rows[0].startswith("gpus_total,gpu_model")
     assert len(rows) == 2
     assert home.turnstile("quote", "-o", "csv", "--no-header", "-t", "12h").out.splitlines() == rows[1:]
+
+
+def test_an_elastic_job_is_told_at_its_least_and_at_its_most(home: Home, peer: Peer) -> None:
+    elastic = job(
+        nodes=2, nodes_min=2, nodes_max=8, gpus_total=16, max_cost_at_nodes_min={"amount": "480.00", "currency": "USD"}
+    )
+    peer.answers("POST", "/v1/jobs", page("JobList", [elastic]))
+    peer.answers("GET", "/v1/jobs/10482", envelope("Job", **elastic))
+    asked = ("-g", "H100:8", "-N", "2-8", "-t", "12h")
+    quoted = home.turnstile("quote", *asked).out
+    assert quoted.startswith("at most 1,920.00 USD (768 GPU-h × 2.50), 480.00 USD on 2 nodes   ")
+    echo = home.turnstile("submit", *asked, "--", "true").err
+    assert "gets     2 to 8 nodes × 8 H100 = 16 to 64 GPUs for at most 12h" in echo
+    assert "cost     at most 1,920.00 USD; 480.00 USD on 2 nodes" in echo
+    spec = peer.requests("POST", "/v1/jobs")[-1].json
+    assert (spec["nodes"], spec["nodes_max"], spec["gpus_per_node"]) == (2, 8, 8)
+    shown = home.turnstile("show", "10482").out
+    assert "16-64×H100 (2-8 nodes × 8)" in shown
+    assert "at most 1,920.00 USD, 480.00 USD on 2 nodes" in shown
+    upside_down = home.turnstile("submit", "-g", "8", "-N", "8-2", "-t", "1h", "--", "true")
+    assert (upside_down.code, "-N 2-8" in upside_down.err) == (2, True)
 
 
 def test_a_quote_is_json_of_decimal_texts_and_counts_all_jobs(home: Home, peer: Peer) -> None:

@@ -193,7 +193,17 @@ def test_labels_are_pairs_and_counts_are_by_class() -> None:
         values.gpu_counts(["H100:32"], "--limit")
 
 
-def test_a_range_of_nodes_is_refused_with_its_lower_end() -> None:
+def test_nodes_are_a_number_or_a_range_the_right_way_up() -> None:
+    assert [values.nodes(typed) for typed in ("4", "2-8", " 3-3 ")] == [(4, None), (2, 8), (3, None)]
+    with pytest.raises(UsageProblem) as refused:
+        values.nodes("8-2")
+    assert refused.value.tries == ("-N 2-8",)
+    for typed in ("2-", "-8", "0-4", "2-many", "1-2-3", "0"):
+        with pytest.raises(UsageProblem):
+            values.nodes(typed)
+
+
+def test_where_one_number_is_meant_a_range_is_refused_with_its_lower_end() -> None:
     with pytest.raises(UsageProblem) as refused:
         values.count("2-8", "-N")
     assert refused.value.tries == ("-N 2",)
@@ -209,6 +219,7 @@ _READERS: list[Callable[[str], object]] = [
     lambda text: values.environment([text], {}),
     lambda text: values.gpu_counts([text], "--limit"),
     lambda text: values.count(text, "-N"),
+    values.nodes,
     lambda text: values.choice(text, "--priority", ("low", "high")),
 ]
 

@@ -247,7 +247,7 @@ class Way:
                 self.centre.cancel(other.id)
 
 
-@settings(max_examples=70, deadline=None)
+@settings(max_examples=70, deadline=None, derandomize=True)
 @given(scenes)
 def test_with_all_named_blockers_out_of_the_way_the_job_starts_in_the_next_tick(scene: Scene) -> None:
     way = Way(scene)
@@ -266,7 +266,7 @@ _SHARED = {ReasonCode.ORDER, ReasonCode.RESERVATION, ReasonCode.ARRAY_LIMIT, Rea
 """What others bring about who are out of the way when something else is: alone they need not hold."""
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(scenes, st.integers(0, 20))
 def test_each_named_blocker_alone_would_keep_the_job_waiting(scene: Scene, spared: int) -> None:
     way = Way(replace(scene, classes=1))
@@ -274,7 +274,9 @@ def test_each_named_blocker_alone_would_keep_the_job_waiting(scene: Scene, spare
         return
     named = list(way.named())
     kept = named[spared % len(named)]
-    if kept.code in _SHARED:
+    # Gangs that end to make room count no more against a limit either.
+    is_freed = kept.code.startswith("quota") and any(each.code in _NO_ROOM for each in named)
+    if kept.code in _SHARED or is_freed:
         return
     for reason in named:
         if reason is not kept:

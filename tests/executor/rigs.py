@@ -21,7 +21,7 @@ from scheduler.core.model import (
     NodeName,
     UserName,
 )
-from scheduler.executor import Ended, Executor, LaunchSpec, Observation, Started, StartOrder
+from scheduler.executor import Ended, Executor, LaunchSpec, Observation, Shrunk, Started, StartOrder
 from scheduler.local import LocalExecutor
 from scheduler.simulated import SimulatedExecutor, SimulatedSettings
 from scheduler.spawn import LocalSettings
@@ -87,6 +87,7 @@ class Rig(Protocol):
     def until_started(self, order: StartOrder) -> Started: ...
     def until_ready(self, order: StartOrder) -> Started: ...
     def until_ended(self, order: StartOrder) -> Ended: ...
+    def until_shrunk(self, order: StartOrder) -> Shrunk: ...
     def restart(self) -> Executor: ...
     def close(self) -> None: ...
 
@@ -97,6 +98,10 @@ def find_end(news: list[Observation], order: StartOrder) -> Ended | None:
 
 def find_start(news: list[Observation], order: StartOrder) -> Started | None:
     return next((n for n in news if isinstance(n, Started) and n.allocation == order.allocation.id), None)
+
+
+def find_shrunk(news: list[Observation], order: StartOrder) -> Shrunk | None:
+    return next((n for n in news if isinstance(n, Shrunk) and n.allocation == order.allocation.id), None)
 
 
 class LocalRig:
@@ -123,6 +128,9 @@ class LocalRig:
 
     def until_ended(self, order: StartOrder) -> Ended:
         return self._until(lambda: find_end(self.seen, order), order)
+
+    def until_shrunk(self, order: StartOrder) -> Shrunk:
+        return self._until(lambda: find_shrunk(self.seen, order), order)
 
     def until_ready(self, order: StartOrder) -> Started:
         """A stubborn job is one only after it has told the kernel so."""
@@ -202,6 +210,11 @@ class SimulatedRig:
 
     def until_ended(self, order: StartOrder) -> Ended:
         while (found := find_end(self.seen, order)) is None:
+            self._step()
+        return found
+
+    def until_shrunk(self, order: StartOrder) -> Shrunk:
+        while (found := find_shrunk(self.seen, order)) is None:
             self._step()
         return found
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from scheduler.core.model import AllocationId, EndReason
-from scheduler.executor import Ended, StartOrder, StartRefused
+from scheduler.executor import Ended, Shrinkable, StartOrder, StartRefused
 from tests.executor.rigs import Rig, find_end, find_start
 
 
@@ -203,6 +203,26 @@ def test_there_is_news_to_wait_for_once_a_job_is_started(rig: Rig) -> None:
     rig.executor.start(order)
     assert rig.executor.wait_for_news(3600.0)
     rig.until_ended(order)
+
+
+def test_a_gang_that_shrinks_runs_on_and_what_its_lost_nodes_did_says_nothing_of_its_end(rig: Rig) -> None:
+    order = replace(rig.job(seconds=3600, nodes=2), least_nodes=1)
+    gang = order.allocation.id
+    assert isinstance(rig.executor, Shrinkable)
+    rig.executor.start(order)
+    rig.until_started(order)
+    for _ in range(2):
+        rig.executor.shrink(gang, 1, 5.0, EndReason.PREEMPTED)
+    shrunk = rig.until_shrunk(order)
+    assert (shrunk.nodes, shrunk.at_ms >= order.allocation.decided_ms) == (1, True)
+    assert find_end(list(rig.executor.observe()), order) is None, "it runs on"
+    smaller = replace(order.allocation, grants=order.allocation.grants[:1])
+    rig.restart().recover([as_running(replace(order, allocation=smaller), shrunk.at_ms)])
+    rig.executor.stop(gang, 5.0, EndReason.CANCELLED)
+    ended = rig.until_ended(order)
+    assert (ended.exit_code, ended.reason, ended.at_ms >= shrunk.at_ms) == (143, EndReason.CANCELLED, True)
+    rig.executor.acknowledge(gang)
+    assert not rig.executor.observe()
 
 
 def as_running(order: StartOrder, started_ms: int) -> StartOrder:

@@ -39,6 +39,7 @@ from scheduler.core.policy import Policy
 from scheduler.executor import Ended, LaunchSpec, NodeInventory, Started
 from scheduler.store.accounts import SaveAccount
 from scheduler.store.allocations import ApplyPlan, MarkStopping
+from scheduler.store.centre import accounts
 from scheduler.store.database import Database
 from scheduler.store.evidence import Learned, RecordEvidence, Said
 from scheduler.store.inventory import SetDrain, SyncInventory
@@ -137,9 +138,14 @@ class Centre:
         start = Start(job, shape.gpu_classes[0], booking, grants)
         # The ledger's time, which does not run back when somebody sets the clock: as a daemon's clock has its floor.
         planned_ms = max(self.now_ms, self._writer._floor_ms or 0)
-        applied, _ = self._writer.run(ApplyPlan(Plan(1, planned_ms, (start,))))
+        applied, _ = self._writer.run(ApplyPlan(Plan(1, planned_ms, (start,), terms=self.terms())))
         assert not applied.rejected, applied.rejected
         return applied.started[0].allocation.id
+
+    def terms(self) -> dict[AccountId, Account]:
+        """The accounts' terms, as a planner knows them."""
+        with self.read() as connection:
+            return {record.account.id: record.account for record in accounts(connection)}
 
     def running(self, allocation: AllocationId) -> None:
         self._writer.run(RecordObservations((Started(allocation, self.now_ms),)))
@@ -180,7 +186,7 @@ class Centre:
             Start(job, shape.gpu_classes[0], Booking.BURST, self._gang((device,), GPU_UNITS, 0)[1])
             for job, device in zip(many, devices, strict=True)
         )
-        applied, _ = self._writer.run(ApplyPlan(Plan(1, self.now_ms, starts)))
+        applied, _ = self._writer.run(ApplyPlan(Plan(1, self.now_ms, starts, terms=self.terms())))
         made = [order.allocation.id for order in applied.started]
         self.clock.advance(seconds=1)
         self._writer.run(RecordObservations(tuple(Started(allocation, self.now_ms) for allocation in made)))

@@ -88,7 +88,7 @@ class PurseCentre(Centre):
         """Starts a job on a device; returns its allocation, or why it was rejected."""
         node = NodeName(device.split("-")[1])
         start = Start(job, H100, booking, (Grant(node, (DeviceId(device),), GPU_UNITS, 1000, 0),))
-        applied, self.events = self._writer.run(ApplyPlan(Plan(1, self.now_ms, (start,))))
+        applied, self.events = self._writer.run(ApplyPlan(Plan(1, self.now_ms, (start,), terms=self.terms())))
         return applied.rejected[0][1] if applied.rejected else applied.started[0].allocation.id
 
     def give(self, job: JobId, hours: float) -> None:

@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler.core.model import AccountId, BookingWanted, UserName
+from scheduler.core.model import Account, AccountId, BookingWanted, GpuClass, UserName
 from scheduler.core.policy import Policy
 from scheduler.figures import summary
 from scheduler.replay import Replay
@@ -12,7 +12,14 @@ from tests.builders import node, shape
 
 
 def _job(
-    label: str, at: int, seconds: int, gpus: int = 1, nodes: int = 1, limit: int = 10**6, tenant: str = "a"
+    label: str,
+    at: int,
+    seconds: int,
+    gpus: int = 1,
+    nodes: int = 1,
+    limit: int = 10**6,
+    tenant: str = "a",
+    most: int | None = None,
 ) -> TraceJob:
     return TraceJob(
         label,
@@ -21,7 +28,7 @@ def _job(
         limit * 1000,
         AccountId(f"{tenant}/main"),
         UserName(tenant),
-        shape(gpus=gpus, nodes=nodes),
+        shape(gpus=gpus, nodes=nodes, most_nodes=most),
         BookingWanted.AUTO,
         0,
         {},
@@ -83,3 +90,22 @@ def test_no_gpu_is_held_twice_and_every_job_that_fits_ends(rows: list[tuple[int,
 def test_percentiles_are_by_nearest_rank_and_nothing_has_none() -> None:
     assert summary([]) == {"mean": None, "p50": None, "p95": None, "p99": None, "max": None}
     assert summary([4.0, 1.0, 3.0, 2.0]) == {"mean": 2.5, "p50": 2.0, "p95": 4.0, "p99": 4.0, "max": 4.0}
+
+
+def test_an_elastic_gang_works_faster_on_more_nodes_and_slower_when_it_loses_them() -> None:
+    cluster = [node(f"n{number}", gpus=1) for number in range(4)]
+    alone = Replay(cluster, [_job("x", 0, 400, nodes=1, most=4)], Policy()).run()
+    assert [(run.start_ms, run.end_ms, len(run.nodes)) for run in alone.schedule] == [(0, 100_000, 3), (0, 100_000, 1)]
+    assert alone.report()["per_tenant"][0]["gpu_seconds"] == 400  # type: ignore[index] # a table of figures
+    vip = Account(AccountId("vip"), guarantee={GpuClass("H100"): 3})
+    trace = [_job("x", 0, 400, nodes=1, most=4), _job("y", 40, 100, nodes=3, tenant="vip")]
+    shrunk = Replay(cluster, trace, Policy(), accounts=[vip]).run()
+    # 160 of 400 are done when three nodes go; the rest takes 240 s on one.
+    assert [(run.label, run.start_ms, run.end_ms, run.end_reason) for run in shrunk.schedule] == [
+        ("x", 0, 40_000, "preempted"),
+        ("y", 40_000, 140_000, "completed"),
+        ("x", 0, 280_000, "completed"),
+    ]
+    assert shrunk.report()["preemptions"] == 0, "no job was stopped"
+    limited = Replay(cluster[:2], [_job("x", 0, 400, nodes=1, most=4, limit=150)], Policy()).run()
+    assert {(run.end_ms, run.end_reason) for run in limited.schedule} == {(150_000, "walltime"), (150_000, "completed")}

@@ -125,29 +125,39 @@ class Model:
                 self._change(event.job, state=JobState.PENDING, hold=None)
             case events.JobEnded():
                 del self.jobs[event.job]
+            case _:
+                self._apply_to_gangs(event)
+
+    def _apply_to_gangs(self, event: events.Event) -> None:
+        """Surplus nodes leave their job as it is: only gangs move jobs."""
+        match event:
             case events.AllocationMade():
                 made = event.allocation
                 self.allocations[made.id] = made
-                self._change(made.job, state=JobState.STARTING, allocation=made.id, attempt=made.attempt)
-                self._change(made.job, begin_ms=None, is_backing_off=False)
+                state = {"state": JobState.STARTING, "allocation": made.id, "attempt": made.attempt}
+                self._move(made, **state, begin_ms=None, is_backing_off=False)
             case events.AllocationStarted():
                 old = self.allocations[event.allocation]
                 if old.phase is Phase.STARTING:
-                    self._change(old.job, state=JobState.RUNNING)
+                    self._move(old, state=JobState.RUNNING)
                     old = replace(old, phase=Phase.RUNNING)
                 self.allocations[old.id] = replace(old, started_ms=event.at_ms)
             case events.AllocationStopping():
                 old = self.allocations[event.allocation]
                 self.allocations[old.id] = replace(old, phase=Phase.STOPPING, stop_reason=event.reason)
-                self._change(old.job, state=JobState.STOPPING)
+                self._move(old, state=JobState.STOPPING)
             case events.AllocationCheckpointed():
                 old = self.allocations[event.allocation]
                 self.allocations[old.id] = replace(old, checkpointed_ms=event.at_ms)
             case events.AllocationEnded():
-                del self.allocations[event.allocation]
-                self.jobs[event.job.id] = event.job
-                if event.job.state in ENDS:
-                    del self.jobs[event.job.id]
+                if self.allocations.pop(event.allocation).surplus_of is None:
+                    self.jobs[event.job.id] = event.job
+                    if event.job.state in ENDS:
+                        del self.jobs[event.job.id]
+
+    def _move(self, gang: Allocation, **changes: Any) -> None:
+        if gang.surplus_of is None:
+            self._change(gang.job, **changes)
 
     def _change(self, job: JobId, **changes: Any) -> None:
         self.jobs[job] = replace(self.jobs[job], **changes)

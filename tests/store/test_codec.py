@@ -19,6 +19,7 @@ def test_every_field_of_a_shape_comes_back_as_it_was() -> None:
         exclude_nodes=(NodeName("n3"),),
         constraints=(("disk", "nvme"),),
         topology=("rack", True),
+        most_nodes=8,
     )
     least = Shape((GpuClass("H100"),), 1, 6300)
     for shape in (full, least):
