@@ -316,11 +316,12 @@ def test_whole_nodes_are_asked_for_by_their_class_alone_from_flags_and_files(hom
 def test_what_the_server_refuses_is_told_by_the_flags_that_were_typed(home: Home, peer: Peer) -> None:
     wrong = [{"field": "time_limit_seconds", "message": "is required"}]
     peer.answers("POST", "/v1/jobs", problem("invalid", 422, "time_limit_seconds: is required", problems=wrong))
-    assert home.turnstile("submit", "-g", "1", "x").err == "error: -t is required\n"
+    assert home.turnstile("submit", "-g", "1", "x").err == "error: -t is required\n  try   -t 90m   or   -t 12h\n"
     both = [*wrong, {"field": "env.9X", "message": "is not a name"}]
     peer.answers("POST", "/v1/jobs", problem("invalid", 422, "the request has 2 problems", problems=both))
     told = home.turnstile("submit", "-g", "1", "x").err
-    assert told == "error: the request has 2 problems\n  -t  is required\n  -e  is not a name\n"
+    wanted = "error: the request has 2 problems\n  -t  is required\n  -e  is not a name\n  try   -t 90m   or   -t 12h\n"
+    assert told == wanted
 
 
 def test_each_field_of_the_api_that_a_flag_fills_has_its_flag_named() -> None:
