@@ -1,9 +1,10 @@
 """Job files: `turnstile submit train.yaml`. Everything that is wrong in one is said at once, each with its line."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from cli import values
 from cli.errors import CliError, ExitCode, Problem, UsageProblem, unreadable
 from cli.jobflags import JobFlags
 from cli.jobkeys import EITHER, KEYS, Key, Shape
@@ -11,6 +12,8 @@ from cli.values import closest
 from cli.yamlread import LARGEST_BYTES, BrokenFile, Listed, Mapped, Scalar, Value, read
 
 _KEYS = {key.name: key for key in KEYS}
+_KIND = replace(_KEYS["gpus"], check=values.gpu_kind)
+"""What `gpus` is read as where whole nodes are asked for."""
 
 
 class FileProblems(CliError):
@@ -64,8 +67,9 @@ class _Reading:
     def of(self, content: Mapped) -> JobFile:
         lines: dict[str, int] = {}
         found: dict[str, object] = {}
+        keys = _KEYS | {"gpus": _KIND} if _takes_nodes(content) else _KEYS
         for word, value in content.pairs:
-            key = _KEYS.get(word.text)
+            key = keys.get(word.text)
             if key is None:
                 self._unknown(word)
             elif word.text in lines:
@@ -93,6 +97,10 @@ class _Reading:
             found[key.name] = _read_shape(key, value)
         except _Wrong as wrong:
             self._wrong.append((wrong.line, f"{key.name}: {wrong}"))
+
+
+def _takes_nodes(content: Mapped) -> bool:
+    return any(word.text == "exclusive" and isinstance(value, Scalar) and value.truth for word, value in content.pairs)
 
 
 def _read_shape(key: Key, value: Value) -> object:

@@ -18,11 +18,13 @@ FLAGS_OF_FIELDS = {
     "booking": "--booking",
     "checkpoint_signal": "--checkpoint-signal",
     "command": "the command",
+    "compat": "--compat",
     "constraints": "--constraint",
     "cpus_per_node": "-c",
     "deadline_at": "--deadline",
     "env": "-e",
     "exclude_nodes": "--exclude",
+    "exclusive": "--exclusive",
     "gpu_classes": "-g",
     "gpu_memory_bytes": "-g",
     "gpus_per_node": "-g",
@@ -69,6 +71,9 @@ class JobFlags:
     total_gpus: Annotated[
         str | None, typer.Option("--total-gpus", metavar="GPUS", help="In all, instead of per node: 64, H100:64.")
     ] = None
+    exclusive: Annotated[
+        bool, typer.Option("--exclusive", help="Whole nodes, all their GPUs; -g names the class alone: -g H100.")
+    ] = False
     cpus: Annotated[str | None, typer.Option("-c", "--cpus", metavar="N", help="CPU cores per node.")] = None
     mem: Annotated[str | None, typer.Option("-m", "--mem", metavar="SIZE", help="Memory per node: 64G, 1.5TiB.")] = None
     pool: Annotated[str | None, typer.Option("-p", "--pool", metavar="NAME", help="Nodes of this pool only.")] = None
@@ -142,6 +147,9 @@ class JobFlags:
     idle_stop: Annotated[
         str | None, typer.Option("--idle-stop", metavar="DUR", help="End it when its GPUs were idle for: 30m.")
     ] = None
+    compat: Annotated[
+        str | None, typer.Option("--compat", metavar="WHAT", help="slurm: the job sees SLURM_* variables too.")
+    ] = None
     sweep: Annotated[
         list[str] | None, typer.Option("--sweep", metavar="K=V,V", help="A job for each value; repeat: for each pair.")
     ] = None
@@ -214,6 +222,7 @@ def spec_of(
         if flags.checkpoint_signal is None
         else values.checkpoint_signal(flags.checkpoint_signal),
         "idle_stop_seconds": None if flags.idle_stop is None else values.duration(flags.idle_stop, "--idle-stop"),
+        "compat": _chosen(flags.compat, "--compat", ("slurm",)),
         "grace_seconds": None if flags.grace is None else values.duration(flags.grace, "--grace"),
     }
     return {name: value for name, value in spec.items() if value not in (None, {}, [])}
@@ -224,15 +233,19 @@ def _resources(flags: JobFlags) -> dict[str, object]:
         raise UsageProblem(
             "-g and --total-gpus both say how many GPUs", f"-g {flags.gpus}", f"--total-gpus {flags.total_gpus}"
         )
-    each = None if flags.gpus is None else values.gpus(flags.gpus)
+    if flags.exclusive and flags.total_gpus is not None:
+        raise UsageProblem("--exclusive takes all GPUs of a node, and --total-gpus counts them", "--exclusive -N 2")
+    read = values.gpu_kind if flags.exclusive else values.gpus
+    each = None if flags.gpus is None else read(flags.gpus)
     total = None if flags.total_gpus is None else values.total_gpus(flags.total_gpus)
-    asked, count = each or total, None if each is None else each.count
+    asked, count = each or total, None if each is None or flags.exclusive else each.count
     least, most = (None, None) if flags.nodes is None else values.nodes(flags.nodes)
     return {
         # A share is a JSON number like any other; up to four decimals it is written as it was typed.
         "gpus_per_node": float(count) if isinstance(count, Decimal) else count,
         "gpu_classes": [] if asked is None else list(asked.classes),
         "gpu_memory_bytes": None if asked is None else asked.memory_bytes,
+        "exclusive": flags.exclusive or None,
         "total_gpus": None if total is None else total.count,
         "nodes": least,
         "nodes_max": most,

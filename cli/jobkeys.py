@@ -71,6 +71,7 @@ def _variable(text: str, name: str) -> object:
 _NUMBER: Schema = {"type": ["integer", "number", "string"]}
 _BOOKING, _PRIORITY = _words("auto", "guaranteed", "spot"), _words("low", "normal", "high")
 _WHEN = _words("each", "last")
+_COMPAT = _words("slurm")
 _ONE, _NONE = _count(1), _count(0)
 
 KEYS = (
@@ -88,6 +89,7 @@ KEYS = (
         {"type": ["integer", "string"], "minimum": 1},
     ),
     Key("total-gpus", Shape.TEXT, "GPUs in all, instead of gpus.", "H100:32", values.total_gpus, _NUMBER),
+    Key("exclusive", Shape.TRUTH, "Whole nodes, all their GPUs; gpus then names the class alone.", False),
     Key("cpus", Shape.TEXT, "CPU cores per node.", 64, *_ONE),
     Key("mem", Shape.TEXT, "Memory per node: 512G (1024-based), 512GB (1000-based).", "512G", values.size),
     Key("pool", Shape.TEXT, "Nodes of this pool only.", "h100-ib"),
@@ -138,6 +140,7 @@ KEYS = (
     Key("grace", Shape.TEXT, "Between SIGTERM and SIGKILL: 120s.", "120s", values.duration),
     Key("checkpoint-signal", Shape.TEXT, "Instead of TERM, before the grace.", "USR1", values.checkpoint_signal),
     Key("idle-stop", Shape.TEXT, "End it when all its GPUs were idle for so long.", "30m", values.duration),
+    Key("compat", Shape.TEXT, "Its environment has SLURM_* variables too.", "slurm", *_COMPAT),
     Key("notify", Shape.WORDS, "Events to be told of.", ["end", "preempt", "idle"], values.notice_events),
     Key("notify-when", Shape.TEXT, "Of an array: each element, or the last.", "last", *_WHEN),
     Key("max-cost", Shape.TEXT, "Refuse it if it may cost more than this.", "960 USD", values.money, _NUMBER),

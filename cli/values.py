@@ -131,6 +131,16 @@ def gpus(text: str, flag: str = "-g") -> GpuRequest:
     return GpuRequest(count, classes=classes)
 
 
+def gpu_kind(text: str, flag: str = "-g") -> GpuRequest:
+    """Reads what stands before the colon alone, where whole nodes are asked for: `H100`, `H200,H100`, `80GB`."""
+    typed = text.strip()
+    what, colon, _ = typed.rpartition(":")
+    if colon or _GPU_COUNT.fullmatch(typed):
+        kept = f"{flag} {what} --exclusive" if what else "--exclusive"
+        raise UsageProblem(f"{flag} {typed} counts GPUs, and --exclusive takes all of a node", kept, f"{flag} {typed}")
+    return gpus(f"{typed}:1", flag)
+
+
 def total_gpus(text: str, flag: str = "--total-gpus") -> GpuRequest:
     """Reads `64` and `H100:64`: whole GPUs in all, of these classes or of any."""
     found = gpus(text, flag)

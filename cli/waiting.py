@@ -4,7 +4,6 @@ Only where standard error is a terminal, and only after a moment: an answer that
 what reads the output of a command sees nothing of it. The line is gone before anything else is printed.
 """
 
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ def waiting(screen: Screen, what: str, patience_seconds: float = PATIENCE_SECOND
         yield
         return
     done = threading.Event()
-    teller = threading.Thread(target=_tell, args=(what, done, patience_seconds), daemon=True)
+    teller = threading.Thread(target=_tell, args=(screen, what, done, patience_seconds), daemon=True)
     teller.start()
     try:
         yield
@@ -33,14 +32,12 @@ def waiting(screen: Screen, what: str, patience_seconds: float = PATIENCE_SECOND
         teller.join()
 
 
-def _tell(what: str, done: threading.Event, patience_seconds: float) -> None:
+def _tell(screen: Screen, what: str, done: threading.Event, patience_seconds: float) -> None:
     began = time.monotonic()
     shown = 0
     while not done.wait(STEP_SECONDS if shown else patience_seconds):
         line = f"{what} … {time.monotonic() - began:.0f} s"
-        sys.stderr.write(f"\r{line}")
-        sys.stderr.flush()
+        screen.raw(f"\r{line}".encode(), is_error=True)
         shown = len(line)
     if shown:
-        sys.stderr.write(f"\r{' ' * shown}\r")
-        sys.stderr.flush()
+        screen.raw(f"\r{' ' * shown}\r".encode(), is_error=True)

@@ -14,6 +14,7 @@ from k8s import names
 from k8s.api import Json
 from k8s.options import Options
 from k8s.seats import awaiting
+from scheduler.compat import slurm_variables
 from scheduler.core.model import GPU_UNITS, Grant, tenant_of
 from scheduler.executor import StartOrder, StartRefused
 from scheduler.launch import check, is_protected
@@ -255,6 +256,8 @@ def _environment(order: StartOrder, ranks: tuple[int, ...]) -> list[Json]:
         "PET_MASTER_ADDR": {"value": master},
         "PET_MASTER_PORT": {"value": str(MASTER_PORT)},
     }
+    for key, value in slurm_variables(order, ranks[0]).items():
+        ours[key] = rank if key in {"SLURM_NODEID", "SLURM_PROCID"} else {"value": _literal(value)}
     ours |= {key: {"value": _literal(value)} for key, value in spec.environment.items() if not is_protected(key)}
     fixed = {
         "TURNSTILE_ALLOCATION_ID": allocation.id,

@@ -84,6 +84,8 @@ class LaunchSpec:
     """It gets a terminal, at which somebody is to sit (see `Enterable.attach`); nothing of it is kept as output."""
     idle_stop_seconds: int | None = None
     """It is to be ended when all its GPUs were idle for so long; None: never for that."""
+    has_slurm_names: bool = False
+    """Its environment says besides, in SLURM_* variables, what TURNSTILE_* ones do."""
     simulated_seconds: float | None = None
     """How long the simulated executor lets it run; other executors ignore it."""
     simulated_exit_code: int = 0

@@ -14,6 +14,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from scheduler.compat import slurm_variables
 from scheduler.core.model import GPU_UNITS, tenant_of
 from scheduler.executor import StartOrder, StartRefused
 from scheduler.processes import ALLOCATION_VARIABLE
@@ -128,7 +129,7 @@ def order_for(order: StartOrder, rank: int, place: Place, inherited: Mapping[str
     given = {**spec.environment, **order.secrets}
     environment |= {name: value for name, value in given.items() if not is_protected(name)}
     rendezvous = _rendezvous(order, rank, place)
-    environment = {**rendezvous, **environment, **_ours(order, rank, place)}
+    environment = {**rendezvous, **slurm_variables(order, rank), **environment, **_ours(order, rank, place)}
     workdir = spec.workdir or environment.get("HOME") or "/"
     return {
         "allocation": allocation.id,

@@ -59,6 +59,7 @@ _LAUNCH_EMPTY = {
     "adopts",
     "is_terminal",
     "idle_stop_seconds",
+    "has_slurm_names",
 }
 """Fields that are left out when they are empty, which is what they are by default."""
 

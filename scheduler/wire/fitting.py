@@ -216,6 +216,8 @@ def _gang(spec: JobSpec, eligible: Sequence[Offer]) -> tuple[int, int]:
 
     `total_gpus` alone takes the fewest nodes over which it divides evenly.
     """
+    if spec.exclusive:
+        return spec.nodes or 1, _whole_node(spec, eligible)
     if spec.gpus_per_node is not None:
         return spec.nodes or 1, max(1, int(spec.gpus_per_node))
     assert spec.total_gpus is not None, "parse_spec lets no spec pass that names no count of GPUs"
@@ -224,6 +226,28 @@ def _gang(spec: JobSpec, eligible: Sequence[Offer]) -> tuple[int, int]:
     largest = max((offer.gpus for offer in eligible), default=0)
     per_node = _largest_divisor(spec.total_gpus, largest)
     return (spec.total_gpus // per_node, per_node) if per_node else (1, spec.total_gpus)
+
+
+def _whole_node(spec: JobSpec, eligible: Sequence[Offer]) -> int:
+    """Returns the GPUs of a node, where all that may be meant have as many. Raises Refused (`invalid`) otherwise."""
+    whole = [offer for offer in eligible if offer.device_units == GPU_UNITS]
+    sizes: dict[int, GpuClass] = {}
+    for offer in eligible if spec.gpu_classes or not whole else whole:
+        if offer.gpus:
+            sizes.setdefault(offer.gpus, offer.gpu_class)
+    if len(sizes) == 1:
+        return next(iter(sizes))
+    counts = sorted(sizes, reverse=True)
+    told = " or ".join(str(each) for each in counts)
+    what = (
+        f"the {_class_words(spec)} nodes are not of one size: they have {told} GPUs; say which nodes, or how many GPUs"
+    )
+    if not sizes:
+        what = f"no {_class_words(spec)} node has a GPU"
+    several = {offer.gpu_class for offer in eligible if offer.gpus} if not spec.gpu_classes else set()
+    tries = tuple(f"-g {sizes[each]} --exclusive" for each in counts) if len(several) == len(counts) else ()
+    tries = tries or tuple(f"-g {sizes[each]}:{each}" for each in counts)
+    raise Refused(RefusalCode.INVALID, what, tries=tries[:3], problems=(Problem(what, "exclusive"),))
 
 
 def _largest_divisor(total: int, largest: int) -> int:

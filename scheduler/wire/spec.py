@@ -66,6 +66,12 @@ class CheckpointSignal(StrEnum):
     USR2 = "USR2"
 
 
+class Compat(StrEnum):
+    """Another scheduler whose variables a job may ask for."""
+
+    SLURM = "slurm"
+
+
 PRIORITIES = {PriorityWord.LOW: -1, PriorityWord.NORMAL: 0, PriorityWord.HIGH: 1}
 PRIORITY_WORDS = {number: word.value for word, number in PRIORITIES.items()}
 
@@ -103,6 +109,7 @@ class JobSpec(BaseModel):
         None, description="A whole number; or a share of one GPU, in hundredths: 0.5."
     )
     total_gpus: Annotated[int, Field(ge=1, le=10_000_000)] | None = Field(None, description="Instead of gpus_per_node.")
+    exclusive: bool = Field(False, description="Whole nodes: all GPUs of each, instead of a count of them.")
     gpu_classes: tuple[Name, ...] = Field(
         (), max_length=16, description="In order of preference; empty: any that fits."
     )
@@ -136,6 +143,7 @@ class JobSpec(BaseModel):
     idle_stop_seconds: Annotated[int, Field(ge=60, le=MOST_INTEGER)] | None = Field(
         None, description="It is ended, reason idle_stop, when all its GPUs were idle for so long."
     )
+    compat: Compat | None = Field(None, description="slurm: its environment has SLURM_* variables too.")
     labels: dict[Name, Words] = Field(default_factory=dict, max_length=32)
     max_cost: MoneySpec | None = Field(None, description="The most that it may cost, all starts and elements together.")
     notify: tuple[NoticeEvent, ...] | None = Field(None, max_length=32, description="Default: what its user asked for.")
@@ -175,13 +183,7 @@ def _contradictions(spec: JobSpec) -> Iterator[Problem]:
         yield Problem("its first word is the program to run and must not be empty", "command")
     if spec.workdir is not None and not PurePosixPath(spec.workdir).is_absolute():
         yield Problem("must begin with '/': a job has no directory that this could be relative to", "workdir")
-    if (spec.gpus_per_node is None) == (spec.total_gpus is None):
-        yield Problem("say how many GPUs: gpus_per_node or total_gpus, one of them", "gpus_per_node")
-    if spec.gpus_per_node is not None and (words := _uneven(Decimal(repr(spec.gpus_per_node)))):
-        yield Problem(words, "gpus_per_node")
-    yield from _bad_range(spec)
-    if spec.total_gpus is not None and spec.nodes is not None and spec.total_gpus % spec.nodes:
-        yield Problem(f"{spec.total_gpus} GPUs do not divide evenly over {spec.nodes} nodes", "total_gpus")
+    yield from _counts(spec)
     texts = [*(spec.command or ()), spec.script or "", *spec.env, *spec.env.values()]
     size = sum(len(text.encode()) + 1 for text in texts)
     if size > MOST_COMMAND_BYTES:
@@ -224,6 +226,19 @@ def _bad_range(spec: JobSpec) -> Iterator[Problem]:
             "least nodes are guaranteed where the guarantee has room",
             "booking",
         )
+
+
+def _counts(spec: JobSpec) -> Iterator[Problem]:
+    """Yields what is wrong with how many GPUs are asked for."""
+    if spec.exclusive and (spec.gpus_per_node is not None or spec.total_gpus is not None):
+        yield Problem("takes all GPUs of a node, and a count of GPUs is named too; leave one of them out", "exclusive")
+    elif not spec.exclusive and (spec.gpus_per_node is None) == (spec.total_gpus is None):
+        yield Problem("say how many GPUs: gpus_per_node or total_gpus, one of them", "gpus_per_node")
+    if spec.gpus_per_node is not None and (words := _uneven(Decimal(repr(spec.gpus_per_node)))):
+        yield Problem(words, "gpus_per_node")
+    yield from _bad_range(spec)
+    if spec.total_gpus is not None and spec.nodes is not None and spec.total_gpus % spec.nodes:
+        yield Problem(f"{spec.total_gpus} GPUs do not divide evenly over {spec.nodes} nodes", "total_gpus")
 
 
 def _uneven(gpus: Decimal) -> str | None:

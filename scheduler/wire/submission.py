@@ -15,6 +15,7 @@ from scheduler.wire.fitting import Offer, size_of
 from scheduler.wire.spec import (
     PRIORITIES,
     CheckpointSignal,
+    Compat,
     JobSpec,
     PriorityWord,
     invalid,
@@ -109,6 +110,7 @@ def draft_of(spec: JobSpec, rights: Rights, centre: Centre, after: tuple[Depende
             shm_bytes=spec.shm_bytes,
             is_terminal=spec.terminal,
             idle_stop_seconds=spec.idle_stop_seconds,
+            has_slurm_names=spec.compat is Compat.SLURM,
             grace_seconds=grace,
             stop_signal=f"SIG{(spec.checkpoint_signal or CheckpointSignal.TERM).value}",
             log_limit_bytes=rules.log_limit_bytes,

@@ -7,6 +7,7 @@ import pytest
 from scheduler.clock import iso_utc
 from tests.api.centre import Centre
 from tests.api.conftest import People, job_spec
+from tests.builders import node
 
 
 def test_a_job_is_answered_as_the_contract_says(people: People) -> None:
@@ -269,3 +270,21 @@ def test_a_dry_run_says_what_would_keep_it_waiting_its_place_and_when_it_would_s
     assert item["position"] == 2
     assert item["start_estimate"]["p90"] == iso_utc(centre.clock.now_ms() + 3_600_000)
     assert len(user.get("/v1/jobs").json()["items"]) == 3
+
+
+def test_whole_nodes_hold_all_their_gpus_and_are_refused_where_their_size_is_in_doubt(
+    people: People, centre: Centre
+) -> None:
+    user = people.user()
+    job = user.submit(gpus_per_node=None, exclusive=True, gpu_classes=["H100"], nodes=2)
+    centre.tick()
+    assert [len(grant.devices) for grant in centre.grants_of(job)] == [8, 8]
+    unsaid = user.post("/v1/jobs", json=job_spec(gpus_per_node=None, exclusive=True))
+    assert (unsaid.status_code, unsaid.json()["code"]) == (422, "invalid"), unsaid.text
+    assert "not of one size: they have 8 or 4 GPUs" in unsaid.json()["detail"]
+    assert unsaid.json()["try"] == ["-g H100 --exclusive", "-g A100 --exclusive"]
+    centre.has_nodes(node("h1"), node("h2"), node("h9", gpus=4))
+    mixed = user.post("/v1/jobs", json=job_spec(gpus_per_node=None, exclusive=True, gpu_classes=["H100"]))
+    assert mixed.json()["try"] == ["-g H100:8", "-g H100:4"]
+    counted = user.post("/v1/jobs", json=job_spec(gpus_per_node=8, exclusive=True))
+    assert counted.json()["problems"][0]["field"] == "exclusive"

@@ -231,6 +231,9 @@ def test_the_project_comes_from_flag_environment_or_project_file(
         (("-e", "NOT_SET_ANYWHERE", "x"), "is not set in your environment"),
         (("--env-file", ".env", "x"), "is not text in UTF-8"),
         (("-f", "-a", "0-3", "x"), "an array is many"),
+        (("--exclusive", "-g", "H200:8", "x"), "-g H200:8 counts GPUs, and --exclusive takes all of a node"),
+        (("--exclusive", "--total-gpus", "8", "x"), "--total-gpus counts them"),
+        (("--compat", "lsf", "x"), "is not one of slurm"),
     ],
 )
 def test_what_cannot_be_meant_is_exit_2_and_nothing_is_sent(
@@ -297,14 +300,28 @@ def test_slurms_words_do_the_same(home: Home, peer: Peer) -> None:
     assert "sbatch" not in home.turnstile("--help").out
 
 
+def test_whole_nodes_are_asked_for_by_their_class_alone_from_flags_and_files(home: Home, peer: Peer) -> None:
+    asked = sent(home, peer, "-t", "1h", "--exclusive", "-g", "H200,H100", "-N", "2", "--compat", "slurm", "x")
+    assert (asked["exclusive"], asked["gpu_classes"], asked["nodes"]) == (True, ["H200", "H100"], 2)
+    assert asked["compat"] == "slurm"
+    assert "gpus_per_node" not in asked
+    (home.path / "whole.yaml").write_text("gpus: 80GB\nexclusive: true\ncompat: slurm\ntime: 1h\ncommand: [x]\n")
+    from_file = sent(home, peer, "whole.yaml")
+    assert (from_file["exclusive"], from_file["gpu_memory_bytes"], from_file["compat"]) == (True, 80 * 10**9, "slurm")
+    (home.path / "whole.yaml").write_text("gpus: H100:8\nexclusive: true\ntime: 1h\ncommand: [x]\n")
+    refused = home.turnstile("submit", "whole.yaml")
+    assert (refused.code, "line 1  gpus: H100:8 counts GPUs" in refused.err) == (3, True), refused.err
+
+
 def test_what_the_server_refuses_is_told_by_the_flags_that_were_typed(home: Home, peer: Peer) -> None:
     wrong = [{"field": "time_limit_seconds", "message": "is required"}]
     peer.answers("POST", "/v1/jobs", problem("invalid", 422, "time_limit_seconds: is required", problems=wrong))
-    assert home.turnstile("submit", "-g", "1", "x").err == "error: -t is required\n"
+    assert home.turnstile("submit", "-g", "1", "x").err == "error: -t is required\n  try   -t 90m   or   -t 12h\n"
     both = [*wrong, {"field": "env.9X", "message": "is not a name"}]
     peer.answers("POST", "/v1/jobs", problem("invalid", 422, "the request has 2 problems", problems=both))
     told = home.turnstile("submit", "-g", "1", "x").err
-    assert told == "error: the request has 2 problems\n  -t  is required\n  -e  is not a name\n"
+    wanted = "error: the request has 2 problems\n  -t  is required\n  -e  is not a name\n  try   -t 90m   or   -t 12h\n"
+    assert told == wanted
 
 
 def test_each_field_of_the_api_that_a_flag_fills_has_its_flag_named() -> None:

@@ -121,6 +121,27 @@ def test_the_environment_has_what_the_documentation_promises(local: LocalRig) ->
     }
     assert {name: seen.get(name) for name in expected} == expected
     assert 20_000 <= int(seen["MASTER_PORT"]) < 30_000
+    assert not [name for name in seen if name.startswith("SLURM_")]
+
+
+def test_a_job_that_asks_sees_slurms_names_and_its_own_choice_of_them(local: LocalRig) -> None:
+    job = order("env", "-0", array_index=3, has_slurm_names=True, environment={"SLURM_JOB_NAME": "mine"})
+    grants = tuple(replace(grant, cpu_millicores=6500) for grant in job.allocation.grants)
+    job = replace(job, array=JobId(4711), allocation=replace(job.allocation, grants=grants))
+    local.run(job)
+    seen = {name: value for name, value in environment_of(local, job).items() if name.startswith("SLURM_")}
+    assert seen == {
+        "SLURM_JOB_ID": str(job.allocation.job),
+        "SLURM_JOB_NAME": "mine",
+        "SLURM_JOB_NUM_NODES": "1",
+        "SLURM_NNODES": "1",
+        "SLURM_NODEID": "0",
+        "SLURM_PROCID": "0",
+        "SLURM_GPUS_ON_NODE": "2",
+        "SLURM_CPUS_ON_NODE": "6",
+        "SLURM_ARRAY_JOB_ID": "4711",
+        "SLURM_ARRAY_TASK_ID": "3",
+    }
 
 
 def test_nothing_of_the_daemons_environment_but_the_named_few_reaches_a_job(

@@ -134,6 +134,17 @@ def test_a_job_cannot_name_itself_another_or_choose_its_devices() -> None:
     assert "CUDA_VISIBLE_DEVICES" not in found
 
 
+def test_slurms_names_are_given_where_asked_for_each_rank_its_own() -> None:
+    each = jobs(order(nodes=2, has_slurm_names=True), OPTIONS, is_indexed=False)
+    (indexed,) = jobs(order(nodes=2, has_slurm_names=True), OPTIONS, is_indexed=True)
+    assert [environment(job)["SLURM_PROCID"] for job in each] == ["0", "1"]
+    assert [environment(job)["SLURM_CPUS_ON_NODE"] for job in each] == ["4", "5"]
+    assert names.COMPLETION_INDEX in str(environment(indexed)["SLURM_NODEID"])
+    assert environment(indexed)["SLURM_NNODES"] == "2"
+    (unasked,) = jobs(order(), OPTIONS, is_indexed=False)
+    assert not [name for name in environment(unasked) if name.startswith("SLURM_")]
+
+
 def test_a_checkpoint_signal_is_sent_before_the_grace_and_plain_jobs_need_no_shell() -> None:
     (plain,) = jobs(order(), OPTIONS, is_indexed=False)
     (job,) = jobs(order(stop_signal="SIGUSR1", grace_seconds=90.0), OPTIONS, is_indexed=False)

@@ -50,6 +50,8 @@ LAUNCH = LaunchSpec(
     shm_bytes=1 << 30,
     is_terminal=True,
     idle_stop_seconds=1800,
+    adopts=("default/pod-1",),
+    has_slurm_names=True,
     simulated_seconds=0.0,
     simulated_exit_code=3,
 )
