@@ -61,7 +61,7 @@ def check_movable(tx: Transaction, ids: Sequence[JobId]) -> None:
         for id_, state in rows:
             if state not in _WAITING and state not in _ENDED:
                 raise _refused(f"job {id_} is {state}: its name and its project stay as they are")
-        taken = sa.select(CLAIM.c.job_id).where(CLAIM.c.job_id.in_(part)).limit(1)
+        taken = sa.select(CLAIM.c.job_id).where(CLAIM.c.job_id.in_(part), CLAIM.c.ended_ms.is_(None)).limit(1)
         if (about := tx.connection.execute(taken).scalar()) is not None:
             raise _refused(f"job {about} is about to start: others are being stopped for it")
         single = sa.select(JOB_DEPENDENCY.c.job_id).where(
