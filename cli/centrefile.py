@@ -7,9 +7,11 @@ Whoever adds a section to the API adds its row here.
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
 from pathlib import Path
 
-from cli.errors import CliError, ExitCode, Problem, Refusal, unreadable
+from cli import moments, values
+from cli.errors import CliError, ExitCode, Problem, Refusal, UsageProblem, unreadable
 from cli.tomllines import Path as Place
 from cli.tomllines import line_of, lines_of
 from cli.values import closest
@@ -32,6 +34,14 @@ class CentreFileProblems(CliError):
 
 class WrongValue(Exception):
     """What is wrong with a value, as the rest of a sentence that begins with its key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Doubtful:
+    """A value that the centre will refuse, with all else that it finds wrong; `wrong` is what to say beforehand."""
+
+    value: object
+    wrong: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +85,12 @@ def _number(least: int) -> Callable[[object], object]:
     return read
 
 
+def _weight(value: object) -> object:
+    if isinstance(value, int) and not isinstance(value, bool) and value < 1:
+        return Doubtful(value, f"must be at least 1, and {value} is not")
+    return _number(1)(value)
+
+
 def _limit(value: object) -> object:
     if value == NONE:
         return None
@@ -95,12 +111,45 @@ def _gpus(value: object) -> object:
     return value
 
 
+def _nodes(value: object) -> object:
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        raise WrongValue('must be a list of nodes, as in ["gpu-001", "gpu-002"]')
+    return value
+
+
+def _money(value: object) -> object:
+    """Reads `5000`, `"1250.50"` and `"5000 EUR"`; a number with a point has been rounded before anybody sees it."""
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    if not is_number and not isinstance(value, str):
+        raise WrongValue('must be an amount: 5000, "1250.50" or "5000 EUR"')
+    try:
+        amount, currency = values.money(str(value), "")
+    except UsageProblem:
+        raise WrongValue(f'{value!r} is not an amount: say 5000, "1250.50" or "5000 EUR"') from None
+    return {"amount": f"{amount:f}", "currency": currency}
+
+
+def _moment(value: object) -> object:
+    """Reads a TOML date or time, or the text of one; without an offset it is the caller's, as `--from` takes it."""
+    if not isinstance(value, str | date):
+        raise WrongValue("must be a time, as in 2026-11-01")
+    try:
+        found = datetime.fromisoformat(str(value))
+    except ValueError:
+        raise WrongValue(f"{str(value)!r} is not a time; say 2026-11-01") from None
+    return moments.write(found.astimezone(UTC))
+
+
+def _hard(value: object) -> object:
+    return not _truth(value)
+
+
 SECTIONS: tuple[SectionForm, ...] = (
     SectionForm(
         "accounts",
         {
             "title": Key("display_name", _text),
-            "weight": Key("weight", _number(1)),
+            "weight": Key("weight", _weight),
             "guarantee": Key("guarantee", _gpus),
             "limit": Key("limit", _gpus),
             "user_limit": Key("user_limit", _gpus),
@@ -123,7 +172,36 @@ SECTIONS: tuple[SectionForm, ...] = (
         },
         required=("name", "account"),
     ),
+    SectionForm(
+        "pools",
+        {
+            "name": Key("name", _text),
+            "nodes": Key("nodes", _nodes),
+            "paused": Key("is_paused", _truth),
+            "reason": Key("reason", _text),
+        },
+        required=("name",),
+    ),
+    SectionForm(
+        "budgets",
+        {
+            "account": Key("account", _text),
+            "period": Key("period", _text),
+            "limit": Key("limit", _money),
+            "overdraft": Key("overdraft", _money),
+            "currency": Key("currency", _text),
+            "soft": Key("hard", _hard),
+            "from": Key("from_at", _moment),
+            "to": Key("to_at", _moment),
+        },
+        required=("account",),
+    ),
 )
+ELSEWHERE: Mapping[str, str] = {
+    "price_book": "another verb does this: turnstile admin prices import, then publish",
+    "prices": "another verb does this: turnstile admin prices import, then publish",
+}
+"""What people look for in a centre file and another verb does."""
 
 
 @dataclass(slots=True)
@@ -135,6 +213,13 @@ class CentreFile:
     lines: Mapping[Place, int] = field(default_factory=dict)
     places: dict[tuple[str, int], Place] = field(default_factory=dict)
     """Of each entry by section and number."""
+    doubtful: list[tuple[int, str]] = field(default_factory=list)
+    """What the centre will refuse: lines and words, for when it is not asked, or says nothing of it."""
+
+    def require_no_doubts(self) -> None:
+        """Raises CentreFileProblems for what the centre should have refused."""
+        if self.doubtful:
+            raise CentreFileProblems(self.name, _located(self.doubtful))
 
     def located(self, field_name: str) -> tuple[int, str]:
         """Returns the line and the name of what the API calls `accounts.0.limit.H100`."""
@@ -178,13 +263,14 @@ class _Reading:
         forms = {form.name: form for form in SECTIONS}
         for name, content in document.items():
             form = forms.get(name)
-            if form is None:
+            if name in ELSEWHERE:
+                self._say((name,), f"{name}: {ELSEWHERE[name]}")
+            elif form is None:
                 self._say((name,), f"{name}: unknown section{_hint(name, forms)}")
             else:
                 self._file.sections[name] = self._section(form, content)
         if self._wrong:
-            problems = tuple(Problem(f"line {line}", said) for line, said in sorted(self._wrong))
-            raise CentreFileProblems(self._file.name, problems)
+            raise CentreFileProblems(self._file.name, _located([*self._wrong, *self._file.doubtful]))
         return self._file
 
     def _section(self, form: SectionForm, content: object) -> list[Entry]:
@@ -214,7 +300,7 @@ class _Reading:
                 self._say((*place, name), f"{name}: unknown key{_hint(name, form.keys)}")
                 continue
             try:
-                found[key.wire] = key.read(value)
+                found[key.wire] = self._read(key, value, (*place, name))
             except WrongValue as problem:
                 self._say((*place, name), f"{name}: {problem}")
         for name in form.required:
@@ -222,8 +308,19 @@ class _Reading:
                 self._say(place, f"{name}: is required")
         return found
 
+    def _read(self, key: Key, value: object, place: Place) -> object:
+        found = key.read(value)
+        if isinstance(found, Doubtful):
+            self._file.doubtful.append((line_of(self._file.lines, place), f"{place[-1]}: {found.wrong}"))
+            return found.value
+        return found
+
     def _say(self, place: Place, said: str) -> None:
         self._wrong.append((line_of(self._file.lines, place), said))
+
+
+def _located(wrong: list[tuple[int, str]]) -> tuple[Problem, ...]:
+    return tuple(Problem(f"line {line}", said) for line, said in sorted(wrong))
 
 
 def _hint(name: str, known: Mapping[str, object]) -> str:

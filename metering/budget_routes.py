@@ -51,7 +51,7 @@ class TopUpBody(Strict):
 
 
 @dataclass(frozen=True, slots=True)
-class _Command:
+class BudgetCommand:
     """Changes a budget and tells the planner what is left."""
 
     account: AccountId
@@ -94,15 +94,15 @@ def _routes(door: Door, zone: ZoneInfo) -> APIRouter:
     async def put_budget(request: Request, path: AccountRef, rights: Annotated[Rights, Depends(setter)]) -> Response:
         account = _checked(path, rights)
         asked = parse(BudgetBody, await request.body())
-        currency = await door.read(lambda connection: _currency(connection, asked, door.now_ms))
-        budget = _budget(account, asked, currency, zone)
+        currency = await door.read(lambda connection: currency_of(connection, asked, door.now_ms))
+        budget = terms_of(account, asked, currency, zone)
         rights.require_budget(account, is_money=budget.kind is BudgetKind.PREPAID or budget.overdraft_micros > 0)
 
         def set_it(connection: Connection, at_ms: int) -> None:
             _require_own(connection, account, rights)
             set_budget(connection, budget, at_ms, rights.caller.user)
 
-        done = await door.carry_out(_Command(account, set_it))
+        done = await door.carry_out(BudgetCommand(account, set_it))
         return answer(envelope("Budget", door.now_ms, **_shown(done)))
 
     @router.delete("/v1/admin/budgets/{path:path}", summary="End a budget")
@@ -113,7 +113,7 @@ def _routes(door: Door, zone: ZoneInfo) -> APIRouter:
             _require_own(connection, account, rights)
             end_budget(connection, account, at_ms, rights.caller.user)
 
-        await door.carry_out(_Command(account, end_it))
+        await door.carry_out(BudgetCommand(account, end_it))
         return answer(envelope("BudgetEnded", door.now_ms, account=account))
 
     @router.post("/v1/admin/budgets/{path:path}/topup", summary="Add to a budget", openapi_extra=body_of(TopUpBody))
@@ -140,7 +140,7 @@ def _routes(door: Door, zone: ZoneInfo) -> APIRouter:
                 connection, budget, _micros(asked.amount, budget.currency, "amount"), at_ms, (who, asked.reason, key)
             )
 
-        done = await door.carry_out(_Command(account, change))
+        done = await door.carry_out(BudgetCommand(account, change))
         return answer(envelope("Budget", door.now_ms, **_shown(done)), 201)
 
     return router
@@ -171,7 +171,7 @@ def _require_own(connection: Connection, account: AccountId, rights: Rights) -> 
         rights.require_budget(account, is_money=there.kind is BudgetKind.PREPAID or there.overdraft_micros > 0)
 
 
-def _currency(connection: Connection, asked: BudgetBody, now_ms: int) -> str:
+def currency_of(connection: Connection, asked: BudgetBody, now_ms: int) -> str:
     """Returns the currency of a budget: that of its amounts, which is that of the prices."""
     book = current_book(connection, now_ms)
     named = {each.currency for each in (asked.limit, asked.overdraft) if each is not None and each.currency is not None}
@@ -185,7 +185,8 @@ def _currency(connection: Connection, asked: BudgetBody, now_ms: int) -> str:
     return currency
 
 
-def _budget(account: AccountId, asked: BudgetBody, currency: str, zone: ZoneInfo) -> Budget:
+def terms_of(account: AccountId, asked: BudgetBody, currency: str, zone: ZoneInfo) -> Budget:
+    """Returns the budget that is asked for. Raises Refused (invalid) with all that is wrong in it."""
     kind = BudgetKind(asked.period)
     problems = []
     if (asked.limit is None) != (kind is BudgetKind.PREPAID):

@@ -26,7 +26,7 @@ def apply(
     force: Annotated[bool, typer.Option("--force", help="Even where more is guaranteed than there is.")] = False,
     yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")] = False,
 ) -> None:
-    """Make accounts and users what a file declares: all of it or nothing, and only after the differences were shown.
+    """Make accounts, users, pools and budgets what a file declares: all or nothing, after the differences were shown.
 
     What the file leaves out stays as it is. Applied twice, the second time changes nothing.
 
@@ -38,6 +38,7 @@ def apply(
     declared = load(file)
     body: Json = {"sections": declared.sections, "prune": prune, "force": force}
     shown = _sent(session, declared, body, {"dry_run": "true"})
+    declared.require_no_doubts()
     changes = whole(shown, "changes") or 0
     if dry_run or not changes:
         told = f"{plural(changes, 'change')}, none made: this was a dry run" if changes else "no changes"

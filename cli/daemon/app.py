@@ -42,6 +42,7 @@ from cli.daemon.turns import Turns
 from metering.admission import BudgetAdmission
 from metering.billing_routes import billing_routes
 from metering.budget_routes import budget_routes
+from metering.budget_section import budget_section
 from metering.budget_watch import BudgetCollector
 from metering.ledger_watch import BLIND_MS, LedgerCollector, LedgerWatch
 from metering.period_routes import period_routes
@@ -200,7 +201,7 @@ class Daemon:
             billing_routes(terms),
             self._attendance.routes,
         )
-        app = api(controller, admission, limits, telemetry, routes)
+        app = api(controller, admission, limits, telemetry, routes, (budget_section(admission.zone),))
         config = uvicorn.Config(
             app, log_config=None, access_log=False, lifespan="on", proxy_headers=False, timeout_graceful_shutdown=5
         )

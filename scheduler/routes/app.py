@@ -10,7 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from scheduler.admission import Admission
 from scheduler.routes.accounts import account_routes
 from scheduler.routes.actions import action_routes
-from scheduler.routes.apply import apply_routes
+from scheduler.routes.apply import SectionKind, apply_routes
 from scheduler.routes.cluster import cluster_routes
 from scheduler.routes.decisions import decision_routes
 from scheduler.routes.door import Door
@@ -44,8 +44,10 @@ def api(
     settings: ApiSettings,
     telemetry: Telemetry,
     more: Sequence[MoreRoutes] = (),
+    sections: Sequence[SectionKind] = (),
 ) -> FastAPI:
-    """Returns the app. It belongs to the event loop that serves it; `more` adds routers of packages above."""
+    """Returns the app. It belongs to the event loop that serves it; `more` adds routers of packages above, `sections`
+    what else a declared centre may hold."""
     door = Door(controller, settings)
     shown = Shown(door, admission)
     watch = JobWatch(door, lookups.ended_among)
@@ -79,7 +81,7 @@ def api(
         account_routes(door),
         token_routes(door),
         user_routes(door),
-        apply_routes(door),
+        apply_routes(door, sections),
         node_routes(door),
         pool_routes(door),
         reservation_routes(door),

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel
 
-from scheduler.auth import ADMINISTERS, Rights
+from scheduler.auth import ADMINISTERS, OPERATES, Rights
 from scheduler.refusal import Problem, RefusalCode, Refused
 from scheduler.routes.accounts import capacity_of
 from scheduler.routes.bodies import body_of
@@ -27,7 +27,8 @@ from scheduler.store.declared import (
     differences,
     digest,
 )
-from scheduler.wire.declaration import AccountEntry, ApplyBody, UserEntry, parse_entries
+from scheduler.store.declared_pools import POOLS, DeclaredPools
+from scheduler.wire.declaration import AccountEntry, ApplyBody, PoolEntry, UserEntry, parse_entries
 from scheduler.wire.problems import Json, page
 from scheduler.wire.requests import parse
 from scheduler.wire.spec import invalid
@@ -42,13 +43,15 @@ class SectionKind:
     entry: type[BaseModel]
     check: Callable[[Rights, Any], None]  # Any: an entry of the model
     declare: Callable[[Door, Rights, ApplyBody, list[Any]], Section]
+    named_by: str = "id"
+    """The field of an entry that a refusal of the caller's rights is about."""
 
 
 def apply_routes(door: Door, more: Sequence[SectionKind] = ()) -> APIRouter:
-    """Returns the route of declared centres; `more` are sections besides accounts and users, made after them."""
+    """Returns the route of declared centres; `more` are sections besides accounts, users and pools, made after them."""
     router = APIRouter(tags=["administration"])
     changing = door.allow_change(ADMINISTERS)
-    kinds = {kind.name: kind for kind in (_ACCOUNTS, _USERS, *more)}
+    kinds = {kind.name: kind for kind in (_ACCOUNTS, _USERS, _POOLS, *more)}
 
     @router.post("/v1/admin/apply", summary="Make the centre what is declared", openapi_extra=body_of(ApplyBody))
     async def apply(
@@ -90,7 +93,7 @@ def _sections(door: Door, rights: Rights, asked: ApplyBody, kinds: dict[str, Sec
             except Refused as refused:
                 if refused.code not in {RefusalCode.NOT_ALLOWED, RefusalCode.NOT_FOUND}:
                     raise
-                problems.append(Problem(refused.message, f"{name}.{index}.id"))
+                problems.append(Problem(refused.message, f"{name}.{index}.{kind.named_by}"))
         found.append(kind.declare(door, rights, asked, entries))
     if problems:
         raise invalid(tuple(problems))
@@ -119,5 +122,14 @@ def _check_user(rights: Rights, entry: UserEntry) -> None:
     rights.require_people_of(entry.declared().account)
 
 
+def _pools(_: Door, __: Rights, ___: ApplyBody, entries: list[PoolEntry]) -> Section:
+    return DeclaredPools(tuple(entry.declared() for entry in entries))
+
+
+def _check_pool(rights: Rights, _: PoolEntry) -> None:
+    rights.require(OPERATES)
+
+
 _ACCOUNTS = SectionKind(ACCOUNTS, AccountEntry, _check_account, _accounts)
-_USERS = SectionKind(USERS, UserEntry, _check_user, _users)
+_USERS = SectionKind(USERS, UserEntry, _check_user, _users, named_by="account")
+_POOLS = SectionKind(POOLS, PoolEntry, _check_pool, _pools, named_by="name")

@@ -1,15 +1,17 @@
 """The body of a declared centre: sections of entries, each entry only as far as it says something."""
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from scheduler.core.model import AccountId, UserName
+from scheduler.core.model import AccountId, NodeName, PoolName, UserName
 from scheduler.refusal import Problem
 from scheduler.store.declared import DeclaredAccount, DeclaredUser
+from scheduler.store.declared_pools import DeclaredPool
 from scheduler.wire.requests import JobCount, Strict
 from scheduler.wire.spec import invalid
-from scheduler.wire.text import AccountPath, Name, problems_of
+from scheduler.wire.text import AccountPath, Name, Words, problems_of
 
 MOST_ENTRIES = 20_000
 """Of one section: a centre of thousands of projects in one file."""
@@ -31,7 +33,8 @@ class AccountEntry(Strict):
 
     id: AccountPath
     display_name: Name | None = None
-    weight: Annotated[int, Field(ge=1, le=1_000_000)] = 1
+    weight: Annotated[int, Field(ge=-1_000_000, le=1_000_000)] = 1
+    """Too small a one is told by the rules of the tree, together with all else that is wrong in them."""
     guarantee: ClassCounts = Field(default_factory=dict, max_length=64)
     limit: ClassCounts = Field(default_factory=dict, max_length=64)
     user_limit: ClassCounts = Field(default_factory=dict, max_length=64)
@@ -63,13 +66,28 @@ class UserEntry(Strict):
         return DeclaredUser(AccountId(self.account), UserName(self.user), self.role, self.may_use_high)
 
 
+class PoolEntry(Strict):
+    """A pool; what is left out stays. `nodes` are all that are put into it whatever they say themselves."""
+
+    name: Name
+    nodes: tuple[Name, ...] | None = Field(None, max_length=100_000)
+    is_paused: bool | None = None
+    reason: Words | None = None
+
+    def declared(self) -> DeclaredPool:
+        """Returns what the entry says."""
+        nodes = None if self.nodes is None else tuple(NodeName(name) for name in self.nodes)
+        return DeclaredPool(PoolName(self.name), nodes, self.is_paused, self.reason)
+
+
 def parse_entries(section: str, model: type[BaseModel], entries: list[Any]) -> tuple[list[Any], list[Problem]]:
     """Returns a section's entries as their model, and what is wrong with them: one of the two is empty."""
     if len(entries) > MOST_ENTRIES:
         raise invalid((Problem(f"has {len(entries)} entries; {MOST_ENTRIES} is the most", section),))
     try:
         adapter: TypeAdapter[list[Any]] = TypeAdapter(list[model])  # type: ignore[valid-type]  # a model given as a value
-        return adapter.validate_python(entries), []
+        # As JSON, for that is what was sent: from nothing else does a strict model take arrays and times.
+        return adapter.validate_json(json.dumps(entries)), []
     except ValidationError as error:
         found = problems_of(error, tuple(model.model_fields))
         return [], [Problem(each.message, f"{section}.{each.field}") for each in found]

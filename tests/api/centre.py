@@ -17,6 +17,7 @@ from cli.daemon.attendance import Attendance
 from metering.admission import BudgetAdmission
 from metering.billing_routes import billing_routes
 from metering.budget_routes import budget_routes
+from metering.budget_section import budget_section
 from metering.closing import PeriodTerms
 from metering.focus import FocusTerms
 from metering.period_routes import period_routes
@@ -202,4 +203,4 @@ def app_of(centre: Centre, **settings: Any) -> FastAPI:
         billing_routes(PERIODS),
         Attendance().routes,
     )
-    return api(centre, centre.admission, limits, Telemetry("1.2.3"), routes)
+    return api(centre, centre.admission, limits, Telemetry("1.2.3"), routes, (budget_section(centre.admission.zone),))

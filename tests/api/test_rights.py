@@ -50,7 +50,7 @@ WHO_MAY: dict[tuple[str, str], tuple[set[Role | None], Any]] = {
     ("POST", "/v1/admin/accounts/{path:path}/suspend"): ({T, O}, {}),
     ("POST", "/v1/admin/accounts/{path:path}/resume"): ({T, O}, None),
     ("DELETE", "/v1/admin/accounts/{path:path}"): ({T, O}, None),
-    ("POST", "/v1/admin/apply"): ({T, O}, {"sections": {"accounts": [], "users": []}}),
+    ("POST", "/v1/admin/apply"): ({T, O}, {"sections": {"accounts": [], "users": [], "pools": [], "budgets": []}}),
     ("GET", "/v1/admin/users"): ({T, O}, None),
     ("PUT", "/v1/admin/users"): ({T, O}, {"account": "acme/vision", "user": "bob"}),
     ("DELETE", "/v1/admin/users"): ({T, O}, None),

@@ -137,6 +137,69 @@ def test_the_example_that_ships_can_be_read() -> None:
     assert {name: len(entries) for name, entries in found.sections.items()} == {"accounts": 4, "users": 2}
 
 
+def test_what_the_example_shows_of_pools_and_budgets_can_be_read_too(home: Home) -> None:
+    marked = SHIPPED.read_text().partition("# [[pools]]")[1:]
+    (home.path / "more.toml").write_text("".join(marked).replace("# [[", "[[").replace("\n# ", "\n"))
+    found = load(str(home.path / "more.toml"))
+    assert {name: len(entries) for name, entries in found.sections.items()} == {"pools": 1, "budgets": 2}
+
+
+def test_pools_and_budgets_are_sent_with_amounts_and_times_as_the_api_takes_them(home: Home, peer: Peer) -> None:
+    (home.path / "centre.toml").write_text(
+        '[[pools]]\nname = "ib"\nnodes = ["h1"]\npaused = true\nreason = "cables"\n'
+        '[[budgets]]\naccount = "acme"\nlimit = 5000\n'
+        '[[budgets]]\naccount = "zeta"\nperiod = "fixed"\nlimit = "10.50 eur"\nsoft = true\n'
+        "from = 2026-11-01T00:00:00Z\nto = 2027-02-01T01:00:00+01:00\n"
+    )
+    answered(peer)
+    assert home.turnstile("admin", "apply", "-f", "centre.toml", "--dry-run").code == 0
+    assert peer.requests("POST", "/v1/admin/apply")[0].json["sections"] == {
+        "pools": [{"name": "ib", "nodes": ["h1"], "is_paused": True, "reason": "cables"}],
+        "budgets": [
+            {"account": "acme", "limit": {"amount": "5000", "currency": None}},
+            {
+                "account": "zeta",
+                "period": "fixed",
+                "limit": {"amount": "10.50", "currency": "EUR"},
+                "hard": False,
+                "from_at": "2026-11-01T00:00:00Z",
+                "to_at": "2027-02-01T00:00:00Z",
+            },
+        ],
+    }
+    (home.path / "centre.toml").write_text(
+        'price_book = "prices.toml"\n[[pools]]\nnodes = "h1"\n'
+        '[[budgets]]\naccount = "acme"\nlimit = 1.5\nfrom = "soon"\nto = 7\noverdraft = "much"\n'
+    )
+    assert home.turnstile("admin", "apply", "-f", "centre.toml").err == (
+        "error: centre.toml has 7 problems\n"
+        "  line 1  price_book: another verb does this: turnstile admin prices import, then publish\n"
+        "  line 2  name: is required\n"
+        '  line 3  nodes: must be a list of nodes, as in ["gpu-001", "gpu-002"]\n'
+        '  line 6  limit: must be an amount: 5000, "1250.50" or "5000 EUR"\n'
+        "  line 7  from: 'soon' is not a time; say 2026-11-01\n"
+        "  line 8  to: must be a time, as in 2026-11-01\n"
+        '  line 9  overdraft: \'much\' is not an amount: say 5000, "1250.50" or "5000 EUR"\n'
+    )
+
+
+def test_a_weight_of_nothing_is_told_with_what_the_server_finds_wrong(home: Home, peer: Peer) -> None:
+    (home.path / "centre.toml").write_text("[accounts.acme]\nweight = 0\nguarantee = { H100 = 99 }\n")
+    wrong = [
+        {"field": "accounts.0.weight", "message": "a weight must be at least 1, and 0 is not"},
+        {"field": "accounts.0.guarantee.H100", "message": "99 H100 are more than is left"},
+    ]
+    peer.answers("POST", "/v1/admin/apply", problem("invalid", 422, "2 problems", problems=wrong))
+    assert home.turnstile("admin", "apply", "-f", "centre.toml", "-y").err == (
+        "error: centre.toml has 2 problems\n"
+        "  line 2  acme: weight: a weight must be at least 1, and 0 is not\n"
+        "  line 3  acme: guarantee.H100: 99 H100 are more than is left\n"
+    )
+    answered(peer)
+    done = home.turnstile("admin", "apply", "-f", "centre.toml", "-y")
+    assert (done.code, len(peer.requests("POST", "/v1/admin/apply"))) == (3, 2), "nothing is made of what is wrong"
+
+
 def test_lines_are_those_of_keys_tables_and_values_over_several_lines() -> None:
     text = (
         'a = """\n[not.a.table]\nb = 1\n"""\nc = [ # ]\n  "]", \'x\',\n  { d = 1 },\n]\n[e."f.g"]\nh.i = 1 # [x]\n'
