@@ -308,11 +308,11 @@ class ClusterState:
     def put_account(self, account: Account) -> None:
         """Adds an account, or replaces its terms."""
         old = self.accounts.get(account.id) or Account(account.id)
-        moved: list[Job] = []
-        if old.is_by_user != account.is_by_user:
-            moved = [job for name in self._waiting_within(account.id) for job in self._queued_jobs(name)]
-        elif old.limit_weight != account.limit_weight:
-            moved = self._queued_jobs(account.id)
+        # Elements behind their array's line stand in no group, so the account of these alone waits in none.
+        names = self._waiting_within(account.id) if old.is_by_user != account.is_by_user else []
+        if old.limit_weight != account.limit_weight:
+            names = list(dict.fromkeys([*names, account.id]))
+        moved = [job for name in names for job in self._queued_jobs(name)]
         for job in moved:
             self._unqueue(job)
         self.accounts[account.id] = account

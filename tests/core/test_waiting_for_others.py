@@ -11,7 +11,7 @@ from scheduler.core import events
 from scheduler.core.dependency import Standing, Tally, standing
 from scheduler.core.explain import explain
 from scheduler.core.lifecycle import ACTIVE
-from scheduler.core.model import Dependency, DependencyKind, EndReason, Job, JobId, JobState
+from scheduler.core.model import Account, Dependency, DependencyKind, EndReason, Job, JobId, JobState
 from scheduler.core.outcome import Verdict, after_end
 from scheduler.core.policy import Policy
 from scheduler.core.reasons import ReasonCode
@@ -193,6 +193,17 @@ def _check(centre: Centre, gpus: int) -> None:
     caps = {each.array: each.array_cap for each in centre.state.jobs.values()}
     assert all(count <= (caps[array_id] or 0) for array_id, count in running.items())
     assert sum(running.values()) <= gpus
+
+
+def test_elements_behind_their_line_follow_a_new_order_of_their_project() -> None:
+    """All others of the array run, so the project of what stands behind them has nobody in line."""
+    centre = Centre(node(gpus=8))
+    array(centre, 3, cap=2)
+    centre.tick()
+    (project,) = {each.account for each in centre.state.jobs.values()}
+    changed = Account(project, limit_weight=2, takes_turns=True)
+    centre.apply(events.AccountChanged(centre.now_ms, changed))
+    centre.state.check()
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,8 @@ def test_a_refused_command_that_moved_the_ledger_leaves_the_chain_as_it_was(cent
         job: JobId
 
         def execute(self, tx: Transaction) -> None:
-            applied = ApplyPlan(Plan(1, tx.now_ms, (start(self.job, "n0/0"),))).execute(tx)
+            plan = Plan(1, tx.now_ms, (start(self.job, "n0/0"),), terms=dict(centre.state.accounts))
+            applied = ApplyPlan(plan).execute(tx)
             assert len(applied.started) == 1
             raise Refused(RefusalCode.OVER_BUDGET, "no money")
 
