@@ -172,15 +172,19 @@ def update(
         str | None, typer.Option("--begin", metavar="TIME", help="Not before: now+2h, 20:00; now for at once.")
     ] = None,
     deadline: Annotated[str | None, typer.Option("--deadline", metavar="TIME", help="Of no use after this.")] = None,
+    name: Annotated[str | None, typer.Option("-n", "--name", "-J", metavar="TEXT", help="Another name.")] = None,
+    project: Annotated[str | None, typer.Option("-A", "--project", metavar="NAME", help="Another project.")] = None,
 ) -> int | None:
     """Give waiting jobs other terms; what is not named stays as it is.
 
     Of a job that runs the time limit alone can change, counted from its start: you may shorten it, an operator may
     lengthen it, and a budget must have what that may cost. $TURNSTILE_DEADLINE in the job stays what it was.
+    Another name or project is for jobs that wait, and for arrays as a whole; limits and budgets are as at submission.
 
     Examples:
       turnstile update 10482 -t 4h
       turnstile update @ --priority low --begin 20:00
+      turnstile update 10482 -n sft-v2 -A vision
     """
     session: Session = ctx.obj
     now = moments.current()
@@ -192,6 +196,8 @@ def update(
         "begin_at": None if begin is None or is_at_once else moments.write(moments.ahead(begin, "--begin", now)),
         "begins_at_once": True if is_at_once else None,
         "deadline_at": None if deadline is None else moments.write(moments.ahead(deadline, "--deadline", now)),
+        "name": name,
+        "project": project,
     }
     asked = {key: value for key, value in terms.items() if value is not None}
     if not asked:

@@ -13,8 +13,10 @@ from scheduler.refusal import RefusalCode, Refused
 from scheduler.routes.bodies import body_of
 from scheduler.routes.door import Door, answer
 from scheduler.routes.finding import check_may_act, filter_of, owned_jobs
+from scheduler.routes.knowing import Priced, questions_of
 from scheduler.store import actions, queries
 from scheduler.store.lookups import JobOwner, owners_by_id
+from scheduler.store.moving import Move, Pricing
 from scheduler.store.write import Command
 from scheduler.wire.answers import job_answer_id
 from scheduler.wire.problems import Json, page
@@ -65,7 +67,13 @@ def action_routes(door: Door) -> APIRouter:
         check_priority(asked.priority, rights, door.settings.rules)
         check_deadline(asked.deadline_at, door.now_ms)
         jobs = await door.read(lambda connection: owned_jobs(connection, rights, asked.ids))
-        outcome = await door.carry_out(_update(tuple(job.id for job in jobs), asked, rights))
+        command = _update(tuple(job.id for job in jobs), asked, rights)
+        if asked.name is not None or asked.project is not None:
+            account = None if asked.project is None else rights.submission_account(asked.project)
+            offers = door.controller.offers
+            price: Pricing = lambda job: questions_of(Priced.of(job), offers)  # noqa: E731
+            command = replace(command, move=Move(asked.name, account, price))
+        outcome = await door.carry_out(command)
         return await door.aside(_answered, jobs, outcome, door.now_ms)
 
     return router

@@ -23,6 +23,7 @@ from scheduler.store.database import chunks
 from scheduler.store.dependencies import settle_waiters
 from scheduler.store.extending import TimeGiven, give_time
 from scheduler.store.gangs import stop
+from scheduler.store.moving import Move, check_movable, move
 from scheduler.store.quotas import Ask, check_high
 from scheduler.store.tables import ALLOCATION, JOB, JsonObject
 from scheduler.store.transaction import Transaction
@@ -225,6 +226,8 @@ class UpdateJobs:
     deadline_ms: int | None = None
     wanted: BookingWanted | None = None
     may_lengthen: bool = False
+    move: Move | None = None
+    """Another name or project, which running jobs cannot get."""
 
     def execute(self, tx: Transaction) -> tuple[JobAction, ...]:
         """Returns what became of each id, in order. Jobs that run are left alone, but for their time limit.
@@ -232,6 +235,8 @@ class UpdateJobs:
         Refuses all when one would begin at its deadline or later, when one runs and other terms than its time limit
         are named with that, and what `give_time` refuses.
         """
+        if self.move is not None:
+            check_movable(tx, self.ids)
         glances = _glance(tx, self.ids)
         waiting = [id_ for id_, row in glances.items() if row.state in {JobState.PENDING, JobState.HELD}]
         became = self._running_changed(tx, glances)
@@ -240,10 +245,14 @@ class UpdateJobs:
         if (self.priority or 0) > 0:
             raised = [job for job in loaded if job.priority <= 0]
             check_high(tx, [Ask(job.account, job.user, job.shape, 1, is_high=True) for job in raised])
+        changed = {old.id: self._changed(old) for old in loaded}
+        moved = set[JobId]() if self.move is None else move(tx, changed, self.move)
         for old in loaded:
-            new = self._changed(old)
-            if new == old:
+            new = changed[old.id]
+            if new == old and new.id not in moved:
                 continue
+            if self.move is not None and self.move.account is not None:
+                new = replace(new, account=self.move.account)
             became[new.id] = (Did.CHANGED, new.state)
             rows.append(
                 {
@@ -257,7 +266,7 @@ class UpdateJobs:
                 }
             )
             tx.emit(JobChanged(tx.now_ms, new))
-            tx.note(new.id, "changed", tx.now_ms, actor=self.actor, **self._terms())
+            tx.note(new.id, "changed", tx.now_ms, actor=self.actor, **self._terms(), **self._moved())
         if rows:
             tx.connection.execute(_UPDATE_JOB, rows)
         return _answer(self.ids, glances, became)
@@ -293,6 +302,9 @@ class UpdateJobs:
         if has_times and (job.deadline_ms or 0) <= (job.begin_ms or 0):
             raise Refused(RefusalCode.INVALID, f"job {job.id} would begin at its deadline or later")
         return job
+
+    def _moved(self) -> dict[str, str | None]:
+        return {} if self.move is None else {"name": self.move.name, "project": self.move.account}
 
     def _terms(self) -> dict[str, int | str | None]:
         return {

@@ -191,6 +191,7 @@ def _why_not_job(tx: Transaction, claim: Claim, job: Job) -> str | None:
         (job.state is not JobState.PENDING, f"the job is {job.state}"),
         (job.begin_ms is not None and job.begin_ms > tx.now_ms, "the job's begin time is not come"),
         (not accepts(job.wanted, claim.booking), f"the job asks for {job.wanted}"),
+        (job.account != claim.account, f"the job is for {job.account} by now"),
         (suspended is not None, f"{suspended} is suspended"),
         (bool(kept), f"its nodes are kept by reservation {kept[0].id if kept else ''}"),
     )

@@ -6,7 +6,7 @@ of them begins or ends, in that same transaction: what a waiter still waits for 
 A waiter whose dependency can never be met any more ends as cancelled, and those that wait for it learn of that too.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
 import sqlalchemy as sa
@@ -194,6 +194,19 @@ def _first_of_their_kind(tx: Transaction, moved: Sequence[JobId]) -> list[JobId]
         alike = sa.and_(JOB.c.account == table.account, JOB.c.user == table.user, JOB.c.name == table.name)
         statement = sa.select(table.account, table.user, table.name).distinct().join(JOB, alike)
         kinds.update(tuple(row) for row in tx.connection.execute(statement.where(JOB.c.id.in_(part))))
+    return _firsts(tx, kinds)
+
+
+def let_go_on(tx: Transaction, kinds: Collection[Alike]) -> None:
+    """Lets singletons go on that waited for jobs which got another name or project, and so are none of theirs."""
+    if not kinds or tx.connection.execute(_ANY).first() is None:
+        return
+    met = {DependencyKind.SINGLETON.value}
+    _go_on(tx, [_without(job, met) for job in _load(tx, sorted(_firsts(tx, kinds))) if job.state in WAITING])
+
+
+def _firsts(tx: Transaction, kinds: Collection[tuple[str, str, str]]) -> list[JobId]:
+    table = JOB_DEPENDENCY.c
     found: list[JobId] = []
     for account, user, name in sorted(kinds):
         first = (

@@ -91,7 +91,7 @@ class SubmitJobs:
         if known is not None:
             return known
         for account in dict.fromkeys(draft.account for draft in self.drafts):
-            _check_account(tx, account)
+            check_account(tx, account)
         if any(draft.count == 0 for draft in self.drafts):
             raise Refused(RefusalCode.INVALID, "an array needs at least one index, as in 0-9")
         check_quotas(tx, [draft.ask for draft in self.drafts])
@@ -137,7 +137,8 @@ class SubmitJobs:
         return tuple(JobId(job) for job in ids)
 
 
-def _check_account(tx: Transaction, account: AccountId) -> None:
+def check_account(tx: Transaction, account: AccountId) -> None:
+    """Raises Refused for an account that is not there (`not_found`), or takes no jobs (`policy`)."""
     if tx.is_suspended(account) is None:
         raise Refused(RefusalCode.NOT_FOUND, f"there is no project {account or 'without a name'}")
     for step in lineage(account):

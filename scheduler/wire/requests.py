@@ -71,10 +71,13 @@ class JobUpdate(BaseModel):
     begin_at: AwareDatetime | None = None
     begins_at_once: bool = Field(False, description="Drop the begin time, and a pause after a failure.")
     deadline_at: AwareDatetime | None = None
+    name: Name | None = Field(None, description="Of jobs that wait; of arrays as a whole.")
+    project: AccountPath | None = Field(None, description="Of jobs that wait, inside their tenant; as at submission.")
 
     @model_validator(mode="after")
     def _says_something(self) -> "JobUpdate":
-        terms = (self.time_limit_seconds, self.priority, self.booking, self.begin_at, self.deadline_at)
+        times = (self.time_limit_seconds, self.begin_at, self.deadline_at)
+        terms = (*times, self.priority, self.booking, self.name, self.project)
         if all(term is None for term in terms) and not self.begins_at_once:
             raise ValueError("say what is to change")
         if self.begin_at is not None and self.begins_at_once:

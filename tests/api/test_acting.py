@@ -191,3 +191,52 @@ def test_an_operator_gives_a_running_job_more_time_and_its_owner_only_less(centr
     shorter = {"ids": [str(job)], "time_limit_seconds": 1800}
     assert user.post("/v1/jobs/update", json=shorter).json()["items"][0]["did"] == "changed"
     assert user.get(f"/v1/jobs/{job}").json()["time_limit_seconds"] == 1800
+
+
+def test_a_waiting_job_gets_another_name_and_project_and_is_billed_there(people: People, centre: Centre) -> None:
+    boss = people.admin()
+    job = boss.submit(hold=True, name="old")
+    change = {"ids": [str(job)], "name": "new", "project": "acme/nlp"}
+    assert boss.post("/v1/jobs/update", json=change).json()["items"][0]["did"] == "changed"
+    assert boss.post("/v1/jobs/release", json={"ids": [str(job)]}).status_code == 200
+    shown = boss.get(f"/v1/jobs/{job}").json()
+    assert (shown["name"], shown["project"]) == ("new", "nlp")
+    line = boss.get(f"/v1/jobs/{job}/events").json()["items"][1]
+    assert line["kind"] == "changed"
+    assert "acme/nlp" in str(line)
+    centre.tick()
+    held = boss.get("/v1/jobs", params={"project": "nlp"}).json()["items"]
+    assert [(each["id"], each["state"]) for each in held] == [(job, "running")]
+    refused = boss.post("/v1/jobs/update", json=change)
+    assert (refused.status_code, refused.json()["code"]) == (409, "wrong_state"), refused.text
+    assert "its name and its project stay as they are" in refused.json()["detail"]
+
+
+def test_a_job_moves_where_its_people_and_the_limits_let_it(people: People, centre: Centre) -> None:
+    own, boss, operator = people.user("ana", "acme/vision"), people.admin(), people.operator()
+    job = own.submit(hold=True)
+    other = own.post("/v1/jobs/update", json={"ids": [str(job)], "project": "acme/nlp"})
+    assert other.json()["code"] == "not_found", other.text
+    centre.has_account("acme/nlp", pending_limit=1)
+    moved = [boss.submit(hold=True), boss.submit(hold=True)]
+    both: dict[str, Any] = {"ids": [str(each) for each in moved], "project": "acme/nlp"}
+    full = boss.post("/v1/jobs/update", json=both)
+    assert full.json()["code"] == "over_quota", full.text
+    assert {boss.get(f"/v1/jobs/{each}").json()["project"] for each in moved} == {"vision"}
+    assert boss.post("/v1/jobs/update", json={**both, "ids": both["ids"][:1]}).status_code == 200
+    away = operator.post("/v1/jobs/update", json={"ids": [str(job)], "project": "zeta/lab"})
+    assert (away.json()["code"], "stays with its tenant" in away.json()["detail"]) == ("policy", True)
+
+
+def test_an_array_is_renamed_as_a_whole_and_singletons_go_on_without_who_left(people: People) -> None:
+    user = people.user()
+    array = user.submit(array="0-2", hold=True, name="sweep")
+    part = user.post("/v1/jobs/update", json={"ids": [f"{array}_1"], "name": "other"})
+    assert (part.json()["code"], part.json()["try"]) == ("wrong_state", [f"turnstile update {array}"])
+    alone = user.submit(name="sweep", after=["singleton"])
+    waits = user.post("/v1/jobs/update", json={"ids": [str(alone)], "name": "other"})
+    assert "singleton" in waits.json()["detail"]
+    done = user.post("/v1/jobs/update", json={"ids": [str(array)], "name": "other"}).json()["items"]
+    assert [each["did"] for each in done] == ["changed"] * 3
+    kinds = [line["kind"] for line in user.get(f"/v1/jobs/{alone}/events").json()["items"]]
+    assert kinds == ["submitted", "dependencies_met"]

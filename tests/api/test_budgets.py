@@ -140,3 +140,14 @@ def test_jobs_for_which_there_is_no_money_wait_with_that_reason_until_there_is(c
     ops.request("DELETE", "/v1/admin/budgets/acme")
     centre.tick()
     assert mei.get(f"/v1/jobs/{jobs[5]}").json()["state"] == "running"
+
+
+def test_a_job_that_waits_moves_only_where_there_is_money_for_it(people: People) -> None:
+    set_budget(people.operator(), "acme/nlp", "71.99")
+    job = people.admin().submit(**HOURS_4, hold=True)
+    change = {"ids": [str(job)], "project": "acme/nlp"}
+    refused = people.admin().post("/v1/jobs/update", json=change)
+    assert (refused.status_code, refused.json()["code"]) == (422, "over_budget"), refused.text
+    assert people.admin().get(f"/v1/jobs/{job}").json()["project"] == "vision"
+    set_budget(people.operator(), "acme/nlp", "72")
+    assert people.admin().post("/v1/jobs/update", json=change).json()["items"][0]["did"] == "changed"
