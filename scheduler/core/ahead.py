@@ -37,8 +37,11 @@ class Ahead:
     """The first MOST_SHOWN of them."""
 
 
-def ahead_of(state: ClusterState, plan: Plan, job: Job, is_blocked: Blocked) -> Ahead:
-    """Counts who is ahead of a waiting job, or would be, did it stand in line. The state is as before."""
+def ahead_of(state: ClusterState, plan: Plan, job: Job, is_blocked: Blocked, enough: int = MOST_AHEAD) -> Ahead:
+    """Counts who is ahead of a waiting job, or would be, did it stand in line; `enough` jobs end the count.
+
+    The state is as before.
+    """
     classes = set(job.shape.gpu_classes)
     jobs = units = 0
     first: list[JobId] = []
@@ -57,6 +60,8 @@ def ahead_of(state: ClusterState, plan: Plan, job: Job, is_blocked: Blocked) -> 
                 units += group.shape.total_units
                 if len(first) < MOST_SHOWN:
                     first.append(job_id)
+                if jobs >= enough:
+                    break
     return Ahead(jobs, units, True, tuple(first))
 
 

@@ -30,6 +30,8 @@ _OWN = frozenset(
     }
 )
 """What stops this one job: when it goes, nobody else moves. What else goes is shared with those who wait for it too."""
+_COUNTED = frozenset({ReasonCode.QUOTA_TENANT, ReasonCode.QUOTA_PROJECT, ReasonCode.QUOTA_USER, ReasonCode.GUARANTEE})
+"""What counts gangs that run against an account."""
 _PLACES = {code: place for place, code in enumerate(ReasonCode)}
 
 
@@ -71,7 +73,7 @@ def blockers(state: ClusterState, plan: Plan, job: Job) -> Blockers:
     ahead = Ahead()
     if is_in_line or any(reason.code not in _OWN for reason in found):
         ahead = ahead_of(state, plan, job, lambda other: _stays_blocked(plan, found, group, other))
-        is_behind = ahead.jobs > 0 or _is_behind_promises(state, job)
+        is_behind = ahead.jobs > 0 or _is_behind_promises(state, job) or _is_behind_limited(state, plan, job, found)
         if is_behind and any(reason.code not in _OWN for reason in found):
             found = _ordered([*found, Reason(ReasonCode.ORDER)])
     return Blockers(tuple(found), ahead, is_in_line)
@@ -123,6 +125,22 @@ def _stays_blocked(plan: Plan, named: list[Reason], own: Group, other: Group) ->
     if block.code is ReasonCode.GUARANTEE and tenant_of(other.account) != tenant_of(own.account):
         return True
     return not any(each.code is block.code and each.detail == block.detail for each in named)
+
+
+def _is_behind_limited(state: ClusterState, plan: Plan, job: Job, named: list[Reason]) -> bool:
+    """Tells whether others come first whom only a limit keeps: gangs that end make room under that for them, too.
+
+    They count as ahead of nobody, for a limit may keep thousands; that they have the next turn is told all the same.
+    """
+    if all(reason.code not in _ROOM | _COUNTED for reason in named):
+        return False
+    group = state.group_of(job)
+
+    def is_blocked(other: Group) -> bool:
+        block = plan.blocks.get(other)
+        return block is not None and block.code not in _COUNTED and _stays_blocked(plan, named, group, other)
+
+    return ahead_of(state, plan, job, is_blocked, enough=1).jobs > 0
 
 
 def _is_behind_promises(state: ClusterState, job: Job) -> bool:
