@@ -95,26 +95,6 @@ class Line:
         return Money(paid, self.book.currency)
 
 
-@dataclass(frozen=True, slots=True)
-class DrawDown:
-    """What a line takes from a package: for whoever keeps the package's account."""
-
-    package: str
-    tenant: AccountId
-    line_id: str
-    from_ms: int
-    to_ms: int
-    drawn: GpuMs
-
-
-def draw_down(line: Line) -> DrawDown | None:
-    """Returns what a usage line takes from a package; None for a line that takes nothing."""
-    package, piece = line.terms.package, line.slice
-    if package is None or line.type is not LineType.USAGE:
-        return None
-    return DrawDown(package.id, package.tenant, line.line_id, piece.from_ms, piece.to_ms, piece.charged)
-
-
 def cost(charged: GpuMs, price: Decimal) -> Fraction:
     """Returns charged GPU-hours × price per GPU-hour, exactly."""
     return charged.exact_hours * Fraction(price)

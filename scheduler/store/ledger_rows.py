@@ -302,14 +302,6 @@ def _brief(sequence: int, row: Interval | Cursor, from_ms: int, to_ms: int) -> B
     return sequence, row.device, row.lane, from_ms, to_ms, what.state.value, what.units, phase, what.allocation
 
 
-def known_of_device(connection: Connection, device: DeviceId, from_ms: int, to_ms: int) -> Iterator[Interval]:
-    """Yields what is known now of a device's closed past, in pieces; those of one interval follow each other.
-
-    Pieces of the intervals that overlap `[from_ms, to_ms)`, by the intervals' start and lane.
-    """
-    yield from known_now(connection, intervals_of_device(connection, device, from_ms, to_ms))
-
-
 def intervals_of_device(connection: Connection, device: DeviceId, from_ms: int, to_ms: int) -> Iterator[Interval]:
     """Yields the intervals of a device that overlap `[from_ms, to_ms)` as written, by start and lane."""
     query = sa.select(*INTERVAL_COLUMNS).where(

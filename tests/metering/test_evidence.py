@@ -20,8 +20,8 @@ from scheduler.core.occupancy import Evidence, OccupancyState
 from scheduler.refusal import Refused
 from scheduler.store.database import Database, StoreError
 from scheduler.store.evidence import Reclassify, Said
-from scheduler.store.ledger_rows import allocations, known_of_device
-from scheduler.store.overlays import unknown_stretches
+from scheduler.store.ledger_rows import allocations, intervals_of_device
+from scheduler.store.overlays import known_now, unknown_stretches
 from scheduler.store.tables import EVIDENCE, RECLASSIFICATION
 from tests.metering.builders import HOUR_MS, book
 from tests.metering.centre import Centre
@@ -44,7 +44,7 @@ def said(
 def states(centre: Centre, device: DeviceId = A0) -> list[tuple[str, int, int]]:
     """What is known now of a device's closed past: state, start and end."""
     with centre.read() as connection:
-        pieces = list(known_of_device(connection, device, 0, centre.now_ms + 1))
+        pieces = list(known_now(connection, intervals_of_device(connection, device, 0, centre.now_ms + 1)))
     joined: list[tuple[str, int, int]] = []
     for piece in pieces:
         state = piece.occupant.state.value
