@@ -158,6 +158,7 @@ SECTIONS: tuple[SectionForm, ...] = (
             "high": Key("high_limit", _limit),
             "limit_weight": Key("limit_weight", _number(0)),
             "takes_turns": Key("takes_turns", _truth),
+            "guaranteed_yields": Key("guaranteed_yields", _truth),
             "suspended": Key("is_suspended", _truth),
         },
         named_by="id",

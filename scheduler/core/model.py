@@ -161,6 +161,9 @@ class Account:
     is_locked: bool = False
     """Suspended by the centre: nobody below the centre may let it start jobs again."""
 
+    guaranteed_yields: bool = False
+    """Guaranteed gangs of its projects give way to what has strictly higher priority in the same project."""
+
     @property
     def is_by_user(self) -> bool:
         """True when its waiting jobs are told apart by their users."""

@@ -320,6 +320,7 @@ class ClusterState:
             (self.waiting.by_user, account.is_by_user),
             (self.waiting.by_turns, account.takes_turns),
             (self.waiting.binding, account.is_suspended or account.is_limited),
+            (self.waiting.yielding, account.guaranteed_yields),
         ):
             if is_in:
                 accounts.add(account.id)
@@ -514,18 +515,22 @@ class ClusterState:
         """Files a gang among those that others may take the place of, or among those that leave."""
         gpu_class, is_guaranteed = allocation.gpu_class, allocation.booking is Booking.GUARANTEED
         if allocation.phase is not Phase.STOPPING:
-            if not is_guaranteed:
+            if is_guaranteed:
+                self.usage.guaranteed.setdefault((allocation.account, gpu_class), {})[allocation.id] = allocation
+            else:
                 self.evictable.setdefault(gpu_class, {})[allocation.id] = allocation
         elif allocation.booking is not Booking.SPOT:
             for account in lineage(allocation.account):
                 _add_to(self.leaving_units, (account, gpu_class), allocation.total_units)
 
     def _unfile_standing(self, allocation: Allocation) -> None:
-        gpu_class = allocation.gpu_class
-        gangs = self.evictable.get(gpu_class, {})
-        if gangs.pop(allocation.id, None) is not None:
-            if not gangs:
+        gpu_class, whose = allocation.gpu_class, (allocation.account, allocation.gpu_class)
+        if self.evictable.get(gpu_class, {}).pop(allocation.id, None) is not None:
+            if not self.evictable[gpu_class]:
                 del self.evictable[gpu_class]
+        elif self.usage.guaranteed.get(whose, {}).pop(allocation.id, None) is not None:
+            if not self.usage.guaranteed[whose]:
+                del self.usage.guaranteed[whose]
         elif allocation.phase is Phase.STOPPING and allocation.booking is not Booking.SPOT:
             for account in lineage(allocation.account):
                 _add_to(self.leaving_units, (account, gpu_class), -allocation.total_units)
@@ -765,6 +770,8 @@ class ClusterState:
             (self.usage.spot_charge, again.usage.spot_charge),
             (self.usage.promotable, again.usage.promotable),
             (self.evictable, again.evictable),
+            (self.usage.guaranteed, again.usage.guaranteed),
+            (self.waiting.yielding, again.waiting.yielding),
             (self.usage.surplus, again.usage.surplus),
             (self.leaving_units, again.leaving_units),
             (self.usage.gangs, again.usage.gangs),

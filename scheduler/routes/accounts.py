@@ -102,6 +102,7 @@ def account_answer(account: Account, display_name: str) -> Json:
         "high_limit": account.high_limit,
         "limit_weight": account.limit_weight,
         "takes_turns": account.takes_turns,
+        "guaranteed_yields": account.guaranteed_yields,
         "is_suspended": account.is_suspended,
         "is_suspended_by_centre": account.is_locked,
         "version": version_of(account, display_name),
@@ -137,6 +138,7 @@ def _account(name: AccountId, asked: AccountBody) -> Account:
         pending_limit=asked.pending_limit,
         high_limit=asked.high_limit,
         takes_turns=asked.takes_turns,
+        guaranteed_yields=asked.guaranteed_yields,
     )
 
 

@@ -98,6 +98,7 @@ class AccountBody(Strict):
     high_limit: JobCount | None = None
     limit_weight: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     takes_turns: bool = False
+    guaranteed_yields: bool = False
     is_suspended: bool = False
 
 

@@ -346,6 +346,7 @@ ACCOUNTS = page(
             "high_limit": None,
             "limit_weight": 0,
             "takes_turns": False,
+            "guaranteed_yields": False,
             "is_suspended": False,
         },
         {
@@ -361,6 +362,7 @@ ACCOUNTS = page(
             "high_limit": None,
             "limit_weight": 0,
             "takes_turns": False,
+            "guaranteed_yields": False,
             "is_suspended": True,
         },
     ],
