@@ -195,7 +195,7 @@ class Telemetry:
 
     def render(self, present: Iterable[Metric]) -> bytes:
         """Returns the exposition: what happened, and the families read from the state at this scrape."""
-        return render([*self.registry.collect(), *present])
+        return render([*self.registry.collect(), *present]).encode()
 
 
 class _Happened(Collector):
