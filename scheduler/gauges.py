@@ -168,6 +168,11 @@ def families(photo: Photograph, now_ms: int) -> Iterator[Metric]:
     yield from _devices(photo)
 
 
+def known_names(photo: Photograph) -> tuple[list[AccountId], list[PoolName]]:
+    """Returns the tenants and pools that there are, sorted."""
+    return _tenants_of(photo), sorted({node.pool for node, _, _ in photo.centre.nodes})
+
+
 def gpu_state(node: Node, device: Device, *, is_held: bool, is_reserved: bool = False) -> str:
     """Returns the one of GPU_STATES that a device is in; a device that a job holds is allocated, whatever else."""
     if is_held:

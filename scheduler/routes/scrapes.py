@@ -7,7 +7,7 @@ metrics with it: what it last said is shown, and its counter of ticks, which sta
 
 import asyncio
 
-from scheduler.gauges import Photograph, centre_of, families, queue_of, standings_of
+from scheduler.gauges import Photograph, centre_of, families, known_names, queue_of, standings_of
 from scheduler.refusal import Refused
 from scheduler.routes.door import Door
 from scheduler.telemetry import Telemetry
@@ -72,4 +72,7 @@ class Scrapes:
 
 
 def _rendered(telemetry: Telemetry, photo: Photograph | None, now_ms: int) -> bytes:
-    return telemetry.render(families(photo, now_ms) if photo is not None else ())
+    if photo is None:
+        return telemetry.render(())
+    telemetry.begin(*known_names(photo))
+    return telemetry.render(families(photo, now_ms))
