@@ -7,11 +7,11 @@ node is open (what an account may lose is spread over many nodes), nodes are ope
 `Preemption` is a tick's view: how many attempts are left, what was evicted, what could not be helped.
 """
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 
 from scheduler.core.booking import Bookings
-from scheduler.core.eviction import Mode, Preemptor, Rule, Standings, in_order
+from scheduler.core.eviction import Mode, Preemptor, Rule, Standings, in_order, over_target
 from scheduler.core.model import (
     AccountId,
     Allocation,
@@ -23,6 +23,7 @@ from scheduler.core.model import (
     NodeName,
     Shape,
     lineage,
+    tenant_of,
 )
 from scheduler.core.openings import Openings
 from scheduler.core.placement import Spares
@@ -43,15 +44,16 @@ class Preemption:
         self._now_ms = now_ms
         self._attempts = 0 if policy.preemption is Rules.OFF else policy.preemption_attempts
         self._shares: Shares | None = None
-        self._gone: Counter[tuple[AccountId, GpuClass]] = Counter()
+        self._gone: defaultdict[tuple[AccountId, GpuClass], int] = defaultdict(int)
         self._standings = Standings(state, bookings, self._made_shares, self._gone)
         self._evicted: set[AllocationId] = set()
-        self._guarded: Counter[GpuClass] = Counter()
+        self._guarded: defaultdict[GpuClass, int] = defaultdict(int)
         self._tried: set[tuple[Group, int]] = set()
         self._tried_guaranteed: set[tuple[Group, int]] = set()
         self._unyielding: set[tuple[Shape, GpuClass, int]] = set()
         """What not even a guarantee can make room for."""
-        self._ordered: dict[GpuClass, list[Allocation]] = {}
+        self._over: dict[GpuClass, dict[AccountId, int]] = {}
+        """How far tenants were over their targets when this was first asked after the last claim."""
         self._fair: dict[GpuClass, bool] = {}
         self._weighed: set[GpuClass] = set()
 
@@ -126,8 +128,8 @@ class Preemption:
         self._attempts -= 1
         preemptor = Preemptor(job, gpu_class, Booking.GUARANTEED, takes_guaranteed=True, short_units=units)
         rule = self._rule(preemptor, is_fair=True)
-        yielding = in_order(self._standings, (each for each in gangs.values() if rule.permits(each)), self._now_ms)
-        yielding = [gang for gang in yielding if gang.id not in self._evicted]
+        allowed = [gang for gang in gangs.values() if gang.id not in self._evicted and rule.permits(gang)]
+        yielding = in_order(self._standings, allowed, self._now_ms, {tenant_of(job.account): 0})
         victims = None
         if yielding and sum(gang.total_units for gang in yielding) >= units:
             victims = self._victims(preemptor, is_fair=True, spares=spares, yielding=yielding)
@@ -147,7 +149,7 @@ class Preemption:
             if gang.booking is not Booking.SPOT:
                 for name in lineage(gang.account):
                     self._gone[name, gpu_class] += gang.total_units
-        self._ordered.pop(gpu_class, None)
+        self._over.pop(gpu_class, None)
         now_ms = self._now_ms
         return Claim(
             job.id,
@@ -180,11 +182,12 @@ class Preemption:
     ) -> tuple[list[Allocation], Openings] | None:
         gpu_class, rule = preemptor.gpu_class, self._rule(preemptor, is_fair=is_fair)
         openings = Openings(self._state, preemptor.job.shape, gpu_class, spares)
-        ordered = self._ordered.get(gpu_class)
-        if ordered is None:
-            evictable = self._state.evictable.get(gpu_class, {}).values()
-            gangs = [gang for gang in evictable if gang.id not in self._evicted]
-            ordered = self._ordered[gpu_class] = in_order(self._standings, gangs, self._now_ms)
+        evictable = self._state.evictable.get(gpu_class, {})
+        over = self._over.get(gpu_class)
+        if over is None:
+            over = self._over[gpu_class] = over_target(self._standings, evictable, gpu_class)
+        gangs = [gang for gang in rule.candidates(evictable) if gang.id not in self._evicted]
+        ordered = in_order(self._standings, gangs, self._now_ms, over)
         if yielding:
             ordered = _with_yielding(ordered, yielding, preemptor.short_units)
         chosen = cheapest(openings, rule, ordered)

@@ -120,8 +120,8 @@ class ClusterState:
         """The capacity version at which a shape last did not fit in a class; it cannot fit until that rises."""
         self.future = Future(self.capacity)
         self.claims = Claims(self.capacity, self.future)
-        self.evictable: dict[GpuClass, dict[AllocationId, Allocation]] = {}
-        """Gangs that others may take the place of: burst and spot, not asked to end yet."""
+        self.evictable: dict[GpuClass, dict[AccountId, dict[AllocationId, Allocation]]] = {}
+        """Gangs that others may take the place of, by account: burst and spot, not asked to end yet."""
         self.leaving_units: Counter[tuple[AccountId, GpuClass]] = Counter()
         """Capacity units, spot apart, of gangs that were asked to end; an account's include those below it."""
         self.weighed_ms: dict[GpuClass, int] = {}
@@ -518,19 +518,24 @@ class ClusterState:
             if is_guaranteed:
                 self.usage.guaranteed.setdefault((allocation.account, gpu_class), {})[allocation.id] = allocation
             else:
-                self.evictable.setdefault(gpu_class, {})[allocation.id] = allocation
+                accounts = self.evictable.setdefault(gpu_class, {})
+                accounts.setdefault(allocation.account, {})[allocation.id] = allocation
         elif allocation.booking is not Booking.SPOT:
             for account in lineage(allocation.account):
                 _add_to(self.leaving_units, (account, gpu_class), allocation.total_units)
 
     def _unfile_standing(self, allocation: Allocation) -> None:
         gpu_class, whose = allocation.gpu_class, (allocation.account, allocation.gpu_class)
-        if self.evictable.get(gpu_class, {}).pop(allocation.id, None) is not None:
-            if not self.evictable[gpu_class]:
-                del self.evictable[gpu_class]
-        elif self.usage.guaranteed.get(whose, {}).pop(allocation.id, None) is not None:
-            if not self.usage.guaranteed[whose]:
-                del self.usage.guaranteed[whose]
+        accounts, guaranteed = self.evictable.get(gpu_class, {}), self.usage.guaranteed
+        gangs = accounts.get(allocation.account, {})
+        if gangs.pop(allocation.id, None) is not None:
+            if not gangs:
+                del accounts[allocation.account]
+                if not accounts:
+                    del self.evictable[gpu_class]
+        elif guaranteed.get(whose, {}).pop(allocation.id, None) is not None:
+            if not guaranteed[whose]:
+                del guaranteed[whose]
         elif allocation.phase is Phase.STOPPING and allocation.booking is not Booking.SPOT:
             for account in lineage(allocation.account):
                 _add_to(self.leaving_units, (account, gpu_class), -allocation.total_units)
