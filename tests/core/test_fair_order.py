@@ -297,15 +297,15 @@ def test_a_projects_jobs_go_by_when_they_came_and_by_their_size(
         asked = job(project="a/x", limit_ms=limit_ms, priority=priority)
         asked = replace(asked, shape=replace(asked.shape, nodes=nodes, gpu_units=int(gpus * GPU_UNITS)))
         total, each_ms = Decimal(nodes) * Decimal(gpus), Decimal(limit_ms)
-        sizes = (each_ms, each_ms * total, floor(each_ms * total.sqrt()))
-        rank = floor(centre.now_ms + sum(weight * size for weight, size in zip(weights, sizes, strict=True)))
+        size = limit * each_ms + service * each_ms * total + slowdown * floor(each_ms * total.sqrt())
+        rank = centre.now_ms + floor(size)
         naive.append((-priority, rank, centre.submit(asked)))
         centre.advance(minutes=30)
     assert [start.job for start in centre.tick().starts] == [job_id for *_, job_id in sorted(naive)]
 
 
 def test_however_large_a_job_is_it_waits_for_those_alone_that_came_before_its_size_was_worth() -> None:
-    """8 GPU hours count as 8 hours of waiting: the two small jobs of each of its first 8 hours pass it, no later one."""
+    """8 GPU hours count as 8 hours of waiting: the two small jobs of each of its first 8 hours pass it."""
     centre = Centre(
         node(gpus=8), accounts=(Account(AccountId("a/x"), service_weight=1),), policy=Policy(promised_jobs=0)
     )
