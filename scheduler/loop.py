@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from scheduler.admission import Admission, FreeOfCharge
 from scheduler.clock import LedgerClock
-from scheduler.core.calibration import TrackRecord
+from scheduler.core.calibration import KEPT, TrackRecord
 from scheduler.core.events import AllocationExtended, AllocationStopping, Event
 from scheduler.core.model import AllocationId, PoolName
 from scheduler.core.plan import Plan
@@ -32,6 +32,7 @@ from scheduler.recorder import Recorder
 from scheduler.refusal import RefusalCode, Refused
 from scheduler.runner import Runner
 from scheduler.store.database import Database, Fenced, StoreBusy, StoreError
+from scheduler.store.decisions import past_estimates
 from scheduler.store.lease import LeaderLease
 from scheduler.store.read import build_state, latest_known_ms, live_orders, load_state_parts
 from scheduler.store.write import Command, Writer
@@ -242,6 +243,8 @@ class Controller:
             parts = load_state_parts(connection, half_life_ms)
             state = build_state(parts, half_life_ms)
             live = live_orders(connection)
+            pools = sorted({room.node.pool for room in state.capacity.rooms.values()})
+            measured = past_estimates(connection, pools, KEPT)
             told = tuple(self.admission.headroom(connection, self.clock.now_ms()))
             for event in told:
                 state.apply(event)
@@ -251,6 +254,7 @@ class Controller:
         recorder = Recorder(self.database, self.admission, self.policy, self.clock, epoch)
         planner = Planner(state, self.policy, self.clock, desk, runner.launch, self._observer)
         planner.recorder = recorder
+        planner.forecasts.recall(measured)
         term = _Term(desk, planner, runner, recorder)
         runner.recover()
         self._delivering = term

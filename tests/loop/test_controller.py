@@ -13,7 +13,7 @@ from metering.core.tariff import parse_price_book
 from metering.price_routes import PublishPrices
 from metering.rates import AnnounceRates
 from metering.verify import verify
-from scheduler import loop
+from scheduler import loop, planner
 from scheduler.core.explain import explain
 from scheduler.core.model import (
     AccountId,
@@ -26,6 +26,7 @@ from scheduler.core.model import (
     JobState,
     NodeAvailability,
     NodeName,
+    PoolName,
 )
 from scheduler.core.reasons import ReasonCode
 from scheduler.executor import Ended, ExecutorError, Observation, StartOrder, StartRefused
@@ -344,6 +345,24 @@ def test_an_idle_centre_goes_on_saying_that_its_store_can_be_written(
     idle_since_ms, seen = world.clock.now_ms(), len(posts.times)
     until(controller, lambda: len(posts.times) >= seen + 3)
     assert posts.times[-1] > idle_since_ms
+
+
+def measured(controller: Controller, pool: PoolName) -> int:
+    record = controller.track_record(pool)
+    return 0 if record is None else record.count
+
+
+def test_what_start_estimates_were_worth_outlives_the_daemon(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planner, "SURVEY_SECONDS", 0.1)
+    first = world.leader()
+    pool = world.nodes[0].node.pool
+    submit(first, gpus=8, seconds=2.0, count=2)
+    submit(first, gpus=8, count=2)
+    until(first, lambda: measured(first, pool) == 2)
+    known = first.track_record(pool)
+    assert known is not None
+    first.stop()
+    assert world.daemon(holder="second").track_record(pool) == known
 
 
 @dataclass(frozen=True, slots=True)
