@@ -140,8 +140,8 @@ def digest(changes: Iterable[Change]) -> str:
 ACCOUNTS, USERS = "accounts", "users"
 _BY_CLASS = ("guarantee", "limit", "user_limit")
 _PLAIN = (
-    *("weight", "running_limit", "pending_limit", "high_limit", "limit_weight", "takes_turns", "guaranteed_yields"),
-    "is_suspended",
+    *("weight", "running_limit", "pending_limit", "high_limit", "limit_weight", "service_weight", "slowdown_weight"),
+    *("takes_turns", "guaranteed_yields", "is_suspended"),
 )
 
 
