@@ -86,8 +86,8 @@ class Preemption:
             return None
         if gpu_class not in self._state.evictable or not (is_guaranteed or is_fair):
             return None
-        if (group.shape, gpu_class, group.time_limit_ms) in self._unyielding or job.array_cap is not None:
-            return None  # a claim would leave its place under the array's cap to another element
+        if (group.shape, gpu_class, group.time_limit_ms) in self._unyielding:
+            return None
         if is_fair and not is_guaranteed:
             self._weighed.add(gpu_class)
         self._attempts -= 1
@@ -122,7 +122,7 @@ class Preemption:
         gangs = self._state.usage.guaranteed.get((job.account, gpu_class), {})
         if self._attempts == 0 or not gangs or not self._is_fair_turn(gpu_class):
             return None
-        if (group, job.priority) in self._tried_guaranteed or job.array_cap is not None:
+        if (group, job.priority) in self._tried_guaranteed:
             return None
         self._weighed.add(gpu_class)
         self._attempts -= 1
@@ -193,6 +193,7 @@ class Preemption:
         chosen = cheapest(openings, rule, ordered)
         if chosen is None and preemptor.booking is Booking.BURST and rule.has_share:
             chosen = node_by_node(openings, rule, [gang for gang in ordered if rule.permits(gang)])
+        openings.restore()
         return None if chosen is None else (chosen, openings)
 
     def _is_old(self, gang: Allocation) -> bool:

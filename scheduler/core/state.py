@@ -206,6 +206,8 @@ class ClusterState:
             self._part(job)
         live = [self.allocations[victim] for victim in claim.victims if victim in self.allocations]
         self.claims.add(claim, live)
+        if job is not None:
+            self.throttle.count(job, +1)
         self.usage.hold_claim(claim, lineage(claim.account), +1)
 
     def restore_burst_use(
@@ -561,6 +563,9 @@ class ClusterState:
 
     def _drop_claim(self, job_id: JobId) -> None:
         claim = self.claims.drop(job_id)
+        job = self.jobs.get(job_id)
+        if job is not None:
+            self.throttle.count(job, -1)
         self.usage.hold_claim(claim, lineage(claim.account), -1)
 
     def _preemption_weighed(self, event: events.PreemptionWeighed) -> None:
@@ -631,16 +636,22 @@ class ClusterState:
             job = replace(job, shape=shape)
         self.jobs[job.id] = job
         self._count(job, +1)
-        self.throttle.count(job, +1)
+        if self._has_place(job):
+            self.throttle.count(job, +1)
         if job.state is JobState.PENDING and not job.waits_for and job.id not in self.claims.by_job:
             self._join(job)
 
     def _remove(self, job: Job) -> None:
         self._count(job, -1)
-        self.throttle.count(job, -1)
+        if self._has_place(job):
+            self.throttle.count(job, -1)
         if job.state is JobState.PENDING and not job.waits_for and job.id not in self.claims.by_job:
             self._part(job)
         del self.jobs[job.id]
+
+    def _has_place(self, job: Job) -> bool:
+        """Tells whether the job counts against the cap of its array: it holds GPUs, or a claim to some."""
+        return job.state in ACTIVE or job.id in self.claims.by_job
 
     def _join(self, job: Job) -> None:
         """Lets a job that nothing but time keeps from standing in line wait for that, or queue."""
