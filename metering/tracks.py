@@ -47,6 +47,21 @@ class Tracks:
         state = row[_STATE]
         track.state_ms[state] = track.state_ms.get(state, 0) + to_ms - from_ms
 
+    def append(self, later: "Tracks") -> None:
+        """Takes what was followed along the segment of the chain that comes next."""
+        for device, following in later._tracks.items():
+            track = self._tracks.get(device)
+            if track is None:
+                self._tracks[device] = following
+                continue
+            is_next = following.is_plain and following.units == track.units and following.start_ms == track.end_ms
+            if not (track.is_plain and is_next):
+                track.is_plain = False
+                continue
+            track.end_ms = following.end_ms
+            for state, held_ms in following.state_ms.items():
+                track.state_ms[state] = track.state_ms.get(state, 0) + held_ms
+
     def proved(self, device: LedgerDevice, open_lanes: Sequence[Cursor], until_ms: int) -> Mapping[str, int] | None:
         """Returns the unit-milliseconds of each state of a plain device, which add up to its life; None if it is none.
 
