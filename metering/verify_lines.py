@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
+from functools import partial
 
 from metering.core.quantity import AMOUNT_DECIMALS, GPU_HOURS_DECIMALS, Money
 from metering.core.rating import LineType
@@ -38,7 +39,7 @@ InvoiceKey = tuple[str, str]  # tenant and currency
 class InvoiceSums:
     """What the usage lines of a tenant in a currency add up to, by line type."""
 
-    micros: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    micros: dict[str, int] = field(default_factory=partial(defaultdict, int))
     lines: int = 0
 
 

@@ -248,11 +248,18 @@ BriefInterval = tuple[int, str, int, int, int, str, int, str | None, str | None]
 """Sequence (0 while it is open), device, lane, start, end, state, units, phase and allocation of an interval."""
 
 
-def known_between(connection: Connection, from_ms: int, to_ms: int) -> Iterator[BriefInterval]:
+Starts = tuple[int, int]
+"""When intervals begin: at the first or later, before the second."""
+ANY_START: Starts = (-1, END_OF_CHAIN)
+
+
+def known_between(
+    connection: Connection, from_ms: int, to_ms: int, starts: Starts = ANY_START
+) -> Iterator[BriefInterval]:
     """Yields what is known now of the closed past in `[from_ms, to_ms)`, by the starts of the intervals as written.
 
-    Pieces of the intervals that overlap it, whole, some beyond it. Those of a lane come in the order of time. Memory
-    grows with what was reclassified there.
+    Of intervals that were written to begin in `starts` only. Pieces of the intervals that overlap it, whole, some
+    beyond it. Those of a lane come in the order of time. Memory grows with what was reclassified there.
     """
     laid: set[int] = set()
     if has_reclassifications(connection):
@@ -260,7 +267,7 @@ def known_between(connection: Connection, from_ms: int, to_ms: int) -> Iterator[
             RECLASSIFICATION.c.from_ms < to_ms, RECLASSIFICATION.c.to_ms > from_ms
         )
         laid = set(connection.execute(covers).scalars())
-    for page in _brief_pages(connection, from_ms, to_ms):
+    for page in _brief_pages(connection, from_ms, to_ms, starts):
         covered = laid.intersection(row[0] for row in page) if laid else None
         if not covered:
             yield from page
@@ -273,14 +280,14 @@ def known_between(connection: Connection, from_ms: int, to_ms: int) -> Iterator[
                 yield row
 
 
-def _brief_pages(connection: Connection, from_ms: int, to_ms: int) -> Iterator[list[BriefInterval]]:
-    after = (-1, 0)
+def _brief_pages(connection: Connection, from_ms: int, to_ms: int, starts: Starts) -> Iterator[list[BriefInterval]]:
+    after = (starts[0] - 1, END_OF_CHAIN)
     while True:
         page = plain_rows(
             connection,
             _BRIEF_PAGE,
             since=from_ms,
-            until=to_ms,
+            until=min(to_ms, starts[1]),
             after_ms=after[0],
             after_sequence=after[1],
             most=PAGE_ROWS,
@@ -387,7 +394,7 @@ _ALLOCATIONS: sa.Select[Any] = sa.select(
 ).select_from(ALLOCATION.outerjoin(JOB, JOB.c.id == ALLOCATION.c.job_id))
 
 
-def allocations(  # noqa: PLR0913 - which, in words: of which time, whose, between which, as known when
+def allocations(
     connection: Connection,
     from_ms: int,
     to_ms: int,
@@ -409,8 +416,10 @@ def allocations(  # noqa: PLR0913 - which, in words: of which time, whose, betwe
         last = page[-1].id
 
 
-def id_ranges(connection: Connection, from_ms: int, to_ms: int, tenant: AccountId | None, size: int) -> Iterator[IdRange]:
-    """Yields ranges of ids, in order, that have all that `allocations` yields, at most `size` of it each; one at least."""
+def id_ranges(
+    connection: Connection, from_ms: int, to_ms: int, tenant: AccountId | None, size: int
+) -> Iterator[IdRange]:
+    """Yields ranges of ids, in order, that have all that `allocations` yields: at most `size` each, and one range."""
     last = ""
     while True:
         query = sa.select(ALLOCATION.c.id).where(*_wanted((from_ms, to_ms), tenant, (last, None)))

@@ -49,7 +49,7 @@ def serve(pipe: Pipe) -> None:
                 opened.close()
                 source = opened.enter_context(database.read())
                 _see(source, what)
-                answer = (True, None)
+                answer: tuple[bool, Any] = (True, None)
             elif kind == "work":
                 do, problem = None, None
                 do = what.begin(source)
