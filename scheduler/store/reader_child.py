@@ -8,7 +8,6 @@ of it or was raised.
 
 import os
 import pickle
-import signal
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -19,10 +18,13 @@ from sqlalchemy.engine import Connection
 
 from scheduler.store.database import Database, StoreError
 
+_NICE = 5
+"""Who decides and answers beside these processes goes first."""
+
 
 def main(fileno: int) -> int:
     """Serves until the pipe ends, which it does when the parent goes, in whatever way. Returns the exit status."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.nice(_NICE)
     pipe = Pipe(fileno)
     try:
         serve(pipe)

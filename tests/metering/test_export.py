@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 
+from metering import export, verify_holders
 from metering.csv_files import BOM, CsvFile, harmless
 from metering.export import CAPACITY_COLUMNS, TOTALS_COLUMNS, usage_file_name
 from metering.findings import Check, Report
@@ -460,6 +461,8 @@ def test_memory_does_not_grow_with_the_number_of_lines(
     centre: Centre, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ledger_rows, "PAGE_ALLOCATIONS", 16)
+    monkeypatch.setattr(export, "ALLOCATIONS_AT_ONCE", 16)
+    monkeypatch.setattr(verify_holders, "ALLOCATIONS_AT_ONCE", 16)
     monkeypatch.setattr(ledger_rows, "PAGE_ROWS", 64)
     centre.publish()
     gpus = centre.node("big", gpus=64)
