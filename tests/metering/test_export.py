@@ -23,7 +23,6 @@ from metering.findings import Check, Report
 from metering.ledger import GpuWindow, write_windows
 from metering.manifest import Manifest, tzdata_version
 from metering.usage_lines import USAGE_COLUMNS, gpu_share, sku
-from metering.verify import verify, verify_export
 from scheduler.clock import parse_utc_ms
 from scheduler.core.model import GPU_UNITS, AccountId, Booking, DeviceId, EndReason
 from scheduler.refusal import RefusalCode, Refused
@@ -32,6 +31,7 @@ from scheduler.store.database import StoreCorrupt
 from scheduler.store.tables import ACCOUNT_NAME, JOB, OCCUPANCY
 from tests.metering.builders import DAY_MS, HOUR_MS, NOON_MS, book
 from tests.metering.centre import SECRET, Centre
+from tests.metering.in_parts import verify, verify_export
 
 A0, A1, B0, B1 = (DeviceId(f"GPU-{place}") for place in ("a-0", "a-1", "b-0", "b-1"))
 MIDNIGHT_MS = parse_utc_ms("2026-10-31T16:00Z")
