@@ -144,7 +144,7 @@ def _write(readers: Readers[Connection], folder: Path, request: Request) -> Mani
     period = period_of(request.from_ms, request.to_ms, request.zone)
     sums = Sums()
     lines, invoices = _write_lines(readers, folder, (request, lines_of, period), sums)
-    if request.tenant is not None and request.tenant not in names and not sums.usage_lines:
+    if request.tenant is not None and request.tenant not in names and not sums.usage_lines + sums.fee_lines:
         raise Refused(RefusalCode.NOT_FOUND, f"there is no tenant {request.tenant!r}, and none has any use on record")
     files = [*lines, _write_totals(folder, invoices, names, period)]
     if request.tenant is None:

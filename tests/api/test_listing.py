@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scheduler.clock import iso_utc
+from scheduler.core.calibration import Measured
 from scheduler.core.model import PoolName
 from tests.api.centre import Centre
 from tests.api.conftest import Client, People
@@ -238,7 +239,7 @@ def test_an_estimate_says_what_estimates_of_the_pool_were_worth_and_goes_by_it(c
     centre.tick()
     pool = PoolName(user.get(f"/v1/jobs/{waits}/why").json()["start_estimate"]["pool"])
     for _ in range(40):
-        centre.past.add(pool, 600_000, 840_000)
+        centre.past.add(Measured(pool, 600_000, 840_000))
     estimate = user.get(f"/v1/jobs/{waits}/why").json()["start_estimate"]
     assert (estimate["past_estimates"], estimate["past_median_error_seconds"]) == (40, 240)
     assert estimate["is_measured"]
