@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from decimal import InvalidOperation
 from functools import partial
 from itertools import pairwise
+from operator import itemgetter
 from typing import Any
 
 from sqlalchemy.engine import Connection
 
 from metering.findings import Check, Report
 from metering.tracks import Tracks
-from scheduler.core.occupancy import GENESIS_HASH, interval_hash, row_hash
+from scheduler.core.occupancy import GENESIS_HASH, fields_hash, interval_hash
 from scheduler.store.codec import interval_of
 from scheduler.store.ledger_rows import chain_pages, hash_at, last_sequence
 from scheduler.store.read import ledger_head
@@ -31,6 +32,9 @@ UNREADABLE = (ValueError, LookupError, AssertionError, TypeError, InvalidOperati
 _STATE, _PHASE, _BOOKING, _EVIDENCE, _PREVIOUS, _HASH = 6, 9, 14, 16, 19, 20
 _HOLDER = slice(10, 14)
 """Places in a row of `codec.INTERVAL_COLUMNS`."""
+_WHOLE = (0, 4)
+"""How much of a holder a row lacks, that it may."""
+_words = itemgetter(_STATE, _PHASE, _BOOKING, _EVIDENCE)
 Shapes = set[object]
 Segment = tuple[int, int]
 """The sequence after which it begins, and its last."""
@@ -53,7 +57,7 @@ def _walk(connection: Connection, report: Report, tracks: Tracks) -> bool:
     for page in chain_pages(connection):
         report.count("rows", len(page))
         for row in page:
-            if not _is_next(row, (sequence, previous), shapes):
+            if not _is_next(row, sequence, previous, shapes):
                 is_readable &= _explain(report, row, (sequence, previous), shapes)
             sequence, previous = row[0], row[_HASH]
             tracks.follow(row)
@@ -61,16 +65,14 @@ def _walk(connection: Connection, report: Report, tracks: Tracks) -> bool:
     return is_readable
 
 
-def _is_next(row: Any, before: tuple[int, str], shapes: Shapes) -> bool:
+def _is_next(row: Any, sequence: int, previous: str, shapes: Shapes) -> bool:
     """Says whether a row is plainly what follows the one before; a row that is not may still be."""
-    sequence, previous = before
-    is_expected = row[0] == sequence + 1 and row[_PREVIOUS] == previous and _words(row) in shapes
-    return is_expected and row_hash(previous, row) == row[_HASH]
-
-
-def _words(row: Any) -> object:
-    """Returns what decides whether a row can be read."""
-    return row[_STATE], row[_PHASE], row[_BOOKING], row[_EVIDENCE], *[each is None for each in row[_HOLDER]]
+    return (
+        row[0] == sequence + 1
+        and row[_PREVIOUS] == previous
+        and (row[_HOLDER].count(None), *_words(row)) in shapes
+        and fields_hash((previous, *row[:_PREVIOUS])) == row[_HASH]
+    )
 
 
 def _explain(report: Report, row: Any, before: tuple[int, str], shapes: Shapes) -> bool:
@@ -83,8 +85,10 @@ def _explain(report: Report, row: Any, before: tuple[int, str], shapes: Shapes) 
     except UNREADABLE as error:
         report.wrong(Check.CHAIN, where, "a row that can be read", repr(error))
         return False
-    if len(shapes) < MOST_SHAPES:
-        shapes.add(_words(row))
+    lacking = row[_HOLDER].count(None)
+    # With all of a holder or nothing of one, what there is decides whether a row can be read.
+    if lacking in _WHOLE and len(shapes) < MOST_SHAPES:
+        shapes.add((lacking, *_words(row)))
     report.expect(Check.CHAIN, where, f"hash {interval_hash(row[_PREVIOUS], interval)}", f"hash {row[_HASH]}")
     return True
 
@@ -121,18 +125,19 @@ def _proved(connection: Connection, shapes: Shapes, segment: Segment) -> _Proof 
     if hash_before is None:
         return None
     tracks, count = Tracks(), 0
-    last = after, hash_before
+    sequence, previous = after, hash_before
+    follow = tracks.follow
     for page in chain_pages(connection, after, until):
         count += len(page)
         for row in page:
-            if not _is_next(row, last, shapes):
+            if not _is_next(row, sequence, previous, shapes):
                 aside = Report()
-                _explain(aside, row, last, shapes)
+                _explain(aside, row, (sequence, previous), shapes)
                 if not aside.is_proved:
                     return None
-            last = row[0], row[_HASH]
-            tracks.follow(row)
-    return _Proof((after, hash_before), last, count, tracks)
+            sequence, previous = row[0], row[_HASH]
+            follow(row)
+    return _Proof((after, hash_before), (sequence, previous), count, tracks)
 
 
 def _is_proved(readers: Readers[Connection], report: Report, tracks: Tracks) -> bool:

@@ -12,7 +12,6 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
 from scheduler.core.model import AccountId, AllocationId, Booking, DeviceId, GpuClass, JobId, Phase
 
@@ -151,15 +150,3 @@ def fields_hash(fields: Sequence[object]) -> str:
     # Length-prefixed, so that no two different rows share an encoding; None is told from the empty string.
     parts = ["-" if value is None else f"{len(text := str(value))}:{text}" for value in fields]
     return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
-
-
-def row_hash(previous_hash: str, row: Sequence[Any]) -> str:
-    """Returns `fields_hash` of a row's fields, read from the ledger in the order of its columns, after another's hash.
-
-    What it gives is what `fields_hash` gives; it is written out because it is asked of every row of a ledger.
-    """
-    return fields_hash((previous_hash, *row[:_HASHED]))
-
-
-_HASHED = 19
-"""Columns of a row that go into its hash, all before `previous_hash` and `hash`."""

@@ -486,7 +486,7 @@ def _with_rows(connection: Connection, page: Sequence[Row[Any]], *, as_written: 
         held[row.allocation_id].append(cursor_of(row))
     for row in page:
         written = row.ended_ms, EndReason(row.end_reason) if row.end_reason else None
-        ended_ms, end_reason = settled.get(row.id, written)
+        ended_ms, end_reason = settled.get(row.id, written) if settled else written
         yield LedgerAllocation(
             id=AllocationId(row.id),
             job=JobId(row.job_id),
