@@ -58,9 +58,8 @@ def plain_gang(allocation: LedgerAllocation) -> PlainGang | None:
         return None
     spans = Counter(map(_span, rows))
     # As many places as rows, and each span on as many of them as there are devices: every device has every span.
-    if len(set(map(_place, rows))) != len(rows) or terms[2] != _ALLOCATED:
-        return None
-    if set(spans.values()) != {len(charged)}:
+    is_even = len(set(map(_place, rows))) == len(rows) and set(spans.values()) == {len(charged)}
+    if not is_even or terms[2] != _ALLOCATED:
         return None
     ordered = sorted(spans)
     for (_, to_ms, _), (from_ms, _, _) in pairwise(ordered):
