@@ -3,10 +3,11 @@
 import re
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from decimal import Decimal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from cli import moments
-from cli.answers import Json, number, text, whole
+from cli.answers import Json, number, text, truth, whole
 
 
 def compact(seconds: int) -> str:
@@ -57,6 +58,15 @@ def money(amount: Json | None) -> str | None:
     before, point, after = digits.partition(".")
     grouped = f"{int(before):,}" if before.isdigit() else before
     return f"{sign}{grouped}{point}{after}" + (f" {currency}" if currency else "")
+
+
+def quantity(amount: Decimal, decimals: int) -> str:
+    """Returns `1,812.4` of an amount and its decimals; `0.0042` of one that these would show as nothing."""
+    told = f"{amount:,.{decimals}f}"
+    if not amount or Decimal(told.replace(",", "")):
+        return told
+    # Two digits that say something: what costs, however little, is never told as 0.
+    return f"{amount:.{1 - amount.adjusted()}f}".rstrip("0")
 
 
 def gpus(job: Json) -> str:
@@ -158,6 +168,16 @@ def plural(amount: int, noun: str) -> str:
 def plural_of(amount: str, noun: str) -> str:
     """Returns `1 GPU`, `32 GPUs`, `0.5 GPUs` of an amount that is text already."""
     return f"{amount} {noun}" if amount == "1" else f"{amount} {noun}s"
+
+
+def project_order(terms: Json) -> str | None:
+    """Returns what a project's own order goes by, in words; None for submit time alone."""
+    words = ["fair-user: who holds least first"] if truth(terms, "takes_turns") else []
+    for key, size in (("limit", "hour of limit"), ("service", "GPU hour"), ("slowdown", "hour of limit times √GPUs")):
+        if weight := whole(terms, f"{key}_weight"):
+            article = "an" if size.startswith("hour") else "a"
+            words.append(f"{article} {size} counts as {plural(weight, 'hour')} of waiting")
+    return ", then ".join(words) or None
 
 
 def files(folder: object, names: Sequence[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """Who may be stopped for whom, and in which order: the rules of preemption, without a look at nodes.
 
-- R0: within a project, what has strictly lower priority; never what is guaranteed.
+- R0: within a project, what has strictly lower priority; what is guaranteed only where the project yields it, and then
+  the guarantee goes over with the place: who takes it is guaranteed in its stead.
 - R1: a gang that fits its guarantee may take burst and spot.
 - R2: a burst gang may take spot, and burst, if at every level below the lowest common ancestor of both accounts its
   side ends at or below target, and the victim's side is over target before each eviction, by more than one GPU and 5 %.
@@ -10,7 +11,7 @@ nobody's victim any more, and counts no longer for what its account may lose: el
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from scheduler.core.booking import Bookings
@@ -36,6 +37,10 @@ class Preemptor:
     job: Job
     gpu_class: GpuClass
     booking: Booking
+    takes_guaranteed: bool = False
+    """True when guaranteed gangs of lower priority may be stopped for it, too."""
+    short_units: int = 0
+    """What of its guarantee these must give up."""
 
     @property
     def units(self) -> int:
@@ -51,7 +56,7 @@ class Standings:
     bookings: Bookings
     shares: Callable[[], Shares]
     """Made when first asked: targets cost what the accounts with demand are."""
-    gone: Counter[tuple[AccountId, GpuClass]]
+    gone: Mapping[tuple[AccountId, GpuClass], int]
     """Units of burst that this tick has evicted."""
 
     def held(self, account: AccountId, gpu_class: GpuClass) -> int:
@@ -87,6 +92,8 @@ class Rule:
         self._is_old = is_old
         self._mode = mode
         self._taken: Counter[AccountId] = Counter()
+        self._given_up = 0
+        """Units of guarantee that the preemptor gets from whom it takes."""
         self._rooms: dict[AccountId, int] = {}
         """How far below its target each of the preemptor's levels would stay if it ran."""
         self._excesses: dict[AccountId, tuple[int, int]] = {}
@@ -96,6 +103,10 @@ class Rule:
     def permits(self, gang: Allocation) -> bool:
         """Tells whether the gang may be evicted next."""
         preemptor = self._preemptor
+        if gang.booking is Booking.GUARANTEED:
+            return (
+                preemptor.takes_guaranteed and self._mode.is_fair and self._is_old(gang) and self.is_by_priority(gang)
+            )
         if preemptor.booking is Booking.GUARANTEED and (self._mode.is_hasty or self._is_old(gang)):
             return True
         if not self._mode.is_fair or not self._is_old(gang):
@@ -105,6 +116,30 @@ class Rule:
         if preemptor.booking is not Booking.BURST:
             return False
         return gang.booking is Booking.SPOT or self._is_fair(gang)
+
+    def candidates(self, evictable: Mapping[AccountId, Mapping[AllocationId, Allocation]]) -> Iterator[Allocation]:
+        """Yields, of the gangs of some accounts, those that may be evicted at some time: the others never will.
+
+        What is evicted makes an account less over its target, never more. Costs the accounts, and the gangs of those
+        that come into question.
+        """
+        preemptor, priorities = self._preemptor, self._standings.state.jobs
+        job, is_bought = preemptor.job, preemptor.booking is Booking.GUARANTEED
+        is_hasty = is_bought and self._mode.is_hasty
+        has_share = preemptor.booking is Booking.BURST and self.has_share
+        for account, gangs in evictable.items():
+            is_open = is_bought or (has_share and all(self._sides_of(account)) and self._is_over(account))
+            is_own = account == job.account
+            for gang in gangs.values():
+                is_lower = is_own and priorities[gang.job].priority < job.priority
+                is_possible = is_open or is_lower or gang.booking is Booking.SPOT
+                if is_possible and (is_hasty or self._is_old(gang)):
+                    yield gang
+
+    @property
+    def is_short(self) -> bool:
+        """True while the preemptor's guarantee is not free yet."""
+        return self._given_up < self._preemptor.short_units
 
     @property
     def has_share(self) -> bool:
@@ -129,6 +164,8 @@ class Rule:
 
         To spare one gang helps all other victims' sides; only the preemptor's own may have counted on it.
         """
+        if gang.booking is Booking.GUARANTEED:
+            return self._given_up - gang.total_units >= self._preemptor.short_units
         if gang.booking is Booking.SPOT or tenant_of(gang.account) != tenant_of(self._preemptor.job.account):
             return True
         self.give(gang)
@@ -138,44 +175,47 @@ class Rule:
 
     def holds(self, gangs: Sequence[Allocation]) -> bool:
         """Tells whether the gangs, evicted in this order and no others, are within the rule: the proof of a choice."""
-        saved, self._taken = self._taken, Counter()
+        saved, self._taken, self._given_up = (self._taken, self._given_up), Counter(), 0
         is_permitted = True
         for gang in gangs:
             is_permitted = is_permitted and self.permits_but_for_own_side(gang)
             self.take(gang)
         is_permitted = is_permitted and all(self._ends_within(gang) for gang in gangs if self._is_by_share(gang))
-        self._taken = saved
+        is_permitted = is_permitted and not self.is_short
+        self._taken, self._given_up = saved
         return is_permitted
 
     def permits_but_for_own_side(self, gang: Allocation) -> bool:
         """Tells whether all of the rule holds for the gang that is not about the preemptor's own levels."""
         if not self._is_by_share(gang):
             return self.permits(gang)
-        return self._mode.is_fair and self._is_old(gang) and self._is_over(gang)
+        return self._mode.is_fair and self._is_old(gang) and self._is_over(gang.account)
 
     def _is_by_share(self, gang: Allocation) -> bool:
         is_share = self._preemptor.booking is Booking.BURST and gang.booking is Booking.BURST
         return is_share and not self.is_by_priority(gang)
 
     def _is_fair(self, gang: Allocation) -> bool:
-        return gang.booking is Booking.BURST and self.has_share and self._ends_within(gang) and self._is_over(gang)
+        return (
+            gang.booking is Booking.BURST and self.has_share and self._ends_within(gang) and self._is_over(gang.account)
+        )
 
     def _ends_within(self, gang: Allocation) -> bool:
-        mine, theirs = self._sides_of(gang)
+        mine, theirs = self._sides_of(gang.account)
         return bool(mine and theirs) and all(self._room(name) + self._taken[name] >= 0 for name in mine)
 
-    def _is_over(self, gang: Allocation) -> bool:
-        for name in self._sides_of(gang)[1]:
+    def _is_over(self, account: AccountId) -> bool:
+        for name in self._sides_of(account)[1]:
             excess, target = self._excess(name)
             over = excess - self._taken[name]
             if over <= GPU_UNITS or 20 * over <= target:
                 return False
         return True
 
-    def _sides_of(self, gang: Allocation) -> tuple[tuple[AccountId, ...], tuple[AccountId, ...]]:
-        found = self._sides.get(gang.account)
+    def _sides_of(self, account: AccountId) -> tuple[tuple[AccountId, ...], tuple[AccountId, ...]]:
+        found = self._sides.get(account)
         if found is None:
-            found = self._sides[gang.account] = sides(self._preemptor.job.account, gang.account)
+            found = self._sides[account] = sides(self._preemptor.job.account, account)
         return found
 
     def _room(self, name: AccountId) -> int:
@@ -196,6 +236,8 @@ class Rule:
         return found
 
     def _count(self, gang: Allocation, sign: int) -> None:
+        if gang.booking is Booking.GUARANTEED:
+            self._given_up += sign * gang.total_units
         if gang.booking is not Booking.SPOT:
             for name in lineage(gang.account):
                 self._taken[name] += sign * gang.total_units
@@ -211,24 +253,22 @@ class Mode:
     """R1 may take what has not run for long."""
 
 
-def in_order(standings: Standings, gangs: Iterable[Allocation], now_ms: int) -> list[Allocation]:
-    """Returns possible victims, the first to go first.
+def in_order(
+    standings: Standings, gangs: Iterable[Allocation], now_ms: int, over: dict[AccountId, int]
+) -> list[Allocation]:
+    """Returns possible victims of one class, the first to go first. `over` has how far tenants are over their targets.
 
     Surplus nodes of elastic gangs before whole gangs; spot before burst, burst of the tenant most over its target
     first; then lowest priority, least work lost since the last reported checkpoint, newest.
     """
-    over: dict[tuple[AccountId, GpuClass], int] = {}
     jobs = standings.state.jobs
 
     def place(gang: Allocation) -> tuple[bool, bool, int, int, int, int, AllocationId]:
-        tenant, gpu_class = tenant_of(gang.account), gang.gpu_class
-        key, is_burst = (tenant, gpu_class), gang.booking is not Booking.SPOT
-        if is_burst and key not in over:
-            over[key] = standings.held(tenant, gpu_class) - standings.target(tenant, gpu_class)
+        is_burst = gang.booking is not Booking.SPOT
         return (
             gang.surplus_of is None,
             is_burst,
-            -over[key] if is_burst else 0,
+            -over[tenant_of(gang.account)] if is_burst else 0,
             jobs[gang.job].priority,
             lost_unit_ms(gang, now_ms),
             -gang.decided_ms,
@@ -236,6 +276,12 @@ def in_order(standings: Standings, gangs: Iterable[Allocation], now_ms: int) -> 
         )
 
     return sorted(gangs, key=place)
+
+
+def over_target(standings: Standings, accounts: Iterable[AccountId], gpu_class: GpuClass) -> dict[AccountId, int]:
+    """Returns by how many units of a class the tenants of some accounts are over their targets; negative below."""
+    tenants = {tenant_of(account) for account in accounts}
+    return {each: standings.held(each, gpu_class) - standings.target(each, gpu_class) for each in sorted(tenants)}
 
 
 def lost_unit_ms(gang: Allocation, now_ms: int) -> int:
