@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from decimal import Decimal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from cli import moments
@@ -57,6 +58,15 @@ def money(amount: Json | None) -> str | None:
     before, point, after = digits.partition(".")
     grouped = f"{int(before):,}" if before.isdigit() else before
     return f"{sign}{grouped}{point}{after}" + (f" {currency}" if currency else "")
+
+
+def quantity(amount: Decimal, decimals: int) -> str:
+    """Returns `1,812.4` of an amount and its decimals; `0.0042` of one that these would show as nothing."""
+    told = f"{amount:,.{decimals}f}"
+    if not amount or Decimal(told.replace(",", "")):
+        return told
+    # Two digits that say something: what costs, however little, is never told as 0.
+    return f"{amount:.{1 - amount.adjusted()}f}".rstrip("0")
 
 
 def gpus(job: Json) -> str:

@@ -92,7 +92,7 @@ def _energy(answer: Json) -> str | None:
     kwh = None if energy is None else text(energy, "kwh")
     if energy is None or kwh is None:
         return None
-    told = f"{Decimal(kwh):,.1f} kWh" if Decimal(kwh) >= 1 else f"{Decimal(kwh):.3f} kWh"
+    told = f"{phrases.quantity(Decimal(kwh), 1 if Decimal(kwh) >= 1 else 3)} kWh"
     covered = energy.get("coverage_ratio")
     part = f" of {covered:.0%} of the time" if isinstance(covered, int | float) and covered < SEEN_WHOLE else ""
     return f"{told}{part}" + (" (an estimate by the GPUs' sensors)" if truth(energy, "is_estimate") else "")
@@ -100,18 +100,18 @@ def _energy(answer: Json) -> str | None:
 
 def _cost(cost: Json) -> str | None:
     amount, hours = text(cost, "amount"), text(cost, "gpu_hours")
-    product = f"{Decimal(hours):,.2f} GPU-h" if hours is not None else ""
+    product = f"{phrases.quantity(Decimal(hours), 2)} GPU-h" if hours is not None else ""
     if amount is None:
         return f"{product} without a price" if product else None
     price, book = text(cost, "price_per_gpu_hour"), text(cost, "price_book")
     if price is not None:
         product += f" × {price}, price list {book}"
     preempted = Decimal(text(cost, "preempted_gpu_hours") or 0)
-    lost = f"; {preempted:,.2f} GPU-h ended by preemption" if preempted else ""
-    shown = phrases.money({"amount": f"{Decimal(amount):.2f}", "currency": text(cost, "currency")})
-    return f"{shown}   ({product}{lost}; before tax)"
+    lost = f"; {phrases.quantity(preempted, 2)} GPU-h ended by preemption" if preempted else ""
+    shown = phrases.quantity(Decimal(amount), 2)
+    return f"{shown} {text(cost, 'currency') or ''}   ({product}{lost}; before tax)"
 
 
 def _tenths(item: Json, key: str) -> str | None:
     found = text(item, key)
-    return None if found is None else f"{Decimal(found):,.1f}"
+    return None if found is None else phrases.quantity(Decimal(found), 1)

@@ -98,7 +98,7 @@ def plotted(answer: Json, columns: int) -> list[str]:
     told_values = (text(sub(each, "cost") or {}, "amount") if currency else text(each, "gpu_hours") for each in found)
     values = [Decimal(each or 0) for each in told_values]
     names = [_shortened(visible(text(each, "key") or "?")) for each in found]
-    told = [f"{value:,.2f}" if currency else f"{value:,.1f}" for value in values]
+    told = [phrases.quantity(value, 2 if currency else 1) for value in values]
     left, right = max(map(width, names)), max(map(len, told))
     room = max(columns - left - right - 4, LEAST_BAR)
     most = max(values)

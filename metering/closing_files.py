@@ -18,11 +18,13 @@ from metering.core.period import Period, PeriodStatus
 from metering.correction_rows import corrected_tenants
 from metering.csv_files import WrittenFile, harmless
 from metering.export import export_usage
+from metering.fee_lines import fee_tenants
 from metering.findings import Report
 from metering.focus import FocusTerms
 from metering.manifest import Manifest
 from metering.periods import KnownPeriod
 from metering.sealed import folder_of
+from metering.timelines import Timelines, load_prices
 from metering.verify_files import verify_export
 from scheduler.core.model import AccountId
 from scheduler.refusal import RefusalCode, Refused
@@ -35,7 +37,7 @@ MOST_NAMED = 3
 def write_period(connection: Connection, root: Path, known: KnownPeriod, focus: FocusTerms) -> None:
     """Writes the files of all and of each tenant below `root`, and proves them. Raises Refused when they disagree."""
     period, zone = known.period, ZoneInfo(known.zone)
-    tenants = _tenants(connection, period)
+    tenants = _tenants(connection, period, zone)
     made: dict[AccountId | None, Manifest] = {}
     for tenant in (None, *tenants):
         made[tenant] = export_usage(
@@ -110,6 +112,7 @@ def _with_tenant(stream: Iterator[bytes], place: int) -> Iterator[tuple[bytes, s
             yield line, before[place].decode()
 
 
-def _tenants(connection: Connection, period: Period) -> list[AccountId]:
+def _tenants(connection: Connection, period: Period, zone: ZoneInfo) -> list[AccountId]:
     span = period.from_ms, period.to_ms
-    return sorted(tenants_between(connection, *span) | corrected_tenants(connection, *span))
+    charged = fee_tenants(Timelines(*span, zone, load_prices(connection)))
+    return sorted(tenants_between(connection, *span) | corrected_tenants(connection, *span) | charged)

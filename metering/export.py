@@ -186,7 +186,7 @@ def _write(connection: Connection, folder: Path, request: _Request) -> Manifest:
     period = period_of(request.from_ms, request.to_ms, request.zone)
     sums = _Sums()
     lines, invoices = _write_lines(connection, folder, (request, context, lines_of, period), sums)
-    if request.tenant is not None and request.tenant not in context.names and not sums.usage_lines:
+    if request.tenant is not None and request.tenant not in context.names and not sums.usage_lines + sums.fee_lines:
         raise Refused(RefusalCode.NOT_FOUND, f"there is no tenant {request.tenant!r}, and none has any use on record")
     files = [*lines, _write_totals(folder, invoices, context, period)]
     if request.tenant is None:

@@ -16,6 +16,11 @@ def note_reserved(used_unit_ms: MutableMapping[UsedKey, int], line: Line) -> Non
         used_unit_ms[reserved.id, piece.stretch.day, line.book.version] += piece.charged.unit_ms
 
 
+def fee_tenants(timelines: Timelines) -> set[AccountId]:
+    """Returns the tenants that a range may have fees of, whether or not they used anything; without meters."""
+    return {tenant_of(fee.account) for fee in fees_of(timelines, {}, None)}
+
+
 def fees_of(
     timelines: Timelines, used_unit_ms: MutableMapping[UsedKey, int], account: AccountId | None
 ) -> Iterator[Fee]:

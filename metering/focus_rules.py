@@ -180,12 +180,6 @@ def _inside_month(row: Cells) -> bool:
     return starts and row["ChargePeriodEnd"] <= row["BillingPeriodEnd"]
 
 
-def _consumes(row: Cells) -> bool:
-    if row["ChargeCategory"] != "Usage":
-        return not row["ConsumedQuantity"]
-    return bool(row["ConsumedQuantity"] or row["ChargeClass"]) or row["CommitmentDiscountStatus"] == "Unused"
-
-
 _IN_ONE_CURRENCY = (
     ("PricingCurrencyContractedUnitPrice", "ContractedUnitPrice"),
     ("PricingCurrencyListUnitPrice", "ListUnitPrice"),

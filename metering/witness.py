@@ -4,17 +4,16 @@ On Kubernetes the ledger's devices are slots of nodes, and the kubelet chooses t
 container has which, and deliver that as evidence. Statistics and lines join through it; nothing is billed by it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from metering.tables import AGENT, DEVICE_WITNESS
+from metering.tables import DEVICE_WITNESS
 from scheduler.core.model import AllocationId, DeviceId, NodeName
-from scheduler.executor import DeviceWitness
 from scheduler.store.codec import grants_of
-from scheduler.store.database import Database, chunks
+from scheduler.store.database import chunks
 from scheduler.store.tables import ALLOCATION, DEVICE
 
 FRESH_MS = 180_000
@@ -70,36 +69,6 @@ def seen_devices(connection: Connection, allocation: AllocationId, from_ms: int,
         .order_by(DEVICE_WITNESS.c.device)
     ).scalars()
     return tuple(DeviceId(device) for device in rows)
-
-
-class StoredWitness(DeviceWitness):
-    """What agents delivered, as the scheduler's DeviceWitness: who was seen with which GPU lately."""
-
-    def __init__(self, database: Database, now_ms: int, fresh_ms: int = FRESH_MS) -> None:
-        self._database = database
-        self._now_ms = now_ms
-        self._fresh_ms = fresh_ms
-
-    def holders(self) -> Mapping[str, AllocationId]:
-        """Returns device UUID to allocation, of what was seen within the fresh time; the latest where two were."""
-        query = (
-            sa.select(DEVICE_WITNESS.c.device, DEVICE_WITNESS.c.allocation_id)
-            .where(DEVICE_WITNESS.c.to_ms >= self._now_ms - self._fresh_ms)
-            .order_by(DEVICE_WITNESS.c.to_ms, DEVICE_WITNESS.c.allocation_id)
-        )
-        with self._database.read() as connection:
-            return {device: AllocationId(allocation) for device, allocation in connection.execute(query)}
-
-    def last_seen_ms(self, node: NodeName) -> int | None:
-        """Returns when the node's agent was last heard."""
-        with self._database.read() as connection:
-            return last_heard_ms(connection, node)
-
-
-def last_heard_ms(connection: Connection, node: NodeName) -> int | None:
-    """Returns when a node's agent was last heard, as stored: at most a minute behind; None when none ever was."""
-    found: int | None = connection.execute(sa.select(AGENT.c.heard_ms).where(AGENT.c.node == node)).scalar()
-    return found
 
 
 def ledger_devices(connection: Connection, gpus: Iterable[tuple[NodeName, str]], now_ms: int) -> dict[str, str]:

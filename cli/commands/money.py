@@ -132,7 +132,7 @@ def _hours(item: Json, key: str) -> str | None:
     """Returns `1,812.4` of a decimal text; None where it is not known."""
     found = text(item, key)
     try:
-        return None if found is None else f"{Decimal(found):,.1f}"
+        return None if found is None else phrases.quantity(Decimal(found), 1)
     except InvalidOperation:
         raise answers.BrokenAnswer(f"{key} is {found!r}, which is no number") from None
 
@@ -143,12 +143,13 @@ def _idle(item: Json) -> str | None:
 
 
 def _cost(item: Json) -> str | None:
-    """Returns the amount in hundredths for people; `-o json` and `-o csv` have every digit."""
+    """Returns the amount in hundredths for people, or what little it is; `-o json` and `-o csv` have every digit."""
     cost = sub(item, "cost")
     amount = None if cost is None else text(cost, "amount")
     if cost is None or amount is None:
         return None
-    return phrases.money({**cost, "amount": f"{Decimal(amount):.2f}"})
+    told = phrases.quantity(Decimal(amount), 2)
+    return f"{told} {text(cost, 'currency') or ''}".rstrip()
 
 
 def _footer(answer: Json) -> str | None:

@@ -282,7 +282,7 @@ _BOOKS = View(
 def _hours(package: Json, key: str) -> str | None:
     """Returns `8,120.5` of a decimal; `-o json` has every digit."""
     found = number(package, key) or text(package, key)
-    return None if found is None else f"{Decimal(found):,.1f}"
+    return None if found is None else phrases.quantity(Decimal(found), 1)
 
 
 def _since(package: Json) -> str:

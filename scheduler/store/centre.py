@@ -3,7 +3,6 @@
 Each function takes the connection of a `Database.read()` transaction. Who may see what is decided by the caller.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -21,8 +20,8 @@ from scheduler.core.model import (
     UserName,
     lineage,
 )
-from scheduler.core.occupancy import Cursor, OccupancyState
-from scheduler.store.codec import ACCOUNT_COLUMNS, CURSOR_COLUMNS, account_of, cursor_of
+from scheduler.core.occupancy import OccupancyState
+from scheduler.store.codec import ACCOUNT_COLUMNS, account_of
 from scheduler.store.nodes import load_nodes
 from scheduler.store.tables import ACCOUNT, DEVICE_CURSOR, NODE, POOL, TOKEN
 from scheduler.store.tokens import TOKEN_COLUMNS, TokenRecord
@@ -67,16 +66,6 @@ def units_held(connection: Connection) -> dict[tuple[AccountId, GpuClass, Bookin
     return {
         (AccountId(holder), GpuClass(gpu_class), Booking(booking)): int(units)
         for holder, gpu_class, booking, units in connection.execute(statement)
-    }
-
-
-def units_by_state(connection: Connection) -> dict[tuple[GpuClass, OccupancyState], int]:
-    """Returns the capacity units in each state now, by class."""
-    columns = (DEVICE_CURSOR.c.gpu_class, DEVICE_CURSOR.c.state)
-    statement = sa.select(*columns, sa.func.sum(DEVICE_CURSOR.c.units)).group_by(*columns)
-    return {
-        (GpuClass(gpu_class), OccupancyState(state)): int(units)
-        for gpu_class, state, units in connection.execute(statement)
     }
 
 
@@ -129,16 +118,3 @@ def pools(connection: Connection) -> list[PoolRecord]:
     """Returns the pools, in order of name."""
     statement = sa.select(POOL.c.name, POOL.c.is_closed, POOL.c.reason).order_by(POOL.c.name)
     return [PoolRecord(*row) for row in connection.execute(statement)]
-
-
-def device_cursors(connection: Connection, node: str | None = None) -> Iterator[tuple[Device, Cursor]]:
-    """Yields each device of the inventory with each of its open lanes: who holds what, by node, place and lane."""
-    known = load_nodes(connection)
-    devices = {device.id: device for name, each in known.items() if node in {None, name} for device in each.devices}
-    lanes: dict[str, list[Cursor]] = {}
-    for row in connection.execute(sa.select(*CURSOR_COLUMNS).order_by(DEVICE_CURSOR.c.device, DEVICE_CURSOR.c.lane)):
-        if row.device in devices:
-            lanes.setdefault(row.device, []).append(cursor_of(row))
-    for device in devices.values():
-        for cursor in lanes.get(device.id, ()):
-            yield device, cursor

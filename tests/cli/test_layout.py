@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+from decimal import Decimal
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -79,3 +80,20 @@ def test_money_keeps_the_digits_of_the_server() -> None:
     assert phrases.money({"amount": "1920.00", "currency": "USD"}) == "1,920.00 USD"
     assert phrases.money({"amount": "-0.123456", "currency": "CNY"}) == "-0.123456 CNY"
     assert phrases.money(None) is None
+
+
+def test_what_is_used_or_costs_something_is_never_told_as_nothing() -> None:
+    shown = {
+        "1812.412": "1,812.4",
+        "0": "0.0",
+        "0.06": "0.1",
+        "0.04": "0.04",
+        "0.000123456": "0.00012",
+        "-0.02": "-0.02",
+    }
+    assert {digits: phrases.quantity(Decimal(digits), 1) for digits in shown} == shown
+    assert phrases.quantity(Decimal("0.004999"), 2) == "0.005"
+    for exponent in range(10):
+        for digit in range(1, 10):
+            told = phrases.quantity(Decimal(digit).scaleb(-exponent), 1)
+            assert Decimal(told), told

@@ -17,11 +17,11 @@ from scheduler.core.events import (
     Event,
     RatesChanged,
 )
-from scheduler.core.ledgerdebt import debt_from_intervals
 from scheduler.core.model import GPU_UNITS, AccountId, Allocation, AllocationId, Booking, DeviceId, GpuClass, Phase
 from scheduler.core.occupancy import Cursor, Evidence, Interval, OccupancyState, Occupant
 from scheduler.core.policy import Policy
 from tests.builders import START_MS, account, job, node
+from tests.core.ledgerdebt import debt_from_intervals
 from tests.harness import Centre
 
 ACME = AccountId("acme")

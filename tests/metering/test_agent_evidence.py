@@ -13,7 +13,7 @@ from metering.inbox import WindowInbox
 from metering.ledger import windows_of
 from metering.usage_report import GroupBy, Span, usage_by
 from metering.windows import SampleWindow
-from metering.witness import Holding, StoredWitness, ledger_devices, seen_devices
+from metering.witness import Holding, ledger_devices, seen_devices
 from scheduler.core.model import DeviceId, GpuClass, NodeName
 from scheduler.refusal import Refused
 from scheduler.store.database import Database
@@ -136,10 +136,7 @@ def test_use_of_slots_is_measured_by_the_gpus_that_were_seen_in_the_jobs_hands(s
     take(slots, windows=tuple(facts), holdings=tuple(seen))
     with slots.read() as connection:
         (group,) = usage_by(connection, Span(NOON_MS, slots.now_ms, SHANGHAI), GroupBy.JOB)
-        witness = StoredWitness(slots.database, slots.now_ms)
         assert (group.idle_gpu_ms, group.measured_gpu_ms) == (HOUR_MS, 2 * HOUR_MS)
-        assert witness.holders() == {"GPU-x": allocation, "GPU-y": allocation}
-        assert (witness.last_seen_ms(A), witness.last_seen_ms(NodeName("z"))) == (NOON_MS, None)
         gpus = [(A, "GPU-x"), (A, "GPU-y"), (A, "GPU-none")]
         assert ledger_devices(connection, gpus, slots.now_ms) == {"GPU-x": "a/gpu/0", "GPU-y": "a/gpu/1"}
         assert ledger_devices(connection, gpus, slots.now_ms + DAY_MS) == {}

@@ -124,3 +124,16 @@ def test_a_book_that_reaches_back_corrects_the_monthly_fee_of_a_closed_period(ce
     assert verify_export(tmp_path / "november").is_proved
     balance = balances(centre)
     assert balance["revenue"] == -18 * 10**6  # fees are on invoices, not in the journal
+
+
+def test_a_tenant_with_nothing_but_a_monthly_fee_has_a_sealed_bill_of_its_own(centre: Centre, tmp_path: Path) -> None:
+    centre.tenant("initech/lab", "Initech")
+    centre.publish(parse_price_book(FEES.format("fees", "2026-10-01", "7440").replace("acme/vision", "initech/lab")))
+    centre.run(A0)
+    centre.clock.advance(hours=24 * 5)
+    close(centre)
+    found = rows(export(centre, tmp_path / "bill", "2026-10", "initech"))
+    assert {row["line_type"] for row in found} == {"reserved", "reserved_unused"}
+    assert sum(Decimal(row["amount"]) for row in found) == Decimal(7440)
+    assert "initech" not in {row["tenant_id"] for row in rows(export(centre, tmp_path / "acme", "2026-10", "acme"))}
+    assert proof(centre).is_proved, proof(centre).findings

@@ -1,4 +1,4 @@
-"""Debts read off the occupancy ledger: the same bits as the state has that lived through the events.
+"""Debts read off the occupancy ledger, as an oracle: the same bits as the state has that lived through the events.
 
 The ledger cuts an interval at every change of phase; an account's charge changes only where the holder, the booking or
 the charged units of a lane do. Intervals that continue each other are joined before they count.
