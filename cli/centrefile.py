@@ -157,6 +157,8 @@ SECTIONS: tuple[SectionForm, ...] = (
             "pending": Key("pending_limit", _limit),
             "high": Key("high_limit", _limit),
             "limit_weight": Key("limit_weight", _number(0)),
+            "service_weight": Key("service_weight", _number(0)),
+            "slowdown_weight": Key("slowdown_weight", _number(0)),
             "takes_turns": Key("takes_turns", _truth),
             "suspended": Key("is_suspended", _truth),
         },

@@ -96,6 +96,9 @@ def explained(answer: Json, job: Json, now: datetime) -> list[str]:
     ahead, gpus_ahead = whole(answer, "ahead_jobs"), number(answer, "ahead_gpus")
     if ahead:
         lines.append(f"{'ahead':<8}{phrases.plural(ahead, 'job')}, {gpus_ahead or '?'} GPUs{_first(answer)}")
+    ordered = sub(answer, "project_order")
+    if ordered is not None and (words := phrases.project_order(ordered)):
+        lines.append(f"{'order':<8}in {text(ordered, 'account')} {words}")
     considered, fitting = whole(answer, "nodes_considered"), whole(answer, "nodes_fit")
     if considered and fitting is not None:
         lines.append(f"{'nodes':<8}{fitting} of {considered} could take its part now")

@@ -40,6 +40,7 @@ from scheduler.core.model import (
     JobState,
     Node,
     NodeName,
+    OrderWeights,
     Phase,
     PoolName,
     Shape,
@@ -310,7 +311,7 @@ class ClusterState:
         old = self.accounts.get(account.id) or Account(account.id)
         # Elements behind their array's line stand in no group, so the account of these alone waits in none.
         names = self._waiting_within(account.id) if old.is_by_user != account.is_by_user else []
-        if old.limit_weight != account.limit_weight:
+        if old.order_weights != account.order_weights:
             names = list(dict.fromkeys([*names, account.id]))
         moved = [job for name in names for job in self._queued_jobs(name)]
         for job in moved:
@@ -681,7 +682,7 @@ class ClusterState:
     def queue_key_of(self, job: Job) -> QueueKey:
         """Returns a job's place in its project's order, whether it stands in line or would."""
         account = self.accounts.get(job.account)
-        return queue_key(job, account.limit_weight if account else 0)
+        return queue_key(job, account.order_weights if account else OrderWeights())
 
     def _count(self, job: Job, sign: int) -> None:
         tenant = tenant_of(job.account)

@@ -25,6 +25,7 @@ from scheduler.wire.answers import (
     gpu_count,
     history_answer,
     job_answer_id,
+    project_order_answer,
 )
 from scheduler.wire.problems import Json, envelope, page
 from scheduler.wire.requests import LIVE_STATES, JobListQuery
@@ -104,7 +105,8 @@ def job_routes(door: Door, shown: Shown) -> APIRouter:
         shares = [each for each in told.shares if rights.may_see_account(each["account"])]
         visible = [each for each in told.ahead if rights.may_see_account(each.account)]
         ahead = await door.read(lambda connection: _named(connection, visible))
-        content.update(ahead=ahead, shares=shares, sooner=changes if sooner else None)
+        order = None if told.project is None else project_order_answer(told.project)
+        content.update(ahead=ahead, project_order=order, shares=shares, sooner=changes if sooner else None)
         return answer(envelope("Explanation", door.now_ms, **content))
 
     @router.get("/v1/jobs/{ref}/events", summary="The job's history")
