@@ -5,6 +5,8 @@ decisions. No path, query, header, body or user's word is in them. A collector t
 bounded queue drops, and never a request or a tick.
 """
 
+import logging
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,8 +14,8 @@ from contextlib import contextmanager
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace import SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -27,10 +29,14 @@ from scheduler.executor import Executor, ExecutorError, NodeInventory, StartOrde
 from scheduler.routes.edge import UNMATCHED
 from scheduler.telemetry import Telemetry
 
+logger = logging.getLogger(__name__)
+
 Attributes = Mapping[str, str | int | bool]
 SERVICE = "turnstile"
-FLUSH_MS = 3000
+FLUSH_SECONDS = 3.0
 """How long a daemon that stops waits for its last spans to be taken."""
+SEND_SECONDS = 5.0
+"""How long one batch is tried: the next one is due by then."""
 _PROPAGATOR = TraceContextTextMapPropagator()
 
 
@@ -59,9 +65,10 @@ class Spans:
         return TracedApp(app, self)
 
     def close(self) -> None:
-        """Sends what is left and ends."""
-        self._provider.force_flush(FLUSH_MS)
-        self._provider.shutdown()
+        """Sends what is left and ends; a collector that is away is not waited for longer than FLUSH_SECONDS."""
+        ending = threading.Thread(target=self._provider.shutdown, name="spans-end", daemon=True)
+        ending.start()
+        ending.join(FLUSH_SECONDS)
 
     def over(
         self,
@@ -97,7 +104,33 @@ class Spans:
 
 def over_http(url: str, version: str, ratio: float) -> Spans:
     """Returns spans that go to a collector by OTLP over HTTP, in batches."""
-    return Spans(BatchSpanProcessor(OTLPSpanExporter(endpoint=url)), version, ratio)
+    # The library tells of every try; we tell of the first that failed and of the first that went well again.
+    logging.getLogger(OTLPSpanExporter.__module__).setLevel(logging.CRITICAL)
+    return Spans(BatchSpanProcessor(Told(OTLPSpanExporter(endpoint=url, timeout=SEND_SECONDS))), version, ratio)
+
+
+class Told(SpanExporter):
+    """An exporter that says once when its spans are lost, and once when they no longer are."""
+
+    def __init__(self, inside: SpanExporter) -> None:
+        self._inside = inside
+        self._is_losing = False
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Sends a batch, or loses it."""
+        result = self._inside.export(spans)
+        is_lost = result is not SpanExportResult.SUCCESS
+        if is_lost and not self._is_losing:
+            # Its address may hold a password, so it is called by its setting.
+            logger.warning("the collector of tracing.otlp_url takes no spans; they are lost until it does")
+        elif self._is_losing and not is_lost:
+            logger.info("the collector of tracing.otlp_url takes spans again")
+        self._is_losing = is_lost
+        return result
+
+    def shutdown(self) -> None:
+        """Ends."""
+        self._inside.shutdown()
 
 
 class TracedApp:

@@ -21,10 +21,10 @@ from tests.loop.test_controller import state_of
 pytest.importorskip("opentelemetry.sdk", reason="the extra otel is not installed")
 
 from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from cli.daemon.spans import Spans, TracedApp
+from cli.daemon.spans import Spans, Told, TracedApp
 
 TRACE, CALLER = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
@@ -102,6 +102,33 @@ def test_a_daemon_that_names_a_collector_is_watched_and_one_that_does_not_loads_
     assert isinstance(traces_of(load(None, {}).tracing, "1"), Untraced)
     quiet = "import sys, cli.daemon.app; sys.exit('opentelemetry.sdk' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", quiet], check=False, timeout=60).returncode == 0
+
+
+class Away(SpanExporter):
+    """A collector that is away until it comes."""
+
+    is_there = False
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        return SpanExportResult.SUCCESS if self.is_there else SpanExportResult.FAILURE
+
+    def shutdown(self) -> None:
+        """Does nothing."""
+
+
+def test_a_collector_that_is_away_is_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "cli.daemon.spans")
+    away = Away()
+    watched = Spans(SimpleSpanProcessor(Told(away)), "1")
+    for _ in range(3):
+        watched.over("tick", 0, {})
+    away.is_there = True
+    watched.over("tick", 0, {})
+    watched.over("tick", 0, {})
+    assert [record.getMessage() for record in caplog.records] == [
+        "the collector of tracing.otlp_url takes no spans; they are lost until it does",
+        "the collector of tracing.otlp_url takes spans again",
+    ]
 
 
 def test_a_missing_extra_and_a_wrong_address_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
