@@ -383,7 +383,7 @@ def _units_of(devices: Sequence[Device]) -> int:
 
 def preemption_word(claim: Claim, victim: Allocation) -> PreemptionReason:
     """Returns why a gang was stopped for a claim, as a metric label."""
-    if claim.booking is Booking.GUARANTEED:
+    if claim.booking is Booking.GUARANTEED and victim.booking is not Booking.GUARANTEED:
         return "guarantee"
     if victim.booking is Booking.SPOT:
         return "spot"

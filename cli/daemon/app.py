@@ -359,7 +359,6 @@ def submission_rules(settings: Settings) -> SubmissionRules:
         runs_images=settings.executor.kind == "kubernetes",
         needs_image=settings.executor.kind == "kubernetes",
         has_terminals=settings.executor.kind in {"local", "kubernetes"},
-        runs_elastic=settings.executor.kind != "kubernetes",
         shares_gpus=settings.executor.shares and settings.executor.kind != "kubernetes",
         keeps_secrets=settings.executor.kind != "kubernetes",
     )

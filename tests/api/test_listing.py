@@ -104,6 +104,11 @@ def test_pending_jobs_say_why_they_wait(centre: Centre, people: People) -> None:
     why = user.get(f"/v1/jobs/{waiting}/why").json()
     assert (why["kind"], why["job_id"], why["reasons"][0]["code"]) == ("Explanation", waiting, "capacity")
     assert (why["position"], why["ahead_jobs"], why["nodes_considered"], why["nodes_fit"]) == (1, 0, 2, 0)
+    terms = {"limit_weight": 0, "service_weight": 24, "slowdown_weight": 0, "takes_turns": False}
+    path = f"/v1/admin/accounts/{why['project_order']['account']}"
+    assert people.operator().request("PUT", path, json=terms).status_code == 200
+    ordered = user.get(f"/v1/jobs/{waiting}/why").json()["project_order"]
+    assert ordered == {"account": "acme/vision", **terms}
 
 
 def test_why_names_all_that_blocks_and_who_is_ahead_only_to_those_who_may_know(centre: Centre, people: People) -> None:
