@@ -233,6 +233,18 @@ class Logging:
 
 
 @dataclass(frozen=True, slots=True)
+class Tracing:
+    """Where OpenTelemetry spans go. Off by default; needs `pip install 'gpu-turnstile[otel]'`."""
+
+    otlp_url: str | None = _key(
+        None, "a collector that takes OTLP over HTTP, such as http://127.0.0.1:4318/v1/traces; without one no spans"
+    )
+    ratio: float = _key(
+        1.0, "part of the traces that is recorded, from 0 to 1; a caller's own decision goes first. Lower it when busy"
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """All of the daemon's settings."""
 
@@ -248,6 +260,7 @@ class Settings:
     notify: Notify = field(default_factory=Notify)
     decisions: Decisions = field(default_factory=Decisions)
     logging: Logging = field(default_factory=Logging)
+    tracing: Tracing = field(default_factory=Tracing)
     policy: Policy = field(default_factory=Policy)
 
     @property
@@ -415,7 +428,15 @@ def _check(settings: Settings, problems: list[str]) -> None:
         problems.append("database.url, database.url_file: give one of the two")
     if settings.notify.smtp_host is not None and settings.notify.smtp_from is None:
         problems.append("notify.smtp_from: needed with notify.smtp_host, such as turnstile@park.example")
+    problems.extend(_tracing_problems(settings.tracing))
     problems.extend(_metering_problems(metering))
+
+
+def _tracing_problems(tracing: Tracing) -> Iterator[str]:
+    if tracing.otlp_url is not None and not tracing.otlp_url.startswith(("http://", "https://")):
+        yield f"tracing.otlp_url: {tracing.otlp_url!r} is no http:// or https:// address"
+    if not 0 <= tracing.ratio <= 1:
+        yield f"tracing.ratio: {tracing.ratio:g} is not from 0 to 1"
 
 
 def _metering_problems(metering: Metering) -> Iterator[str]:
