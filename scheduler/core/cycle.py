@@ -185,7 +185,8 @@ class _Tick:
                 self.preempting[claim.job] = preempting(claim, self._state.allocations)
             else:
                 self.bookings.weigh(group, claim.gpu_class, claim.booking)
-                self.starts.append(Start(claim.job, claim.gpu_class, claim.booking, claim.grants))
+                of = (claim.job, claim.gpu_class, claim.booking, claim.grants)
+                self.starts.append(Start(*of, group.account, group.time_limit_ms))
 
     def keep_promises(self) -> None:
         """Starts the jobs whose promised time has come, and moves promises to earlier times that became possible."""
@@ -387,7 +388,8 @@ class _Tick:
         for gpu_class, booking in options:
             grants = self._place(group, gpu_class, booking, is_promised=is_promised)
             if grants is not None:
-                self._start(Start(job_id, gpu_class, booking, grants), group)
+                start = Start(job_id, gpu_class, booking, grants, group.account, group.time_limit_ms)
+                self._start(start, group)
                 return True
         return False
 
