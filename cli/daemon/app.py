@@ -194,7 +194,11 @@ class Daemon:
             rules=submission_rules(settings),
         )
         terms = period_terms(settings)
-        money = partial(ledger_routes, issuer_known=self.settings.metering.issuer)
+        money = partial(
+            ledger_routes,
+            issuer_known=self.settings.metering.issuer,
+            processes=self.settings.metering.processes,
+        )
         billing = PeriodTurns(controller, terms, self.settings.metering.observation_days)
         patient = Patient(controller, self.data_dir, self._attendance, ledger, billing.keeper, telemetry)
         routes = (

@@ -108,6 +108,8 @@ class NodeSettings:
     reserved_memory_gib: int = _key(0, "memory kept from jobs for the system")
 
 
+MOST_PROCESSES = 64
+"""That read the ledger at once (scheduler.store.readers.MOST_PROCESSES)."""
 MOST_CLOSING_HOURS = 8784
 """A leap year: whoever waits longer never closes."""
 
@@ -186,6 +188,11 @@ class Metering:
     idle_notice_minutes: float = _key(
         15.0,
         "how long all GPUs of a job are idle before its owner is told: longer than loading data or a checkpoint takes",
+    )
+    processes: int | None = _key(
+        None,
+        "that read a long ledger at once where it is exported, proved or closed; default one a core, 4 at most. Each "
+        "takes up to 200 MiB, and lets the daemon go first",
     )
     issuer: str = _key("GPU centre", "the centre's name on invoices and in FOCUS files, where none is asked for")
 
@@ -435,6 +442,8 @@ def _tracing_problems(tracing: Tracing) -> Iterator[str]:
 def _metering_problems(metering: Metering) -> Iterator[str]:
     if not 0 <= metering.closing_hours <= MOST_CLOSING_HOURS:
         yield f"metering.closing_hours: {metering.closing_hours:g} is not from 0 to {MOST_CLOSING_HOURS} hours"
+    if metering.processes is not None and not 1 <= metering.processes <= MOST_PROCESSES:
+        yield f"metering.processes: {metering.processes} is not from 1 to {MOST_PROCESSES}"
     if metering.observation_days < 1:
         yield f"metering.observation_days: must be at least 1, not {metering.observation_days}"
     if not 0 <= metering.idle_percent < 100:
