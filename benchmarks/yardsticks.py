@@ -102,9 +102,7 @@ def philly_stopping(folder: Path) -> list[Figure]:
 
 def philly_fair_stopping(folder: Path) -> list[Figure]:
     """The default policy, which stops jobs for others' shares."""
-    print(
-        "Philly, 160 nodes, the default policy: the fair order with preemption; who is stopped goes on later, 60 s longer"
-    )
+    print("Philly, 160 nodes, the default policy: the fair order with stops; who is stopped goes on later, 60 s longer")
     inventory, jobs = load("philly", folder / "philly-2017-10.csv.gz", 160)
     fair = play(inventory, goes_on(jobs), Policy(), RESTART_COST_MS)
     plain = waits_of(fair)
