@@ -160,6 +160,7 @@ SECTIONS: tuple[SectionForm, ...] = (
             "service_weight": Key("service_weight", _number(0)),
             "slowdown_weight": Key("slowdown_weight", _number(0)),
             "takes_turns": Key("takes_turns", _truth),
+            "guaranteed_yields": Key("guaranteed_yields", _truth),
             "suspended": Key("is_suspended", _truth),
         },
         named_by="id",

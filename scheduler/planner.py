@@ -281,7 +281,7 @@ class Planner:
             began = time.perf_counter()
             with collector_paused():
                 made = plan(self._state, self._policy, self._clock.now_ms(), self._plan.decision + 1)
-            self._observer.cycle(time.perf_counter() - began)
+            self._observer.cycle(time.perf_counter() - began, made)
             if self.recorder is not None:
                 self.recorder.ticked(made, () if made.is_idle else decisions(self._state, made))
             self._plan = made
@@ -383,7 +383,7 @@ def _units_of(devices: Sequence[Device]) -> int:
 
 def preemption_word(claim: Claim, victim: Allocation) -> PreemptionReason:
     """Returns why a gang was stopped for a claim, as a metric label."""
-    if claim.booking is Booking.GUARANTEED:
+    if claim.booking is Booking.GUARANTEED and victim.booking is not Booking.GUARANTEED:
         return "guarantee"
     if victim.booking is Booking.SPOT:
         return "spot"

@@ -74,12 +74,19 @@ class TermFlags:
         str | None,
         typer.Option("--order-weight", metavar="N", help="How many hours of waiting an hour of size counts as; 24."),
     ] = None
+    guaranteed_yields: Annotated[
+        bool | None,
+        typer.Option(
+            "--guaranteed-yields/--guaranteed-stays",
+            help="May higher priority take the place of guaranteed jobs of its own project?",
+        ),
+    ] = None
     force: Annotated[bool, typer.Option("--force", help="Even where more is guaranteed than there is.")] = False
 
     @property
     def says_nothing(self) -> bool:
         """True when no term was typed."""
-        return all(getattr(self, each.name) in (None, False) for each in fields(self) if each.name != "force")
+        return all(getattr(self, each.name) is None for each in fields(self) if each.name != "force")
 
 
 class AccountProblem(CliError):
@@ -113,6 +120,7 @@ def change(ctx: typer.Context, name: Path) -> None:
       turnstile admin tenant set acme --limit H100=64 --running 200
       turnstile admin tenant set acme --weight 3 --guarantee H100=0 --pending none
       turnstile admin quota set acme/vision --user-limit H100=8 --order least-slowdown
+      turnstile admin project set acme/vision --guaranteed-yields
     """
     session: Session = ctx.obj
     if _flags(session).says_nothing:
@@ -280,6 +288,7 @@ def _changed(before: Json, flags: TermFlags) -> dict[str, object]:
         "pending_limit": _jobs(before, "pending_limit", flags.pending, "--pending"),
         "high_limit": _jobs(before, "high_limit", flags.high, "--high"),
         **_order(before, flags),
+        "guaranteed_yields": _yields(before, flags),
         "is_suspended": truth(before, "is_suspended"),
     }
 
@@ -315,6 +324,10 @@ def _order(before: Json, flags: TermFlags) -> dict[str, object]:
     return {**weights, "takes_turns": truth(before, "takes_turns") if how is None else how == "fair-user"}
 
 
+def _yields(before: Json, flags: TermFlags) -> bool:
+    return truth(before, "guaranteed_yields") if flags.guaranteed_yields is None else flags.guaranteed_yields
+
+
 def _put(session: Session, name: str, body: dict[str, object], version: str | None) -> None:
     query = {"force": "true"} if _flags(session).force else {}
     query |= {} if version is None else {"version": version}
@@ -331,6 +344,7 @@ def _terms_told(account: Json) -> list[str]:
         "per user": _terms(account, "user_limit"),
         "jobs": _job_terms(account),
         "order": phrases.project_order(account),
+        "priority": "takes guaranteed jobs' place, too" if truth(account, "guaranteed_yields") else None,
     }
     return [f"  {name:<10}{value}" for name, value in facts.items() if value]
 
@@ -358,7 +372,8 @@ _VIEW = View(
     name=lambda each: text(each, "id"),
     fields=(
         *("id", "display_name", "weight", "guarantee", "limit", "user_limit", "running_limit", "pending_limit"),
-        *("high_limit", "limit_weight", "service_weight", "slowdown_weight", "takes_turns", "is_suspended"),
+        *("high_limit", "limit_weight", "service_weight", "slowdown_weight", "takes_turns", "guaranteed_yields"),
+        "is_suspended",
     ),
     empty="no accounts",
 )

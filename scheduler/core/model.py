@@ -174,6 +174,9 @@ class Account:
     is_locked: bool = False
     """Suspended by the centre: nobody below the centre may let it start jobs again."""
 
+    guaranteed_yields: bool = False
+    """Guaranteed gangs of its projects give way to what has strictly higher priority in the same project."""
+
     @property
     def order_weights(self) -> OrderWeights:
         """What besides submit time its own order goes by."""

@@ -321,6 +321,7 @@ class ClusterState:
             (self.waiting.by_user, account.is_by_user),
             (self.waiting.by_turns, account.takes_turns),
             (self.waiting.binding, account.is_suspended or account.is_limited),
+            (self.waiting.yielding, account.guaranteed_yields),
         ):
             if is_in:
                 accounts.add(account.id)
@@ -515,7 +516,9 @@ class ClusterState:
         """Files a gang among those that others may take the place of, or among those that leave."""
         gpu_class, is_guaranteed = allocation.gpu_class, allocation.booking is Booking.GUARANTEED
         if allocation.phase is not Phase.STOPPING:
-            if not is_guaranteed:
+            if is_guaranteed:
+                self.usage.guaranteed.setdefault((allocation.account, gpu_class), {})[allocation.id] = allocation
+            else:
                 accounts = self.evictable.setdefault(gpu_class, {})
                 accounts.setdefault(allocation.account, {})[allocation.id] = allocation
         elif allocation.booking is not Booking.SPOT:
@@ -523,14 +526,17 @@ class ClusterState:
                 _add_to(self.leaving_units, (account, gpu_class), allocation.total_units)
 
     def _unfile_standing(self, allocation: Allocation) -> None:
-        gpu_class = allocation.gpu_class
-        accounts = self.evictable.get(gpu_class, {})
+        gpu_class, whose = allocation.gpu_class, (allocation.account, allocation.gpu_class)
+        accounts, guaranteed = self.evictable.get(gpu_class, {}), self.usage.guaranteed
         gangs = accounts.get(allocation.account, {})
         if gangs.pop(allocation.id, None) is not None:
             if not gangs:
                 del accounts[allocation.account]
                 if not accounts:
                     del self.evictable[gpu_class]
+        elif guaranteed.get(whose, {}).pop(allocation.id, None) is not None:
+            if not guaranteed[whose]:
+                del guaranteed[whose]
         elif allocation.phase is Phase.STOPPING and allocation.booking is not Booking.SPOT:
             for account in lineage(allocation.account):
                 _add_to(self.leaving_units, (account, gpu_class), -allocation.total_units)
@@ -770,6 +776,8 @@ class ClusterState:
             (self.usage.spot_charge, again.usage.spot_charge),
             (self.usage.promotable, again.usage.promotable),
             (self.evictable, again.evictable),
+            (self.usage.guaranteed, again.usage.guaranteed),
+            (self.waiting.yielding, again.waiting.yielding),
             (self.usage.surplus, again.usage.surplus),
             (self.leaving_units, again.leaving_units),
             (self.usage.gangs, again.usage.gangs),

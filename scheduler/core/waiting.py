@@ -90,6 +90,8 @@ class Waiting:
         """Projects whose users take turns; all of them are in `by_user` too."""
         self.binding: set[AccountId] = set()
         """Accounts whose terms can keep a job from starting: suspended ones, and those with a limit."""
+        self.yielding: set[AccountId] = set()
+        """Accounts in whose projects guaranteed gangs give way to higher priority."""
         self._numbers: dict[Shape, int] = {}
 
     def intern(self, shape: Shape) -> Shape:

@@ -104,6 +104,7 @@ def account_answer(account: Account, display_name: str) -> Json:
         "service_weight": account.service_weight,
         "slowdown_weight": account.slowdown_weight,
         "takes_turns": account.takes_turns,
+        "guaranteed_yields": account.guaranteed_yields,
         "is_suspended": account.is_suspended,
         "is_suspended_by_centre": account.is_locked,
         "version": version_of(account, display_name),
@@ -141,6 +142,7 @@ def _account(name: AccountId, asked: AccountBody) -> Account:
         pending_limit=asked.pending_limit,
         high_limit=asked.high_limit,
         takes_turns=asked.takes_turns,
+        guaranteed_yields=asked.guaranteed_yields,
     )
 
 

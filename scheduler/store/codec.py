@@ -271,6 +271,7 @@ def account_of(row: Row) -> Account:
         terms.get("high_limit"),
         terms.get("takes_turns", False),
         terms.get("is_locked", False),
+        terms.get("guaranteed_yields", False),
     )
 
 
@@ -286,6 +287,7 @@ def terms_json(account: Account) -> JsonObject:
         high_limit=account.high_limit,
         takes_turns=account.takes_turns or None,
         is_locked=account.is_locked or None,
+        guaranteed_yields=account.guaranteed_yields or None,
     )
 
 

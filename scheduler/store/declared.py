@@ -141,7 +141,7 @@ ACCOUNTS, USERS = "accounts", "users"
 _BY_CLASS = ("guarantee", "limit", "user_limit")
 _PLAIN = (
     *("weight", "running_limit", "pending_limit", "high_limit", "limit_weight", "service_weight", "slowdown_weight"),
-    *("takes_turns", "is_suspended"),
+    *("takes_turns", "guaranteed_yields", "is_suspended"),
 )
 
 

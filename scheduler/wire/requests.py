@@ -100,6 +100,7 @@ class AccountBody(Strict):
     service_weight: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     slowdown_weight: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     takes_turns: bool = False
+    guaranteed_yields: bool = False
     is_suspended: bool = False
 
 

@@ -355,6 +355,7 @@ ACCOUNTS = page(
             "service_weight": 0,
             "slowdown_weight": 0,
             "takes_turns": False,
+            "guaranteed_yields": False,
             "is_suspended": False,
         },
         {
@@ -372,6 +373,7 @@ ACCOUNTS = page(
             "service_weight": 0,
             "slowdown_weight": 0,
             "takes_turns": False,
+            "guaranteed_yields": False,
             "is_suspended": True,
         },
     ],

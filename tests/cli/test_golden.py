@@ -347,6 +347,7 @@ def test_accounts_are_changed_as_a_whole_from_what_they_were(home: Home, peer: P
         "service_weight": 0,
         "slowdown_weight": 0,
         "takes_turns": False,
+        "guaranteed_yields": False,
         "is_suspended": False,
     }
     home.turnstile("admin", "quota", "set", "acme", "--limit", "H100=none", "--running", "none", "--pending", "9")

@@ -61,6 +61,11 @@ def assert_memory_equals_database(controller: Controller) -> None:
         return (state.facts(), state.debt_facts()), (rebuilt.facts(), rebuilt.debt_facts())
 
     in_memory, in_database = controller.ask(both).result(SECONDS)
+    for _ in range(600):  # what was committed a moment ago may not have come to the planner's memory yet
+        if in_memory == in_database:
+            break
+        controller.wait_for_change(controller.version, 0.1)
+        in_memory, in_database = controller.ask(both).result(SECONDS)
     assert in_memory == in_database
 
 
