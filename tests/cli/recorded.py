@@ -311,7 +311,13 @@ REPORT = page(
         "count": 32,
         "never_busy": 0,
     },
-    energy={"kwh": "71.204000", "coverage_ratio": 0.9963, "is_estimate": True},
+    energy={
+        "kwh": "71.204000",
+        "coverage_ratio": 0.9963,
+        "is_estimate": True,
+        "counter_restarts": 0,
+        "epochs": [],
+    },
     costs=[
         {
             "currency": "USD",
