@@ -14,16 +14,16 @@ from metering.core.period import Period, PeriodStatus, period_at
 from metering.tables import CORRECTION, PERIOD_EVENT, POSTING_ENTRY
 from scheduler.refusal import RefusalCode, Refused
 from scheduler.store.chained import append
-from scheduler.store.tables import DEVICE, DEVICE_END, EVIDENCE, OCCUPANCY, RECLASSIFICATION
+from scheduler.store.tables import DEVICE, DEVICE_END, EVIDENCE, INCIDENT, OCCUPANCY, RECLASSIFICATION
 from scheduler.store.transaction import Transaction
 
 CLOSING_HOURS = 72
 """How long late facts are waited for after a period's end: three days outlast a weekend's outage of a node."""
 
 
-CHAINS = (OCCUPANCY, EVIDENCE, RECLASSIFICATION, CORRECTION, POSTING_ENTRY, DEVICE_END)
+CHAINS = (OCCUPANCY, EVIDENCE, RECLASSIFICATION, CORRECTION, POSTING_ENTRY, DEVICE_END, INCIDENT)
 """The tables whose heads a seal fixes."""
-_LATER = (POSTING_ENTRY, DEVICE_END)
+_LATER = (POSTING_ENTRY, DEVICE_END, INCIDENT)
 """Those that were not there, or had no chain, when the first periods were sealed."""
 
 
