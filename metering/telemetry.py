@@ -5,7 +5,7 @@ Names and labels are a contract with dashboards, alerts and users' own queries. 
 GPU does not offer, or that the last poll did not read, has no series: a vanished GPU shows as a series that ends.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 from metering.agent import DeviceReading, GpuSnapshot
 from metering.gpus import GpuSample, ThrottleReason
 from scheduler.core.model import NodeName
+from scheduler.exposition import Written, escaped
 
 XID_BIRTH_MS = 120_000
 """How long a new XID counter says 0 before it tells its count: `increase()` does not see a counter that is born at 1.
@@ -73,44 +74,42 @@ class GpuCollector(Collector):
 
 
 class _Families:
-    """One exposition of the GPU families."""
+    """One exposition of the GPU families: those with a series for every GPU as lines, the others as values."""
 
     def __init__(self) -> None:
         gpu = ["node", "gpu"]
-        self.info = GaugeMetricFamily(
-            "turnstile_gpu_info",
-            "A GPU or MIG instance that the last poll read.",
-            labels=[*gpu, "uuid", "model", "pool"],
+        self.info = Written(
+            "turnstile_gpu_info", "A GPU or MIG instance that the last poll read.", [*gpu, "uuid", "model", "pool"]
         )
-        self.utilization = GaugeMetricFamily(
+        self.utilization = Written(
             "turnstile_gpu_utilization_ratio",
             "Share of the driver's last sample period in which a kernel ran. Absent in MIG mode.",
-            labels=gpu,
+            gpu,
         )
-        self.memory_used = GaugeMetricFamily("turnstile_gpu_memory_used_bytes", "Device memory in use.", labels=gpu)
-        self.memory = GaugeMetricFamily("turnstile_gpu_memory_bytes", "Device memory.", labels=gpu)
-        self.power = GaugeMetricFamily("turnstile_gpu_power_watts", "Power of the board.", labels=gpu)
-        self.energy = CounterMetricFamily(
+        self.memory_used = Written("turnstile_gpu_memory_used_bytes", "Device memory in use.", gpu)
+        self.memory = Written("turnstile_gpu_memory_bytes", "Device memory.", gpu)
+        self.power = Written("turnstile_gpu_power_watts", "Power of the board.", gpu)
+        self.energy = Written(
             "turnstile_gpu_energy_joules",
             "Energy since the driver was loaded, by the GPU's own sensor. An estimate.",
-            labels=gpu,
+            gpu,
+            "counter",
         )
-        self.temperature = GaugeMetricFamily(
-            "turnstile_gpu_temperature_celsius", "Temperature of the chip.", labels=gpu
+        self.temperature = Written("turnstile_gpu_temperature_celsius", "Temperature of the chip.", gpu)
+        self.throttled = Written(
+            "turnstile_gpu_throttled", "1 while the reason holds the clocks down.", [*gpu, "reason"]
         )
-        self.throttled = GaugeMetricFamily(
-            "turnstile_gpu_throttled", "1 while the reason holds the clocks down.", labels=[*gpu, "reason"]
-        )
-        self.ecc = CounterMetricFamily(
+        self.ecc = Written(
             "turnstile_gpu_ecc_uncorrected_errors",
             "Uncorrected memory errors since the driver was loaded.",
-            labels=gpu,
+            gpu,
+            "counter",
         )
-        self.remap_pending = GaugeMetricFamily(
-            "turnstile_gpu_row_remap_pending", "1 while a memory row waits for a reset to be remapped.", labels=gpu
+        self.remap_pending = Written(
+            "turnstile_gpu_row_remap_pending", "1 while a memory row waits for a reset to be remapped.", gpu
         )
-        self.remap_failure = GaugeMetricFamily(
-            "turnstile_gpu_row_remap_failure", "1 when a memory row could not be remapped.", labels=gpu
+        self.remap_failure = Written(
+            "turnstile_gpu_row_remap_failure", "1 when a memory row could not be remapped.", gpu
         )
         self.xid_errors = CounterMetricFamily(
             "turnstile_gpu_xid_errors",
@@ -131,21 +130,24 @@ class _Families:
         return list(vars(self).values())
 
     def add_device(self, node: NodeName, device: DeviceReading, pool: str) -> None:
-        sample = device.sample
+        sample, identity = device.sample, device.identity
         if sample is None:
             return
-        gpu, identity = [node, device.position], device.identity
-        self.info.add_metric([*gpu, identity.uuid, identity.gpu_class, pool], 1)
+        gpu, name = f'gpu="{escaped(device.position)}"', f'node="{escaped(node)}"'
+        here = f"{{{gpu},{name}}} "
+        model, of_pool, uuid = escaped(identity.gpu_class), escaped(pool), escaped(identity.uuid)
+        self.info.add(f'{{{gpu},model="{model}",{name},pool="{of_pool}",uuid="{uuid}"}} ', 1)
         if identity.memory_bytes:
-            self.memory.add_metric(gpu, identity.memory_bytes)
+            self.memory.add(here, identity.memory_bytes)
         for family, value in self._values(sample):
             if value is not None:
-                family.add_metric(gpu, value)
+                family.add(here, value)
         if sample.throttle_reasons is not None:
-            for reason in sorted({*ALWAYS_SHOWN_THROTTLING, *sample.throttle_reasons}):
-                self.throttled.add_metric([*gpu, reason.value], int(reason in sample.throttle_reasons))
+            for reason in _reasons_shown(sample.throttle_reasons):
+                at = f'{{{gpu},{name},reason="{reason.value}"}} '
+                self.throttled.add(at, int(reason in sample.throttle_reasons))
 
-    def _values(self, sample: GpuSample) -> tuple[tuple[GaugeMetricFamily | CounterMetricFamily, float | None], ...]:
+    def _values(self, sample: GpuSample) -> tuple[tuple[Written, float | None], ...]:
         return (
             (self.utilization, _scaled(sample.utilization_percent, 100)),
             (self.memory_used, sample.memory_used_bytes),
@@ -174,6 +176,11 @@ class _Families:
 
     def add_success(self, node: NodeName, collector: str, last_success_ms: int) -> None:
         self.success.add_metric([node, collector], last_success_ms / 1000)
+
+
+def _reasons_shown(holding: tuple[ThrottleReason, ...]) -> Sequence[ThrottleReason]:
+    """Returns the reasons that have a series while these hold, sorted."""
+    return sorted({*ALWAYS_SHOWN_THROTTLING, *holding}) if holding else ALWAYS_SHOWN_THROTTLING
 
 
 def _scaled(value: int | None, divisor: int) -> float | None:

@@ -1,7 +1,8 @@
 """What is, for Prometheus: read off the state at a scrape.
 
-In two steps, so that a scrape hardly delays a tick: `photograph` runs where the state lives and copies references only;
-`families` makes the metrics of it anywhere else. `gpu` is a device's place on its node, as its agent numbers it.
+In two steps, so that a scrape hardly delays a tick: a photograph is taken where the state lives, in parts between which
+ticks may come, and copies references only; `families` makes the metrics of it anywhere else. `gpu` is a device's place
+on its node, as its agent numbers it.
 """
 
 from collections import Counter
@@ -37,6 +38,7 @@ from scheduler.core.plan import Plan
 from scheduler.core.reasons import Reason, ReasonCode
 from scheduler.core.shares import Shares, Standing
 from scheduler.core.state import ClusterState, Group
+from scheduler.exposition import Written, escaped
 
 GPU_STATES = ("allocated", "free", "reserved", "drained", "failed", "foreign", "unknown")
 """The values of `turnstile_gpus{state}`; all are always there, so that a board never misses a zero."""
@@ -55,49 +57,77 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Photograph:
-    """The state at one instant, in values that do not change any more."""
+class Centre:
+    """What there is and who holds it, at one instant."""
 
-    plan: Plan
     accounts: tuple[Account, ...]
     nodes: tuple[tuple[Node, tuple[Device, ...], frozenset[DeviceId]], ...]
     """Each node with its devices and the ids of those held."""
-    allocations: tuple[tuple[Allocation, str], ...]
-    """Each with its job's id as people type it: `4711`, `4711_3`."""
-    lines: tuple[Line, ...]
-    timed: tuple[Job, ...]
-    """Pending jobs that are in no line: they wait for a time, or for others to make room for them."""
+    allocations: tuple[tuple[Allocation, Job], ...]
     jobs_by: Mapping[tuple[AccountId, JobState], int]
     pending_units: Mapping[tuple[AccountId, GpuClass], int]
     held_units: Mapping[tuple[AccountId, GpuClass, Booking], int]
+    closed_pools: frozenset[PoolName]
+    reserved_nodes: frozenset[NodeName]
+    """Those that an admin keeps free at this instant."""
+    claimed: frozenset[DeviceId]
+    """Devices kept for jobs that others are stopped for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """Who waits, at one instant, and what the last plan says of it."""
+
+    plan: Plan
+    lines: tuple[Line, ...]
+    timed: tuple[Job, ...]
+    """Pending jobs that are in no line: they wait for a time, or for others to make room for them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Photograph:
+    """The state in values that do not change any more. Between its three parts a tick may have been."""
+
+    centre: Centre
+    queue: Queue
     standings: tuple[Standing, ...]
     """Of tenants, per class."""
-    closed_pools: frozenset[PoolName]
-    reserved_nodes: frozenset[NodeName] = frozenset()
-    claimed: frozenset[DeviceId] = frozenset()
-    """Devices kept for jobs that others are stopped for."""
-    """Those that an admin keeps free at this instant."""
 
 
 def photograph(state: ClusterState, plan: Plan) -> Photograph:
-    """Copies what the metrics need. Cost: one step per node, allocation and group; none per pending job in line."""
-    return Photograph(
-        plan,
+    """Copies what the metrics need, all at once: for a state that nobody plans with meanwhile."""
+    return Photograph(centre_of(state, plan), queue_of(state, plan), standings_of(state, plan))
+
+
+def centre_of(state: ClusterState, plan: Plan) -> Centre:
+    """Returns the first part. Cost: one step per node and allocation."""
+    jobs, now_ms = state.jobs, plan.now_ms
+    in_force = [each for each in state.advance.values() if each.start_ms <= now_ms < each.end_ms]
+    return Centre(
         tuple(state.accounts.values()),
-        tuple((room.node, room.devices, frozenset(room.held_units)) for room in state.capacity.rooms.values()),
-        tuple((each, _typed(state.jobs[each.job])) for each in state.allocations.values()),
-        tuple(Line(group, len(line), _oldest_ms(line)) for group, line in state.pending_groups()),
-        (*(state.jobs[job] for _, job in state.timed), *_claiming(state)),
+        tuple([(room.node, room.devices, frozenset(room.held_units)) for room in state.capacity.rooms.values()]),
+        tuple([(each, jobs[each.job]) for each in state.allocations.values()]),
         dict(state.jobs_by),
         dict(state.pending_units),
         _held_units(state),
-        tuple(each for each in Shares(state, plan.now_ms).standings() if "/" not in each.account),
         frozenset(state.closed_pools),
-        frozenset(
-            name for each in state.advance.values() if each.start_ms <= plan.now_ms < each.end_ms for name in each.nodes
-        ),
+        frozenset(name for each in in_force for name in each.nodes),
         state.claims.kept_devices(),
     )
+
+
+def queue_of(state: ClusterState, plan: Plan) -> Queue:
+    """Returns the second part. Cost: one step per group, none per pending job in line."""
+    return Queue(
+        plan,
+        tuple([Line(group, len(line), _oldest_ms(line)) for group, line in state.pending_groups()]),
+        (*(state.jobs[job] for _, job in state.timed), *_claiming(state)),
+    )
+
+
+def standings_of(state: ClusterState, plan: Plan) -> tuple[Standing, ...]:
+    """Returns the third part. Cost: that of dividing each class once."""
+    return tuple([each for each in Shares(state, plan.now_ms).standings() if "/" not in each.account])
 
 
 def _typed(job: Job) -> str:
@@ -121,6 +151,8 @@ def _held_units(state: ClusterState) -> dict[tuple[AccountId, GpuClass, Booking]
 def _oldest_ms(line: SortedList[tuple[int, int, int]]) -> int:
     """Returns the earliest submit time of a line: the first job of each priority has its priority's earliest."""
     oldest: int = line[0][1]
+    if line[0][0] == line[-1][0]:
+        return oldest  # of one priority, as nearly every line is
     for priority in _PRIORITIES:
         place = line.bisect_left((-priority, -1, -1))
         if place < len(line) and line[place][0] == -priority:
@@ -134,6 +166,11 @@ def families(photo: Photograph, now_ms: int) -> Iterator[Metric]:
     yield from _queue(photo, now_ms)
     yield from _tenants(photo)
     yield from _devices(photo)
+
+
+def known_names(photo: Photograph) -> tuple[list[AccountId], list[PoolName]]:
+    """Returns the tenants and pools that there are, sorted."""
+    return _tenants_of(photo), sorted({node.pool for node, _, _ in photo.centre.nodes})
 
 
 def gpu_state(node: Node, device: Device, *, is_held: bool, is_reserved: bool = False) -> str:
@@ -158,15 +195,15 @@ def _capacity(photo: Photograph) -> Iterator[Metric]:
     by_state: Counter[tuple[GpuClass, PoolName, str]] = Counter()
     by_availability: Counter[tuple[PoolName, NodeAvailability]] = Counter()
     free: dict[tuple[PoolName, GpuClass], list[int]] = {}
-    for node, devices, held in photo.nodes:
+    for node, devices, held in photo.centre.nodes:
         by_availability[node.pool, node.availability] += 1
-        is_kept = node.name in photo.reserved_nodes
+        is_kept = node.name in photo.centre.reserved_nodes
         states = [
             gpu_state(
                 node,
                 device,
-                is_held=device.id in held - photo.claimed,
-                is_reserved=is_kept or device.id in photo.claimed,
+                is_held=device.id in held - photo.centre.claimed,
+                is_reserved=is_kept or device.id in photo.centre.claimed,
             )
             for device in devices
         ]
@@ -178,7 +215,7 @@ def _capacity(photo: Photograph) -> Iterator[Metric]:
             gpus.add_metric((model, pool, state), by_state[model, pool, state])
     for pool in sorted({pool for pool, _ in free}):
         largest = max(_largest_block(counts) for (name, _), counts in free.items() if name == pool)
-        blocks.add_metric((pool,), 0 if pool in photo.closed_pools else largest)
+        blocks.add_metric((pool,), 0 if pool in photo.centre.closed_pools else largest)
         for availability in NodeAvailability:
             nodes.add_metric((pool, availability.value), by_availability[pool, availability])
     yield from (gpus, blocks, nodes)
@@ -194,17 +231,17 @@ def _queue(photo: Photograph, now_ms: int) -> Iterator[Metric]:
     jobs = GaugeMetricFamily("turnstile_jobs", "Live jobs by tenant and state.", labels=("tenant", "state"))
     for tenant in _tenants_of(photo):
         for state in sorted(WAITING | ACTIVE):
-            jobs.add_metric((tenant, state.value), photo.jobs_by.get((tenant, state), 0))
+            jobs.add_metric((tenant, state.value), photo.centre.jobs_by.get((tenant, state), 0))
     yield jobs
 
     pools = _pools_of(photo)
     by_reason: Counter[tuple[PoolName, ReasonCode]] = Counter()
     oldest: dict[PoolName, int] = {}
-    for line in photo.lines:
+    for line in photo.queue.lines:
         pool = _pool_of(line.group.shape.pool, line.group.shape.gpu_classes[0], pools)
-        by_reason[pool, _dominating(photo.plan, line.group).code] += line.jobs
+        by_reason[pool, _dominating(photo.queue.plan, line.group).code] += line.jobs
         oldest[pool] = min(oldest.get(pool, now_ms), line.oldest_ms)
-    for job in photo.timed:
+    for job in photo.queue.timed:
         pool = _pool_of(job.shape.pool, job.shape.gpu_classes[0], pools)
         by_reason[pool, ReasonCode.BACKOFF if job.is_backing_off else ReasonCode.BEGIN_TIME] += 1
     pending = GaugeMetricFamily(
@@ -224,7 +261,7 @@ def _queue(photo: Photograph, now_ms: int) -> Iterator[Metric]:
     asked = GaugeMetricFamily(
         "turnstile_pending_gpus", "GPUs that pending jobs ask for, by tenant and model.", labels=("tenant", "model")
     )
-    for (tenant, model), units in sorted(photo.pending_units.items()):
+    for (tenant, model), units in sorted(photo.centre.pending_units.items()):
         asked.add_metric((tenant, model), units / GPU_UNITS)
     yield from (pending, ages, asked)
 
@@ -239,7 +276,7 @@ def _dominating(plan: Plan, group: Group) -> Reason:
 
 def _pools_of(photo: Photograph) -> dict[GpuClass, list[PoolName]]:
     pools: dict[GpuClass, set[PoolName]] = {}
-    for node, _, _ in photo.nodes:
+    for node, _, _ in photo.centre.nodes:
         pools.setdefault(node.gpu_class, set()).add(node.pool)
     return {gpu_class: sorted(names) for gpu_class, names in pools.items()}
 
@@ -252,7 +289,7 @@ def _pool_of(named: PoolName | None, gpu_class: GpuClass, pools: Mapping[GpuClas
 
 
 def _tenants_of(photo: Photograph) -> list[AccountId]:
-    return sorted(account.id for account in photo.accounts if account.parent == ROOT_ACCOUNT)
+    return sorted(account.id for account in photo.centre.accounts if account.parent == ROOT_ACCOUNT)
 
 
 def _tenants(photo: Photograph) -> Iterator[Metric]:
@@ -262,7 +299,7 @@ def _tenants(photo: Photograph) -> Iterator[Metric]:
         labels=("tenant", "model", "booking"),
     )
     tenants = set(_tenants_of(photo))
-    for (account, model, booking), units in sorted(photo.held_units.items()):
+    for (account, model, booking), units in sorted(photo.centre.held_units.items()):
         if account in tenants:
             allocated.add_metric((account, model, booking.value), units / GPU_UNITS)
     guarantee = GaugeMetricFamily(
@@ -271,7 +308,7 @@ def _tenants(photo: Photograph) -> Iterator[Metric]:
     quota = GaugeMetricFamily(
         "turnstile_tenant_gpus_quota", "The most GPUs that a tenant may hold, by model.", labels=("tenant", "model")
     )
-    for terms in sorted(photo.accounts, key=lambda each: each.id):
+    for terms in sorted(photo.centre.accounts, key=lambda each: each.id):
         if terms.id in tenants:
             for model, count in sorted(terms.guarantee.items()):
                 guarantee.add_metric((terms.id, model), count)
@@ -296,7 +333,7 @@ def _shortfall(photo: Photograph) -> Metric:
 def guarantees_cut(photo: Photograph) -> dict[GpuClass, tuple[int, int]]:
     """Returns the capacity units of each model that tenants have bought, and those of them that are in force."""
     sums: dict[GpuClass, tuple[int, int]] = {}
-    for terms in photo.accounts:
+    for terms in photo.centre.accounts:
         if terms.parent == ROOT_ACCOUNT:
             for model, count in terms.guarantee.items():
                 sums[model] = (sums.get(model, (0, 0))[0] + count * GPU_UNITS, 0)
@@ -332,24 +369,27 @@ def _fairness(photo: Photograph) -> Iterator[Metric]:
 
 
 def _devices(photo: Photograph) -> Iterator[Metric]:
-    allocated = GaugeMetricFamily(
-        "turnstile_gpu_allocated", "1 while a job of ours holds the GPU or a share of it.", labels=("node", "gpu")
+    allocated = Written(
+        "turnstile_gpu_allocated", "1 while a job of ours holds the GPU or a share of it.", ("node", "gpu")
     )
     place: dict[DeviceId, tuple[str, str]] = {}
-    for node, devices, held in photo.nodes:
+    for node, devices, held in photo.centre.nodes:
+        name = f'node="{escaped(node.name)}"'
         for position, device in enumerate(devices):
-            place[device.id] = (node.name, str(position))
-            allocated.add_metric((node.name, str(position)), int(device.id in held))
+            gpu = f'gpu="{position}"'
+            place[device.id] = (gpu, name)
+            allocated.add(f"{{{gpu},{name}}} ", device.id in held)
     yield allocated
-    holders = GaugeMetricFamily(
+    holders = Written(
         "turnstile_gpu_allocation_info",
         "Which job holds the GPU; always 1. Join other series on (node, gpu).",
-        labels=("node", "gpu", "tenant", "job_id"),
+        ("node", "gpu", "tenant", "job_id"),
     )
-    for allocation, job in photo.allocations:
-        tenant = tenant_of(allocation.account)
+    for allocation, job in photo.centre.allocations:
+        holder = f'job_id="{_typed(job)}"', f'tenant="{escaped(tenant_of(allocation.account))}"'
         for grant in allocation.grants:
             for device_id in grant.devices:
                 if device_id in place:
-                    holders.add_metric((*place[device_id], tenant, job), 1)
+                    gpu, name = place[device_id]
+                    holders.add(f"{{{gpu},{holder[0]},{name},{holder[1]}}} ", 1)
     yield holders

@@ -4,7 +4,7 @@ Every method is cheap, never blocks and never raises; it may be called from any 
 admin-made sets (tenants, pools, size classes), never from what a user typed.
 """
 
-from typing import Protocol
+from typing import Literal, Protocol, get_args
 
 from scheduler.core.model import AccountId, JobState, PoolName
 
@@ -23,6 +23,11 @@ def size_class(gpus: int) -> str:
     return "9-63" if gpus < 64 else "64+"
 
 
+PreemptionReason = Literal["fair_share", "guarantee", "priority", "spot"]
+"""Why a gang is stopped for another job, as a metric's label."""
+PREEMPTION_REASONS: tuple[PreemptionReason, ...] = get_args(PreemptionReason)
+
+
 class Observer(Protocol):
     """Is told what the controller did. Durations are seconds."""
 
@@ -34,7 +39,7 @@ class Observer(Protocol):
         """A job reached one of its ends."""
         ...
 
-    def jobs_preempted(self, victim: AccountId, preemptor: AccountId, reason: str) -> None:
+    def jobs_preempted(self, victim: AccountId, preemptor: AccountId, reason: PreemptionReason) -> None:
         """An allocation of one tenant was stopped for a job of another, or of its own."""
         ...
 
@@ -60,7 +65,7 @@ class Unobserved:
     def job_finished(self, tenant: AccountId, result: JobState) -> None:
         """Takes note of nothing."""
 
-    def jobs_preempted(self, victim: AccountId, preemptor: AccountId, reason: str) -> None:
+    def jobs_preempted(self, victim: AccountId, preemptor: AccountId, reason: PreemptionReason) -> None:
         """Takes note of nothing."""
 
     def start_estimated(self, pool: PoolName, error_seconds: float) -> None:

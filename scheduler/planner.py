@@ -45,7 +45,7 @@ from scheduler.core.stretch import Claim
 from scheduler.desk import Desk
 from scheduler.executor import StartOrder
 from scheduler.forecasts import SHARE, SURVEY_SECONDS, Forecasts
-from scheduler.observer import Observer
+from scheduler.observer import Observer, PreemptionReason
 from scheduler.recorder import Recorder
 from scheduler.refusal import RefusalCode, Refused
 from scheduler.store.allocations import ApplyPlan
@@ -379,8 +379,8 @@ def _units_of(devices: Sequence[Device]) -> int:
     return sizes.pop() if len(sizes) == 1 else 0
 
 
-def preemption_word(claim: Claim, victim: Allocation) -> str:
-    """Returns why a gang was stopped for a claim, as a metric label: `guarantee`, `priority`, `spot`, `fair_share`."""
+def preemption_word(claim: Claim, victim: Allocation) -> PreemptionReason:
+    """Returns why a gang was stopped for a claim, as a metric label."""
     if claim.booking is Booking.GUARANTEED:
         return "guarantee"
     if victim.booking is Booking.SPOT:

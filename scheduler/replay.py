@@ -317,7 +317,7 @@ class Replay:
                 self._end(allocation, EndReason.PREEMPTED)
         while True:
             began = time.perf_counter()
-            made = plan(self._state, self._policy, now_ms, self._last_plan.decision + 1)
+            made = plan(self._state, self._policy, now_ms, self._last_plan.decision + 1, is_bare=True)
             self.tick_seconds.append(time.perf_counter() - began)
             self._last_plan = made
             if made.reservations or self._state.reservations:
@@ -325,7 +325,8 @@ class Replay:
             for promotion in made.promotions:
                 segment = self._state.allocations[promotion.allocation].segment + 1
                 self._state.apply(AllocationPromoted(now_ms, promotion.allocation, promotion.booking, segment))
-            self._state.apply(PreemptionWeighed(now_ms, made.weighed))
+            if made.weighed:
+                self._state.apply(PreemptionWeighed(now_ms, made.weighed))
             for lapse in made.lapses:
                 self._state.apply(ClaimEnded(now_ms, lapse.job))
             for claim in made.claims:

@@ -9,7 +9,7 @@ Telemetry has a registry of its own.
 import math
 import threading
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import (
@@ -20,9 +20,10 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
+from scheduler.core.lifecycle import ENDS
 from scheduler.core.model import AccountId, JobState, PoolName
 from scheduler.exposition import render
-from scheduler.observer import size_class
+from scheduler.observer import PREEMPTION_REASONS, PreemptionReason, size_class
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _WAIT_EDGES = (1, 5, 15, 60, 300, 900, 1800, 3600, 7200, 14_400, 28_800, 86_400, 259_200, 604_800)
@@ -48,6 +49,12 @@ class _Counts:
         """Adds an amount that is not negative."""
         with self._lock:
             self._values[labels] = self._values.get(labels, 0) + amount
+
+    def begin(self, known: Iterable[Labels]) -> None:
+        """Lets series say 0 before their first event: `increase()` does not see one that is born with a value."""
+        with self._lock:
+            for labels in known:
+                self._values.setdefault(labels, 0)
 
     def family(self) -> Metric:
         """Returns the family as it is now."""
@@ -148,7 +155,7 @@ class Telemetry:
         """Counts an end."""
         self._finished.add((tenant, result.value))
 
-    def jobs_preempted(self, victim: AccountId, preemptor: AccountId, reason: str) -> None:
+    def jobs_preempted(self, victim: AccountId, preemptor: AccountId, reason: PreemptionReason) -> None:
         """Counts a stop of one job for another, on both sides."""
         self._preempted.add((victim, reason))
         self._preempting.add((preemptor, reason))
@@ -176,6 +183,21 @@ class Telemetry:
         """Takes in how long an answer took. `route` is the template, never the path."""
         self._requests.observe((route, str(code)), seconds)
 
+    # ---- who there is -----------------------------------------------------------------------------------------------
+
+    def begin(self, tenants: Collection[AccountId], pools: Collection[PoolName]) -> None:
+        """Lets the counters of these tenants and pools say 0 from now on, before their first event.
+
+        Histograms begin with their first measurement: a quantile of nothing is no number, and would be drawn as one.
+        """
+        ends = sorted(state.value for state in ENDS)
+        self._finished.begin((tenant, end) for tenant in tenants for end in ends)
+        for side in (self._preempted, self._preempting):
+            side.begin((tenant, reason) for tenant in tenants for reason in PREEMPTION_REASONS)
+        for family in (self._tenant_waits, self._tenant_starts):
+            family.begin((tenant,) for tenant in tenants)
+        self._started.begin((pool,) for pool in pools)
+
     # ---- what Prometheus reads --------------------------------------------------------------------------------------
 
     def happened(self) -> Iterable[Metric]:
@@ -195,7 +217,7 @@ class Telemetry:
 
     def render(self, present: Iterable[Metric]) -> bytes:
         """Returns the exposition: what happened, and the families read from the state at this scrape."""
-        return render([*self.registry.collect(), *present])
+        return render([*self.registry.collect(), *present]).encode()
 
 
 class _Happened(Collector):

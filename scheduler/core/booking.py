@@ -8,7 +8,7 @@ Guarantees that exceed the capacity that is left shrink in proportion, for new s
 is kept for the first waiting job that accepts nothing else, up to its size.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Set
 
 from scheduler.core.fairshare import pro_rata
@@ -38,18 +38,18 @@ class Bookings:
 
     def __init__(self, state: ClusterState) -> None:
         self._state = state
-        self._taken: Counter[tuple[AccountId, GpuClass, Booking]] = Counter()
-        self._kept: Counter[tuple[AccountId, GpuClass]] = Counter()
+        self._taken: defaultdict[tuple[AccountId, GpuClass, Booking], int] = defaultdict(int)
+        self._kept: defaultdict[tuple[AccountId, GpuClass], int] = defaultdict(int)
         self._keeps_for: dict[tuple[AccountId, GpuClass], Group] = {}
         self._bought: dict[GpuClass, dict[AccountId, int]] = {}
         self._charges: dict[tuple[Shape, GpuClass, Booking], int] = {}
-        self._spent: Counter[AccountId] = Counter()
-        self._gangs: Counter[AccountId] = Counter()
-        self._user_units: Counter[tuple[AccountId, GpuClass, UserName]] = Counter()
+        self._spent: defaultdict[AccountId, int] = defaultdict(int)
+        self._gangs: defaultdict[AccountId, int] = defaultdict(int)
+        self._user_units: defaultdict[tuple[AccountId, GpuClass, UserName], int] = defaultdict(int)
         self.promotions: list[Promotion] = []
-        self.burst_charge: Counter[AccountId] = Counter()
+        self.burst_charge: defaultdict[AccountId, int] = defaultdict(int)
         """What this tick's burst starts and promises cost, less its promotions: micro-credits/s times GPU_UNITS."""
-        self.spot_charge: Counter[AccountId] = Counter()
+        self.spot_charge: defaultdict[AccountId, int] = defaultdict(int)
         """The same of spot."""
         self.is_guarantee_turn = False
         """While jobs that fit a guarantee have their turn, none may start beyond it."""

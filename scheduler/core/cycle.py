@@ -60,8 +60,11 @@ from scheduler.core.surplus import Giving, surplus_booking
 from scheduler.core.waiting import Row
 
 
-def plan(state: ClusterState, policy: Policy, now_ms: int, decision: int = 0) -> Plan:
-    """Returns what to do now. The state is as before, but for jobs whose begin time came and memos of what failed."""
+def plan(state: ClusterState, policy: Policy, now_ms: int, decision: int = 0, *, is_bare: bool = False) -> Plan:
+    """Returns what to do now. The state is as before, but for jobs whose begin time came and memos of what failed.
+
+    A bare plan is for a replay, which asks no reasons and commits to no store: it has no verdicts, blocks or terms.
+    """
     assert policy.debt_half_life_ms == state.usage.debts.half_life_ms, "debts are kept under the policy's half-life"
     state.release_due(now_ms)
     if not state.waiting.of_shape and not state.claims.by_job and not (state.guarantees and state.usage.promotable):
@@ -78,7 +81,8 @@ def plan(state: ClusterState, policy: Policy, now_ms: int, decision: int = 0) ->
         else:
             line.drop()
     tick.add_surplus()
-    tick.explain()
+    if not is_bare:
+        tick.explain()
     tick.undo()
     state.capacity.restore_versions(versions)
     return Plan(
@@ -94,7 +98,7 @@ def plan(state: ClusterState, policy: Policy, now_ms: int, decision: int = 0) ->
         verdicts=tick.verdicts,
         blocks=tick.blocks,
         kept=tick.bookings.kept,
-        terms=tick.terms(),
+        terms={} if is_bare else tick.terms(),
         crowds=state.throttle.crowds(),
         by_user=frozenset(state.waiting.by_user),
         reservations=tick.reservations,

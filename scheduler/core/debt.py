@@ -35,7 +35,7 @@ DEFAULT_RATE = CREDIT
 """Micro-credits per GPU-second of a class and booking without a price: one credit, so that all use counts alike."""
 
 _FRACTION_BITS = 96
-_ROOT_COUNT = 64
+_EXPONENT_BITS = 64
 _BLOCK_BITS = 64  # half-lives in a block, and so the factor, in bits, between the growth of two blocks
 _INVERSE_LN2 = 26_613_026_195_688_644_983  # 2^64 / ln 2, rounded down
 _CHARGE_MS = GPU_UNITS * 1000  # charges are per second and in capacity units, half-lives in milliseconds
@@ -43,28 +43,36 @@ _CHARGE_MS = GPU_UNITS * 1000  # charges are per second and in capacity units, h
 RateKey = tuple[GpuClass, Booking]
 
 
-def _successive_roots() -> tuple[int, ...]:
-    """Returns 2^(1/2), 2^(1/4), … as integers over 2^96, each the integer square root of the one before."""
-    roots = []
-    value = 2 << _FRACTION_BITS
-    for _ in range(_ROOT_COUNT):
-        value = isqrt(value << _FRACTION_BITS)
-        roots.append(value)
-    return tuple(roots)
+def _powers_by_byte() -> tuple[tuple[int, ...], ...]:
+    """Returns 2^x over 2^96 for each byte of a fraction x of 64 bits, by place (the first counts most) and value.
+
+    A byte's power is the product of successive square roots of 2, one for each bit that is set.
+    """
+    tables: list[tuple[int, ...]] = []
+    root = 2 << _FRACTION_BITS
+    for _ in range(_EXPONENT_BITS // 8):
+        roots: list[int] = []
+        for _ in range(8):
+            root = isqrt(root << _FRACTION_BITS)
+            roots.append(root)
+        powers = [1 << _FRACTION_BITS]
+        for each in reversed(roots):
+            powers += [power * each >> _FRACTION_BITS for power in powers]
+        tables.append(tuple(powers))
+    return tuple(tables)
 
 
-_ROOTS = _successive_roots()
+_POWERS = _powers_by_byte()
 
 
 @lru_cache(maxsize=16_384)
 def power_of_two(numerator: int, denominator: int) -> int:
     """Returns 2^(numerator / denominator) as an integer over 2^96, for exponents in [0, 1): below 2^-80 off."""
     assert 0 <= numerator < denominator, "the whole part of an exponent is a shift"
-    bits = (numerator << _ROOT_COUNT) // denominator
+    exponent = (numerator << _EXPONENT_BITS) // denominator
     value = 1 << _FRACTION_BITS
-    for position, root in enumerate(_ROOTS):
-        if bits >> (_ROOT_COUNT - 1 - position) & 1:
-            value = value * root >> _FRACTION_BITS
+    for powers, byte in zip(_POWERS, exponent.to_bytes(_EXPONENT_BITS // 8, "big"), strict=True):
+        value = value * powers[byte] >> _FRACTION_BITS
     return value
 
 
@@ -107,16 +115,15 @@ class Debts:
 
     def step(self, accounts: Iterable[AccountId], at_ms: int, change: int) -> None:
         """Changes the charge of the accounts (micro-credits per second times GPU_UNITS) from an instant on."""
-        epoch = at_ms // EPOCH_MS
+        epoch, values = at_ms // EPOCH_MS, self.values
         for account in accounts:
-            debt = self.values.get(account) or Debt(account)
-            before = debt.before
-            if epoch > debt.epoch:
-                before = debt.now
-            elif epoch < debt.epoch:
+            debt = values.get(account) or Debt(account)
+            before, latest = debt.before, debt.epoch
+            if epoch > latest:
+                before, latest = debt.now, epoch
+            elif epoch < latest:
                 before = self._stepped(before, at_ms, change)  # a late fact of an epoch that is over
-            now = self._stepped(debt.now, at_ms, change)
-            self.values[account] = Debt(account, now, max(epoch, debt.epoch), before)
+            values[account] = Debt(account, self._stepped(debt.now, at_ms, change), latest, before)
 
     def credits(self, account: AccountId, at_ms: int) -> int:
         """Returns an account's debt in micro-credits, rounded down; `at_ms` is not before the last step. Never < 0."""

@@ -10,7 +10,7 @@ nobody's victim any more, and counts no longer for what its account may lose: el
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from scheduler.core.booking import Bookings
@@ -51,7 +51,7 @@ class Standings:
     bookings: Bookings
     shares: Callable[[], Shares]
     """Made when first asked: targets cost what the accounts with demand are."""
-    gone: Counter[tuple[AccountId, GpuClass]]
+    gone: Mapping[tuple[AccountId, GpuClass], int]
     """Units of burst that this tick has evicted."""
 
     def held(self, account: AccountId, gpu_class: GpuClass) -> int:
@@ -106,6 +106,25 @@ class Rule:
             return False
         return gang.booking is Booking.SPOT or self._is_fair(gang)
 
+    def candidates(self, evictable: Mapping[AccountId, Mapping[AllocationId, Allocation]]) -> Iterator[Allocation]:
+        """Yields, of the gangs of some accounts, those that may be evicted at some time: the others never will.
+
+        What is evicted makes an account less over its target, never more. Costs the accounts, and the gangs of those
+        that come into question.
+        """
+        preemptor, priorities = self._preemptor, self._standings.state.jobs
+        job, is_bought = preemptor.job, preemptor.booking is Booking.GUARANTEED
+        is_hasty = is_bought and self._mode.is_hasty
+        has_share = preemptor.booking is Booking.BURST and self.has_share
+        for account, gangs in evictable.items():
+            is_open = is_bought or (has_share and all(self._sides_of(account)) and self._is_over(account))
+            is_own = account == job.account
+            for gang in gangs.values():
+                is_lower = is_own and priorities[gang.job].priority < job.priority
+                is_possible = is_open or is_lower or gang.booking is Booking.SPOT
+                if is_possible and (is_hasty or self._is_old(gang)):
+                    yield gang
+
     @property
     def has_share(self) -> bool:
         """True when the preemptor's own account would stay within its target, which no eviction can help."""
@@ -151,31 +170,33 @@ class Rule:
         """Tells whether all of the rule holds for the gang that is not about the preemptor's own levels."""
         if not self._is_by_share(gang):
             return self.permits(gang)
-        return self._mode.is_fair and self._is_old(gang) and self._is_over(gang)
+        return self._mode.is_fair and self._is_old(gang) and self._is_over(gang.account)
 
     def _is_by_share(self, gang: Allocation) -> bool:
         is_share = self._preemptor.booking is Booking.BURST and gang.booking is Booking.BURST
         return is_share and not self.is_by_priority(gang)
 
     def _is_fair(self, gang: Allocation) -> bool:
-        return gang.booking is Booking.BURST and self.has_share and self._ends_within(gang) and self._is_over(gang)
+        return (
+            gang.booking is Booking.BURST and self.has_share and self._ends_within(gang) and self._is_over(gang.account)
+        )
 
     def _ends_within(self, gang: Allocation) -> bool:
-        mine, theirs = self._sides_of(gang)
+        mine, theirs = self._sides_of(gang.account)
         return bool(mine and theirs) and all(self._room(name) + self._taken[name] >= 0 for name in mine)
 
-    def _is_over(self, gang: Allocation) -> bool:
-        for name in self._sides_of(gang)[1]:
+    def _is_over(self, account: AccountId) -> bool:
+        for name in self._sides_of(account)[1]:
             excess, target = self._excess(name)
             over = excess - self._taken[name]
             if over <= GPU_UNITS or 20 * over <= target:
                 return False
         return True
 
-    def _sides_of(self, gang: Allocation) -> tuple[tuple[AccountId, ...], tuple[AccountId, ...]]:
-        found = self._sides.get(gang.account)
+    def _sides_of(self, account: AccountId) -> tuple[tuple[AccountId, ...], tuple[AccountId, ...]]:
+        found = self._sides.get(account)
         if found is None:
-            found = self._sides[gang.account] = sides(self._preemptor.job.account, gang.account)
+            found = self._sides[account] = sides(self._preemptor.job.account, account)
         return found
 
     def _room(self, name: AccountId) -> int:
@@ -211,24 +232,22 @@ class Mode:
     """R1 may take what has not run for long."""
 
 
-def in_order(standings: Standings, gangs: Iterable[Allocation], now_ms: int) -> list[Allocation]:
-    """Returns possible victims, the first to go first.
+def in_order(
+    standings: Standings, gangs: Iterable[Allocation], now_ms: int, over: dict[AccountId, int]
+) -> list[Allocation]:
+    """Returns possible victims of one class, the first to go first. `over` has how far tenants are over their targets.
 
     Surplus nodes of elastic gangs before whole gangs; spot before burst, burst of the tenant most over its target
     first; then lowest priority, least work lost since the last reported checkpoint, newest.
     """
-    over: dict[tuple[AccountId, GpuClass], int] = {}
     jobs = standings.state.jobs
 
     def place(gang: Allocation) -> tuple[bool, bool, int, int, int, int, AllocationId]:
-        tenant, gpu_class = tenant_of(gang.account), gang.gpu_class
-        key, is_burst = (tenant, gpu_class), gang.booking is not Booking.SPOT
-        if is_burst and key not in over:
-            over[key] = standings.held(tenant, gpu_class) - standings.target(tenant, gpu_class)
+        is_burst = gang.booking is not Booking.SPOT
         return (
             gang.surplus_of is None,
             is_burst,
-            -over[key] if is_burst else 0,
+            -over[tenant_of(gang.account)] if is_burst else 0,
             jobs[gang.job].priority,
             lost_unit_ms(gang, now_ms),
             -gang.decided_ms,
@@ -236,6 +255,12 @@ def in_order(standings: Standings, gangs: Iterable[Allocation], now_ms: int) -> 
         )
 
     return sorted(gangs, key=place)
+
+
+def over_target(standings: Standings, accounts: Iterable[AccountId], gpu_class: GpuClass) -> dict[AccountId, int]:
+    """Returns by how many units of a class the tenants of some accounts are over their targets; negative below."""
+    tenants = {tenant_of(account) for account in accounts}
+    return {each: standings.held(each, gpu_class) - standings.target(each, gpu_class) for each in sorted(tenants)}
 
 
 def lost_unit_ms(gang: Allocation, now_ms: int) -> int:

@@ -20,6 +20,9 @@ from scheduler.core.state import ClusterState
 from scheduler.core.tree import Scale, TreeWalk
 from scheduler.core.waiting import Group, Row
 
+_TURNS = (BookingWanted.GUARANTEED, None, BookingWanted.AUTO, BookingWanted.SPOT)
+"""The parts of the order, by the booking that is wanted; None: what fits a guarantee and would do without."""
+
 
 class Walk(Protocol):
     """A part of the order."""
@@ -37,25 +40,28 @@ class FairLine:
         self._bookings = bookings
         self._prospects = Prospects(outlook, state.waiting, state.usage)
         self._scale = Scale(state, bookings, now_ms)
-        self._tiers = iter(("strict", "guarantee", "burst", "spot"))
-        self._walk: Walk = self._begin(next(self._tiers))
+        self._turn = 0
+        self._walk: Walk | None = None
         self._given: Row | None = None
 
-    def _begin(self, tier: str) -> Walk:
-        self._bookings.is_guarantee_turn = tier == "guarantee"
-        if tier == "guarantee":
-            return GuaranteeWalk(self._prospects, self._state, self._bookings)
-        wanted = {"strict": BookingWanted.GUARANTEED, "burst": BookingWanted.AUTO, "spot": BookingWanted.SPOT}[tier]
-        return TreeWalk(self._prospects, self._scale, self._state.waiting.heads[wanted], wanted)
+    def _begin(self, turn: BookingWanted | None) -> Walk | None:
+        """Returns the walk of a part of the order (None: of what fits a guarantee); None if nobody waits in it."""
+        self._bookings.is_guarantee_turn = turn is None
+        if turn is None:
+            return GuaranteeWalk(self._prospects, self._state, self._bookings) if self._state.guarantees else None
+        heads = self._state.waiting.heads[turn]
+        return TreeWalk(self._prospects, self._scale, heads, turn) if heads else None
 
     def next(self) -> tuple[JobId, Group] | None:
         """Returns the next job and its group, or None at the end. Answer by `started` or `drop`."""
         assert self._given is None, "the job before was not answered for"
-        while (found := self._walk.next()) is None:
-            tier = next(self._tiers, None)
-            if tier is None:
+        found = None if self._walk is None else self._walk.next()
+        while found is None:
+            if self._turn == len(_TURNS):
                 return None
-            self._walk = self._begin(tier)
+            self._walk = self._begin(_TURNS[self._turn])
+            self._turn += 1
+            found = None if self._walk is None else self._walk.next()
         job_id, self._given = found
         return job_id, self._given.group
 
@@ -68,8 +74,8 @@ class FairLine:
         self._answer(goes_on=False)
 
     def _answer(self, *, goes_on: bool) -> None:
-        row = self._given
-        assert row is not None, "no job was given out"
+        assert self._given is not None, "no job was given out"
+        assert self._walk is not None, "a job is given out by a walk"
         self._given = None
         self._walk.answered(goes_on=goes_on)
 

@@ -7,11 +7,11 @@ node is open (what an account may lose is spread over many nodes), nodes are ope
 `Preemption` is a tick's view: how many attempts are left, what was evicted, what could not be helped.
 """
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 
 from scheduler.core.booking import Bookings
-from scheduler.core.eviction import Mode, Preemptor, Rule, Standings, in_order
+from scheduler.core.eviction import Mode, Preemptor, Rule, Standings, in_order, over_target
 from scheduler.core.model import (
     AccountId,
     Allocation,
@@ -43,14 +43,15 @@ class Preemption:
         self._now_ms = now_ms
         self._attempts = 0 if policy.preemption is Rules.OFF else policy.preemption_attempts
         self._shares: Shares | None = None
-        self._gone: Counter[tuple[AccountId, GpuClass]] = Counter()
+        self._gone: defaultdict[tuple[AccountId, GpuClass], int] = defaultdict(int)
         self._standings = Standings(state, bookings, self._made_shares, self._gone)
         self._evicted: set[AllocationId] = set()
-        self._guarded: Counter[GpuClass] = Counter()
+        self._guarded: defaultdict[GpuClass, int] = defaultdict(int)
         self._tried: set[tuple[Group, int]] = set()
         self._unyielding: set[tuple[Shape, GpuClass, int]] = set()
         """What not even a guarantee can make room for."""
-        self._ordered: dict[GpuClass, list[Allocation]] = {}
+        self._over: dict[GpuClass, dict[AccountId, int]] = {}
+        """How far tenants were over their targets when this was first asked after the last claim."""
         self._fair: dict[GpuClass, bool] = {}
         self._weighed: set[GpuClass] = set()
 
@@ -107,7 +108,7 @@ class Preemption:
             if gang.booking is not Booking.SPOT:
                 for name in lineage(gang.account):
                     self._gone[name, gpu_class] += gang.total_units
-        self._ordered.pop(gpu_class, None)
+        self._over.pop(gpu_class, None)
         now_ms = self._now_ms
         return Claim(
             job.id,
@@ -138,11 +139,13 @@ class Preemption:
         rule = Rule(
             self._standings, preemptor, self._is_old, Mode(is_fair=is_fair, is_hasty=policy.guarantee_overrides_min_run)
         )
-        gangs = [gang for gang in self._state.evictable[gpu_class].values() if gang.id not in self._evicted]
         openings = Openings(self._state, preemptor.job.shape, gpu_class, spares)
-        ordered = self._ordered.get(gpu_class)
-        if ordered is None:
-            ordered = self._ordered[gpu_class] = in_order(self._standings, gangs, self._now_ms)
+        evictable = self._state.evictable[gpu_class]
+        over = self._over.get(gpu_class)
+        if over is None:
+            over = self._over[gpu_class] = over_target(self._standings, evictable, gpu_class)
+        gangs = [gang for gang in rule.candidates(evictable) if gang.id not in self._evicted]
+        ordered = in_order(self._standings, gangs, self._now_ms, over)
         chosen = cheapest(openings, rule, ordered)
         if chosen is None and preemptor.booking is Booking.BURST and rule.has_share:
             chosen = node_by_node(openings, rule, [gang for gang in ordered if rule.permits(gang)])

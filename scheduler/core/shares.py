@@ -88,6 +88,7 @@ class Shares:
         self._now_ms = now_ms
         self._targets: dict[GpuClass, dict[AccountId, int]] = {}
         self._demands: dict[GpuClass, dict[AccountId, int]] = {}
+        self._in_force: dict[GpuClass, dict[AccountId, int]] = {}
         self._active: dict[AccountId, list[AccountId]] | None = None
 
     def target(self, account: AccountId, gpu_class: GpuClass) -> int:
@@ -129,8 +130,9 @@ class Shares:
         """Yields where every known account stands in every class it has terms, demand or use in; by account, class."""
         state = self._state
         debts = state.usage.debts
+        classes = self._classes()
         for account in sorted({*state.accounts, *chain.from_iterable(self._active_below().values())} - {ROOT_ACCOUNT}):
-            for gpu_class in self._classes():
+            for gpu_class in classes:
                 standing = self._standing(account, gpu_class, debts.credits(account, self._now_ms))
                 if standing is not None:
                     yield standing
@@ -140,7 +142,7 @@ class Shares:
         terms = state.accounts.get(account)
         guarantee = 0 if terms is None else terms.guarantee.get(gpu_class, 0) * GPU_UNITS
         if account in state.guarantees.get(gpu_class, {}):
-            guarantee = guarantees_in_force(state, gpu_class)[account]
+            guarantee = self._guarantees(gpu_class)[account]
         limit = None if terms is None else terms.limit.get(gpu_class)
         held, spot = self.held(account, gpu_class), state.held_by(account, gpu_class, Booking.SPOT)
         demand = self.demand(account, gpu_class)
@@ -157,6 +159,13 @@ class Shares:
             self.target(account, gpu_class),
             debt,
         )
+
+    def _guarantees(self, gpu_class: GpuClass) -> dict[AccountId, int]:
+        """Returns each tenant's guarantee in force, cut once for all who ask."""
+        found = self._in_force.get(gpu_class)
+        if found is None:
+            found = self._in_force[gpu_class] = guarantees_in_force(self._state, gpu_class)
+        return found
 
     def _classes(self) -> list[GpuClass]:
         state = self._state
@@ -224,7 +233,7 @@ class Shares:
         names.update(account for account, each, booking in state.usage.held_units if each == gpu_class)
         below = _by_parent(names)
         root = _Need(ROOT_ACCOUNT)
-        in_force = guarantees_in_force(state, gpu_class)
+        in_force = self._guarantees(gpu_class)
         planter = _Planter(state, state.settled_demand(), gpu_class, self._now_ms, below)
         for tenant in below.get(ROOT_ACCOUNT, ()):
             guarantee = in_force.get(tenant, 0)

@@ -118,6 +118,7 @@ class TreeWalk:
         self._wanted = wanted
         self._is_guaranteed = wanted is BookingWanted.GUARANTEED
         self._root = _Branch(ROOT_ACCOUNT, None)
+        self._is_lone = len(heads_of) == 1
         for account, heads in heads_of.items():
             if self._is_over():
                 break
@@ -190,6 +191,8 @@ class TreeWalk:
         return heads[branch.heap[0][3]] if branch.heap else None
 
     def _key(self, branch: _Branch, row: Row) -> int:
+        if self._is_lone:
+            return 0  # nobody to be weighed against
         if branch.is_own:
             return self._scale.weigh_own(branch.account, row)
         return self._scale.weigh(branch.account, row)

@@ -7,7 +7,7 @@ metrics with it: what it last said is shown, and its counter of ticks, which sta
 
 import asyncio
 
-from scheduler.gauges import Photograph, families, photograph
+from scheduler.gauges import Photograph, centre_of, families, known_names, queue_of, standings_of
 from scheduler.refusal import Refused
 from scheduler.routes.door import Door
 from scheduler.telemetry import Telemetry
@@ -49,13 +49,18 @@ class Scrapes:
         self._shared_until = self._now + took if took > COSTLY_SECONDS else 0.0
         return body
 
+    async def _photograph(self) -> Photograph:
+        """Asks for one part after the other: what waits for the planner goes between them, and so does a tick."""
+        ask = self._door.ask
+        return Photograph(await ask(centre_of), await ask(queue_of), await ask(standings_of))
+
     async def _last_photo(self) -> Photograph | None:
         """Returns the state as it is, or as it last was when the planner does not answer; None on a follower."""
         if not self._door.controller.is_leading:
             self._photo = None
             return None
         if self._photographing is None:
-            self._photographing = asyncio.get_running_loop().create_task(self._door.ask(photograph))
+            self._photographing = asyncio.get_running_loop().create_task(self._photograph())
         await asyncio.wait([self._photographing], timeout=PATIENCE_SECONDS)
         if self._photographing.done():
             task, self._photographing = self._photographing, None
@@ -67,4 +72,7 @@ class Scrapes:
 
 
 def _rendered(telemetry: Telemetry, photo: Photograph | None, now_ms: int) -> bytes:
-    return telemetry.render(families(photo, now_ms) if photo is not None else ())
+    if photo is None:
+        return telemetry.render(())
+    telemetry.begin(*known_names(photo))
+    return telemetry.render(families(photo, now_ms))

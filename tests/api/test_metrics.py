@@ -11,8 +11,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
+from scheduler.core.lifecycle import ENDS
 from scheduler.core.model import AccountId, JobState, NodeName, PoolName
 from scheduler.gauges import GPU_STATES, families, photograph
+from scheduler.observer import PREEMPTION_REASONS
 from scheduler.routes import scrapes
 from scheduler.store.inventory import SetDrain
 from scheduler.telemetry import Telemetry
@@ -86,7 +88,7 @@ def test_names_labels_and_kinds_are_the_contracts(busy: Centre) -> None:
     telemetry = Telemetry("1.2.3")
     telemetry.job_started(PoolName("main"), AccountId("acme"), 8, 12.5)
     telemetry.job_finished(AccountId("acme"), JobState.FAILED)
-    telemetry.jobs_preempted(AccountId("acme"), AccountId("zeta"), "fair")
+    telemetry.jobs_preempted(AccountId("acme"), AccountId("zeta"), "fair_share")
     telemetry.start_estimated(PoolName("main"), 12.5)
     telemetry.cycle(0.01)
     telemetry.ledger_posted(busy.clock.now_ms())
@@ -172,6 +174,25 @@ def test_histograms_cumulate_and_counters_only_rise() -> None:
     buckets = {sample.labels["le"]: sample.value for sample in family.samples if sample.name.endswith("_bucket")}
     assert (buckets["1.0"], buckets["60.0"], buckets["604800.0"], buckets["+Inf"]) == (1, 3, 3, 4)
     assert list(buckets.values()) == sorted(buckets.values())
+
+
+def test_counters_say_zero_before_their_first_event_so_that_increase_sees_it(busy: Centre, http: Http) -> None:
+    busy.has_account("quiet")
+    found = list(samples(http))
+
+    def of(name: str, label: str) -> set[str]:
+        return {
+            sample.labels[label]
+            for sample in found
+            if sample.name == name and sample.labels["tenant"] == "quiet" and sample.value == 0
+        }
+
+    assert of("turnstile_jobs_finished_total", "result") == {state.value for state in ENDS}
+    assert of("turnstile_preempted_jobs_total", "reason") == set(PREEMPTION_REASONS)
+    assert of("turnstile_preempting_jobs_total", "reason") == set(PREEMPTION_REASONS)
+    assert of("turnstile_tenant_jobs_started_total", "tenant") == of("turnstile_tenant_wait_seconds_total", "tenant")
+    assert values(http, "turnstile_jobs_started_total") == {("main",): 0, ("old",): 0}
+    assert not any(sample.name.startswith("turnstile_job_wait_seconds") for sample in found), "no quantile of nothing"
 
 
 def test_a_planner_that_hangs_does_not_take_the_metrics_with_it(
