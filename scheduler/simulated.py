@@ -155,6 +155,11 @@ class SimulatedExecutor:
         self._shrunk[allocation] = Shrunk(allocation, self._clock.now_ms() + round(1000 * seconds), nodes)
         self._bell.set()
 
+    def acknowledge_shrunk(self, allocation: AllocationId) -> None:
+        """Tells no more that the gang has shrunk."""
+        self._check_outage()
+        self._shrunk.pop(allocation, None)
+
     def acknowledge(self, allocation: AllocationId) -> None:
         """Forgets the allocation, running or not."""
         self._check_outage()
