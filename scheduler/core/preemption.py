@@ -143,7 +143,7 @@ class Preemption:
         evictable = self._state.evictable[gpu_class]
         over = self._over.get(gpu_class)
         if over is None:
-            over = self._over[gpu_class] = over_target(self._standings, evictable, gpu_class)
+            over = self._over[gpu_class] = over_target(self._standings, (account for account, _ in evictable), gpu_class)
         gangs = [gang for gang in rule.candidates(evictable) if gang.id not in self._evicted]
         ordered = in_order(self._standings, gangs, self._now_ms, over)
         chosen = cheapest(openings, rule, ordered)

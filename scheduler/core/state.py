@@ -65,6 +65,8 @@ from scheduler.core.waiting import Group, QueueKey, Waiting, queue_key
 __all__ = ["ClusterState", "Group", "Structure", "lineage"]
 
 K = TypeVar("K")
+Stake = tuple[AccountId, Booking]
+"""Who holds a gang, and how."""
 _RAN_ITS_COURSE = frozenset({None, EndReason.WALLTIME, EndReason.EXIT_NONZERO})
 """Ends that say how long such jobs run."""
 
@@ -120,8 +122,8 @@ class ClusterState:
         """The capacity version at which a shape last did not fit in a class; it cannot fit until that rises."""
         self.future = Future(self.capacity)
         self.claims = Claims(self.capacity, self.future)
-        self.evictable: dict[GpuClass, dict[AccountId, dict[AllocationId, Allocation]]] = {}
-        """Gangs that others may take the place of, by account: burst and spot, not asked to end yet."""
+        self.evictable: dict[GpuClass, dict[Stake, dict[AllocationId, Allocation]]] = {}
+        """Gangs that others may take the place of: burst and spot, not asked to end yet."""
         self.leaving_units: Counter[tuple[AccountId, GpuClass]] = Counter()
         """Capacity units, spot apart, of gangs that were asked to end; an account's include those below it."""
         self.weighed_ms: dict[GpuClass, int] = {}
@@ -515,20 +517,21 @@ class ClusterState:
         gpu_class, is_guaranteed = allocation.gpu_class, allocation.booking is Booking.GUARANTEED
         if allocation.phase is not Phase.STOPPING:
             if not is_guaranteed:
-                accounts = self.evictable.setdefault(gpu_class, {})
-                accounts.setdefault(allocation.account, {})[allocation.id] = allocation
+                stakes = self.evictable.setdefault(gpu_class, {})
+                stakes.setdefault((allocation.account, allocation.booking), {})[allocation.id] = allocation
         elif allocation.booking is not Booking.SPOT:
             for account in lineage(allocation.account):
                 _add_to(self.leaving_units, (account, gpu_class), allocation.total_units)
 
     def _unfile_standing(self, allocation: Allocation) -> None:
         gpu_class = allocation.gpu_class
-        accounts = self.evictable.get(gpu_class, {})
-        gangs = accounts.get(allocation.account, {})
+        stake = (allocation.account, allocation.booking)
+        stakes = self.evictable.get(gpu_class, {})
+        gangs = stakes.get(stake, {})
         if gangs.pop(allocation.id, None) is not None:
             if not gangs:
-                del accounts[allocation.account]
-                if not accounts:
+                del stakes[stake]
+                if not stakes:
                     del self.evictable[gpu_class]
         elif allocation.phase is Phase.STOPPING and allocation.booking is not Booking.SPOT:
             for account in lineage(allocation.account):
