@@ -301,7 +301,7 @@ class _Tick:
 
         Not in a tick that was cut short: who comes next may be able to use it.
         """
-        if not self.is_full:
+        if self.starts and not self.is_full:
             standings = self.preemption.standings
             giving = Giving(self._state, self._policy, self.bookings, standings, self._promises, self._give)
             off = {start.job for start in self.starts} | {claim.job for claim in self.claims}

@@ -10,7 +10,7 @@ Pending jobs are kept by `waiting`, what accounts hold and owe by `usage`, what 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from sortedcontainers import SortedList
 
@@ -57,6 +57,7 @@ from scheduler.core.stretch import (
     ReservationId,
     Stretch,
 )
+from scheduler.core.tally import add
 from scheduler.core.throttle import Throttle
 from scheduler.core.topology import Domains
 from scheduler.core.usage import Usage
@@ -64,7 +65,6 @@ from scheduler.core.waiting import Group, QueueKey, Waiting, queue_key
 
 __all__ = ["ClusterState", "Group", "Structure", "lineage"]
 
-K = TypeVar("K")
 Stake = tuple[AccountId, Booking]
 """Who holds a gang, and how."""
 _RAN_ITS_COURSE = frozenset({None, EndReason.WALLTIME, EndReason.EXIT_NONZERO})
@@ -81,15 +81,6 @@ class Structure:
     is_any_pool_open: bool
     down: str | None
     """A node that would hold it, were it up, with the reason that it is not."""
-
-
-def _add_to(counts: Counter[K], key: K, change: int) -> None:
-    """Adds to a count and forgets it at 0, so that equal states have equal counts."""
-    count = counts.get(key, 0) + change
-    if count:
-        counts[key] = count
-    else:
-        del counts[key]
 
 
 class ClusterState:
@@ -521,7 +512,7 @@ class ClusterState:
                 stakes.setdefault((allocation.account, allocation.booking), {})[allocation.id] = allocation
         elif allocation.booking is not Booking.SPOT:
             for account in lineage(allocation.account):
-                _add_to(self.leaving_units, (account, gpu_class), allocation.total_units)
+                add(self.leaving_units, (account, gpu_class), allocation.total_units)
 
     def _unfile_standing(self, allocation: Allocation) -> None:
         gpu_class = allocation.gpu_class
@@ -535,7 +526,7 @@ class ClusterState:
                     del self.evictable[gpu_class]
         elif allocation.phase is Phase.STOPPING and allocation.booking is not Booking.SPOT:
             for account in lineage(allocation.account):
-                _add_to(self.leaving_units, (account, gpu_class), -allocation.total_units)
+                add(self.leaving_units, (account, gpu_class), -allocation.total_units)
 
     # ---- claims ---------------------------------------------------------------------------------------------------
 
@@ -688,12 +679,12 @@ class ClusterState:
 
     def _count(self, job: Job, sign: int) -> None:
         tenant = tenant_of(job.account)
-        _add_to(self.jobs_by, (tenant, job.state), sign)
+        add(self.jobs_by, (tenant, job.state), sign)
         if job.state in WAITING:
             for account in lineage(job.account):
-                _add_to(self.waiting_jobs, account, sign)
+                add(self.waiting_jobs, account, sign)
         if job.state is JobState.PENDING:
-            _add_to(self.pending_units, (tenant, job.shape.gpu_classes[0]), sign * job.shape.total_units)
+            add(self.pending_units, (tenant, job.shape.gpu_classes[0]), sign * job.shape.total_units)
 
     # ---- proofs ---------------------------------------------------------------------------------------------------
 
