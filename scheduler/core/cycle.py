@@ -248,7 +248,8 @@ class _Tick:
 
     def is_hopeless(self, group: Group) -> bool:
         """Tells whether memory alone says that no job of the group can start now, be promised a start or take one."""
-        hope = self._hope(group.shape, group.time_limit_ms)
+        kind = (group.shape, group.time_limit_ms)
+        hope = self._hopes.get(kind) or self._hope(*kind)
         if hope is _Hope.SOME or self._may_preempt(group):
             return False
         if hope is _Hope.BY_GUARANTEE:
