@@ -42,9 +42,9 @@ def number(value: float) -> str:
 def show(figures: Iterable[Figure]) -> int:
     """Prints the table; returns how many aims are missed."""
     missed = 0
-    print(f"  {'':34}{'ours':>10}  {'aim':<10}{'':8}reference")
+    print(f"  {'':42}{'ours':>10}  {'aim':<10}{'':8}reference")
     for each in figures:
         verdict = "" if not each.aim else "met" if each.is_met else "MISSED"
         missed += not each.is_met
-        print(f"  {each.name:34}{number(each.ours):>10}  {each.aim:<10}{verdict:8}{each.reference}".rstrip())
+        print(f"  {each.name:42}{number(each.ours):>10}  {each.aim:<10}{verdict:8}{each.reference}".rstrip())
     return missed

@@ -4,11 +4,14 @@
 
     philly            October 2017 on 160 nodes of 8 GPUs, nothing is stopped
     philly-stopping   the same, where a job that is stopped for another goes on later and runs 60 s longer for it
+    philly-orders     the fair order, and in each tenant's project each of the orders of its own that it may choose
     philly-192        the same on 192 nodes, where little waits
     lublin            256 processors, ten windows of 1,024 jobs
     hpc2n             240 processors and real users' limits
     shockwave         120 jobs on 32 GPUs
-    openb             placement: pods of known sizes until the cluster is full (benchmarks/openb.py)
+    openb             placement: pods of known sizes until the cluster is full (benchmarks/openb.py); `--lists` and
+                      `--seeds` say which and how many
+    openb-nodes       the same of one seed's pods in five orders of the nodes
 
 The references are those of the traces' own papers or of textbook policies run on the same files; each line names its
 source. Reference policies count GPUs; ours places gangs on named nodes and keeps every promise that it makes. Every
@@ -30,6 +33,7 @@ from statistics import fmean
 
 from benchmarks import openb, traces
 from benchmarks.aims import Figure, show
+from scheduler.core.model import Account, AccountId, OrderWeights
 from scheduler.core.policy import Backfill, Policy, Preemption, QueueOrder
 from scheduler.executor import NodeInventory
 from scheduler.replay import Replay
@@ -48,6 +52,14 @@ STOPPING = Policy(order=QueueOrder.SRTF, promised_jobs=0, promise_after_ms=None)
 """Whoever has least left takes the place of whoever has most."""
 LEAST = STILL(order=QueueOrder.LEAST_SERVICE, promise_after_ms=None, keeps_first_promises=False)
 HPC2N = STILL(order=QueueOrder.LEAST_SERVICE, promised_jobs=2, keeps_first_promises=False)
+PLAIN = OrderWeights()
+ORDERS = (
+    ("submit-time", PLAIN),
+    ("shortest", OrderWeights(limit=24)),
+    ("least-service", OrderWeights(service=24)),
+    ("least-slowdown", OrderWeights(slowdown=24)),
+)
+"""A project's own orders by what `--order` calls them, with the weights that it gives them unasked."""
 FRICTION = 1.052
 """What a replay has to multiply work by that is compared with Shockwave's measured runs."""
 _WINDOW = 1024
@@ -62,12 +74,16 @@ def load(kind: str, trace: Path, nodes: int = 160) -> tuple[tuple[NodeInventory,
 
 
 def play(
-    inventory: Sequence[NodeInventory], jobs: Sequence[TraceJob], policy: Policy, restart_cost_ms: int = 0
+    inventory: Sequence[NodeInventory],
+    jobs: Sequence[TraceJob],
+    policy: Policy,
+    restart_cost_ms: int = 0,
+    accounts: Sequence[Account] = (),
 ) -> Replay:
     """Returns a finished run, and prints its policy and how fast it was in processor time."""
     print(f"  policy: {described(policy)}")
     began = time.process_time()
-    replay = Replay(inventory, jobs, policy, restart_cost_ms).run()
+    replay = Replay(inventory, jobs, policy, restart_cost_ms, accounts).run()
     seconds = time.process_time() - began
     found = waits_of(replay)
     waits = f"waits {found.mean:,.0f} / {found.p99:,.0f} / {found.longest:,.0f} s"
@@ -110,6 +126,15 @@ def delay_of(replay: Replay) -> float:
     """Returns the mean of what jobs took beyond their work, in seconds: waiting, time stopped, and starting again."""
     done = [(run, run.end_ms) for run in replay.runs if run.end_ms is not None]
     return fmean((end_ms - run.trace.submit_ms - run.trace.duration_ms) / 1000 for run, end_ms in done)
+
+
+def ordered(jobs: Sequence[TraceJob], weights: OrderWeights) -> tuple[Account, ...]:
+    """Returns the projects of a trace with an order of their own."""
+    limit, service, slowdown = weights
+    return tuple(
+        Account(each, limit_weight=limit, service_weight=service, slowdown_weight=slowdown)
+        for each in sorted({job.account for job in jobs})
+    )
 
 
 def goes_on(jobs: Sequence[TraceJob]) -> list[TraceJob]:
@@ -155,9 +180,31 @@ def philly_stopping(folder: Path) -> list[Figure]:
         Figure("longest, s", ours.longest, "618,392 likewise"),
         Figure("worst tenant's slowdown", ours.worst, "1.0 likewise"),
         Figure("stops", stopping.totals.preemptions, ""),
-        Figure("mean wait of the fair order, s", plain.mean, "2,932 EASY, no stops"),
+        Figure("mean delay of the fair order, s", delay_of(fair), "472 oracle"),
+        Figure("mean wait to the first start, s", plain.mean, "2,932 EASY, no stops"),
+        Figure("p99, s", plain.p99, "39,234 likewise"),
+        Figure("longest, s", plain.longest, "874,758 likewise"),
+        Figure("worst tenant's slowdown", plain.worst, "107 likewise"),
         Figure("stops", fair.totals.preemptions, ""),
     ]
+
+
+def philly_orders(folder: Path) -> list[Figure]:
+    """Where much waits, under the fair order: what a tenant's project may do for its own jobs."""
+    print("Philly, 160 nodes, no stops; across tenants the fair order, within each the order named")
+    inventory, jobs = load("philly", folder / "philly-2017-10.csv.gz", 160)
+    figures: list[Figure] = []
+    for name, weights in ORDERS[1:]:
+        print(f"  within each: {name}, {weights}")
+        found = waits_of(play(inventory, jobs, STILL(), accounts=ordered(jobs, weights)))
+        figures += [
+            Figure(f"{name}: mean wait, s", found.mean, "2,932 EASY, 1,392 shortest limit + EASY"),
+            Figure("p99, s", found.p99, "39,234, 17,661 likewise"),
+            Figure("longest, s", found.longest, "874,758, 902,987 likewise"),
+            Figure("mean slowdown", found.slowdown, "7.4, 2.1 likewise"),
+            Figure("worst tenant's", found.worst, "107, 30 likewise"),
+        ]
+    return figures
 
 
 def philly_192(folder: Path) -> list[Figure]:
@@ -200,9 +247,12 @@ def lublin(folder: Path) -> list[Figure]:
     inventory, jobs = load("lublin", folder / "lublin-256.swf.gz")
     windows = [jobs[start : start + _WINDOW] for start in window_starts(len(jobs))]
 
-    def slowdown(policy: Policy) -> float:
-        print(f"  policy: {described(policy)}")
-        return fmean(waits_of(Replay(inventory, window, policy).run()).slowdown for window in windows)
+    def slowdown(policy: Policy, weights: OrderWeights = PLAIN) -> float:
+        print(f"  policy: {described(policy)}{f', its project {weights}' if any(weights) else ''}", flush=True)
+        accounts = ordered(jobs, weights)
+        runs = [waits_of(Replay(inventory, window, policy, 0, accounts).run()) for window in windows]
+        print(f"          waits {fmean(run.mean for run in runs):,.0f} / {max(run.longest for run in runs):,.0f} s")
+        return fmean(run.slowdown for run in runs)
 
     first = STILL(promised_jobs=1, promise_after_ms=None, order=QueueOrder.FIFO)
     theirs = replace(first, backfill=Backfill.EASY_BEFORE)
@@ -211,7 +261,15 @@ def lublin(folder: Path) -> list[Figure]:
         Figure("first come + theirs", slowdown(theirs), "235.82 RLScheduler", equal=235.82),
         Figure("shortest + theirs", slowdown(replace(theirs, order=QueueOrder.SJF)), "73.31 RLScheduler", equal=73.31),
         Figure("least service, promised anew", slowdown(LEAST), "34.8 textbook, 58.64 learned"),
-        Figure("fair, promised anew", slowdown(replace(LEAST, order=QueueOrder.FAIR)), "likewise", 34),
+        *(
+            Figure(
+                f"fair, {name}{', promises kept' if keeps else ''}",
+                slowdown(replace(LEAST, order=QueueOrder.FAIR, keeps_first_promises=keeps), weights),
+                "likewise",
+                34 if (name, keeps) == ("least-slowdown", False) else None,
+            )
+            for name, weights, keeps in (*((*each, False) for each in ORDERS), (*ORDERS[-1], True))
+        ),
     ]
 
 
@@ -220,19 +278,38 @@ def hpc2n(folder: Path) -> list[Figure]:
     print(
         "HPC2N 2002, 240 processors, 3,145 jobs with their users' limits: mean wait in seconds, mean bounded slowdown"
     )
+    print("  tenants are its users; in the last lines it is one project of all of them")
     print("  [textbook] first come 5,627.9 / 47.41, shortest limit 3,494.8 / 31.49, EASY 3,560 / 17.1,")
     print("             shortest limit + EASY 2,316 / 12.2, with perfect knowledge 2,221 / 8.4")
     inventory, jobs = load("hpc2n", folder / "HPC2N-2002-first3k.swf.gz")
     plain = waits_of(play(inventory, jobs, STILL()))
     ours = waits_of(play(inventory, jobs, HPC2N))
     stopping = waits_of(play(inventory, goes_on(jobs), STOPPING, RESTART_COST_MS))
+    print("  the product's default, where users' jobs are stopped for others' shares: they go on later, or begin anew")
+    fair, anew = (play(inventory, each, Policy(), RESTART_COST_MS) for each in (goes_on(jobs), jobs))
+    one = [replace(job, account=AccountId("hpc2n/main")) for job in jobs]
+    together: list[Figure] = []
+    for name, weights in ORDERS:
+        print(f"  one project: {name}, {weights}")
+        found = waits_of(play(inventory, one, replace(HPC2N, order=QueueOrder.FAIR), accounts=ordered(one, weights)))
+        together += [
+            Figure(f"one project, {name}: mean wait, s", found.mean, "2,316 shortest limit + EASY"),
+            Figure("mean slowdown", found.slowdown, "12.2 likewise"),
+        ]
     return [
         Figure("mean wait, s", ours.mean, "2,316 shortest limit + EASY", 2_250),
         Figure("mean slowdown", ours.slowdown, "12.2 likewise; 8.4 perfect knowledge", 9),
-        Figure("mean wait of the fair order, s", plain.mean, "3,560 EASY"),
+        Figure("the fair order, no stops: mean wait, s", plain.mean, "3,560 EASY"),
         Figure("mean slowdown", plain.slowdown, "17.1 EASY"),
-        Figure("mean wait with stops at 60 s, s", stopping.mean, "2,221 perfect knowledge, no stops"),
+        Figure("the default, stops at 60 s: wait, s", waits_of(fair).mean, "2,316 shortest limit + EASY", 2_250),
+        Figure("mean delay, time stopped too, s", delay_of(fair), "likewise", 2_250),
+        Figure("mean slowdown, to the end", waits_of(fair).slowdown, "12.2 likewise", 9),
+        Figure("where the stopped begin anew: wait, s", waits_of(anew).mean, "2,316 shortest limit + EASY"),
+        Figure("mean delay, time stopped too, s", delay_of(anew), "likewise"),
+        Figure("mean slowdown, to the end", waits_of(anew).slowdown, "12.2 likewise"),
+        Figure("srtf, stops at 60 s: mean wait, s", stopping.mean, "2,221 perfect knowledge, no stops"),
         Figure("mean slowdown", stopping.slowdown, "8.4 likewise"),
+        *together,
     ]
 
 
@@ -272,11 +349,13 @@ def shockwave(folder: Path) -> list[Figure]:
 YARDSTICKS: dict[str, Callable[[Path], list[Figure]]] = {
     "philly": philly,
     "philly-stopping": philly_stopping,
+    "philly-orders": philly_orders,
     "philly-192": philly_192,
     "lublin": lublin,
     "hpc2n": hpc2n,
     "shockwave": shockwave,
     "openb": openb.openb,
+    "openb-nodes": openb.node_orders,
 }
 
 
@@ -285,12 +364,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", choices=[*YARDSTICKS, []])
     parser.add_argument("--traces", type=Path, default=Path("traces"), help="the folder with the traces' files")
+    parser.add_argument("--lists", nargs="+", choices=[*openb.LISTS], default=[*openb.REFERENCES], help="of openb")
+    parser.add_argument(
+        "--seeds", type=int, nargs=2, default=(0, openb.SEEDS), help="of openb: the first, and how many"
+    )
     given = parser.parse_args()
+    first, count = given.seeds
+    placing = partial(openb.openb, lists=given.lists, seeds=range(first, first + count))
+    yardsticks: dict[str, Callable[[Path], list[Figure]]] = {**YARDSTICKS, "openb": placing}
     print(f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}")
     missed = 0
     for name in given.names or YARDSTICKS:
         began = time.process_time()
-        missed += show(YARDSTICKS[name](given.traces))
+        missed += show(yardsticks[name](given.traces))
         print(f"  {time.process_time() - began:,.0f} s of processor time\n", flush=True)
     sys.exit(1 if missed else 0)
 

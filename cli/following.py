@@ -81,14 +81,16 @@ class Companion:
         """Returns the job once it has ended, or None when `deadline` (monotonic seconds) came first."""
         while True:
             left = LONGEST_POLL_SECONDS if deadline is None else deadline - time.monotonic()
-            asked = max(0, min(LONGEST_POLL_SECONDS, int(left)))
+            is_first = not self._is_known
+            # At first whether it is there: from then on a daemon that is restarted is waited for.
+            asked = 0 if is_first else max(0, min(LONGEST_POLL_SECONDS, int(left)))
             asked_at = time.monotonic()
             job = self._ask(asked, deadline)
             if job is not None and has_ended(job):
                 return job
             if deadline is not None and time.monotonic() >= deadline:
                 return None
-            if asked == 0 or time.monotonic() - asked_at < 0.5:
+            if not is_first and (asked == 0 or time.monotonic() - asked_at < 0.5):
                 # A server that answers at once is asked again soon, but not in a tight loop.
                 time.sleep(0.25 if deadline is None else max(0.0, min(0.25, deadline - time.monotonic())))
 
@@ -144,6 +146,7 @@ class Companion:
                         return answers.whole(content, "attempt") or 1
                     self._output(_bytes(content))
                     pause, given_up_at = 0.05, time.monotonic() + ABSENCE_SECONDS
+                self._is_known = True  # the stream of a job that has said nothing yet was cut
             except ApiError as problem:
                 if not self._is_worth_waiting(problem, given_up_at):
                     raise

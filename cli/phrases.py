@@ -7,7 +7,7 @@ from decimal import Decimal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from cli import moments
-from cli.answers import Json, number, text, whole
+from cli.answers import Json, number, text, truth, whole
 
 
 def compact(seconds: int) -> str:
@@ -168,6 +168,16 @@ def plural(amount: int, noun: str) -> str:
 def plural_of(amount: str, noun: str) -> str:
     """Returns `1 GPU`, `32 GPUs`, `0.5 GPUs` of an amount that is text already."""
     return f"{amount} {noun}" if amount == "1" else f"{amount} {noun}s"
+
+
+def project_order(terms: Json) -> str | None:
+    """Returns what a project's own order goes by, in words; None for submit time alone."""
+    words = ["fair-user: who holds least first"] if truth(terms, "takes_turns") else []
+    for key, size in (("limit", "hour of limit"), ("service", "GPU hour"), ("slowdown", "hour of limit times √GPUs")):
+        if weight := whole(terms, f"{key}_weight"):
+            article = "an" if size.startswith("hour") else "a"
+            words.append(f"{article} {size} counts as {plural(weight, 'hour')} of waiting")
+    return ", then ".join(words) or None
 
 
 def files(folder: object, names: Sequence[str]) -> list[str]:

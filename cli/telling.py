@@ -39,7 +39,7 @@ def told(job: Json, now: datetime) -> list[str]:
     owner = "/".join(part for part in (text(job, "tenant"), text(job, "project")) if part)
     facts = {
         "owner": f"{text(job, 'user') or '?'}  {owner}",
-        "gpus": f"{phrases.gpus(job)} ({_nodes(job)} nodes × {number(job, 'gpus_per_node') or '?'})",
+        "gpus": f"{phrases.gpus(job)} ({_nodes(job)} × {number(job, 'gpus_per_node') or '?'})",
         "time": f"{used(job, now)} (used/limit)",
         "pool": text(job, "pool"),
         "booking": text(job, "booking"),
@@ -64,11 +64,11 @@ def told(job: Json, now: datetime) -> list[str]:
 
 
 def _nodes(job: Json) -> str:
-    """Returns how many nodes a job asks for or has: `4`, `2-8`, `5 of 2-8`."""
+    """Returns how many nodes a job asks for or has: `4 nodes`, `2-8 nodes`, `5 of 2-8 nodes`."""
     now, least, most = (number(job, name) for name in ("nodes", "nodes_min", "nodes_max"))
     if most is None:
-        return now or "?"
-    return f"{least}-{most}" if text(job, "state") in {"pending", "held"} else f"{now} of {least}-{most}"
+        return phrases.plural_of(now or "?", "node")
+    return f"{least}-{most} nodes" if text(job, "state") in {"pending", "held"} else f"{now} of {least}-{most} nodes"
 
 
 def _at_most(job: Json) -> str | None:
@@ -96,6 +96,9 @@ def explained(answer: Json, job: Json, now: datetime) -> list[str]:
     ahead, gpus_ahead = whole(answer, "ahead_jobs"), number(answer, "ahead_gpus")
     if ahead:
         lines.append(f"{'ahead':<8}{phrases.plural(ahead, 'job')}, {gpus_ahead or '?'} GPUs{_first(answer)}")
+    ordered = sub(answer, "project_order")
+    if ordered is not None and (words := phrases.project_order(ordered)):
+        lines.append(f"{'order':<8}in {text(ordered, 'account')} {words}")
     considered, fitting = whole(answer, "nodes_considered"), whole(answer, "nodes_fit")
     if considered and fitting is not None:
         lines.append(f"{'nodes':<8}{fitting} of {considered} could take its part now")

@@ -118,15 +118,21 @@ def _colour(job: Json) -> str | None:
     return _STATE_COLOURS.get(text(job, "state") or "")
 
 
+_WHICH = (
+    Column("ID", phrases.job_id, is_right=True),
+    Column("NAME", lambda job: text(job, "name")),
+    Column("USER", lambda job: text(job, "user")),
+    Column("PROJECT", lambda job: text(job, "project"), is_wide=True),
+    Column("STATE", lambda job: text(job, "state"), paint=_colour),
+)
+"""What every list of jobs begins with."""
+
+
 def job_view(now: datetime) -> View:
     """Returns how jobs are listed at a time: `queue` and `history`."""
     return View(
         columns=(
-            Column("ID", phrases.job_id, is_right=True),
-            Column("NAME", lambda job: text(job, "name")),
-            Column("USER", lambda job: text(job, "user")),
-            Column("PROJECT", lambda job: text(job, "project"), is_wide=True),
-            Column("STATE", lambda job: text(job, "state"), paint=_colour),
+            *_WHICH,
             Column("GPUS", phrases.gpus, is_right=True),
             Column("TIME/LIMIT", lambda job: used(job, now), is_right=True),
             Column("POOL", lambda job: text(job, "pool"), is_wide=True),
@@ -146,11 +152,7 @@ def history_view(now: datetime) -> View:
     """Returns how jobs that have ended are listed."""
     return View(
         columns=(
-            Column("ID", phrases.job_id, is_right=True),
-            Column("NAME", lambda job: text(job, "name")),
-            Column("USER", lambda job: text(job, "user")),
-            Column("PROJECT", lambda job: text(job, "project"), is_wide=True),
-            Column("STATE", lambda job: text(job, "state"), paint=_colour),
+            *_WHICH,
             Column("HOW", ending),
             Column("GPUS", phrases.gpus, is_right=True),
             Column("TIME/LIMIT", lambda job: used(job, now), is_right=True),

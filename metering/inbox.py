@@ -49,6 +49,7 @@ class WindowInbox:
 
 def _sum(first: SampleWindow, second: SampleWindow) -> SampleWindow:
     """Returns two adjacent windows as one, as far as the watch reads it."""
+    highest = (first.utilization_max_percent, second.utilization_max_percent)
     return replace(
         second,
         from_ms=first.from_ms,
@@ -56,4 +57,5 @@ def _sum(first: SampleWindow, second: SampleWindow) -> SampleWindow:
         measured_ms=first.measured_ms + second.measured_ms,
         utilization_percent_ms=first.utilization_percent_ms + second.utilization_percent_ms,
         idle_ms=first.idle_ms + second.idle_ms,
+        utilization_max_percent=None if None in highest else max(filter(None, highest), default=0),
     )

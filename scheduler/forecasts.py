@@ -5,10 +5,11 @@ the first waiting jobs of every class: what it costs does not grow with the queu
 planner's time at most. A job that started before a survey saw it waiting is not measured: nobody was told anything.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from threading import Lock
 
-from scheduler.core.calibration import PastEstimates, TrackRecord
+from scheduler.core.calibration import Measured, PastEstimates, TrackRecord
 from scheduler.core.estimate import estimate_starts
 from scheduler.core.model import JobId, PoolName
 from scheduler.core.policy import Policy
@@ -54,14 +55,22 @@ class Forecasts:
             del self._foretold[job_id]
         return new
 
-    def started(self, job_id: JobId, pool: PoolName, at_ms: int) -> None:
-        """Measures the job's estimate, if it had one, against its start."""
+    def recall(self, past: Iterable[Measured]) -> None:
+        """Takes in what earlier terms measured, oldest first; told to nobody again."""
+        with self._lock:
+            for each in past:
+                self._past.add(each)
+
+    def started(self, job_id: JobId, pool: PoolName, at_ms: int) -> Measured | None:
+        """Measures the job's estimate against its start and returns that; None for a job that had no estimate."""
         foretold = self._foretold.pop(job_id, None)
         if foretold is None:
-            return
+            return None
         self._observer.start_estimated(pool, abs(at_ms - foretold.start_ms) / 1000)
+        measured = Measured(pool, foretold.start_ms - foretold.made_ms, at_ms - foretold.made_ms)
         with self._lock:
-            self._past.add(pool, foretold.start_ms - foretold.made_ms, at_ms - foretold.made_ms)
+            self._past.add(measured)
+        return measured
 
     def forget(self, job_id: JobId) -> None:
         """Drops the estimate of a job that ended, was held, or asks for something else now."""

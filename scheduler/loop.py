@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from scheduler.admission import Admission, FreeOfCharge
 from scheduler.clock import LedgerClock
-from scheduler.core.calibration import TrackRecord
+from scheduler.core.calibration import KEPT, TrackRecord
 from scheduler.core.events import AllocationExtended, AllocationStopping, Event
 from scheduler.core.model import AllocationId, PoolName
 from scheduler.core.plan import Plan
@@ -31,7 +31,8 @@ from scheduler.planner import Offer, Planner
 from scheduler.recorder import Recorder
 from scheduler.refusal import RefusalCode, Refused
 from scheduler.runner import Runner
-from scheduler.store.database import Database, Fenced, StoreError
+from scheduler.store.database import Database, Fenced, StoreBusy, StoreError
+from scheduler.store.decisions import past_estimates
 from scheduler.store.lease import LeaderLease
 from scheduler.store.read import build_state, latest_known_ms, live_orders, load_state_parts
 from scheduler.store.write import Command, Writer
@@ -213,9 +214,7 @@ class Controller:
         try:
             self._announce(term)
             while not self._must_end.wait(LOOK_SECONDS):
-                self._lease.renew(self.clock.now_ms())
-                # A durable write: where nothing happens, the age of the ledger's last one must not look like a lag.
-                self._observer.ledger_posted(self.clock.now_ms())
+                self._renew()
                 if term.planner.problem is not None:
                     self._trouble = term.planner.problem
                     break
@@ -225,6 +224,18 @@ class Controller:
         finally:
             self._finish(term)
 
+    def _renew(self) -> None:
+        """Extends the lease. Raises Fenced, StoreError."""
+        try:
+            self._lease.renew(self.clock.now_ms())
+        except StoreBusy as problem:
+            # A write takes long, as the first of ten thousand GPUs does on a busy machine. That is no reason to give
+            # the lead up: nobody takes it past an open write, each write checks it, and a long one extends it.
+            logger.warning("the lease was not renewed, which is tried again: %s", problem)
+            return
+        # A durable write: where nothing happens, the age of the ledger's last one must not look like a lag.
+        self._observer.ledger_posted(self.clock.now_ms())
+
     def _begin(self, epoch: int) -> _Term:
         with self.database.read() as connection:
             self.clock.raise_floor(latest_known_ms(connection))
@@ -232,15 +243,18 @@ class Controller:
             parts = load_state_parts(connection, half_life_ms)
             state = build_state(parts, half_life_ms)
             live = live_orders(connection)
+            pools = sorted({room.node.pool for room in state.capacity.rooms.values()})
+            measured = past_estimates(connection, pools, KEPT)
             told = tuple(self.admission.headroom(connection, self.clock.now_ms()))
             for event in told:
                 state.apply(event)
-        writer = Writer(self.database, self.clock, self.policy, epoch, self.admission)
+        writer = Writer(self.database, self.clock, self.policy, epoch, self.admission, lease=self._lease)
         desk = Desk(writer, self._deliver, self._must_end.set)
         runner = Runner(self.executor, self.clock, desk, live)
         recorder = Recorder(self.database, self.admission, self.policy, self.clock, epoch)
         planner = Planner(state, self.policy, self.clock, desk, runner.launch, self._observer)
         planner.recorder = recorder
+        planner.forecasts.recall(measured)
         term = _Term(desk, planner, runner, recorder)
         runner.recover()
         self._delivering = term

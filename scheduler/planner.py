@@ -256,7 +256,9 @@ class Planner:
         job = self._state.jobs[allocation.job]
         pool = self._state.node(allocation.grants[0].node).pool
         gpus = -(-allocation.total_units // GPU_UNITS)
-        self.forecasts.started(job.id, pool, allocation.decided_ms)
+        measured = self.forecasts.started(job.id, pool, allocation.decided_ms)
+        if measured is not None and self.recorder is not None:
+            self.recorder.measured(measured)
         waited_seconds = (allocation.decided_ms - job.submitted_ms) / 1000
         self._observer.job_started(pool, tenant_of(allocation.account), gpus, waited_seconds)
 
@@ -381,7 +383,7 @@ def _units_of(devices: Sequence[Device]) -> int:
 
 def preemption_word(claim: Claim, victim: Allocation) -> PreemptionReason:
     """Returns why a gang was stopped for a claim, as a metric label."""
-    if claim.booking is Booking.GUARANTEED:
+    if claim.booking is Booking.GUARANTEED and victim.booking is not Booking.GUARANTEED:
         return "guarantee"
     if victim.booking is Booking.SPOT:
         return "spot"

@@ -25,6 +25,7 @@ from sqlalchemy.engine import Connection
 
 from scheduler.admission import Admission
 from scheduler.clock import Clock
+from scheduler.core.calibration import Measured
 from scheduler.core.decided import Decision, Kind, waits
 from scheduler.core.events import AllocationMade, Event
 from scheduler.core.model import AllocationId, JobId, tenant_of
@@ -37,7 +38,7 @@ from scheduler.recording import Entry, Ticked, digest_of, pack_entries, pack_sta
 from scheduler.refusal import Refused
 from scheduler.snapshot import Snapshot
 from scheduler.store.database import Database, StoreError
-from scheduler.store.decisions import ENTRIES, STATE, Logged, SaveDecisions, TapePiece
+from scheduler.store.decisions import ENTRIES, STATE, Logged, SaveDecisions, TapePiece, estimate_subject
 from scheduler.store.read import StateParts, load_state_parts
 from scheduler.store.tables import LEADER_LEASE, JsonObject
 
@@ -79,7 +80,7 @@ class Recorder:
         self._clock = clock
         self._epoch = epoch
         self._policy_name = policy_name(policy)
-        self._inbox: queue.SimpleQueue[Sequence[Event] | _Tick | _State | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Sequence[Event] | _Tick | _State | Measured | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
         self._desk: Desk | None = None
         self._delivered = 0
@@ -134,6 +135,11 @@ class Recorder:
         if not self._is_full():
             self._inbox.put(_Tick(plan, decided))
 
+    def measured(self, estimate: Measured) -> None:
+        """An estimate came to a start; a later term wants to know what estimates are worth."""
+        if not self._is_full():
+            self._inbox.put(estimate)
+
     def _is_full(self) -> bool:
         if self._inbox.qsize() < MOST_BEHIND:
             return False
@@ -164,9 +170,13 @@ class Recorder:
                 self._flush()
                 until = time.monotonic() + FLUSH_SECONDS
 
-    def _take(self, item: "Sequence[Event] | _Tick | _State") -> None:
+    def _take(self, item: "Sequence[Event] | _Tick | _State | Measured") -> None:
         if isinstance(item, _State):
             self._states.append(item)
+        elif isinstance(item, Measured):
+            line = self._made(Kind.ESTIMATE, *self._last)
+            waits: JsonObject = {"foretold_ms": item.foretold_ms, "came_ms": item.came_ms}
+            self._lines.append(replace(line, subject=estimate_subject(item.pool), reasons=(waits,)))
         elif isinstance(item, _Tick):
             self._tick(item.plan, item.decisions)
         else:

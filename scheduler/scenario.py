@@ -1,7 +1,8 @@
 """The files of a simulation: a cluster in TOML, jobs in CSV. All problems of a file are reported together.
 
 Cluster: `[[nodes]]` with `count, name, gpu_class, gpus, cpus, memory_gib, pool, labels`, and `[[accounts]]` with `id,
-weight, guarantee, limit` where tenants have terms. Jobs: a header with any of
+weight, guarantee, limit` where tenants have terms, and `limit_weight, service_weight, slowdown_weight, takes_turns`
+where projects have an order of their own. Jobs: a header with any of
 `job_id, submit_seconds, tenant, project, user, nodes, gpus, gpu_class, cpus, memory_gib, time_limit_seconds,
 duration_seconds, booking, priority, checkpoint_seconds`; sizes are per node, `gpus` may be a decimal share, an empty
 field means the default, unknown columns are kept as labels.
@@ -39,7 +40,8 @@ DEFAULT_LIMIT_MS = 30 * 86_400_000
 _MOST_PROBLEMS = 20
 _PRIORITIES = {"low": -1, "normal": 0, "high": 1, "-1": -1, "0": 0, "1": 1}
 _NODE_KEYS = {"count", "name", "gpu_class", "gpus", "cpus", "memory_gib", "pool", "labels"}
-_ACCOUNT_KEYS = {"id", "weight", "guarantee", "limit"}
+_ORDER_KEYS = ("limit_weight", "service_weight", "slowdown_weight")
+_ACCOUNT_KEYS = {"id", "weight", "guarantee", "limit", "takes_turns", *_ORDER_KEYS}
 _JOB_COLUMNS = {
     *("job_id", "submit_seconds", "tenant", "project", "user", "nodes", "gpus", "gpu_class", "cpus", "memory_gib"),
     *("time_limit_seconds", "duration_seconds", "booking", "priority", "checkpoint_seconds"),
@@ -90,7 +92,7 @@ def read_cluster(path: Path) -> tuple[NodeInventory, ...]:
 
 
 def read_accounts(path: Path) -> tuple[Account, ...]:
-    """Returns the accounts of a cluster file, `[[accounts]]` with `id, weight, guarantee, limit`; none are needed.
+    """Returns the accounts of a cluster file; none are needed.
 
     Accounts that jobs name and the file does not have weight 1 and no terms. Raises Refused with every problem.
     """
@@ -123,8 +125,24 @@ def _account(table: Any, where: str, problems: list[Problem]) -> Iterator[Accoun
             problems.append(Problem("must be GPUs by class, such as { H100 = 8 }", f"{where}.{key}"))
             counts = {}
         terms.append({GpuClass(gpu_class): count for gpu_class, count in counts.items()})
+    weights = [table.get(key, 0) for key in _ORDER_KEYS]
+    problems += [
+        Problem(f"must be a whole number from 0 up, not {value!r}", f"{where}.{key}")
+        for key, value in zip(_ORDER_KEYS, weights, strict=True)
+        if type(value) is not int or value < 0
+    ]
+    takes_turns = table.get("takes_turns", False)
+    if not isinstance(takes_turns, bool):
+        problems.append(Problem(f"must be true or false, not {takes_turns!r}", f"{where}.takes_turns"))
     if len(problems) == before:
-        yield Account(AccountId(str(name).strip("/")), int(weight), terms[0], terms[1])
+        yield Account(
+            AccountId(str(name).strip("/")),
+            int(weight),
+            terms[0],
+            terms[1],
+            takes_turns=takes_turns,
+            **dict(zip(_ORDER_KEYS, weights, strict=True)),
+        )
 
 
 def _nodes(table: Any, number: int, problems: list[Problem]) -> Iterator[NodeInventory]:

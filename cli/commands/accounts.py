@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cli import answers
+from cli import answers, phrases
 from cli.answers import Json, counts, text, truth, whole
 from cli.client import Client, segment
 from cli.errors import CliError, UsageProblem
@@ -20,11 +20,13 @@ from cli.verbs import Verb, with_flags
 NONE = "none"
 MOST_ATTEMPTS = 5
 """To change an account that others change at the same time."""
+ORDERS = {"shortest": "limit_weight", "least-service": "service_weight", "least-slowdown": "slowdown_weight"}
+"""A project's own orders that go by size, and the weight that each of them is."""
+USUAL_WEIGHT = 24
+"""Of such an order without `--order-weight`: an hour of limit, or a GPU hour, counts as a day of waiting, so that the
+longest jobs still have their turn in weeks."""
 _STEP = re.compile(r"[^\W_][\w.\-]{0,62}")
 """A step of an account's name, as the server has it."""
-SHORTEST_WEIGHT = 24
-"""Of `--order shortest` without `--limit-weight`: an hour of limit counts as a day of waiting, so that the longest jobs
-still have their turn in weeks."""
 """What is typed in the place of a number to take a limit away."""
 Path = Annotated[str, typer.Argument(metavar="NAME", help="A tenant (acme), or an account below one (acme/vision).")]
 
@@ -62,14 +64,29 @@ class TermFlags:
     ] = None
     order: Annotated[
         str | None,
-        typer.Option("--order", metavar="HOW", help="Of its own jobs: submit-time, shortest (limit) or fair-user."),
+        typer.Option(
+            "--order",
+            metavar="HOW",
+            help="Of its own jobs: submit-time, shortest, least-service, least-slowdown or fair-user.",
+        ),
+    ] = None
+    order_weight: Annotated[
+        str | None,
+        typer.Option("--order-weight", metavar="N", help="How many hours of waiting an hour of size counts as; 24."),
+    ] = None
+    guaranteed_yields: Annotated[
+        bool | None,
+        typer.Option(
+            "--guaranteed-yields/--guaranteed-stays",
+            help="May higher priority take the place of guaranteed jobs of its own project?",
+        ),
     ] = None
     force: Annotated[bool, typer.Option("--force", help="Even where more is guaranteed than there is.")] = False
 
     @property
     def says_nothing(self) -> bool:
         """True when no term was typed."""
-        return all(getattr(self, each.name) in (None, False) for each in fields(self) if each.name != "force")
+        return all(getattr(self, each.name) is None for each in fields(self) if each.name != "force")
 
 
 class AccountProblem(CliError):
@@ -102,7 +119,8 @@ def change(ctx: typer.Context, name: Path) -> None:
     Examples:
       turnstile admin tenant set acme --limit H100=64 --running 200
       turnstile admin tenant set acme --weight 3 --guarantee H100=0 --pending none
-      turnstile admin quota set acme/vision --user-limit H100=8
+      turnstile admin quota set acme/vision --user-limit H100=8 --order least-slowdown
+      turnstile admin project set acme/vision --guaranteed-yields
     """
     session: Session = ctx.obj
     if _flags(session).says_nothing:
@@ -270,6 +288,7 @@ def _changed(before: Json, flags: TermFlags) -> dict[str, object]:
         "pending_limit": _jobs(before, "pending_limit", flags.pending, "--pending"),
         "high_limit": _jobs(before, "high_limit", flags.high, "--high"),
         **_order(before, flags),
+        "guaranteed_yields": _yields(before, flags),
         "is_suspended": truth(before, "is_suspended"),
     }
 
@@ -289,16 +308,24 @@ def _jobs(before: Json, key: str, typed: str | None, flag: str) -> int | None:
 
 def _order(before: Json, flags: TermFlags) -> dict[str, object]:
     """Returns how the account's own jobs follow one another."""
-    how = None if flags.order is None else choice(flags.order, "--order", ("submit-time", "shortest", "fair-user"))
-    weight = _jobs(before, "limit_weight", flags.limit_weight, "--limit-weight") or 0
+    how = None if flags.order is None else choice(flags.order, "--order", ("submit-time", *ORDERS, "fair-user"))
+    weights = {key: whole(before, key) or 0 for key in ORDERS.values()}
+    if flags.limit_weight is not None:
+        weights["limit_weight"] = _jobs(before, "limit_weight", flags.limit_weight, "--limit-weight") or 0
+    if flags.order_weight is not None and how not in ORDERS:
+        raise UsageProblem("--order-weight says how much a size counts", "--order least-service --order-weight 24")
     if how == "submit-time":
-        weight = 0
-    elif how == "shortest":
-        weight = weight or SHORTEST_WEIGHT
-    return {
-        "limit_weight": weight,
-        "takes_turns": truth(before, "takes_turns") if how is None else how == "fair-user",
-    }
+        weights = dict.fromkeys(weights, 0)
+    elif how in ORDERS:
+        key = ORDERS[how]
+        usual = weights[key] or USUAL_WEIGHT
+        chosen = usual if flags.order_weight is None else count(flags.order_weight, "--order-weight", least=1)
+        weights = dict.fromkeys(weights, 0) | {key: chosen}
+    return {**weights, "takes_turns": truth(before, "takes_turns") if how is None else how == "fair-user"}
+
+
+def _yields(before: Json, flags: TermFlags) -> bool:
+    return truth(before, "guaranteed_yields") if flags.guaranteed_yields is None else flags.guaranteed_yields
 
 
 def _put(session: Session, name: str, body: dict[str, object], version: str | None) -> None:
@@ -316,17 +343,10 @@ def _terms_told(account: Json) -> list[str]:
         "limit": _terms(account, "limit"),
         "per user": _terms(account, "user_limit"),
         "jobs": _job_terms(account),
-        "order": _order_told(account),
+        "order": phrases.project_order(account),
+        "priority": "takes guaranteed jobs' place, too" if truth(account, "guaranteed_yields") else None,
     }
     return [f"  {name:<10}{value}" for name, value in facts.items() if value]
-
-
-def _order_told(account: Json) -> str | None:
-    weight, takes_turns = whole(account, "limit_weight"), truth(account, "takes_turns")
-    words = ["fair-user: who holds least first"] if takes_turns else []
-    if weight:
-        words.append(f"an hour of limit counts as {plural(weight, 'hour')} of waiting")
-    return ", then ".join(words) or None
 
 
 def _terms(account: Json, key: str) -> str | None:
@@ -352,7 +372,8 @@ _VIEW = View(
     name=lambda each: text(each, "id"),
     fields=(
         *("id", "display_name", "weight", "guarantee", "limit", "user_limit", "running_limit", "pending_limit"),
-        *("high_limit", "limit_weight", "takes_turns", "is_suspended"),
+        *("high_limit", "limit_weight", "service_weight", "slowdown_weight", "takes_turns", "guaranteed_yields"),
+        "is_suspended",
     ),
     empty="no accounts",
 )

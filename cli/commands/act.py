@@ -5,6 +5,7 @@ Each is one request and, on the server, one transaction.
 
 import os
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,7 @@ from cli.client import step
 from cli.errors import ExitCode, Refusal, UsageProblem
 from cli.layout import Column, View
 from cli.session import Session, job_in
+from cli.verbs import with_flags
 
 MANY = 10
 """Above so many jobs a person is asked, on a terminal."""
@@ -49,24 +51,22 @@ _UNCHANGED = {
 """What is said of a job that a verb leaves as it is, by the verb and the job's state."""
 
 Jobs = Annotated[list[str] | None, typer.Argument(metavar="JOB...", help="10482, 10482_7, a name, @, or - for stdin.")]
-Yes = Annotated[bool, typer.Option("-y", "--yes", help="Don't ask.")]
-States = Annotated[list[str] | None, typer.Option("-s", "--state", help="All in this state; repeatable.")]
-User = Annotated[str | None, typer.Option("-u", "--user", help="All of this user ('me' for yours).")]
-Project = Annotated[str | None, typer.Option("-A", "--project", help="All of this project.")]
-Name = Annotated[str | None, typer.Option("-n", "--name", "-J", help="All with this name.")]
-Pool = Annotated[str | None, typer.Option("-p", "--pool", help="All for this pool.")]
 
 
-def cancel(
-    ctx: typer.Context,
-    job: Jobs = None,
-    state: States = None,
-    user: User = None,
-    project: Project = None,
-    name: Name = None,
-    pool: Pool = None,
-    yes: Yes = False,
-) -> None:
+@dataclass(frozen=True, slots=True)
+class Described:
+    """Jobs that are described instead of named, and whether the person is sure."""
+
+    state: Annotated[list[str] | None, typer.Option("-s", "--state", help="All in this state; repeatable.")] = None
+    user: Annotated[str | None, typer.Option("-u", "--user", help="All of this user ('me' for yours).")] = None
+    project: Annotated[str | None, typer.Option("-A", "--project", help="All of this project.")] = None
+    name: Annotated[str | None, typer.Option("-n", "--name", "-J", help="All with this name.")] = None
+    pool: Annotated[str | None, typer.Option("-p", "--pool", help="All for this pool.")] = None
+    yes: Annotated[bool, typer.Option("-y", "--yes", help="Don't ask.")] = False
+
+
+@with_flags(Described)
+def cancel(ctx: typer.Context, job: Jobs = None) -> None:
     """Cancel jobs. One that has ended already is left as it is, with a note.
 
     Examples:
@@ -75,67 +75,39 @@ def cancel(
       turnstile cancel -u me -s pending
       turnstile queue -q -s pending | turnstile cancel -
     """
-    session: Session = ctx.obj
-    _act(session, "cancel", job, _filter(session, state, user, project, name, pool), is_sure=yes)
+    _act(ctx.obj, "cancel", job)
 
 
-def hold(
-    ctx: typer.Context,
-    job: Jobs = None,
-    state: States = None,
-    user: User = None,
-    project: Project = None,
-    name: Name = None,
-    pool: Pool = None,
-    yes: Yes = False,
-) -> int | None:
+@with_flags(Described)
+def hold(ctx: typer.Context, job: Jobs = None) -> int | None:
     """Keep waiting jobs from starting until they are released.
 
     Examples:
       turnstile hold 10493
       turnstile hold -u me -s pending
     """
-    session: Session = ctx.obj
-    return _act(session, "hold", job, _filter(session, state, user, project, name, pool), is_sure=yes)
+    return _act(ctx.obj, "hold", job)
 
 
-def release(
-    ctx: typer.Context,
-    job: Jobs = None,
-    state: States = None,
-    user: User = None,
-    project: Project = None,
-    name: Name = None,
-    pool: Pool = None,
-    yes: Yes = False,
-) -> int | None:
+@with_flags(Described)
+def release(ctx: typer.Context, job: Jobs = None) -> int | None:
     """Let held jobs wait for their start again.
 
     Examples:
       turnstile release 10493
       turnstile release -u me -s held
     """
-    session: Session = ctx.obj
-    return _act(session, "release", job, _filter(session, state, user, project, name, pool), is_sure=yes)
+    return _act(ctx.obj, "release", job)
 
 
-def requeue(
-    ctx: typer.Context,
-    job: Jobs = None,
-    state: States = None,
-    user: User = None,
-    project: Project = None,
-    name: Name = None,
-    pool: Pool = None,
-    yes: Yes = False,
-) -> int | None:
+@with_flags(Described)
+def requeue(ctx: typer.Context, job: Jobs = None) -> int | None:
     """Stop running jobs and let them wait for another start.
 
     Examples:
       turnstile requeue 10431
     """
-    session: Session = ctx.obj
-    return _act(session, "requeue", job, _filter(session, state, user, project, name, pool), is_sure=yes)
+    return _act(ctx.obj, "requeue", job)
 
 
 def checkpoint(ctx: typer.Context, job: Jobs = None) -> int | None:
@@ -150,7 +122,7 @@ def checkpoint(ctx: typer.Context, job: Jobs = None) -> int | None:
     session: Session = ctx.obj
     file = os.environ.get(CHECKPOINT_VARIABLE)
     if job:
-        return _act(session, "checkpoint", job, {}, is_sure=True)
+        return _act(session, "checkpoint", job)
     if file is None:
         problem = f"name a job; outside of jobs there is no ${CHECKPOINT_VARIABLE}"
         raise UsageProblem(problem, "turnstile checkpoint 10431")
@@ -217,25 +189,23 @@ def boost(ctx: typer.Context, job: Jobs = None) -> int | None:
     return update(ctx, job, priority="high")
 
 
-def _filter(
-    session: Session,
-    state: list[str] | None,
-    user: str | None,
-    project: str | None,
-    name: str | None,
-    pool: str | None,
-) -> dict[str, object]:
+def _described(session: Session) -> tuple[dict[str, object], bool]:
+    """Returns what the flags say of the jobs that are meant, and whether nobody need be asked."""
+    flags = session.flags
+    if not isinstance(flags, Described):
+        return {}, True  # a verb that takes names alone, and harms nobody
     asked = {
-        "state": [each for word in state or () for each in word.split(",")] or None,
-        "user": answers.text(session.me, "user") if user == "me" else user,
-        "project": project,
-        "name": name,
-        "pool": pool,
+        "state": [each for word in flags.state or () for each in word.split(",")] or None,
+        "user": answers.text(session.me, "user") if flags.user == "me" else flags.user,
+        "project": flags.project,
+        "name": flags.name,
+        "pool": flags.pool,
     }
-    return {key: value for key, value in asked.items() if value is not None}
+    return {key: value for key, value in asked.items() if value is not None}, flags.yes
 
 
-def _act(session: Session, verb: str, jobs: list[str] | None, asked: dict[str, object], *, is_sure: bool) -> int | None:
+def _act(session: Session, verb: str, jobs: list[str] | None) -> int | None:
+    asked, is_sure = _described(session)
     if jobs and asked:
         raise UsageProblem("name jobs or describe them, not both", f"turnstile {verb} {jobs[0]}")
     if asked:

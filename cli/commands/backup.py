@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli import answers, moments
+from cli import answers, moments, values
 from cli.answers import text
 from cli.errors import ExitCode, NotFound, Problem, Refusal
 from cli.layout import View
@@ -57,10 +57,15 @@ def restore(
     force: Annotated[
         bool, typer.Option("--force", help="Put the database that is there aside, under a name with the time.")
     ] = False,
+    next_job: Annotated[
+        str | None, typer.Option("--next-job", metavar="N", help="The number of the first job that comes now.")
+    ] = None,
 ) -> int:
     """Put a copy in the place of the daemon's database, if its ledger holds. The daemon must not run.
 
-    What was accepted and metered after the copy was made is not in it. The schema is brought up to this version.
+    What was accepted and metered after the copy was made is not in it. The schema is brought up to this version. No job
+    gets a number that another had: numbers go on after those of the database that is put aside or, where there is none
+    that can be read, a million after the copy's last.
 
     Examples:
       turnstile admin restore /backup/turnstile-2026-11-23.db --config /etc/turnstile/turnstile.toml
@@ -70,23 +75,30 @@ def restore(
     from cli.daemon.app import StartProblem, claim_data_dir
 
     session: Session = ctx.obj
+    first = None if next_job is None else values.count(next_job, "--next-job")
     folder, url = _place(session, config, data_dir, database)
     target = _sqlite(url, f"pg_restore --clean --if-exists --dbname DATABASE_URL {file}")
     source = Path(file).expanduser().absolute()
     if not source.is_file():
         raise NotFound(f"there is no file {file}")
-    aside = target.with_name(f"{target.name}.before-{moments.current():%Y%m%dT%H%M%SZ}") if force else None
+    # To the microsecond: two restores in one second must not put one database aside over the other.
+    aside = target.with_name(f"{target.name}.before-{moments.current():%Y%m%dT%H%M%S.%fZ}") if force else None
     try:
         claimed = claim_data_dir(folder)
     except StartProblem as problem:
         raise Refusal(str(problem), "turnstile admin restore once it is stopped", code="conflict") from None
     with claimed, _told(str(target), "--force puts it aside"):
         was_there = target.exists()
-        copied = backups.restore(source, target, aside)
+        try:
+            copied = backups.restore(source, target, aside, first)
+        except backups.NumberTaken as problem:
+            raise Refusal(str(problem), f"--next-job {problem.least}") from None
     is_sound = copied.ledger is not None and copied.ledger.is_proved
     told = f"restored {target} from {file}" if is_sound else f"{file} was NOT restored, and nothing was changed"
     if is_sound and aside is not None and was_there:
         session.screen.say(f"what was there is in {aside}")
+    if copied.next_job is not None:
+        session.screen.say(f"the next job is {copied.next_job}: numbers that were given out are never given again")
     return _tell(session, "Restore", copied, target, told)
 
 
@@ -144,6 +156,7 @@ def _tell(session: Session, kind: str, copied: "Copied", file: Path, words: str)
         "size_bytes": copied.size_bytes,
         "schema": copied.schema,
         "is_sound": None if report is None else report.is_proved,
+        "next_job_id": copied.next_job,
         "failures": [] if report is None else [str(each) for each in report.findings],
     }
     told = [f"{words}: {copied.size_bytes} bytes, schema {copied.schema}, {_verdict(found)}"]

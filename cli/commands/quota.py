@@ -78,6 +78,7 @@ _QUOTA = View(
         *("account", "gpu_model", "guarantee", "limit", "held", "held_spot", "demand", "target"),
         *("is_over_target", "debt_credits", "guarantee_bought", "held_guaranteed", "held_burst", "weight"),
         *("effective_weight", "user_limit", "running_jobs", "running_limit", "waiting_jobs", "pending_limit"),
+        "guaranteed_yields",
     ),
     empty="no account with terms, use or demand",
 )

@@ -8,7 +8,7 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -17,12 +17,23 @@ from metering.findings import Report
 from metering.verify import verify
 from scheduler.store.database import Database, StoreCorrupt
 
+JOBS_SINCE = 1_000_000
+"""Numbers left out after a restore that nobody can tell how many jobs came since the copy: more than a centre of 10,000
+GPUs takes in a day, and nothing beside the numbers that there are."""
 _SIDE_FILES = ("-wal", "-shm", "-journal")
 """What SQLite keeps beside a database of the same name."""
 
 
 class NotSqlite(Exception):
     """The database is PostgreSQL's, which has tools for copies of its own."""
+
+
+class NumberTaken(Exception):
+    """The next job is to have a number that was given out; `least` is the first that was not, as far as is known."""
+
+    def __init__(self, least: int) -> None:
+        super().__init__(f"numbers up to {least - 1} were given out; the next job's must be at least {least}")
+        self.least = least
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +44,8 @@ class Copied:
     schema: str
     ledger: Report | None
     """None where the schema is older than this program, which cannot read such a ledger."""
+    next_job: int | None = None
+    """The number of the first job that comes after a restore."""
 
 
 def sqlite_file(url: str) -> Path:
@@ -54,11 +67,13 @@ def back_up(source: Path, target: Path) -> Copied:
     return copied
 
 
-def restore(source: Path, target: Path, put_aside: Path | None) -> Copied:
+def restore(source: Path, target: Path, put_aside: Path | None, next_job: int | None = None) -> Copied:
     """Puts a copy in a database's place and brings its schema up, unless its ledger is unsound: then nothing changes.
 
-    No daemon may run on `target`. What is there goes to `put_aside`; without one it must not be there. Raises
-    FileExistsError, StoreError, OSError.
+    No daemon may run on `target`. What is there goes to `put_aside`; without one it must not be there. No number of a
+    job is given twice: numbering goes on after the database that was there, where that can be read, or else
+    `JOBS_SINCE` after the copy's last; `next_job` says otherwise. Raises FileExistsError, NumberTaken, StoreError,
+    OSError.
     """
     if put_aside is None and target.exists():
         raise FileExistsError(str(target))
@@ -69,8 +84,11 @@ def restore(source: Path, target: Path, put_aside: Path | None) -> Copied:
         copied = _proved(new)
         if copied.ledger is None or not copied.ledger.is_proved:
             return copied
+        copied = replace(copied, next_job=_number_on(new, target, next_job))
         _make_one_file(new)
         if put_aside is not None:
+            if put_aside.exists():
+                raise FileExistsError(str(put_aside))
             for suffix in ("", *_SIDE_FILES):
                 with suppress(FileNotFoundError):
                     Path(f"{target}{suffix}").rename(f"{put_aside}{suffix}")
@@ -129,6 +147,30 @@ def _schema_of(path: Path) -> str:
     if schema is None:
         raise StoreCorrupt("it is no database of Turnstile's: it has no schema of one")
     return schema
+
+
+def _number_on(new: Path, old: Path, asked: int | None) -> int:
+    """Has the restored database number its jobs from `asked` on, or from what is surely free; returns that."""
+    copied, lost = _last_job(new), _last_job(old) if old.exists() else None
+    assert copied is not None, "it was proved"
+    least = 1 + max(copied, lost or 0)
+    if asked is not None and asked < least:
+        raise NumberTaken(least)
+    first = asked or (least if lost is not None else least + JOBS_SINCE)
+    with closing(sqlite3.connect(new)) as connection, connection:
+        connection.execute("DELETE FROM sqlite_sequence WHERE name = 'job'")
+        connection.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('job', ?)", (first - 1,))
+    return first
+
+
+def _last_job(path: Path) -> int | None:
+    """Returns the highest number that a database ever gave to a job; None where it cannot be read."""
+    try:
+        with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as connection:
+            row = connection.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'job'").fetchone()
+    except sqlite3.Error:
+        return None
+    return int(row[0])
 
 
 def _make_one_file(path: Path) -> None:

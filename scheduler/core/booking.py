@@ -9,13 +9,14 @@ is kept for the first waiting job that accepts nothing else, up to its size.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
 
 from scheduler.core.fairshare import pro_rata
 from scheduler.core.model import (
     GPU_UNITS,
     Account,
     AccountId,
+    Allocation,
     AllocationId,
     Booking,
     BookingWanted,
@@ -79,12 +80,28 @@ class Bookings:
         for account in lineage(group.account):
             charges[account] += charge
 
-    def choose_anew(self, group: Group, gpu_class: GpuClass, booking: Booking) -> Booking | Reason:
-        """Returns how a gang that is held as claimed under `booking` would be held now, or what forbids it."""
+    def choose_anew(
+        self, group: Group, held: tuple[GpuClass, Booking], leaving: Sequence[Allocation]
+    ) -> Booking | Reason:
+        """Returns how a gang that is held as claimed would be held now, or what forbids it, were others gone.
+
+        `held` are the class and the booking of the claim, `leaving` those of its victims that have not ended.
+        """
+        gpu_class, booking = held
         self._count(group, gpu_class, booking, -1)
+        for gang in leaving:
+            self._count_gang(gang, -1)
         chosen = self.choose(group, gpu_class, is_in_turn=False)
+        for gang in leaving:
+            self._count_gang(gang, +1)
         self._count(group, gpu_class, booking, +1)
         return chosen
+
+    def _count_gang(self, gang: Allocation, sign: int) -> None:
+        for account in lineage(gang.account):
+            self._gangs[account] += sign if gang.surplus_of is None else 0
+            self._taken[account, gang.gpu_class, gang.booking] += sign * gang.total_units
+            self._user_units[account, gang.gpu_class, gang.user] += sign * gang.total_units
 
     def _count(self, group: Group, gpu_class: GpuClass, booking: Booking, sign: int) -> None:
         for account in lineage(group.account):
@@ -221,6 +238,27 @@ class Bookings:
         if isinstance(booking, Reason):
             return booking
         return self._over_budget(group, gpu_class, booking) or booking
+
+    def short_of_guarantee(self, group: Group, gpu_class: GpuClass) -> int | None:
+        """Returns the units of guarantee that others must give up for a gang of the group to be guaranteed.
+
+        0 for a gang that fits what is left. None where more than that is in the way, or no guarantee is large enough:
+        what gives up its guarantee leaves room under limits too, so a limit counts where it is shorter still.
+        """
+        units, tenant = group.shape.total_units, tenant_of(group.account)
+        bought = min((each for _, each in self._guarantees(group.account, gpu_class)), default=0)
+        if group.wanted is BookingWanted.SPOT or units > bought or self.suspension(group.account) is not None:
+            return None
+        left = self.guarantee_left(group.account, gpu_class)
+        if self._keeps_for.get((tenant, gpu_class)) == group:
+            left += units
+        short = max(0, units - left)
+        for each in self._limits(group.account):
+            if each.running_limit is not None and self._jobs_left(each) < 1:
+                return None
+            if any(units - room > short for room in self._units_left(each, gpu_class, group.user)):
+                return None
+        return None if self._over_budget(group, gpu_class, Booking.GUARANTEED) is not None else short
 
     def obstacles(self, group: Group, gpu_class: GpuClass) -> tuple[Booking, list[Reason]]:
         """Returns how a gang of the group would be held in the class, and every limit and budget in its way.

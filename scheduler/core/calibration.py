@@ -29,15 +29,25 @@ class TrackRecord:
     """The ninth decile of came / foretold, in thousandths."""
 
 
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """An estimate that came to a start: the wait that it foretold and the one that came, both from when it was made."""
+
+    pool: PoolName
+    foretold_ms: int
+    came_ms: int
+
+
 class PastEstimates:
     """The last estimates of each pool that came to a start."""
 
     def __init__(self) -> None:
         self._waits: dict[PoolName, deque[tuple[int, int]]] = {}
 
-    def add(self, pool: PoolName, foretold_ms: int, came_ms: int) -> None:
-        """Takes in a wait that was foretold and the one that came, both from when the estimate was made."""
-        self._waits.setdefault(pool, deque(maxlen=KEPT)).append((max(0, foretold_ms), max(0, came_ms)))
+    def add(self, measured: Measured) -> None:
+        """Takes in the latest."""
+        waits = self._waits.setdefault(measured.pool, deque(maxlen=KEPT))
+        waits.append((max(0, measured.foretold_ms), max(0, measured.came_ms)))
 
     def record(self, pool: PoolName) -> TrackRecord | None:
         """Returns what the pool's estimates were worth; None before the first."""

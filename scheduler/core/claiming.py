@@ -36,7 +36,8 @@ def _forbidden(state: ClusterState, bookings: Bookings, claim: Claim, job: Job) 
     suspended = bookings.suspension(job.account)
     if suspended is not None:
         return f"{suspended.detail} is suspended"
-    chosen = bookings.choose_anew(state.group_of(job), claim.gpu_class, claim.booking)
+    leaving = [state.allocations[victim] for victim in claim.victims if victim in state.allocations]
+    chosen = bookings.choose_anew(state.group_of(job), (claim.gpu_class, claim.booking), leaving)
     if isinstance(chosen, Reason):
         return f"{chosen.code} stands in its way now"
     if claim.booking is Booking.GUARANTEED and chosen is not Booking.GUARANTEED:

@@ -185,7 +185,8 @@ class _Tick:
                 self.preempting[claim.job] = preempting(claim, self._state.allocations)
             else:
                 self.bookings.weigh(group, claim.gpu_class, claim.booking)
-                self.starts.append(Start(claim.job, claim.gpu_class, claim.booking, claim.grants))
+                of = (claim.job, claim.gpu_class, claim.booking, claim.grants)
+                self.starts.append(Start(*of, group.account, group.time_limit_ms))
 
     def keep_promises(self) -> None:
         """Starts the jobs whose promised time has come, and moves promises to earlier times that became possible."""
@@ -258,6 +259,8 @@ class _Tick:
 
     def is_dead(self, group: Group) -> bool:
         """Tells whether what makes a group hopeless does so for all jobs of its shape and time limit."""
+        if self.preemption.may_any_yield(group.shape):
+            return False  # those of another project may have guaranteed gangs to take the place of
         if self._hope(group.shape, group.time_limit_ms) is _Hope.NONE:
             return True
         is_late = group.wanted is not BookingWanted.GUARANTEED and not self.bookings.is_guarantee_turn
@@ -284,7 +287,8 @@ class _Tick:
         options = self._options(group)
         if self._try_start(job_id, group, options):
             return True
-        if options and self._try_claim(self._state.jobs[job_id], group, options):
+        may_claim = options or self.preemption.may_yield(group)
+        if may_claim and self._try_claim(self._state.jobs[job_id], group, options):
             return True
         if options and self._is_strict and self._is_only_waiting(group.shape):
             self._classes_closed.update(group.shape.gpu_classes)
@@ -385,7 +389,8 @@ class _Tick:
         for gpu_class, booking in options:
             grants = self._place(group, gpu_class, booking, is_promised=is_promised)
             if grants is not None:
-                self._start(Start(job_id, gpu_class, booking, grants), group)
+                start = Start(job_id, gpu_class, booking, grants, group.account, group.time_limit_ms)
+                self._start(start, group)
                 return True
         return False
 
@@ -406,7 +411,7 @@ class _Tick:
 
     def _may_preempt(self, group: Group) -> bool:
         is_guarantee = self.bookings.is_guarantee_turn or group.wanted is BookingWanted.GUARANTEED
-        return self.preemption.has_hope(group, is_guarantee=is_guarantee)
+        return self.preemption.has_hope(group, is_guarantee=is_guarantee) or self.preemption.may_yield(group)
 
     def _try_claim(self, job: Job, group: Group, options: Options, *, is_promised: bool = False) -> bool:
         """Stops others for the job where that makes it fit, and keeps for it what they leave."""
@@ -415,6 +420,21 @@ class _Tick:
             limit_ms = self._policy.default_grace_ms + group.time_limit_ms
             spares = self._promises.spares(group.shape, limit_ms, asker)
             claim = self.preemption.seek(job, group, (gpu_class, booking), spares)
+            if claim is not None:
+                self._claim(claim, group)
+                return True
+        return self.preemption.may_yield(group) and self._try_guarantee(job, group, is_promised=is_promised)
+
+    def _try_guarantee(self, job: Job, group: Group, *, is_promised: bool) -> bool:
+        """Has the job take over the guarantee of others of its project that have lower priority, where that is said."""
+        for gpu_class in group.shape.gpu_classes:
+            short_units = self.bookings.short_of_guarantee(group, gpu_class)
+            if short_units is None:
+                continue
+            asker = Asker(rank_of(job.account, Booking.GUARANTEED), is_promised)
+            limit_ms = self._policy.default_grace_ms + group.time_limit_ms
+            spares = self._promises.spares(group.shape, limit_ms, asker)
+            claim = self.preemption.seek_guaranteed(job, group, (gpu_class, short_units), spares)
             if claim is not None:
                 self._claim(claim, group)
                 return True

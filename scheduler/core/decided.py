@@ -24,6 +24,8 @@ class Kind(StrEnum):
     """A group or a shape does not start, for other reasons than before; without reasons: no more."""
     TERM = "term"
     """A daemon began to lead, and knows nothing of earlier ticks."""
+    ESTIMATE = "estimate"
+    """A job started whose start had been estimated: how long a wait was foretold, and which one came."""
 
 
 @dataclass(frozen=True, slots=True)

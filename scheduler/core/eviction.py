@@ -1,6 +1,7 @@
 """Who may be stopped for whom, and in which order: the rules of preemption, without a look at nodes.
 
-- R0: within a project, what has strictly lower priority; never what is guaranteed.
+- R0: within a project, what has strictly lower priority; what is guaranteed only where the project yields it, and then
+  the guarantee goes over with the place: who takes it is guaranteed in its stead.
 - R1: a gang that fits its guarantee may take burst and spot.
 - R2: a burst gang may take spot, and burst, if at every level below the lowest common ancestor of both accounts its
   side ends at or below target, and the victim's side is over target before each eviction, by more than one GPU and 5 %.
@@ -36,6 +37,10 @@ class Preemptor:
     job: Job
     gpu_class: GpuClass
     booking: Booking
+    takes_guaranteed: bool = False
+    """True when guaranteed gangs of lower priority may be stopped for it, too."""
+    short_units: int = 0
+    """What of its guarantee these must give up."""
 
     @property
     def units(self) -> int:
@@ -87,6 +92,8 @@ class Rule:
         self._is_old = is_old
         self._mode = mode
         self._taken: Counter[AccountId] = Counter()
+        self._given_up = 0
+        """Units of guarantee that the preemptor gets from whom it takes."""
         self._rooms: dict[AccountId, int] = {}
         """How far below its target each of the preemptor's levels would stay if it ran."""
         self._excesses: dict[AccountId, tuple[int, int]] = {}
@@ -96,6 +103,10 @@ class Rule:
     def permits(self, gang: Allocation) -> bool:
         """Tells whether the gang may be evicted next."""
         preemptor = self._preemptor
+        if gang.booking is Booking.GUARANTEED:
+            return (
+                preemptor.takes_guaranteed and self._mode.is_fair and self._is_old(gang) and self.is_by_priority(gang)
+            )
         if preemptor.booking is Booking.GUARANTEED and (self._mode.is_hasty or self._is_old(gang)):
             return True
         if not self._mode.is_fair or not self._is_old(gang):
@@ -126,6 +137,11 @@ class Rule:
                         yield gang
 
     @property
+    def is_short(self) -> bool:
+        """True while the preemptor's guarantee is not free yet."""
+        return self._given_up < self._preemptor.short_units
+
+    @property
     def has_share(self) -> bool:
         """True when the preemptor's own account would stay within its target, which no eviction can help."""
         return self._room(self._preemptor.job.account) >= 0
@@ -148,6 +164,8 @@ class Rule:
 
         To spare one gang helps all other victims' sides; only the preemptor's own may have counted on it.
         """
+        if gang.booking is Booking.GUARANTEED:
+            return self._given_up - gang.total_units >= self._preemptor.short_units
         if gang.booking is Booking.SPOT or tenant_of(gang.account) != tenant_of(self._preemptor.job.account):
             return True
         self.give(gang)
@@ -157,13 +175,14 @@ class Rule:
 
     def holds(self, gangs: Sequence[Allocation]) -> bool:
         """Tells whether the gangs, evicted in this order and no others, are within the rule: the proof of a choice."""
-        saved, self._taken = self._taken, Counter()
+        saved, self._taken, self._given_up = (self._taken, self._given_up), Counter(), 0
         is_permitted = True
         for gang in gangs:
             is_permitted = is_permitted and self.permits_but_for_own_side(gang)
             self.take(gang)
         is_permitted = is_permitted and all(self._ends_within(gang) for gang in gangs if self._is_by_share(gang))
-        self._taken = saved
+        is_permitted = is_permitted and not self.is_short
+        self._taken, self._given_up = saved
         return is_permitted
 
     def permits_but_for_own_side(self, gang: Allocation) -> bool:
@@ -217,6 +236,8 @@ class Rule:
         return found
 
     def _count(self, gang: Allocation, sign: int) -> None:
+        if gang.booking is Booking.GUARANTEED:
+            self._given_up += sign * gang.total_units
         if gang.booking is not Booking.SPOT:
             for name in lineage(gang.account):
                 self._taken[name] += sign * gang.total_units

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from functools import lru_cache
 from operator import attrgetter
-from typing import NewType
+from typing import NamedTuple, NewType
 
 GPU_UNITS = 12_600
 """Capacity units of one GPU: divisible by 7, 8, 9 and 100, so MIG sevenths, halves and percent shares are exact."""
@@ -131,6 +131,14 @@ class DeviceHealth(StrEnum):
     FAILED = "failed"
 
 
+class OrderWeights(NamedTuple):
+    """How many milliseconds of a later submission a millisecond of a job's size counts for, by what its size is."""
+
+    limit: int = 0
+    service: int = 0
+    slowdown: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Account:
     """A node of the account tree. Terms per class are whole GPUs; a class left out has none.
@@ -146,6 +154,11 @@ class Account:
     limit_weight: int = 0
     """A project's own order: each millisecond of a job's time limit counts as so many of a later submission, so that
     short jobs go first and long ones still come up in the end. 0: by submit time alone."""
+    service_weight: int = 0
+    """Likewise of a job's time limit times its GPUs: the least GPU time goes first."""
+    slowdown_weight: int = 0
+    """Likewise of a job's time limit times the square root of its GPUs: the order that keeps small what waiting makes
+    jobs take beside what they run (Smith's rule where a job's wait counts by its limit). Weights add up."""
     user_limit: Mapping[GpuClass, int] = field(default_factory=dict)
     """The most GPUs of a class that each one of its users may hold."""
     running_limit: int | None = None
@@ -160,6 +173,14 @@ class Account:
 
     is_locked: bool = False
     """Suspended by the centre: nobody below the centre may let it start jobs again."""
+
+    guaranteed_yields: bool = False
+    """Guaranteed gangs of its projects give way to what has strictly higher priority in the same project."""
+
+    @property
+    def order_weights(self) -> OrderWeights:
+        """What besides submit time its own order goes by."""
+        return OrderWeights(self.limit_weight, self.service_weight, self.slowdown_weight)
 
     @property
     def is_by_user(self) -> bool:

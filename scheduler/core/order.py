@@ -88,7 +88,7 @@ class GuaranteeWalk:
         self._bookings = bookings
         self._queues: list[tuple[AccountId, Queue]] = []
         self._gangs: list[tuple[tuple[AccountId, GpuClass, int], list[tuple[int, JobId, AllocationId]]]] = []
-        self._heap: list[tuple[int, int, bool, int]] = []  # rank_ms, job, is it a gang, place in its list
+        self._heap: list[tuple[int, int, bool, int]] = []  # submitted_ms, job, is it a gang, place in its list
         tenants = bookings.tenants_with_guarantee_left()
         for account, heads in state.waiting.heads[BookingWanted.AUTO].items():
             if tenant_of(account) in tenants:
@@ -102,14 +102,14 @@ class GuaranteeWalk:
     def next(self) -> tuple[JobId, Row] | None:
         """Returns the next job and its group; promotes the gangs whose turn comes before it."""
         while self._heap:
-            rank_ms, job_id, is_gang, index = self._heap[0]
+            _, job_id, is_gang, index = self._heap[0]
             if is_gang:
                 heappop(self._heap)
                 self._promote(index)
                 continue
             account, queue = self._queues[index]
             head = queue.head()
-            if head is not None and (head[0][1], head[0][2]) == (rank_ms, job_id):
+            if head is not None and head[0][2] == job_id:
                 if self._fits(account, head[1]):
                     return JobId(job_id), head[1]
                 queue.drop()
@@ -140,7 +140,9 @@ class GuaranteeWalk:
             if gpu_class not in left:
                 left[gpu_class] = self._bookings.guarantee_left(account, gpu_class)
             if shape.total_units <= left[gpu_class]:
-                heappush(self._heap, (head[0][1], head[0][2], False, index))
+                # Not its place in its project: an order of its own must not set a project behind all others.
+                submitted_ms = self._state.jobs[JobId(head[0][2])].submitted_ms
+                heappush(self._heap, (submitted_ms, head[0][2], False, index))
                 return
             queue.drop()
 

@@ -22,13 +22,16 @@ class Surplus:
 class Start:
     """Start this job on these devices. `grants` are in order of node rank; those of a surplus come after them.
 
-    Where only the surplus does not hold any more, the gang starts without it.
+    Where only the surplus does not hold any more, the gang starts without it. Limits and promises were weighed for
+    `account` and `time_limit_ms`: a job that has another account, or may run longer by now, does not start so.
     """
 
     job: JobId
     gpu_class: GpuClass
     booking: Booking
     grants: tuple[Grant, ...]
+    account: AccountId
+    time_limit_ms: int
     surplus: Surplus | None = None
 
 

@@ -23,6 +23,7 @@ from scheduler.core.model import (
     NodeName,
     Shape,
     lineage,
+    tenant_of,
 )
 from scheduler.core.openings import Openings
 from scheduler.core.placement import Spares
@@ -48,6 +49,7 @@ class Preemption:
         self._evicted: set[AllocationId] = set()
         self._guarded: defaultdict[GpuClass, int] = defaultdict(int)
         self._tried: set[tuple[Group, int]] = set()
+        self._tried_guaranteed: set[tuple[Group, int]] = set()
         self._unyielding: set[tuple[Shape, GpuClass, int]] = set()
         """What not even a guarantee can make room for."""
         self._over: dict[GpuClass, dict[AccountId, int]] = {}
@@ -99,9 +101,48 @@ class Preemption:
         gangs, openings = victims
         return self._claim(job, option, gangs, openings)
 
+    def may_any_yield(self, shape: Shape) -> bool:
+        """Tells whether there may be guaranteed gangs anywhere that give way to some job of the shape."""
+        return bool(self._state.waiting.yielding and self._attempts) and any(map(self._is_fair_turn, shape.gpu_classes))
+
+    def may_yield(self, group: Group) -> bool:
+        """Tells whether guaranteed gangs of the group's own project may give way, as far as can be told at once."""
+        state = self._state
+        if not self.may_any_yield(group.shape) or group.wanted is BookingWanted.SPOT:
+            return False
+        return not state.waiting.yielding.isdisjoint(lineage(group.account)) and any(
+            (group.account, gpu_class) in state.usage.guaranteed for gpu_class in group.shape.gpu_classes
+        )
+
+    def seek_guaranteed(self, job: Job, group: Group, short: tuple[GpuClass, int], spares: Spares) -> Claim | None:
+        """Returns the claim with the gangs to stop so that the job takes over their guarantee; counts as an attempt.
+
+        `short` is the class, and how many units of guarantee must be given up: what the job lacks.
+        """
+        gpu_class, units = short
+        gangs = self._state.usage.guaranteed.get((job.account, gpu_class), {})
+        if self._attempts == 0 or not gangs or not self._is_fair_turn(gpu_class):
+            return None
+        if (group, job.priority) in self._tried_guaranteed or job.array_cap is not None:
+            return None
+        self._weighed.add(gpu_class)
+        self._attempts -= 1
+        preemptor = Preemptor(job, gpu_class, Booking.GUARANTEED, takes_guaranteed=True, short_units=units)
+        rule = self._rule(preemptor, is_fair=True)
+        allowed = [gang for gang in gangs.values() if gang.id not in self._evicted and rule.permits(gang)]
+        yielding = in_order(self._standings, allowed, self._now_ms, {tenant_of(job.account): 0})
+        victims = None
+        if yielding and sum(gang.total_units for gang in yielding) >= units:
+            victims = self._victims(preemptor, is_fair=True, spares=spares, yielding=yielding)
+        if victims is None:
+            self._tried_guaranteed.add((group, job.priority))
+            return None
+        return self._claim(job, (gpu_class, Booking.GUARANTEED), *victims)
+
     def _claim(self, job: Job, option: tuple[GpuClass, Booking], gangs: list[Allocation], openings: Openings) -> Claim:
         gpu_class, booking = option
-        guarded = 0 if booking is Booking.GUARANTEED else len(gangs)
+        is_bought = booking is Booking.GUARANTEED
+        guarded = sum(not is_bought or gang.booking is Booking.GUARANTEED for gang in gangs)
         self._guarded[gpu_class] += guarded
         leaving = [each for gang in gangs for each in self._with_surplus(gang, gangs)]
         for gang in leaving:
@@ -133,21 +174,24 @@ class Preemption:
             return [gang]
         return [gang, self._state.allocations[surplus]]
 
+    def _rule(self, preemptor: Preemptor, *, is_fair: bool) -> Rule:
+        mode = Mode(is_fair=is_fair, is_hasty=self._policy.guarantee_overrides_min_run)
+        return Rule(self._standings, preemptor, self._is_old, mode)
+
     def _victims(
-        self, preemptor: Preemptor, *, is_fair: bool, spares: Spares
+        self, preemptor: Preemptor, *, is_fair: bool, spares: Spares, yielding: Sequence[Allocation] = ()
     ) -> tuple[list[Allocation], Openings] | None:
-        policy, gpu_class = self._policy, preemptor.gpu_class
-        rule = Rule(
-            self._standings, preemptor, self._is_old, Mode(is_fair=is_fair, is_hasty=policy.guarantee_overrides_min_run)
-        )
+        gpu_class, rule = preemptor.gpu_class, self._rule(preemptor, is_fair=is_fair)
         openings = Openings(self._state, preemptor.job.shape, gpu_class, spares)
-        evictable = self._state.evictable[gpu_class]
+        evictable = self._state.evictable.get(gpu_class, {})
         over = self._over.get(gpu_class)
         if over is None:
             accounts = (account for account, _ in evictable)
             over = self._over[gpu_class] = over_target(self._standings, accounts, gpu_class)
         gangs = [gang for gang in rule.candidates(evictable) if gang.id not in self._evicted]
         ordered = in_order(self._standings, gangs, self._now_ms, over)
+        if yielding:
+            ordered = _with_yielding(ordered, yielding, preemptor.short_units)
         chosen = cheapest(openings, rule, ordered)
         if chosen is None and preemptor.booking is Booking.BURST and rule.has_share:
             chosen = node_by_node(openings, rule, [gang for gang in ordered if rule.permits(gang)])
@@ -184,14 +228,23 @@ def cheapest(openings: Openings, rule: Rule, ordered: Sequence[Allocation]) -> l
     `openings` has the victims evicted afterwards, or nothing when the answer is None.
     """
     chosen: list[Allocation] = []
-    for gang in ordered if not openings.has_room() else ():
-        if rule.permits(gang) and openings.would_help(gang):
+    for gang in ordered if rule.is_short or not openings.has_room() else ():
+        if rule.permits(gang) and (rule.is_short or openings.would_help(gang)):
             openings.evict(gang)
             rule.take(gang)
             chosen.append(gang)
-            if openings.has_room():
+            if not rule.is_short and openings.has_room():
                 break
     return _settled(openings, rule, chosen)
+
+
+def _with_yielding(ordered: Sequence[Allocation], yielding: Sequence[Allocation], short_units: int) -> list[Allocation]:
+    """Returns possible victims with guaranteed gangs: as many as must give it up first, the others last."""
+    count = 0
+    while short_units > 0:
+        short_units -= yielding[count].total_units
+        count += 1
+    return [*yielding[:count], *ordered, *yielding[count:]]
 
 
 def node_by_node(openings: Openings, rule: Rule, ordered: Sequence[Allocation]) -> list[Allocation] | None:

@@ -40,6 +40,7 @@ from scheduler.core.model import (
     JobState,
     Node,
     NodeName,
+    OrderWeights,
     Phase,
     PoolName,
     Shape,
@@ -303,7 +304,7 @@ class ClusterState:
         old = self.accounts.get(account.id) or Account(account.id)
         # Elements behind their array's line stand in no group, so the account of these alone waits in none.
         names = self._waiting_within(account.id) if old.is_by_user != account.is_by_user else []
-        if old.limit_weight != account.limit_weight:
+        if old.order_weights != account.order_weights:
             names = list(dict.fromkeys([*names, account.id]))
         moved = [job for name in names for job in self._queued_jobs(name)]
         for job in moved:
@@ -313,6 +314,7 @@ class ClusterState:
             (self.waiting.by_user, account.is_by_user),
             (self.waiting.by_turns, account.takes_turns),
             (self.waiting.binding, account.is_suspended or account.is_limited),
+            (self.waiting.yielding, account.guaranteed_yields),
         ):
             if is_in:
                 accounts.add(account.id)
@@ -507,7 +509,9 @@ class ClusterState:
         """Files a gang among those that others may take the place of, or among those that leave."""
         gpu_class, is_guaranteed = allocation.gpu_class, allocation.booking is Booking.GUARANTEED
         if allocation.phase is not Phase.STOPPING:
-            if not is_guaranteed:
+            if is_guaranteed:
+                self.usage.guaranteed.setdefault((allocation.account, gpu_class), {})[allocation.id] = allocation
+            else:
                 stakes = self.evictable.setdefault(gpu_class, {})
                 stakes.setdefault((allocation.account, allocation.booking), {})[allocation.id] = allocation
         elif allocation.booking is not Booking.SPOT:
@@ -515,8 +519,8 @@ class ClusterState:
                 add(self.leaving_units, (account, gpu_class), allocation.total_units)
 
     def _unfile_standing(self, allocation: Allocation) -> None:
-        gpu_class = allocation.gpu_class
-        stake = (allocation.account, allocation.booking)
+        gpu_class, whose = allocation.gpu_class, (allocation.account, allocation.gpu_class)
+        stake, guaranteed = (allocation.account, allocation.booking), self.usage.guaranteed
         stakes = self.evictable.get(gpu_class, {})
         gangs = stakes.get(stake, {})
         if gangs.pop(allocation.id, None) is not None:
@@ -524,6 +528,9 @@ class ClusterState:
                 del stakes[stake]
                 if not stakes:
                     del self.evictable[gpu_class]
+        elif guaranteed.get(whose, {}).pop(allocation.id, None) is not None:
+            if not guaranteed[whose]:
+                del guaranteed[whose]
         elif allocation.phase is Phase.STOPPING and allocation.booking is not Booking.SPOT:
             for account in lineage(allocation.account):
                 add(self.leaving_units, (account, gpu_class), -allocation.total_units)
@@ -675,7 +682,7 @@ class ClusterState:
     def queue_key_of(self, job: Job) -> QueueKey:
         """Returns a job's place in its project's order, whether it stands in line or would."""
         account = self.accounts.get(job.account)
-        return queue_key(job, account.limit_weight if account else 0)
+        return queue_key(job, account.order_weights if account else OrderWeights())
 
     def _count(self, job: Job, sign: int) -> None:
         tenant = tenant_of(job.account)
@@ -763,6 +770,8 @@ class ClusterState:
             (self.usage.spot_charge, again.usage.spot_charge),
             (self.usage.promotable, again.usage.promotable),
             (self.evictable, again.evictable),
+            (self.usage.guaranteed, again.usage.guaranteed),
+            (self.waiting.yielding, again.waiting.yielding),
             (self.usage.surplus, again.usage.surplus),
             (self.leaving_units, again.leaving_units),
             (self.usage.gangs, again.usage.gangs),

@@ -37,6 +37,8 @@ class Usage:
         """Each tenant's burst gangs that would rather be guaranteed, by submit time."""
         self.surplus: dict[AllocationId, AllocationId] = {}
         """By gang, its surplus nodes, while it has any."""
+        self.guaranteed: dict[tuple[AccountId, GpuClass], dict[AllocationId, Allocation]] = {}
+        """Each project's guaranteed gangs, not asked to end yet."""
         self._charged: dict[AllocationId, int] = {}
 
     def take(self, allocation: Allocation, charged_units: int, path: Sequence[AccountId]) -> None:

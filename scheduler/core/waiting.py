@@ -9,12 +9,13 @@ at no other. The first jobs of a project's groups are kept in order too, so that
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from math import isqrt
 from typing import NamedTuple
 
 from sortedcontainers import SortedList
 
 from scheduler.core.demand import Demand
-from scheduler.core.model import AccountId, BookingWanted, Job, JobId, Shape, UserName, lineage
+from scheduler.core.model import GPU_UNITS, AccountId, BookingWanted, Job, JobId, OrderWeights, Shape, UserName, lineage
 
 QueueKey = tuple[int, int, int]  # (-priority, rank_ms, id): a job's place inside its project
 
@@ -52,13 +53,19 @@ class Row:
 Head = tuple[QueueKey, Row]  # the first job of a group and the group; keys are unique, so rows are never compared
 
 
-def queue_key(job: Job, limit_weight: int = 0) -> QueueKey:
+def queue_key(job: Job, weights: OrderWeights) -> QueueKey:
     """Returns a job's place inside its project: priority, then submit time, then id.
 
-    With a `limit_weight` (of its project) the shortest limit goes first, and each hour of waiting makes up for
-    `1 / limit_weight` hours of limit.
+    With a weight (of its project) its size comes in: each hour of it counts as so many hours of a later submission. So
+    small jobs go first, and however large a job is, those that come later than its size is worth go behind it. A share
+    of a GPU counts as that part of one, an elastic gang as its fewest nodes; what asks for no GPU has a limit only.
     """
-    return (-job.priority, job.submitted_ms + limit_weight * job.time_limit_ms, job.id)
+    rank_ms = job.submitted_ms + weights.limit * job.time_limit_ms
+    if weights.service:
+        rank_ms += weights.service * job.time_limit_ms * job.shape.total_units // GPU_UNITS
+    if weights.slowdown:
+        rank_ms += weights.slowdown * isqrt(job.time_limit_ms**2 * job.shape.total_units // GPU_UNITS)
+    return (-job.priority, rank_ms, job.id)
 
 
 class Waiting:
@@ -83,6 +90,8 @@ class Waiting:
         """Projects whose users take turns; all of them are in `by_user` too."""
         self.binding: set[AccountId] = set()
         """Accounts whose terms can keep a job from starting: suspended ones, and those with a limit."""
+        self.yielding: set[AccountId] = set()
+        """Accounts in whose projects guaranteed gangs give way to higher priority."""
         self._numbers: dict[Shape, int] = {}
 
     def intern(self, shape: Shape) -> Shape:

@@ -101,7 +101,10 @@ def account_answer(account: Account, display_name: str) -> Json:
         "pending_limit": account.pending_limit,
         "high_limit": account.high_limit,
         "limit_weight": account.limit_weight,
+        "service_weight": account.service_weight,
+        "slowdown_weight": account.slowdown_weight,
         "takes_turns": account.takes_turns,
+        "guaranteed_yields": account.guaranteed_yields,
         "is_suspended": account.is_suspended,
         "is_suspended_by_centre": account.is_locked,
         "version": version_of(account, display_name),
@@ -132,11 +135,14 @@ def _account(name: AccountId, asked: AccountBody) -> Account:
         limit={GpuClass(gpu_class): count for gpu_class, count in asked.limit.items()},
         is_suspended=asked.is_suspended,
         limit_weight=asked.limit_weight,
+        service_weight=asked.service_weight,
+        slowdown_weight=asked.slowdown_weight,
         user_limit={GpuClass(gpu_class): count for gpu_class, count in asked.user_limit.items()},
         running_limit=asked.running_limit,
         pending_limit=asked.pending_limit,
         high_limit=asked.high_limit,
         takes_turns=asked.takes_turns,
+        guaranteed_yields=asked.guaranteed_yields,
     )
 
 

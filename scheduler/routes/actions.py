@@ -72,7 +72,7 @@ def action_routes(door: Door) -> APIRouter:
             account = None if asked.project is None else rights.submission_account(asked.project)
             offers = door.controller.offers
             price: Pricing = lambda job: questions_of(Priced.of(job), offers)  # noqa: E731
-            command = replace(command, move=Move(asked.name, account, price))
+            command = replace(command, move=Move(asked.name, account, price, door.settings.rules.keeps_secrets))
         outcome = await door.carry_out(command)
         return await door.aside(_answered, jobs, outcome, door.now_ms)
 

@@ -12,7 +12,7 @@ from scheduler.core.cycle import plan
 from scheduler.core.estimate import StartEstimate, estimate_start
 from scheduler.core.explain import Explanation, explain
 from scheduler.core.lifecycle import WAITING
-from scheduler.core.model import Job, JobId, JobState, lineage
+from scheduler.core.model import Account, Job, JobId, JobState, lineage
 from scheduler.core.plan import Plan
 from scheduler.core.policy import Policy
 from scheduler.core.reasons import ReasonCode
@@ -50,6 +50,8 @@ class Foreseen:
     """The first of those ahead, whoever they belong to."""
     shares: tuple[Json, ...] = ()
     """What each account of the job's path may hold, holds and should hold of its classes, the tenant first."""
+    project: Account | None = None
+    """The job's own account, with the terms that order its jobs; None for a job that is not live."""
 
 
 class Foreseeing:
@@ -65,8 +67,8 @@ class Foreseeing:
         found = await self._door.ask(lambda state, made: _explained(state, made, policy, job_id))
         if found is None:
             return None
-        told, (ahead, shares) = found
-        return replace(self._measured(*told), ahead=ahead, shares=shares)
+        told, (ahead, shares, project) = found
+        return replace(self._measured(*told), ahead=ahead, shares=shares, project=project)
 
     async def draft(self, job: Job) -> Foreseen:
         """Returns what would be known of a job, were it submitted now; no reason means that it would start."""
@@ -125,13 +127,14 @@ def _is_in_line(state: ClusterState, job_id: JobId) -> bool:
 
 def _explained(
     state: ClusterState, made: Plan, policy: Policy, job_id: JobId
-) -> tuple[tuple[Explanation, StartEstimate | None], tuple[tuple[Job, ...], tuple[Json, ...]]] | None:
+) -> tuple[tuple[Explanation, StartEstimate | None], tuple[tuple[Job, ...], tuple[Json, ...], Account]] | None:
     if job_id not in state.jobs:
         return None
     found, job = explain(state, made, job_id), state.jobs[job_id]
     ahead = tuple(state.jobs[each] for each in found.ahead_first)
     told = found, estimate_start(state, policy, made.now_ms, job_id)
-    return told, (ahead, _shares_of(state, made, job) if job.state in WAITING else ())
+    project = state.accounts.get(job.account) or Account(job.account)
+    return told, (ahead, _shares_of(state, made, job) if job.state in WAITING else (), project)
 
 
 def _shares_of(state: ClusterState, made: Plan, job: Job) -> tuple[Json, ...]:

@@ -9,7 +9,6 @@ from sqlalchemy.engine import Connection
 from scheduler.auth import READS_JOBS, RUNS_JOBS, Rights
 from scheduler.core.explain import Explanation
 from scheduler.core.model import Dependency, Job, JobState
-from scheduler.refusal import Problem, RefusalCode, Refused
 from scheduler.routes.bodies import body_of
 from scheduler.routes.door import Door, answer
 from scheduler.routes.finding import cursor_job, cursor_text, dependencies, filter_of, found_job, is_newest_last
@@ -18,7 +17,7 @@ from scheduler.routes.shown import Shown
 from scheduler.routes.submitting import Submit, checked_key, preview, submitted
 from scheduler.store import queries
 from scheduler.store.lookups import held_units
-from scheduler.store.secrets import unknown_secrets
+from scheduler.store.secrets import check_secrets
 from scheduler.wire.answers import (
     allocation_answer,
     change_answer,
@@ -26,6 +25,7 @@ from scheduler.wire.answers import (
     gpu_count,
     history_answer,
     job_answer_id,
+    project_order_answer,
 )
 from scheduler.wire.problems import Json, envelope, page
 from scheduler.wire.requests import LIVE_STATES, JobListQuery
@@ -105,7 +105,8 @@ def job_routes(door: Door, shown: Shown) -> APIRouter:
         shares = [each for each in told.shares if rights.may_see_account(each["account"])]
         visible = [each for each in told.ahead if rights.may_see_account(each.account)]
         ahead = await door.read(lambda connection: _named(connection, visible))
-        content.update(ahead=ahead, shares=shares, sooner=changes if sooner else None)
+        order = None if told.project is None else project_order_answer(told.project)
+        content.update(ahead=ahead, project_order=order, shares=shares, sooner=changes if sooner else None)
         return answer(envelope("Explanation", door.now_ms, **content))
 
     @router.get("/v1/jobs/{ref}/events", summary="The job's history")
@@ -161,9 +162,5 @@ async def _looked_up(door: Door, rights: Rights, spec: JobSpec) -> tuple[Depende
         return ()
     account = rights.submission_account(spec.project)
     if has_secrets:
-        missing = await door.read(lambda connection: unknown_secrets(connection, account, spec.secrets))
-        if missing:
-            problems = tuple(Problem(f"there is no secret {name} for {account}", "secrets") for name in missing)
-            tries = (f"turnstile secret set {missing[0]} < FILE",)
-            raise Refused(RefusalCode.INVALID, problems[0].message, tries, problems)
+        await door.read(lambda connection: check_secrets(connection, account, spec.secrets))
     return await door.read(lambda connection: dependencies(connection, rights, account, spec.after))

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends, Query, Response
 
 from scheduler.auth import READS_JOBS, Rights
 from scheduler.core.fairshare import WEIGHT_STEPS
-from scheduler.core.model import Account, AccountId, Booking
+from scheduler.core.model import Account, AccountId, Booking, lineage
 from scheduler.core.plan import Plan
 from scheduler.core.shares import Shares, Standing
 from scheduler.core.state import ClusterState
@@ -63,6 +63,7 @@ def _use(state: ClusterState, shares: Shares, standing: Standing) -> Json:
         "running_limit": terms.running_limit,
         "waiting_jobs": state.waiting_jobs[name],
         "pending_limit": terms.pending_limit,
+        "guaranteed_yields": not state.waiting.yielding.isdisjoint(lineage(name)),
     }
 
 

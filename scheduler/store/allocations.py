@@ -218,13 +218,20 @@ class _Starts:
             return "the job has another shape"
         if not accepts(job.wanted, start.booking):
             return f"the job asks for {job.wanted}"
+        return self._why_other_terms(job, start)
+
+    def _why_other_terms(self, job: Job, start: Start) -> str | None:
+        """Limits and promises were the planner's to hold, by the terms as it knew them."""
+        if job.account != start.account:
+            return f"the job is for {job.account} by now"
+        if job.time_limit_ms > start.time_limit_ms:
+            return "the job may run longer than when the plan was made"
         suspended = next((step for step in lineage(job.account) if self._tx.is_suspended(step)), None)
         if suspended is not None:
             return f"{suspended} is suspended"
         if job.account not in self._changed:
             self._changed[job.account] = self._tx.changed_account(job.account, self._terms)
         changed = self._changed[job.account]
-        # Limits were the planner's to hold, by the terms as it knew them.
         return None if changed is None else f"{changed} has other terms since the plan was made"
 
     def _why_not_grants(self, job: Job, start: Start, grants: Sequence[Grant]) -> str | None:

@@ -263,12 +263,15 @@ def account_of(row: Row) -> Account:
         limit,
         bool(is_suspended),
         terms.get("limit_weight", 0),
+        terms.get("service_weight", 0),
+        terms.get("slowdown_weight", 0),
         terms.get("user_limit", {}),
         terms.get("running_limit"),
         terms.get("pending_limit"),
         terms.get("high_limit"),
         terms.get("takes_turns", False),
         terms.get("is_locked", False),
+        terms.get("guaranteed_yields", False),
     )
 
 
@@ -276,12 +279,15 @@ def terms_json(account: Account) -> JsonObject:
     """Returns the terms of an account that have no column of their own."""
     return _without_defaults(
         limit_weight=account.limit_weight or None,
+        service_weight=account.service_weight or None,
+        slowdown_weight=account.slowdown_weight or None,
         user_limit=dict(account.user_limit),
         running_limit=account.running_limit,
         pending_limit=account.pending_limit,
         high_limit=account.high_limit,
         takes_turns=account.takes_turns or None,
         is_locked=account.is_locked or None,
+        guaranteed_yields=account.guaranteed_yields or None,
     )
 
 

@@ -2,6 +2,7 @@
 
     StoreError             the store cannot do what it was asked
       StoreUnavailable     locked, full, or out of reach for now: nothing was committed as far as is known, try again
+        StoreBusy          another transaction did not end in time: nothing was begun
       StoreCorrupt         what the database holds or was asked to hold breaks an invariant; a person must look
       Fenced               another daemon leads; this one must stop writing and reload
 
@@ -44,6 +45,10 @@ class StoreError(Exception):
 
 class StoreUnavailable(StoreError):
     """The database is locked, full, or out of reach; nothing is known to have been committed."""
+
+
+class StoreBusy(StoreUnavailable):
+    """Another transaction holds what this one needs, for longer than waiting is good for; this one did not begin."""
 
 
 class StoreCorrupt(StoreError):
@@ -179,11 +184,18 @@ def _our_errors() -> Iterator[None]:
         text = _first_line(error)
         if any(word in text for word in _CORRUPT_WORDS):
             raise StoreCorrupt(f"the database is damaged: {text}; restore a backup") from error
+        if _is_waiting(error):
+            raise StoreBusy(f"the database is not available: {text}") from error
         if _is_passing(error):
             raise StoreUnavailable(f"the database is not available: {text}") from error
         raise StoreError(f"the database answered: {text}") from error
     except PoolTimeout as error:
-        raise StoreUnavailable("the database is not available: all connections are busy") from error
+        raise StoreBusy("the database is not available: all connections are busy") from error
+
+
+def _is_waiting(error: DBAPIError) -> bool:
+    """True when a row's lock was waited for in vain (PostgreSQL's class 55P03, lock_not_available)."""
+    return getattr(error.orig, "sqlstate", None) == "55P03"
 
 
 def _is_passing(error: DBAPIError) -> bool:

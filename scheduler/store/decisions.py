@@ -3,13 +3,15 @@
 Rows are history: nothing is decided or billed by them.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
+from scheduler.core.calibration import Measured
 from scheduler.core.decided import Kind
-from scheduler.core.model import AllocationId, JobId
+from scheduler.core.model import AllocationId, JobId, PoolName
 from scheduler.store.prepared import Prepared, json_text
 from scheduler.store.tables import DECISION, DECISION_TAPE, JsonObject
 from scheduler.store.transaction import Transaction
@@ -143,6 +145,21 @@ def wait_of(connection: Connection, subject: str, epoch: int, at_ms: int) -> Log
     )
     row = connection.execute(statement).first()
     return None if row is None else _logged(row)
+
+
+def estimate_subject(pool: PoolName) -> str:
+    """Returns under which subject the estimates of a pool stand."""
+    return f"estimate:{pool}"
+
+
+def past_estimates(connection: Connection, pools: Iterable[PoolName], most: int) -> list[Measured]:
+    """Returns what the last estimates of these pools were worth, at most so many of each, oldest first."""
+    found: list[Measured] = []
+    for pool in pools:
+        of_pool = sa.select(DECISION.c.reasons).where(DECISION.c.subject == estimate_subject(pool))
+        rows = connection.execute(of_pool.order_by(DECISION.c.sequence.desc()).limit(most)).scalars().all()
+        found += [Measured(pool, int(row[0]["foretold_ms"]), int(row[0]["came_ms"])) for row in reversed(rows)]
+    return found
 
 
 def tape(connection: Connection, at_ms: int) -> list[TapePiece]:

@@ -139,7 +139,10 @@ def digest(changes: Iterable[Change]) -> str:
 
 ACCOUNTS, USERS = "accounts", "users"
 _BY_CLASS = ("guarantee", "limit", "user_limit")
-_PLAIN = ("weight", "running_limit", "pending_limit", "high_limit", "limit_weight", "takes_turns", "is_suspended")
+_PLAIN = (
+    *("weight", "running_limit", "pending_limit", "high_limit", "limit_weight", "service_weight", "slowdown_weight"),
+    *("takes_turns", "guaranteed_yields", "is_suspended"),
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """Running jobs whose GPUs may be idle, and the end of those that asked to be ended then."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -8,9 +8,13 @@ from sqlalchemy.engine import Connection
 
 from scheduler.core.model import AllocationId, EndReason, JobId, JobState
 from scheduler.store.codec import grants_of, launch_of
+from scheduler.store.database import chunks
 from scheduler.store.gangs import stop
-from scheduler.store.tables import ALLOCATION, JOB
+from scheduler.store.tables import ALLOCATION, JOB, JOB_EVENT
 from scheduler.store.transaction import Transaction
+
+IDLE = "idle"
+"""The kind of the line in a job's history that says that its GPUs do nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,20 @@ def running_gangs(connection: Connection) -> Iterator[RunningGang]:
         yield RunningGang(
             JobId(job), AllocationId(allocation), devices, started_ms, launch_of(launch).idle_stop_seconds
         )
+
+
+def idle_told(connection: Connection, allocations: Sequence[AllocationId]) -> dict[AllocationId, int]:
+    """Returns when the job of each of these was last noted to be idle, of those that were since they started."""
+    told: dict[AllocationId, int] = {}
+    for part in chunks(allocations):
+        statement = (
+            sa.select(ALLOCATION.c.id, sa.func.max(JOB_EVENT.c.at_ms))
+            .join(JOB_EVENT, JOB_EVENT.c.job_id == ALLOCATION.c.job_id)
+            .where(ALLOCATION.c.id.in_(part), JOB_EVENT.c.kind == IDLE, JOB_EVENT.c.at_ms >= ALLOCATION.c.started_ms)
+            .group_by(ALLOCATION.c.id)
+        )
+        told.update((AllocationId(id_), at_ms) for id_, at_ms in connection.execute(statement))
+    return told
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,13 +62,17 @@ class LeaderLease:
         return epoch
 
     def renew(self, now_ms: int) -> None:
-        """Extends the lease from now. Raises Fenced when another daemon took it."""
+        """Extends the lease from now. Raises Fenced when another daemon took it, StoreBusy when a write takes long."""
         with self._database.write() as connection:
-            result = connection.execute(
-                sa.update(LEADER_LEASE).where(_ROW, self._is_ours()).values(expires_ms=now_ms + self._ttl_ms)
-            )
-            if result.rowcount != 1:
-                raise Fenced(_fenced_text(connection))
+            self.extend(connection, now_ms)
+
+    def extend(self, connection: Connection, now_ms: int) -> None:
+        """Does what `renew` does, in a write transaction that is open. Raises Fenced."""
+        result = connection.execute(
+            sa.update(LEADER_LEASE).where(_ROW, self._is_ours()).values(expires_ms=now_ms + self._ttl_ms)
+        )
+        if result.rowcount != 1:
+            raise Fenced(_fenced_text(connection))
 
     def release(self) -> None:
         """Gives the lease back, so that another may lead at once. Does nothing when another already does."""

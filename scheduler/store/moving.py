@@ -1,7 +1,7 @@
 """Another name or another project for jobs that wait.
 
-What a submission to that project would meet is met here too: its people, its limits, its budgets. An array is moved
-as a whole, because its elements share name and project.
+What a submission to that project would meet is met here too: its people, its limits, its budgets, its secrets. An array
+is moved as a whole, because its elements share name and project.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +19,7 @@ from scheduler.store.database import chunks
 from scheduler.store.dependencies import Alike, let_go_on
 from scheduler.store.jobs import check_account
 from scheduler.store.quotas import Ask, check_quotas
+from scheduler.store.secrets import check_secrets
 from scheduler.store.tables import CLAIM, JOB, JOB_DEPENDENCY
 from scheduler.store.transaction import Transaction
 
@@ -31,11 +32,15 @@ _SET_NAME = sa.update(JOB).where(JOB.c.id == sa.bindparam("at_id"))
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """The name and the project that jobs shall have; None leaves it. `price` says what a job may cost."""
+    """The name and the project that jobs shall have; None leaves it. `price` says what a job may cost.
+
+    `keeps_secrets` where jobs get their secrets from the store, so that another project must have those that they name.
+    """
 
     name: str | None = None
     account: AccountId | None = None
     price: Pricing = lambda _: ()
+    keeps_secrets: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +95,13 @@ def _check_arrays(tx: Transaction, ids: Sequence[JobId]) -> None:
 def move(tx: Transaction, jobs: Mapping[JobId, Job], asked: Move) -> set[JobId]:
     """Gives waiting jobs their name and project; returns those that had others. `jobs` are as they will be.
 
-    Raises Refused for all: `not_found` and `policy` for the account, `over_quota`, `over_budget`, and `policy` for
-    another tenant's account and for pods that their users made themselves.
+    Raises Refused for all: `not_found` and `policy` for the account, `over_quota`, `over_budget`, `invalid` for secrets
+    that the account has not, and `policy` for another tenant's account and for pods that their users made themselves.
     """
     kinds: dict[JobId, Alike] = {}
     left: dict[AccountId, list[JobId]] = {}
     names: list[dict[str, object]] = []
+    secrets: set[str] = set()
     columns = (JOB.c.id, JOB.c.account, JOB.c.user, JOB.c.name, JOB.c.launch)
     for part in chunks(list(jobs)):
         for id_, account, user, name, launch in tx.connection.execute(sa.select(*columns).where(JOB.c.id.in_(part))):
@@ -104,6 +110,7 @@ def move(tx: Transaction, jobs: Mapping[JobId, Job], asked: Move) -> set[JobId]:
                 raise Refused(RefusalCode.POLICY, f"job {id_} is a pod of its user's own, which says whose it is")
             if asked.account not in (None, account):
                 left.setdefault(AccountId(account), []).append(JobId(id_))
+                secrets.update(spec.secrets)
                 kinds[JobId(id_)] = (account, user, name)
             if asked.name not in (None, name):
                 renamed = launch_json(replace(spec, name=asked.name))
@@ -115,6 +122,8 @@ def move(tx: Transaction, jobs: Mapping[JobId, Job], asked: Move) -> set[JobId]:
         for part in chunks(ids):
             # At once, so that the jobs that come from elsewhere are counted beside these.
             tx.connection.execute(sa.update(JOB).where(JOB.c.id.in_(part)).values(account=asked.account))
+    if asked.account is not None and asked.keeps_secrets:
+        check_secrets(tx.connection, asked.account, sorted(secrets))
     if names:
         tx.connection.execute(_SET_NAME, names)
     let_go_on(tx, set(kinds.values()))

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from scheduler.core.model import AccountId, lineage
-from scheduler.refusal import RefusalCode, Refused
+from scheduler.refusal import Problem, RefusalCode, Refused
 from scheduler.store.tables import SECRET
 from scheduler.store.transaction import Transaction
 
@@ -88,6 +88,16 @@ def unknown_secrets(connection: Connection, account: AccountId, names: Sequence[
     """Returns those of the names that no secret of the account's jobs has, in order."""
     known = {each.name for each in secrets_of(connection, account)} if names else set()
     return [name for name in names if name not in known]
+
+
+def check_secrets(connection: Connection, account: AccountId, names: Sequence[str]) -> None:
+    """Raises Refused (`invalid`) where an account's job names secrets that are not there for it."""
+    missing = unknown_secrets(connection, account, names)
+    if missing:
+        problems = tuple(Problem(f"there is no secret {name} for {account}", "secrets") for name in missing)
+        raise Refused(
+            RefusalCode.INVALID, problems[0].message, (f"turnstile secret set {missing[0]} < FILE",), problems
+        )
 
 
 def resolve(connection: Connection, account: AccountId, names: Sequence[str]) -> Mapping[str, str]:

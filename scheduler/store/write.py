@@ -23,6 +23,10 @@ from scheduler.store.lease import LeaderLease
 from scheduler.store.read import latest_known_ms
 from scheduler.store.transaction import Transaction
 
+LONG_MS = 2000
+"""A transaction that took longer extends the lease before it commits, as often as a leader renews it otherwise: nobody
+could meanwhile, and a daemon that waits must not find it expired between two transactions."""
+
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
@@ -53,7 +57,7 @@ class Batch:
 class Writer:
     """Commits commands. One thread at a time; `epoch` None writes without a lease (offline tools only).
 
-    Without an `admission` nothing costs anything.
+    Without an `admission` nothing costs anything. `lease` is the one that `epoch` is of, kept through long writes.
     """
 
     def __init__(
@@ -63,22 +67,29 @@ class Writer:
         policy: Policy,
         epoch: int | None,
         admission: Admission | None = None,
+        *,
+        lease: LeaderLease | None = None,
     ) -> None:
         self._database = database
         self._clock = clock
         self._policy = policy
         self._epoch = epoch
         self._admission = admission
+        self._lease = lease
         self._floor_ms: int | None = None
 
     def commit(self, commands: Sequence[Command[object]]) -> Batch:
         """Carries out all commands in one transaction. Raises Fenced, StoreUnavailable, StoreCorrupt: then none was."""
         with self._database.write() as connection:
+            began_ms = self._clock.now_ms()
             if self._epoch is not None:
                 LeaderLease.check(connection, self._epoch)
             tx = Transaction(connection, self._now_ms(connection), self._policy, self._admission)
             outcomes = [_run(tx, command) for command in commands]
             tx.flush()
+            now_ms = self._clock.now_ms()
+            if self._lease is not None and now_ms - began_ms > LONG_MS:
+                self._lease.extend(connection, now_ms)
         self._floor_ms = tx.now_ms
         return Batch(tuple(outcomes), tuple(tx.events))
 

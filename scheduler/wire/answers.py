@@ -12,7 +12,7 @@ from scheduler.core.calibration import TrackRecord
 from scheduler.core.estimate import StartEstimate
 from scheduler.core.explain import Explanation
 from scheduler.core.lifecycle import WAITING
-from scheduler.core.model import GPU_UNITS, GpuClass, Job, JobId, JobState, PoolName, Shape
+from scheduler.core.model import GPU_UNITS, Account, GpuClass, Job, JobId, JobState, PoolName, Shape
 from scheduler.core.reasons import SLURM_WORDS, Reason
 from scheduler.store.queries import AllocationRecord, HistoryLine, JobRecord
 from scheduler.wire.problems import Json
@@ -154,6 +154,17 @@ def explanation_answer(
         "nodes_considered": found.nodes_considered,
         "nodes_fit": found.nodes_fit,
         "start_estimate": None if estimate is None else estimate_answer(estimate, record),
+    }
+
+
+def project_order_answer(account: Account) -> Json:
+    """Returns what a project's own order goes by besides priority and submit time."""
+    return {
+        "account": account.id,
+        "limit_weight": account.limit_weight,
+        "service_weight": account.service_weight,
+        "slowdown_weight": account.slowdown_weight,
+        "takes_turns": account.takes_turns,
     }
 
 

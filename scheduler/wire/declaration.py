@@ -42,7 +42,10 @@ class AccountEntry(Strict):
     pending_limit: JobCount | None = None
     high_limit: JobCount | None = None
     limit_weight: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    service_weight: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    slowdown_weight: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     takes_turns: bool = False
+    guaranteed_yields: bool = False
     is_suspended: bool = False
 
     def declared(self) -> DeclaredAccount:

@@ -228,6 +228,22 @@ def test_a_job_moves_where_its_people_and_the_limits_let_it(people: People, cent
     assert (away.json()["code"], "stays with its tenant" in away.json()["detail"]) == ("policy", True)
 
 
+def test_a_job_moves_only_where_its_secrets_are_as_at_its_submission(people: People) -> None:
+    boss = people.admin()
+    for name, project in (("KEY", "acme/vision"), ("SHARED", "acme")):
+        assert boss.request("PUT", f"/v1/secrets/{name}?project={project}", json={"value": "x"}).status_code == 200
+    job = boss.submit(hold=True, secrets=["KEY", "SHARED"])
+    change = {"ids": [str(job)], "project": "acme/nlp"}
+    refused = boss.post("/v1/jobs/update", json=change).json()
+    assert (refused["code"], refused["detail"]) == ("invalid", "there is no secret KEY for acme/nlp")
+    assert refused["try"] == ["turnstile secret set KEY < FILE"]
+    assert [each["field"] for each in refused["problems"]] == ["secrets"]
+    assert boss.get(f"/v1/jobs/{job}").json()["project"] == "vision"
+    assert boss.request("PUT", "/v1/secrets/KEY?project=acme/nlp", json={"value": "y"}).status_code == 200
+    assert boss.post("/v1/jobs/update", json=change).json()["items"][0]["did"] == "changed"
+    assert boss.get(f"/v1/jobs/{job}").json()["project"] == "nlp"
+
+
 def test_an_array_is_renamed_as_a_whole_and_singletons_go_on_without_who_left(people: People) -> None:
     user = people.user()
     array = user.submit(array="0-2", hold=True, name="sweep")

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from cli.daemon.idleness import IdleWatch
 from metering.idle import IdleSpells
+from metering.samples import StoreWindows
 from tests.api.centre import Centre
 from tests.api.conftest import People
 from tests.metering.test_idle import MINUTE, window
@@ -20,7 +21,9 @@ def minute(centre: Centre, eye: IdleWatch, *percents: int | None, devices: list[
     began = centre.clock.now_ms()
     centre.clock.advance(minutes=1)
     plain = [window(0, percent, uuid=device) for device, percent in zip(devices, percents, strict=True)]
-    eye.look(centre, [replace(each, from_ms=began, to_ms=centre.clock.now_ms()) for each in plain])
+    windows = tuple(replace(each, from_ms=began, to_ms=centre.clock.now_ms()) for each in plain)
+    centre.carry_out(StoreWindows(windows)).result()
+    eye.look(centre, windows)
 
 
 def devices_of(centre: Centre, job: int) -> list[str]:
@@ -72,6 +75,39 @@ def test_the_owner_is_told_once_of_each_spell(people: People, centre: Centre) ->
     for _ in range(NOTICE_MINUTES):
         minute(centre, eye, 0, devices=devices)
     assert kinds(people, job).count("idle") == 2
+
+
+def test_a_daemon_that_starts_again_counts_on_and_tells_nobody_twice(people: People, centre: Centre) -> None:
+    stops, works = people.user().submit(idle_stop_seconds=10_800), people.user().submit(idle_stop_seconds=10_800)
+    centre.tick()
+    devices = [*devices_of(centre, stops), *devices_of(centre, works)]
+    for hour in range(3):
+        eye = watch()  # each hour another daemon
+        for passed in range(60):
+            busy = 90 if passed % 10 == 3 else 0
+            if (hour, passed) == (2, 59):
+                assert people.user().get(f"/v1/jobs/{stops}").json()["state"] == "running"
+            minute(centre, eye, 0, busy, devices=devices)
+    assert people.user().get(f"/v1/jobs/{stops}").json()["state"] == "stopping"
+    assert people.user().get(f"/v1/jobs/{works}").json()["state"] == "running"
+    assert (kinds(people, stops).count("idle"), kinds(people, works).count("idle")) == (1, 0)
+
+
+def test_what_nobody_measured_while_no_daemon_ran_is_not_idle(people: People, centre: Centre) -> None:
+    job = people.user().submit(idle_stop_seconds=600)
+    centre.tick()
+    devices = devices_of(centre, job)
+    for away_minutes in (1, 5):
+        eye = watch()
+        for _ in range(4):
+            minute(centre, eye, 0, devices=devices)
+        centre.clock.advance(minutes=away_minutes)
+    eye = watch()
+    for _ in range(9):
+        minute(centre, eye, 0, devices=devices)
+    assert people.user().get(f"/v1/jobs/{job}").json()["state"] == "running"
+    minute(centre, eye, 0, devices=devices)
+    assert people.user().get(f"/v1/jobs/{job}").json()["state"] == "stopping"
 
 
 def test_a_minute_is_the_shortest_idle_stop(people: People) -> None:

@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scheduler.clock import iso_utc
+from scheduler.core.calibration import Measured
 from scheduler.core.model import PoolName
 from tests.api.centre import Centre
 from tests.api.conftest import Client, People
@@ -103,6 +104,11 @@ def test_pending_jobs_say_why_they_wait(centre: Centre, people: People) -> None:
     why = user.get(f"/v1/jobs/{waiting}/why").json()
     assert (why["kind"], why["job_id"], why["reasons"][0]["code"]) == ("Explanation", waiting, "capacity")
     assert (why["position"], why["ahead_jobs"], why["nodes_considered"], why["nodes_fit"]) == (1, 0, 2, 0)
+    terms = {"limit_weight": 0, "service_weight": 24, "slowdown_weight": 0, "takes_turns": False}
+    path = f"/v1/admin/accounts/{why['project_order']['account']}"
+    assert people.operator().request("PUT", path, json=terms).status_code == 200
+    ordered = user.get(f"/v1/jobs/{waiting}/why").json()["project_order"]
+    assert ordered == {"account": "acme/vision", **terms}
 
 
 def test_why_names_all_that_blocks_and_who_is_ahead_only_to_those_who_may_know(centre: Centre, people: People) -> None:
@@ -238,7 +244,7 @@ def test_an_estimate_says_what_estimates_of_the_pool_were_worth_and_goes_by_it(c
     centre.tick()
     pool = PoolName(user.get(f"/v1/jobs/{waits}/why").json()["start_estimate"]["pool"])
     for _ in range(40):
-        centre.past.add(pool, 600_000, 840_000)
+        centre.past.add(Measured(pool, 600_000, 840_000))
     estimate = user.get(f"/v1/jobs/{waits}/why").json()["start_estimate"]
     assert (estimate["past_estimates"], estimate["past_median_error_seconds"]) == (40, 240)
     assert estimate["is_measured"]

@@ -52,6 +52,16 @@ def test_an_admin_gives_its_projects_no_more_than_its_tenant_has_and_is_told_all
     assert forced.json()["code"] == "policy"
 
 
+def test_an_admin_says_whether_guaranteed_jobs_give_way_to_priority(people: People) -> None:
+    admin, place = people.admin(), "/v1/admin/accounts/acme/vision"
+    assert admin.request("PUT", place, json={}).json()["guaranteed_yields"] is False
+    before = admin.get("/v1/admin/accounts").json()["items"][-1]["version"]
+    assert admin.request("PUT", place, json={"guaranteed_yields": True}).json()["version"] != before
+    listed = {each["id"]: each["guaranteed_yields"] for each in admin.get("/v1/admin/accounts").json()["items"]}
+    assert listed["acme/vision"]
+    assert not listed["acme"], "what a project says binds nothing above it"
+
+
 def test_what_the_centre_suspended_only_the_centre_resumes(people: People) -> None:
     operator, admin = people.operator(), people.admin()
     place = "/v1/admin/accounts/acme/vision"

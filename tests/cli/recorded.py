@@ -161,6 +161,13 @@ WHY = envelope(
     ahead_jobs=1,
     ahead_gpus=48,
     ahead=[{"id": 10477, "name": "pretrain", "account": "zen/base", "user": "li", "gpus_total": 48}],
+    project_order={
+        "account": "acme/nlp",
+        "limit_weight": 0,
+        "service_weight": 0,
+        "slowdown_weight": 24,
+        "takes_turns": False,
+    },
     shares=[
         {
             "account": "acme",
@@ -345,7 +352,10 @@ ACCOUNTS = page(
             "pending_limit": None,
             "high_limit": None,
             "limit_weight": 0,
+            "service_weight": 0,
+            "slowdown_weight": 0,
             "takes_turns": False,
+            "guaranteed_yields": False,
             "is_suspended": False,
         },
         {
@@ -360,7 +370,10 @@ ACCOUNTS = page(
             "pending_limit": None,
             "high_limit": None,
             "limit_weight": 0,
+            "service_weight": 0,
+            "slowdown_weight": 0,
             "takes_turns": False,
+            "guaranteed_yields": False,
             "is_suspended": True,
         },
     ],

@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from cli.daemon.app import claim_data_dir
+from cli.daemon.backups import JOBS_SINCE
 from cli.daemon.migrate import upgrade
+from scheduler.core.policy import Policy
 from scheduler.store.database import Database
+from scheduler.store.transaction import Transaction
 from tests.cli.conftest import Home
 from tests.metering.centre import Centre
 
@@ -80,6 +83,40 @@ def test_a_restored_database_is_as_it_was_and_what_was_there_is_kept(home: Home,
     assert rows(daemons.path) == before < later
     (aside,) = [each for each in daemons.folder.glob("turnstile.db.before-*") if not each.name.endswith(("wal", "shm"))]
     assert rows(aside) == later
+
+
+def last_and_next(home: Home, daemons: Daemons, copy: Path, *flags: str) -> tuple[int, int]:
+    """The copy's last job, and the first one that comes after it was restored."""
+    with closing(sqlite3.connect(copy)) as connection:
+        (last,) = connection.execute("SELECT max(id) FROM job").fetchone()
+    done = home.turnstile("admin", "restore", str(copy), "--data-dir", str(daemons.folder), "-o", "json", *flags)
+    assert done.code == 0, done.err
+    told = json.loads(done.out)["next_job_id"]
+    assert f"the next job is {told}" in done.err
+    database = Database.open(f"sqlite:///{daemons.path}")
+    centre = Centre(database)
+    with database.write() as connection:
+        assert Transaction(connection, centre.now_ms, Policy()).reserve_job_ids(1) == told
+    database.dispose()
+    return last, told
+
+
+def test_no_job_gets_a_number_that_one_had_since_the_copy_was_made(home: Home, daemons: Daemons) -> None:
+    copy = daemons.folder.parent / "copy.db"
+    assert home.turnstile("admin", "backup", str(copy), "--data-dir", str(daemons.folder)).code == 0
+    daemons.run()
+    daemons.database.dispose()
+    last, following = last_and_next(home, daemons, copy, "--force")
+    assert following == last + 2, "the database put aside told of the one job since"
+    again = home.turnstile(
+        "admin", "restore", str(copy), "--data-dir", str(daemons.folder), "--force", "--next-job", str(last + 1)
+    )
+    assert (again.code, f"--next-job {last + 2}" in again.err) == (3, True), again.err
+    assert last_and_next(home, daemons, copy, "--force", "--next-job", "5000") == (last, 5000)
+    daemons.path.write_bytes(b"damaged")
+    assert last_and_next(home, daemons, copy, "--force") == (last, last + 1 + JOBS_SINCE)
+    daemons.path.unlink()
+    assert last_and_next(home, daemons, copy) == (last, last + 1 + JOBS_SINCE)
 
 
 def test_nothing_is_restored_under_a_running_daemon(home: Home, daemons: Daemons) -> None:

@@ -81,6 +81,17 @@ def test_a_daemon_that_restarts_is_waited_for(home: Home, peer: Peer) -> None:
     assert "note: no leader; the job goes on, trying again" in done.err
 
 
+def test_a_daemon_that_restarts_before_the_first_word_of_a_job_is_waited_for(home: Home, peer: Peer) -> None:
+    away = problem("unavailable", 503, "no leader")
+    peer.answers(*WAIT, envelope("Job", **job()), away, ended(state="failed", exit_code=3))
+    assert home.turnstile("wait", "10482").code == 3
+    asked = [each.query["timeout_seconds"] for each in peer.requests(*WAIT)]
+    assert asked[:2] == [["0"], ["60"]], "it is known before it is waited for"
+    peer.answers(*LOGS, stream(is_complete=False), away, stream(b"first word\n"))
+    peer.answers(*WAIT, ended())
+    assert home.turnstile("logs", "-f", "10482").out == "first word\n"
+
+
 def test_a_daemon_that_was_never_there_is_not_waited_for(home: Home, peer: Peer) -> None:
     for asked, arguments in ((WAIT, ("wait", "10482")), (LOGS, ("logs", "-f", "10482"))):
         peer.answers(*asked, problem("unavailable", 503, "no leader"))

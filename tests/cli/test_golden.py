@@ -344,7 +344,10 @@ def test_accounts_are_changed_as_a_whole_from_what_they_were(home: Home, peer: P
         "pending_limit": None,
         "high_limit": None,
         "limit_weight": 0,
+        "service_weight": 0,
+        "slowdown_weight": 0,
         "takes_turns": False,
+        "guaranteed_yields": False,
         "is_suspended": False,
     }
     home.turnstile("admin", "quota", "set", "acme", "--limit", "H100=none", "--running", "none", "--pending", "9")
@@ -362,6 +365,33 @@ def test_accounts_are_changed_as_a_whole_from_what_they_were(home: Home, peer: P
     assert home.turnstile("admin", "tenant", "create", "acme/vision").code == 2
     assert home.turnstile("admin", "project", "create", "vision").code == 2
     assert ACCOUNTS["items"][0]["weight"] == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "weights", "takes_turns"),
+    [
+        ("--order shortest", (24, 0, 0), False),
+        ("--order shortest --limit-weight 3", (3, 0, 0), False),
+        ("--order least-service", (0, 24, 0), False),
+        ("--order least-slowdown --order-weight 4", (0, 0, 4), False),
+        ("--order fair-user --limit-weight 5", (5, 0, 0), True),
+        ("--order submit-time", (0, 0, 0), False),
+        ("--weight 2", (0, 0, 0), False),
+    ],
+)
+def test_a_projects_own_order_has_a_name_and_a_weight(
+    home: Home, peer: Peer, flags: str, weights: tuple[int, int, int], takes_turns: bool
+) -> None:
+    assert home.turnstile("admin", "quota", "set", "acme", *flags.split()).code == 0
+    (sent,) = peer.requests("PUT", "/v1/admin/accounts/acme")
+    names = ("limit_weight", "service_weight", "slowdown_weight")
+    assert (tuple(sent.json[name] for name in names), sent.json["takes_turns"]) == (weights, takes_turns)
+
+
+@pytest.mark.parametrize("flags", ["--order longest", "--order-weight 4", "--order least-service --order-weight 0"])
+def test_an_order_that_there_is_not_is_refused(home: Home, peer: Peer, flags: str) -> None:
+    assert home.turnstile("admin", "quota", "set", "acme", *flags.split()).code == 2
+    assert peer.requests("PUT", "/v1/admin/accounts/acme") == []
 
 
 def test_a_price_book_keeps_the_digits_that_were_written(home: Home, peer: Peer) -> None:

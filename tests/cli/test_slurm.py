@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cli import slurm, values
+from cli import slurm, slurmwords, values
 from cli.jobflags import JobFlags
 from tests.cli.conftest import Home
 from tests.cli.peer import Json, Peer
@@ -67,6 +67,32 @@ def flags(*options: str) -> dict[str, object]:
         ("--requeue", {}),
         ("--signal=B:USR1@120", {"checkpoint_signal": "USR1", "grace": "120s"}),
         ("--signal=12", {"checkpoint_signal": "USR2", "grace": "60s"}),
+        ("--exclusive", {"exclusive": True}),
+        ("--exclusive -N 2 --gres=gpu:h100:4", {"nodes": "2", "gpus": "H100", "exclusive": True}),
+        ("--exclusive --gpus=h100:16 -N 2", {"nodes": "2", "gpus": "H100", "exclusive": True}),
+        ("-x gpu-[011-013,020]-ib,login1", {"exclude": [*(f"gpu-0{n}-ib" for n in (11, 12, 13, 20)), "login1"]}),
+        ("-w gpu-[1-2]", {"node": ["gpu-1", "gpu-2"], "nodes": "2"}),
+        ("-N 1 --nodelist=gpu-7", {"node": ["gpu-7"], "nodes": "1"}),
+        ("-D /data/run", {"workdir": "/data/run"}),
+        ("--chdir=/data/run", {"workdir": "/data/run"}),
+        ("--export=NONE", {}),
+        ("--export=HOME,LR=3e-4", {"env": ["HOME", "LR=3e-4"]}),
+        ("--mail-type=END,FAIL", {"notify": ["end", "fail"]}),
+        ("--mail-type=all", {"notify": ["start", "end", "fail", "requeue"]}),
+        ("--mail-type=NONE", {}),
+        ("--mail-type=END -a 0-9", {"notify": ["end"], "notify_when": "last", "array": "0-9"}),
+        ("--mail-type=END,ARRAY_TASKS -a 0-9", {"notify": ["end"], "array": "0-9"}),
+        ("-n 1 -c 4", {"nodes": "1", "cpus": "4"}),
+        ("-N 2 -n 2 -c 4", {"nodes": "2", "cpus": "4"}),
+        ("-N 1 -n 8 -c 4", {"nodes": "1", "cpus": "32"}),
+        ("-N 2 -n 16 --tasks-per-node=8 -c 4", {"nodes": "2", "cpus": "32"}),
+        ("-N 2 --ntasks-per-node=8 --gpus-per-task=h100:1", {"nodes": "2", "gpus": "H100:8"}),
+        ("--gres=gpu:8 --mem-per-gpu=64G --cpus-per-gpu=12", {"gpus": "8", "cpus": "96", "mem": "512G"}),
+        ("-c 8 --mem-per-cpu=4000", {"cpus": "8", "mem": "32000M"}),
+        ("-o x-%A_%a -e x-%A_%a", {"output": "x-%j_%a"}),
+        ("--deadline=now+2hours", {"deadline": "now+7200s"}),
+        ("--kill-on-invalid-dep=yes", {}),
+        ("--parsable -Q --verbose", {}),
         ("-N 2 -t 90 # two nodes, ninety minutes", {"nodes": "2", "time": "1h30m"}),
     ],
 )
@@ -97,10 +123,29 @@ def test_a_later_line_wins_and_a_count_per_node_says_more_than_a_total() -> None
     ("option", "shown", "why"),
     [
         ("--qos=high", "--qos=high", "not supported here"),
-        ("--mail-type END", "--mail-type=END", "not supported here"),
-        ("-n 16", "-n=16", "not supported here"),
-        ("-e err.log", "-e=err.log", "not supported here"),
-        ("--exclusive", "--exclusive", "not supported here"),
+        ("--mail-type LUNCH", "--mail-type=LUNCH", "not LUNCH"),
+        ("--mail-user=mei@acme.example", "--mail-user=mei@acme.example", "turnstile notify set --email"),
+        ("-n 16", "--ntasks", "only together with -N"),
+        ("-N 3 -n 16", "--ntasks", "write --ntasks-per-node"),
+        ("-N 2 -n 15 --ntasks-per-node=8", "--ntasks", "is not 2 nodes × 8 tasks"),
+        ("-N 3 -n 6 --gpus-per-task=1 --ntasks-per-node=2 --gres=gpu:4", "--gpus-per-task", "comes to 2 a node, and 4"),
+        ("-e err.log", "--error", "output and errors are one stream here"),
+        ("--exclusive=user", "--exclusive=user", "--exclusive alone is"),
+        ("--exclusive --gpus=16", "--exclusive", "the nodes are not counted; write -N"),
+        ("-N 3 -w gpu-[1-2]", "--nodelist", "names 2 nodes of 3"),
+        ("-x gpu-[1-", "--exclude=gpu-[1-", "is no list of hosts"),
+        ("-x gpu-[9-1]", "--exclude=gpu-[9-1]", "is no range of at most"),
+        ("-x n[0-999999999]", "--exclude=n[0-999999999]", "is no range of at most"),
+        ("-x ./hosts", "--exclude=./hosts", "is no host or range"),
+        ("--export=ALL,A=1", "--export=ALL,A=1", "not passed on"),
+        ("--export=a-b", "--export=a-b", "is no variable"),
+        ("--mem-per-gpu=8G", "--mem-per-gpu", "a count of GPUs per node"),
+        ("--mem-per-cpu=8G", "--mem-per-cpu", "a count of CPUs per node"),
+        ("-c 2 --mem-per-cpu=8G --mem=4G", "--mem-per-cpu", "--mem says already"),
+        ("--cpus-per-gpu=8", "--cpus-per-gpu", "a count of GPUs per node"),
+        ("--kill-on-invalid-dep=no", "--kill-on-invalid-dep=no", "always ends here"),
+        ("-C a100", "--constraint=a100", "LABEL=VALUE"),
+        ("--deadline=now", "--deadline=now", "is now"),
         ("-d afterok:17?afterok:18", "--dependency=afterok:17?afterok:18", "one of several is not offered"),
         ("-d expand:17", "--dependency=expand:17", "after, afterok, afterany, afternotok and singleton"),
         ("-d afterok:job", "--dependency=afterok:job", "does not name a job"),
@@ -140,10 +185,10 @@ def test_lines_behind_the_first_command_and_doubled_signs_are_comments_as_for_sb
 @given(st.integers(0, 99), st.integers(0, 23), st.integers(0, 59), st.integers(0, 59))
 def test_a_time_says_the_same_in_each_of_slurms_forms(days: int, hours: int, minutes: int, seconds: int) -> None:
     whole = days * 86_400 + hours * 3600 + minutes * 60 + seconds
-    assert slurm.seconds_of(f"{days}-{hours}:{minutes:02}:{seconds:02}") == whole
-    assert slurm.seconds_of(f"{days * 24 + hours}:{minutes:02}:{seconds:02}") == whole
-    assert slurm.seconds_of(f"{whole // 60}:{seconds:02}") == (whole if whole // 60 < 10**7 else None)
-    assert slurm.seconds_of(str(whole // 60)) == whole // 60 * 60
+    assert slurmwords.seconds_of(f"{days}-{hours}:{minutes:02}:{seconds:02}") == whole
+    assert slurmwords.seconds_of(f"{days * 24 + hours}:{minutes:02}:{seconds:02}") == whole
+    assert slurmwords.seconds_of(f"{whole // 60}:{seconds:02}") == (whole if whole // 60 < 10**7 else None)
+    assert slurmwords.seconds_of(str(whole // 60)) == whole // 60 * 60
 
 
 @settings(max_examples=100, deadline=None)
@@ -179,7 +224,7 @@ def test_a_script_is_submitted_as_its_lines_say_and_they_are_printed_back(home: 
     script(home.path, SCRIPT)
     done = home.turnstile("sbatch", "job.sh", "--lr", "3")
     assert (done.code, done.out) == (0, "10482\n")
-    assert done.err.startswith("read from job.sh: -n sft -N 2 -g H100:8 -t 1h30m -m 512000M\nnote: --ntasks-per-node")
+    assert done.err.startswith("read from job.sh: -n sft -N 2 -g H100:8 -t 1h30m -m 512000M\nnote: tasks count")
     assert peer.requests("POST", "/v1/jobs")[-1].json == {
         "command": [str(home.path / "job.sh"), "--lr", "3"],
         "workdir": str(home.path),
@@ -201,13 +246,13 @@ def test_flags_win_over_a_scripts_lines(home: Home, peer: Peer) -> None:
 
 
 def test_what_is_not_supported_stops_the_submission_unless_one_is_lenient(home: Home, peer: Peer) -> None:
-    script(home.path, SCRIPT.replace("torchrun", "#SBATCH --qos=high\n#SBATCH -n 4\ntorchrun"))
+    script(home.path, SCRIPT.replace("torchrun", "#SBATCH --qos=high\n#SBATCH -C a100\ntorchrun"))
     done = home.turnstile("submit", "job.sh")
     assert done.code == 3
     assert done.err.startswith(
         "error: job.sh has 2 #SBATCH options that are not supported\n"
         "  line 8  --qos=high: not supported here\n"
-        "  line 9  -n=4: not supported here\n"
+        "  line 9  --constraint=a100: features have other names here; write --constraint LABEL=VALUE\n"
     )
     assert peer.requests("POST", "/v1/jobs") == []
     lenient = home.turnstile("submit", "--lenient", "job.sh")

@@ -2,7 +2,7 @@
 
 import random
 
-from scheduler.core.calibration import KEPT, LEAST, SHORTEST_MS, PastEstimates, calibrated
+from scheduler.core.calibration import KEPT, LEAST, SHORTEST_MS, Measured, PastEstimates, calibrated
 from scheduler.core.estimate import StartEstimate, estimate_starts
 from scheduler.core.model import PoolName
 from scheduler.forecasts import MOST_REMEMBERED, Forecasts
@@ -38,16 +38,16 @@ def test_nine_of_ten_starts_come_by_the_late_estimate_whatever_made_the_estimate
             found = calibrated(estimate(foretold, 9 * HOUR_MS), past.record(POOL), 0)
             asked += 1
             in_time += came <= found.late_ms
-        past.add(POOL, foretold, came)
+        past.add(Measured(POOL, foretold, came))
     assert 0.87 <= in_time / asked <= 0.94
 
 
 def test_the_record_is_of_the_last_estimates_only_and_tells_their_median_error() -> None:
     past = PastEstimates()
     for _ in range(5000):
-        past.add(POOL, 0, 100 * HOUR_MS)
+        past.add(Measured(POOL, 0, 100 * HOUR_MS))
     for number in range(KEPT):
-        past.add(POOL, HOUR_MS, HOUR_MS + number * MINUTE_MS)
+        past.add(Measured(POOL, HOUR_MS, HOUR_MS + number * MINUTE_MS))
     record = past.record(POOL)
     assert record is not None
     assert (record.count, record.median_error_ms) == (KEPT, KEPT // 2 * MINUTE_MS)
@@ -58,9 +58,9 @@ def test_few_past_estimates_change_nothing_and_a_promise_is_never_put_off() -> N
     past = PastEstimates()
     plain = estimate(10 * MINUTE_MS, 20 * MINUTE_MS)
     for _ in range(LEAST - 1):
-        past.add(POOL, MINUTE_MS, HOUR_MS)
+        past.add(Measured(POOL, MINUTE_MS, HOUR_MS))
     assert calibrated(plain, past.record(POOL), 0) == plain
-    past.add(POOL, MINUTE_MS, HOUR_MS)
+    past.add(Measured(POOL, MINUTE_MS, HOUR_MS))
     assert calibrated(plain, past.record(POOL), 0).late_ms == 600 * MINUTE_MS
     promised = estimate(10 * MINUTE_MS, 20 * MINUTE_MS, is_promised=True)
     assert calibrated(promised, past.record(POOL), 0).late_ms == 20 * MINUTE_MS

@@ -1,9 +1,13 @@
 """The order and the bookings, in scenarios, and the order against a naive one that sorts everything anew each time."""
 
 from dataclasses import replace
+from decimal import Decimal
 from fractions import Fraction
 from itertools import cycle, islice
+from math import floor
+from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -263,14 +267,73 @@ def test_a_project_may_choose_its_shortest_limits_first_and_long_ones_still_come
     assert _run_one_by_one(centre, 2, minutes=1) == [long, after]
 
 
-def test_a_projects_new_order_moves_the_jobs_that_wait() -> None:
+@pytest.mark.parametrize("weight", ["limit_weight", "service_weight", "slowdown_weight"])
+def test_a_projects_new_order_moves_the_jobs_that_wait(weight: str) -> None:
     centre = Centre(node(gpus=1))
     blocker = centre.submit(job(project="a/x"))
     centre.tick()
     long, short = centre.submit(job(project="a/x")), centre.submit(job(project="a/x", limit_ms=1000))
-    centre.apply(AccountChanged(centre.now_ms, Account(AccountId("a/x"), limit_weight=1)))
+    terms: dict[str, Any] = {weight: 1}
+    centre.apply(AccountChanged(centre.now_ms, Account(AccountId("a/x"), **terms)))
     centre.end(blocker)
     assert _run_one_by_one(centre, 2) == [short, long]
+
+
+sized = st.tuples(st.integers(1, 4), st.sampled_from([0.5, 1, 2, 7]), st.integers(1, 9), st.integers(0, 1))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.tuples(*[st.sampled_from([0, 1, 24])] * 3), st.lists(sized, max_size=9))
+def test_a_projects_jobs_go_by_when_they_came_and_by_their_size(
+    weights: tuple[int, int, int], wanted: list[tuple[int, float, int, int]]
+) -> None:
+    """Everything fits, so the order is what the plan starts one after the other; sizes are worked out as decimals."""
+    limit, service, slowdown = weights
+    terms = Account(AccountId("a/x"), limit_weight=limit, service_weight=service, slowdown_weight=slowdown)
+    centre = Centre(*[node(f"n{number}", gpus=8) for number in range(36)], accounts=(terms,))
+    naive = []
+    for nodes, gpus, hours, priority in wanted:
+        limit_ms = hours * 3_600_000 + 1
+        asked = job(project="a/x", limit_ms=limit_ms, priority=priority)
+        asked = replace(asked, shape=replace(asked.shape, nodes=nodes, gpu_units=int(gpus * GPU_UNITS)))
+        total, each_ms = Decimal(nodes) * Decimal(gpus), Decimal(limit_ms)
+        size = limit * each_ms + service * each_ms * total + slowdown * floor(each_ms * total.sqrt())
+        rank = centre.now_ms + floor(size)
+        naive.append((-priority, rank, centre.submit(asked)))
+        centre.advance(minutes=30)
+    assert [start.job for start in centre.tick().starts] == [job_id for *_, job_id in sorted(naive)]
+
+
+def test_however_large_a_job_is_it_waits_for_those_alone_that_came_before_its_size_was_worth() -> None:
+    """8 GPU hours count as 8 hours of waiting: the two small jobs of each of its first 8 hours pass it."""
+    centre = Centre(
+        node(gpus=8), accounts=(Account(AccountId("a/x"), service_weight=1),), policy=Policy(promised_jobs=0)
+    )
+    large = centre.submit(job(project="a/x", gpus=8, limit_ms=3_600_000))
+    passed = 0
+    while large not in centre.running():
+        pair = [centre.submit(job(project="a/x", gpus=5, limit_ms=1)) for _ in range(2)]
+        for _ in pair:
+            centre.tick()
+            (runs,) = centre.running()
+            if runs == large:
+                break
+            passed += 1
+            centre.end(runs)
+        centre.advance(minutes=60)
+    assert passed == 16
+
+
+def test_a_project_with_an_order_of_its_own_is_served_of_its_tenants_guarantee_as_others_are() -> None:
+    sized = Account(AccountId("a/x"), service_weight=24)
+    centre = Centre(node(gpus=1), accounts=(account("a", guarantee=1), sized))
+    blocker = centre.submit(job(project="b/y"))
+    centre.tick()
+    long, short = (centre.submit(job(project="a/x", limit_ms=hours * 3_600_000)) for hours in (9, 3))
+    centre.advance(minutes=1)
+    other = centre.submit(job(project="a/y"))
+    centre.end(blocker)
+    assert _run_one_by_one(centre, 3) == [short, long, other]
 
 
 def test_who_is_ahead_is_counted_in_the_order_of_starts() -> None:

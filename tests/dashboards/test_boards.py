@@ -17,13 +17,13 @@ GRAFANA = repository() / "deploy/grafana"
 FILES = sorted((GRAFANA / "boards").glob("*.json"))
 Board = dict[str, Any]  # Any: JSON
 KINDS = {"timeseries", "stat", "gauge", "bargauge", "table", "state-timeline"}
-UNITS = {"none", "percentunit", "s", "h", "celsius", "watt", "reqps"}
+UNITS = {"none", "percentunit", "s", "h", "celsius", "watt", "kwatth", "reqps"}
 PANELS = {
-    "turnstile-overview": 10,
-    "turnstile-queue": 8,
-    "turnstile-tenant": 6,
-    "turnstile-gpus": 8,
-    "turnstile-daemon": 6,
+    "turnstile-overview": 11,
+    "turnstile-queue": 9,
+    "turnstile-tenant": 8,
+    "turnstile-gpus": 10,
+    "turnstile-daemon": 8,
 }
 INNER_VARIABLES = {"__rate_interval", "__range", "__url_time_range", "__field", "__data"}
 
@@ -99,7 +99,7 @@ def test_a_panel_says_what_it_shows_and_what_to_do(board: Board, panel: Board) -
     assert panel["datasource"] == source
     assert [target["datasource"] for target in panel["targets"]] == [source] * len(panel["targets"])
     letters = [target["refId"] for target in panel["targets"]]
-    assert letters == ["A", "B", "C"][: len(letters)]
+    assert letters == ["A", "B", "C", "D"][: len(letters)]
     if any(step["color"] == "red" for step in defaults["thresholds"]["steps"]):
         assert re.search(r"\b[Rr]ed\b|\bAny\b|Not 0|:", panel["description"]), "says what red asks for"
 

@@ -47,7 +47,7 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
     made = Daemon.at(tmp_path / "centre", "--sim", "2x8xH200", settings=quick)
     try:
         made.start().set_up()
-        limited = made.request("PUT", f"/v1/admin/accounts/{TENANT}", {"display_name": TENANT, "limit": {"H200": 24}})
+        limited = made.request("PUT", f"/v1/admin/accounts/{TENANT}", {"limit": {"H200": 24}, "guarantee": {"H200": 8}})
         assert limited.status in {200, 201}, limited
         (made.folder / "prices.toml").write_text(PRICES, encoding="utf-8")
         made.turnstile("admin", "price", "import", "prices.toml", "--publish")
@@ -86,7 +86,7 @@ def _is_shown(query: str, values: list[float]) -> bool:
 
 def test_every_panel_of_every_board_shows_finite_numbers(daemon: Daemon, prometheus: Prometheus) -> None:
     asked = queries()
-    assert len(asked) == 46
+    assert len(asked) == 59
     missing = {(title, query) for title, query in asked if title not in EMPTY_HERE}
     assert len(missing) >= 30
     deadline = time.monotonic() + ANSWER_SECONDS

@@ -5,10 +5,13 @@ from typing import Any
 
 import pytest
 import yaml
+from prometheus_client.metrics_core import Metric
 
+from k8s.traffic import TrafficCollector
+from metering.agent_metrics import AgentCollector
 from metering.xids import XID_TABLE, XidClass
 from tests.dashboards.conftest import repository
-from tests.dashboards.queries import Catalogue, labels_of, problems_of
+from tests.dashboards.queries import Catalogue, Family, labels_of, problems_of
 
 ROOT = repository()
 RULES = ROOT / "deploy/prometheus/rules"
@@ -49,6 +52,37 @@ def test_an_alert_says_what_to_do_and_leads_to_its_runbook(rule: Rule) -> None:
     path, _, anchor = notes["runbook_url"].partition("#")
     assert anchor == rule["alert"].lower()
     assert anchor in anchors((ROOT / path).read_text(encoding="utf-8"))
+
+
+SHOWN_ELSEWHERE = {
+    **dict.fromkeys(
+        ("agent_spool_batches", "agent_spool_bytes", "agent_dropped_batches", "agent_refused_facts"),
+        "of the nodes' agents: `turnstile doctor` and `admin node list` tell of those that do not deliver",
+    ),
+    "agent_clock_skew_seconds": "the agent warns in its log, and `turnstile doctor` tells of clocks",
+    "agent_last_delivery_timestamp_seconds": "TurnstileInventoryStale sees the same from the daemon's side",
+    "kubernetes_requests": "only where a cluster runs the jobs; asked when its API server is slow",
+}
+"""Families that no board and no alert looks at, each with the reason."""
+
+
+def test_every_metric_is_looked_at_by_a_board_or_an_alert_or_said_not_to_be(catalogue: Catalogue) -> None:
+    boards = [path.read_text(encoding="utf-8") for path in (ROOT / "deploy/grafana/boards").glob("*.json")]
+    queries = " ".join([*boards, *(rule["expr"] for rule in alerts())])
+    asked = set(re.findall(r"turnstile_\w+", queries))
+    every = {**catalogue.families, **{each.name: family_of(each) for each in of_agents_and_clusters()}}
+    ignored = {name for name, family in every.items() if asked.isdisjoint(family.series())}
+    assert ignored == {f"turnstile_{name}" for name in SHOWN_ELSEWHERE}
+
+
+def of_agents_and_clusters() -> list[Metric]:
+    """Returns the families that a daemon on simulated GPUs does not have."""
+    nothing = AgentCollector.describe(None), TrafficCollector.describe(None)  # type: ignore[arg-type]  # asks for no self
+    return [family for families in nothing for family in families]
+
+
+def family_of(metric: Metric) -> Family:
+    return Family(metric.name, metric.type, frozenset())
 
 
 @pytest.mark.parametrize("rule", alerts(), ids=lambda rule: rule["alert"])

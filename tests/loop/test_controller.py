@@ -1,7 +1,11 @@
 """The loop as a whole: desk, planner and runner over a real store."""
 
+import logging
+import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +13,7 @@ from metering.core.tariff import parse_price_book
 from metering.price_routes import PublishPrices
 from metering.rates import AnnounceRates
 from metering.verify import verify
+from scheduler import loop, planner
 from scheduler.core.explain import explain
 from scheduler.core.model import (
     AccountId,
@@ -21,6 +26,7 @@ from scheduler.core.model import (
     JobState,
     NodeAvailability,
     NodeName,
+    PoolName,
 )
 from scheduler.core.reasons import ReasonCode
 from scheduler.executor import Ended, ExecutorError, Observation, StartOrder, StartRefused
@@ -28,11 +34,13 @@ from scheduler.loop import Controller
 from scheduler.observer import Unobserved
 from scheduler.refusal import RefusalCode, Refused
 from scheduler.simulated import SimulatedExecutor
+from scheduler.store import database
 from scheduler.store.accounts import SaveAccount
 from scheduler.store.actions import CancelJobs, HoldJobs, ReleaseJobs, UpdateJobs
 from scheduler.store.queries import job as stored_job
 from scheduler.store.rates import ChangeRates
 from scheduler.store.read import build_state, load_state_parts
+from scheduler.store.transaction import Transaction
 from tests.builders import account, node
 from tests.loop.conftest import SECONDS, Slow, World, submit, until
 
@@ -53,6 +61,11 @@ def assert_memory_equals_database(controller: Controller) -> None:
         return (state.facts(), state.debt_facts()), (rebuilt.facts(), rebuilt.debt_facts())
 
     in_memory, in_database = controller.ask(both).result(SECONDS)
+    for _ in range(600):  # what was committed a moment ago may not have come to the planner's memory yet
+        if in_memory == in_database:
+            break
+        controller.wait_for_change(controller.version, 0.1)
+        in_memory, in_database = controller.ask(both).result(SECONDS)
     assert in_memory == in_database
 
 
@@ -337,3 +350,51 @@ def test_an_idle_centre_goes_on_saying_that_its_store_can_be_written(
     idle_since_ms, seen = world.clock.now_ms(), len(posts.times)
     until(controller, lambda: len(posts.times) >= seen + 3)
     assert posts.times[-1] > idle_since_ms
+
+
+def measured(controller: Controller, pool: PoolName) -> int:
+    record = controller.track_record(pool)
+    return 0 if record is None else record.count
+
+
+def test_what_start_estimates_were_worth_outlives_the_daemon(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planner, "SURVEY_SECONDS", 0.1)
+    first = world.leader()
+    pool = world.nodes[0].node.pool
+    submit(first, gpus=8, seconds=2.0, count=2)
+    submit(first, gpus=8, count=2)
+    until(first, lambda: measured(first, pool) == 2)
+    known = first.track_record(pool)
+    assert known is not None
+    first.stop()
+    assert world.daemon(holder="second").track_record(pool) == known
+
+
+@dataclass(frozen=True, slots=True)
+class Lasting:
+    """A command that ends when it is told to."""
+
+    may_end: threading.Event
+
+    def execute(self, tx: Transaction) -> None:
+        assert self.may_end.wait(SECONDS)
+
+
+def test_a_write_that_takes_longer_than_the_lease_can_wait_does_not_cost_the_lead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Ten thousand GPUs are written at once, which holds the one writing connection for long on a busy machine."""
+    caplog.set_level(logging.INFO, "scheduler.loop")
+    monkeypatch.setattr(database, "BUSY_TIMEOUT_MS", 1000)
+    monkeypatch.setattr(loop, "LOOK_SECONDS", 0.05)
+    world = World(tmp_path)
+    leader = world.leader()
+    lasting = Lasting(threading.Event())
+    written = leader.carry_out(lasting)
+    until(leader, lambda: any("not renewed" in record.message for record in caplog.records))
+    lasting.may_end.set()
+    written.result(SECONDS)
+    submitted = submit(leader)
+    until(leader, lambda: state_of(leader, submitted[0]) is JobState.COMPLETED)
+    world.close()
+    assert [record.args for record in caplog.records if record.msg == "leads, epoch %d"] == [(1,)]

@@ -26,7 +26,6 @@ from scheduler.core.model import (
     EndReason,
     GpuClass,
     Grant,
-    JobId,
     Node,
     NodeName,
     PoolName,
@@ -123,7 +122,7 @@ class Centre:
             AccountId(account), UserName(user), name, shape, 86_400_000, launch, wanted, labels=labels or {}
         )
         (job,), _ = self._writer.run(SubmitJobs((draft,), AccountId(account.split("/", maxsplit=1)[0]), UserName(user)))
-        return self._apply(job, shape, booking, grants)
+        return self._apply(Start(job, shape.gpu_classes[0], booking, grants, draft.account, draft.time_limit_ms))
 
     def _gang(self, devices: tuple[DeviceId, ...], units: int, memory: int) -> tuple[Shape, tuple[Grant, ...]]:
         node_of = {device.id: inventory.node for inventory in self._nodes for device in inventory.devices}
@@ -134,8 +133,7 @@ class Centre:
         shape = Shape((node_of[devices[0]].gpu_class,), len(grants), units * len(grants[0].devices))
         return shape, grants
 
-    def _apply(self, job: JobId, shape: Shape, booking: Booking, grants: tuple[Grant, ...]) -> AllocationId:
-        start = Start(job, shape.gpu_classes[0], booking, grants)
+    def _apply(self, start: Start) -> AllocationId:
         # The ledger's time, which does not run back when somebody sets the clock: as a daemon's clock has its floor.
         planned_ms = max(self.now_ms, self._writer._floor_ms or 0)
         applied, _ = self._writer.run(ApplyPlan(Plan(1, planned_ms, (start,), terms=self.terms())))
@@ -182,8 +180,9 @@ class Centre:
             AccountId("acme/vision"), UserName("mei"), "each", shape, 86_400_000, LaunchSpec(("x",), "each")
         )
         many, _ = self._writer.run(SubmitJobs((draft,) * len(devices), AccountId("acme"), UserName("mei")))
+        to = (draft.account, draft.time_limit_ms)
         starts = tuple(
-            Start(job, shape.gpu_classes[0], Booking.BURST, self._gang((device,), GPU_UNITS, 0)[1])
+            Start(job, shape.gpu_classes[0], Booking.BURST, self._gang((device,), GPU_UNITS, 0)[1], *to)
             for job, device in zip(many, devices, strict=True)
         )
         applied, _ = self._writer.run(ApplyPlan(Plan(1, self.now_ms, starts, terms=self.terms())))

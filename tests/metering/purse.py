@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from decimal import Decimal
 
+import sqlalchemy as sa
+
 from metering.budgets import set_budget, standing, top_up
 from metering.core.budget import Budget, BudgetKind
 from metering.journal import budgets
@@ -26,6 +28,7 @@ from scheduler.executor import LaunchSpec
 from scheduler.store.actions import UpdateJobs
 from scheduler.store.allocations import ApplyPlan
 from scheduler.store.jobs import JobDraft, SubmitJobs
+from scheduler.store.tables import JOB
 from tests.metering.centre import H100, Centre
 
 MICROS = 10**6
@@ -87,7 +90,10 @@ class PurseCentre(Centre):
     def try_start(self, job: JobId, device: str = "GPU-a-0", booking: Booking = Booking.BURST) -> AllocationId | str:
         """Starts a job on a device; returns its allocation, or why it was rejected."""
         node = NodeName(device.split("-")[1])
-        start = Start(job, H100, booking, (Grant(node, (DeviceId(device),), GPU_UNITS, 1000, 0),))
+        grant = Grant(node, (DeviceId(device),), GPU_UNITS, 1000, 0)
+        with self.read() as connection:
+            planned = connection.execute(sa.select(JOB.c.account, JOB.c.time_limit_ms).where(JOB.c.id == job)).one()
+        start = Start(job, H100, booking, (grant,), *planned)
         applied, self.events = self._writer.run(ApplyPlan(Plan(1, self.now_ms, (start,), terms=self.terms())))
         return applied.rejected[0][1] if applied.rejected else applied.started[0].allocation.id
 

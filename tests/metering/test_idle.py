@@ -69,3 +69,18 @@ def test_a_spell_is_the_longest_run_of_idle_windows_at_the_end(percents: list[in
         run += 1
     expected = (len(percents) - run) * MINUTE if run else None
     assert found.idle_since_ms(["G"], 0, len(percents) * MINUTE) == expected
+
+
+@settings(max_examples=100)
+@given(st.lists(st.tuples(st.integers(1, 4), st.sampled_from([None, 0, 5, 6])), min_size=1, max_size=12))
+def test_looking_back_finds_the_spells_that_watching_finds(steps: list[tuple[int, int | None]]) -> None:
+    minutes = [sum(length for length, _ in steps[: place + 1]) for place in range(len(steps))]
+    windows = [window(minute, percent) for minute, (_, percent) in zip(minutes, steps, strict=True)]
+    watched, recalled = spells(*windows), spells()
+    for each in reversed(windows):
+        if not recalled.look_back(each):
+            break
+    now_ms = (minutes[-1] + 1) * MINUTE
+    assert recalled.idle_since_ms(["G"], 0, now_ms) == watched.idle_since_ms(["G"], 0, now_ms)
+    recalled.take_in(windows[-1:])  # told again by the look that follows
+    assert recalled.idle_since_ms(["G"], 0, now_ms) == watched.idle_since_ms(["G"], 0, now_ms)

@@ -71,13 +71,15 @@ def draft(gpus: int = 1, *, nodes: int = 1, units: int | None = None, **changes:
     return replace(plain, **changes)
 
 
-def start(job: JobId, *devices: str, units: int = GPU_UNITS, cpu: int = 10, memory: int = 1024) -> Start:
-    """A start on these devices (`n0/0`, …), grouped by node in the order named."""
+def start(
+    job: JobId, *devices: str, units: int = GPU_UNITS, cpu: int = 10, memory: int = 1024, **planned: Any
+) -> Start:
+    """A start on these devices (`n0/0`, …), grouped by node in the order named; planned for what `draft` makes."""
     by_node: dict[str, list[DeviceId]] = defaultdict(list)
     for device in devices:
         by_node[device.rpartition("/")[0]].append(DeviceId(device))
     grants = tuple(Grant(NodeName(name), tuple(ids), units, cpu, memory) for name, ids in by_node.items())
-    return Start(job, H200, Booking.BURST, grants)
+    return replace(Start(job, H200, Booking.BURST, grants, PROJECT, 3_600_000), **planned)
 
 
 @dataclass
@@ -210,7 +212,9 @@ class Centre:
         """Submits a job and starts it on these devices; returns its allocation, in phase starting."""
         shape = draft(len(devices)) if units == GPU_UNITS else draft(units=units)
         (job,) = self.submit(replace(shape, **changes))
-        applied = self.apply(start(job, *devices, units=units))
+        asked = self.state.jobs[job]
+        planned = start(job, *devices, units=units, account=asked.account, time_limit_ms=asked.time_limit_ms)
+        applied = self.apply(planned)
         assert not applied.rejected, applied.rejected
         return applied.started[0].allocation
 

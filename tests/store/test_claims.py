@@ -112,7 +112,7 @@ def test_a_share_is_claimed_beside_other_shares(centre: Centre) -> None:
     assert _make(centre, claim).rejected == ()
     centre.ended(victim, EndReason.EXIT_NONZERO)
     centre.check()
-    assert centre.apply(Start(job, H200, Booking.BURST, (grant,))).rejected == ()
+    assert centre.apply(Start(job, H200, Booking.BURST, (grant,), PROJECT, 3_600_000)).rejected == ()
     assert {cursor.occupant.allocation for cursor in centre.cursors("n0/0")} >= {stays.id}
     centre.check()
 

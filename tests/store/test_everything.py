@@ -212,6 +212,7 @@ class Life:
             "user_limit": pick([{}, {}, {H200: 3}]),
             "weight": pick([1, 2]),
             "limit_weight": pick([0, 0, 1]),
+            "slowdown_weight": pick([0, 0, 1]),
         }
         if id_ in {ACME, GLOBEX}:
             terms["guarantee"] = pick([{}, {H200: 2}, {H200: 3}])

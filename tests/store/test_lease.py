@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import sqlalchemy as sa
@@ -13,6 +14,7 @@ from scheduler.store.accounts import SaveAccount
 from scheduler.store.database import Database, Fenced, StoreError, StoreUnavailable
 from scheduler.store.lease import Leader, LeaderLease
 from scheduler.store.tables import ACCOUNT
+from scheduler.store.transaction import Transaction
 from scheduler.store.write import Writer
 
 NOW_MS = 1_790_000_000_000
@@ -77,6 +79,31 @@ def test_a_writer_with_an_old_epoch_writes_nothing(database: Database) -> None:
     new.run(SaveAccount(Account(AccountId("blue")), "Blue"))
     with database.read() as connection:
         assert set(connection.execute(sa.select(ACCOUNT.c.id)).scalars()) == {"acme", "blue"}
+
+
+@dataclass(frozen=True, slots=True)
+class Lasting:
+    """A command that takes its time."""
+
+    clock: ManualClock
+    seconds: int
+
+    def execute(self, tx: Transaction) -> None:
+        self.clock.advance(seconds=self.seconds)
+
+
+def test_a_write_that_takes_long_leaves_the_lease_extended(database: Database) -> None:
+    """Nobody could renew it meanwhile, and a daemon that waits would find it expired right after."""
+    a, b = leases(database)
+    clock = ManualClock(NOW_MS)
+    writer = Writer(database, clock, Policy(), a.acquire(NOW_MS), lease=a)
+    writer.run(Lasting(clock, TTL_MS // 1000 + 1))
+    assert b.acquire(clock.now_ms()) is None
+    found = a.leader()
+    assert found is not None
+    assert (found.holder, found.epoch, found.expires_ms) == ("a", 1, clock.now_ms() + TTL_MS)
+    writer.run(Lasting(clock, 1))
+    assert a.leader() == found, "a short one writes nothing more"
 
 
 def test_a_writer_whose_lease_was_released_writes_nothing(database: Database) -> None:

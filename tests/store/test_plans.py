@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import pytest
 
+from scheduler.core.cycle import plan
 from scheduler.core.model import (
     GPU_UNITS,
     Account,
+    AccountId,
     DeviceHealth,
     EndReason,
     GpuClass,
@@ -18,13 +20,15 @@ from scheduler.core.model import (
 )
 from scheduler.core.occupancy import Evidence, OccupancyState
 from scheduler.core.plan import Stop
+from scheduler.core.policy import Policy
 from scheduler.store import read
 from scheduler.store.accounts import SaveAccount
-from scheduler.store.actions import CancelJobs
+from scheduler.store.actions import CancelJobs, UpdateJobs
 from scheduler.store.allocations import MarkStopping
 from scheduler.store.inventory import SetDrain, SyncInventory
+from scheduler.store.moving import Move
 from scheduler.store.pools import SetPool
-from tests.store.harness import ACME, Centre, draft, node, start
+from tests.store.harness import ACME, H200, PROJECT, Centre, draft, node, start
 
 HALF = GPU_UNITS // 2
 
@@ -143,6 +147,27 @@ def test_a_job_whose_begin_time_was_moved_into_the_future_does_not_start(centre:
     centre.clock.advance(milliseconds=1)
     assert centre.apply(start(job, "n0/0")).rejected == ()
     centre.state.check()
+
+
+def test_a_start_holds_for_the_project_and_the_time_it_was_weighed_for(centre: Centre) -> None:
+    nlp = AccountId("acme/nlp")
+    centre.do(SaveAccount(Account(nlp, limit={H200: 1}), "NLP"))
+    centre.run("n1/0", account=nlp)  # all that it may have
+    moved, longer, shorter = centre.submit(*[draft()] * 3)
+    planned = (start(moved, "n0/0"), start(longer, "n0/1"), start(shorter, "n0/2"))
+    # The plan knows the terms of the new project too: another of its starts is there.
+    centre.do(UpdateJobs((moved,), "ana", move=Move(account=nlp)))
+    centre.do(UpdateJobs((longer,), "ana", time_limit_ms=3_600_001))
+    centre.do(UpdateJobs((shorter,), "ana", time_limit_ms=1000))
+    applied = centre.apply(*planned)
+    assert applied.rejected == (
+        (moved, "the job is for acme/nlp by now"),
+        (longer, "the job may run longer than when the plan was made"),
+    )
+    assert [order.allocation.job for order in applied.started] == [shorter]
+    centre.check()
+    replanned = plan(centre.state, Policy(), centre.clock.now_ms(), 2)
+    assert [(each.job, each.account, each.time_limit_ms) for each in replanned.starts] == [(longer, PROJECT, 3_600_001)]
 
 
 def test_shares_fill_a_device_to_its_last_unit_and_no_further(centre: Centre) -> None:
