@@ -1,11 +1,12 @@
 """How long a month takes to bill: rate, export and prove the ledger of a centre of 3,000 GPUs.
 
-    python -m benchmarks.billing [--gpus 3000] [--intervals 2200000] [--database FILE]
+    python -m benchmarks.billing [--gpus 3000] [--intervals 2200000] [--processes N] [--database FILE]
 
 Writes a ledger as the daemon would have, hashes and all, straight into a new SQLite file (or takes the one named, if
 it is there), then measures in turn: the export of the month (usage lines, FOCUS, totals, capacity), the proof of the
 ledger, the proof of the export's files, closing the month (files of all and of each tenant, made, proved and sealed)
-and the proof of the ledger with its closed month, each in a process of its own with its peak of resident memory.
+and the proof of the ledger with its closed month. Each is a process that starts others (`--processes`), and is told
+with the largest one's peak of resident memory.
 """
 
 import argparse
@@ -33,12 +34,14 @@ from metering.core.tariff import PriceBook, parse_price_book
 from metering.export import export_usage
 from metering.focus import FocusTerms
 from metering.ledger import publish
+from metering.together import reading_ledger
 from metering.verify import verify, verify_export
 from scheduler.clock import ManualClock
 from scheduler.core.model import GPU_UNITS, AccountId, AllocationId, Booking, DeviceId, GpuClass, JobId, Phase
 from scheduler.core.occupancy import GENESIS_HASH, Evidence, Interval, OccupancyState, Occupant, interval_hash
 from scheduler.core.policy import Policy
 from scheduler.store.database import Database
+from scheduler.store.readers import usable_processes, working
 from scheduler.store.write import Command, Writer
 
 T = TypeVar("T")
@@ -222,28 +225,28 @@ def _write_allocations(connection: sqlite3.Connection, made: list[tuple[object, 
     )
 
 
-def export_month(url: str, folder: str) -> str:
+def export_month(url: str, folder: str, processes: int) -> str:
     """Exports the month; returns what it holds."""
-    database = Database.open(url)
-    with database.read() as connection:
+    span = (START_MS, START_MS + MONTH_MS)
+    with reading_ledger(Database.open(url), processes) as readers:
         manifest = export_usage(
-            connection, Path(folder), START_MS, START_MS + MONTH_MS, ZONE, known_until_ms=START_MS + MONTH_MS
+            readers.source, Path(folder), *span, ZONE, known_until_ms=START_MS + MONTH_MS, readers=readers
         )
     return f"{manifest.sums['usage_lines']} lines, {sum(file.rows for file in manifest.files)} rows of CSV"
 
 
-def prove_ledger(url: str, _: str) -> str:
+def prove_ledger(url: str, _: str, processes: int) -> str:
     """Proves the ledger."""
-    database = Database.open(url)
-    with database.read() as connection:
-        report = verify(connection, START_MS + MONTH_MS)
+    with reading_ledger(Database.open(url), processes) as readers:
+        report = verify(readers.source, START_MS + MONTH_MS, readers=readers)
     assert report.is_proved, report.findings[:5]
     return f"{report.counted['rows']} intervals, {report.counted['allocations']} allocations"
 
 
-def prove_export(_: str, folder: str) -> str:
+def prove_export(_: str, folder: str, processes: int) -> str:
     """Proves the export's files by themselves."""
-    report = verify_export(Path(folder))
+    with working(processes) as readers:
+        report = verify_export(Path(folder), readers=readers)
     assert report.is_proved, report.findings[:5]
     return f"{report.counted['lines']} rows of CSV"
 
@@ -263,17 +266,18 @@ class Desk:
         return done
 
 
-def close_month(url: str, _: str) -> str:
+def close_month(url: str, _: str, processes: int) -> str:
     """Closes the month."""
-    closed = close_period(Desk(url), PeriodTerms(ZONE.key, WINDOW_MS, FocusTerms()), "2026-11", "benchmark")
+    terms = PeriodTerms(ZONE.key, WINDOW_MS, FocusTerms(), processes)
+    closed = close_period(Desk(url), terms, "2026-11", "benchmark")
     assert closed.seal is not None, "a closed period is sealed"
     return f"{len(closed.seal.files)} sealed files"
 
 
-def prove_closed(url: str, _: str) -> str:
+def prove_closed(url: str, _: str, processes: int) -> str:
     """Proves the ledger with its closed month, which is rated again and held against what is sealed."""
-    with Database.open(url).read() as connection:
-        report = verify(connection, START_MS + MONTH_MS + WINDOW_MS)
+    with reading_ledger(Database.open(url), processes) as readers:
+        report = verify(readers.source, START_MS + MONTH_MS + WINDOW_MS, readers=readers)
     assert report.is_proved, report.findings[:5]
     return f"{report.counted['sealed_files']} sealed files"
 
@@ -291,7 +295,7 @@ RATED = ("export", "prove ledger", "prove export")
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What a step did and took: wall time, the processor's time, and the process's peak of memory."""
+    """What a step did and took: wall time, the processor's time of its processes, and the largest's peak of memory."""
 
     said: str
     wall_seconds: float
@@ -299,12 +303,20 @@ class Measured:
     peak_mib: int
 
 
-def measured(step: str, url: str, folder: str) -> Measured:
-    """Runs a step in this process."""
-    began, used = time.perf_counter(), time.process_time()
-    said = STEPS[step](url, folder)
-    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    return Measured(said, time.perf_counter() - began, time.process_time() - used, peak_mib)
+def measured(step: str, url: str, folder: str, processes: int) -> Measured:
+    """Runs a step in this process, and in those that it starts."""
+    began, used = time.perf_counter(), _processor_seconds()
+    said = STEPS[step](url, folder, processes)
+    peak_mib = max(resource.getrusage(who).ru_maxrss for who in _WHO) // 1024
+    return Measured(said, time.perf_counter() - began, _processor_seconds() - used, peak_mib)
+
+
+_WHO = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+
+
+def _processor_seconds() -> float:
+    usages = [resource.getrusage(who) for who in _WHO]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def told(name: str, wall_seconds: float, processor_seconds: float, rest: str = "") -> None:
@@ -317,6 +329,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gpus", type=int, default=3_000)
     parser.add_argument("--intervals", type=int, default=2_200_000)
+    parser.add_argument("--processes", type=int, default=usable_processes(), help="that work at once: one a core")
     parser.add_argument("--database", type=Path, help="kept; written if it is not there")
     wanted = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -329,10 +342,11 @@ def main() -> None:
         # A process each, so that each has its own peak of memory.
         fresh = multiprocessing.get_context("spawn")
         found: dict[str, Measured] = {}
-        print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, CPython {platform.python_version()}")
+        on = f"{wanted.processes} processes on {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
+        print(f"{on}, CPython {platform.python_version()}")
         for step in STEPS:
             with fresh.Pool(1) as pool:
-                each = found[step] = pool.apply(measured, (step, url, folder))
+                each = found[step] = pool.apply(measured, (step, url, folder, wanted.processes))
             told(step, each.wall_seconds, each.processor_seconds, f"peak {each.peak_mib:4} MiB  {each.said}")
         for name, steps in (("rate, export and verify", RATED), ("together", tuple(STEPS))):
             of = [found[step] for step in steps]

@@ -29,6 +29,8 @@ class OurJob:
     allocation: AllocationId
     gang: str
     """The name of the allocation's Service."""
+    surplus: AllocationId | None
+    """Of a rank beyond an elastic gang's least: the allocation that holds its node."""
     is_deleting: bool
     deadline_seconds: int | None = None
     """Its `activeDeadlineSeconds`."""
@@ -137,4 +139,5 @@ def _reduce_job(item: Json) -> OurJob | None:
     gang = f"job-{labels.get(names.JOB, '')}-{allocation.lower()}"
     deadline_seconds = (item.get("spec") or {}).get("activeDeadlineSeconds")
     is_deleting = bool(metadata.get("deletionTimestamp"))
-    return OurJob(metadata["namespace"], metadata["name"], allocation, gang, is_deleting, deadline_seconds)
+    surplus = AllocationId(labels[names.SURPLUS]) if labels.get(names.SURPLUS) else None
+    return OurJob(metadata["namespace"], metadata["name"], allocation, gang, surplus, is_deleting, deadline_seconds)

@@ -18,20 +18,23 @@ from functools import partial
 from k8s import names
 from k8s.api import Api, Json
 from k8s.chores import Chores
-from k8s.cluster import Cluster
+from k8s.cluster import Cluster, OurJob
 from k8s.crew import Crew
+from k8s.ending import Ender, surplus_jobs
 from k8s.inside import Inside
 from k8s.launching import Launcher
 from k8s.logkeeper import LogKeeper
+from k8s.manifests import is_meeting
 from k8s.nodes import Machine, inventory
 from k8s.options import Options
 from k8s.places import Places
-from k8s.pods import Pod, ms_of
-from k8s.problems import KubernetesProblem, NotFound, Rejected
+from k8s.pods import Pod
+from k8s.problems import KubernetesProblem
 from k8s.runs import Run, Stop
 from k8s.seats import DESERTED, Seats
+from k8s.shrinking import due_to_leave, may_shrink, surplus_places, try_to_shrink
 from scheduler.clock import Clock
-from scheduler.core.model import AllocationId, EndReason, Grant, NodeAvailability
+from scheduler.core.model import AllocationId, EndReason, NodeAvailability
 from scheduler.executor import (
     Ended,
     Entered,
@@ -51,7 +54,6 @@ SWEEP_MS = 30_000
 """Between two looks for what runs and should not, when nothing pointed at it."""
 LOOK_MS = 1000
 """Between two looks at every run: how late a limit, a lost node or a timeout is noticed."""
-LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
 
 _log = logging.getLogger(__name__)
 
@@ -86,6 +88,7 @@ class KubernetesExecutor:
         self._crew = Crew()
         self._chores = Chores(api, self._crew)
         self._keeper = keeper
+        self._ender = Ender(api, clock, self._cluster, self._launcher, self._chores, keeper)
         self._inside = Inside(api)
         self._seats = Seats(self._inside, clock, self._bell.set)
         self._runs: dict[AllocationId, Run] = {}
@@ -110,9 +113,7 @@ class KubernetesExecutor:
         orders = [*(run.order for run in self._runs.values()), *self._postponed.values()]
         held = {device for order in orders for grant in order.allocation.grants for device in grant.devices}
         usages = [
-            pod.usage
-            for pod in cluster.pods.objects().values()
-            if pod.usage is not None and (pod.allocation is None or pod.allocation not in self._runs)
+            pod.usage for pod in cluster.pods.objects().values() if pod.usage is not None and not self._is_ours(pod)
         ]
         machines = cluster.machines()
         offered = inventory(machines.values(), usages, held, self._options.nodes)
@@ -125,6 +126,11 @@ class KubernetesExecutor:
         if cluster.silent_seconds() >= self._options.times.outage_seconds:
             return [_unreachable(each) for each in offered]
         return offered
+
+    def _is_ours(self, pod: Pod) -> bool:
+        """Tells whether what a pod takes is what a live allocation holds; surplus that left holds nothing any more."""
+        run = None if pod.allocation is None else self._runs.get(pod.allocation)
+        return run is not None and run.is_own(pod)
 
     def take_inventory_news(self) -> bool:
         """Tells, once, whether nodes or what others take of them changed since the last call. From any thread."""
@@ -196,6 +202,31 @@ class KubernetesExecutor:
         self._asked.add(allocation)
         self._bell.set()
 
+    def shrink(self, allocation: AllocationId, nodes: int, grace_seconds: float, reason: EndReason) -> None:
+        """Has the Jobs of the ranks from `nodes` on deleted, and their pods with the grace; returns at once.
+
+        Of a gang that is still to be started all Jobs are made first: then what they are does not depend on when.
+        """
+        run, order = self._runs.get(allocation), self._postponed.get(allocation)
+        if run is None and order is not None:
+            run = self._runs[allocation] = Run(order, self._launcher.namespace(order))
+        if run is None or not may_shrink(run):
+            return
+        assert nodes == run.least, "an elastic gang loses all of its surplus or nothing"
+        run.leaving = Stop(reason, grace_seconds, self._clock.now_ms())
+        self._asked.add(allocation)
+        self._bell.set()
+
+    def acknowledge_shrunk(self, allocation: AllocationId) -> None:
+        """Forgets the ranks that left; their Jobs go, with their pods."""
+        run = self._runs.get(allocation)
+        if run is None or run.shrunk is None:
+            return
+        for place in () if run.order.spec.is_terminal else surplus_places(run):
+            self._keeper.keep(allocation, place.pod, run.order.spec.log_limit_bytes)
+        self._chores.discard(run.namespace, surplus_jobs(run), "")
+        run.lose_surplus()
+
     def extend(self, allocation: AllocationId, time_limit_ms: int) -> None:
         """Keeps another limit from now on, and moves the Jobs' own backstop with it. Raises ExecutorError."""
         order = self._postponed.get(allocation)
@@ -218,16 +249,16 @@ class KubernetesExecutor:
         if run is None:
             return
         is_ours = not run.order.spec.adopts
-        gang = names.gang_name(run.order.allocation) if run.size > 1 and is_ours else ""
+        gang = names.gang_name(run.order.allocation) if is_meeting(run.order) and is_ours else ""
         if run.end is None or run.stop is not None:
-            self._chores.end(run.namespace, self._job_names(run), gang, self._cluster.pods_of(allocation))
+            self._chores.end(run.namespace, self._ender.job_names(run), gang, self._cluster.pods_of(allocation))
         else:
             for place in () if run.order.spec.is_terminal else run.ranks.values():
                 self._keeper.keep(allocation, place.pod, run.order.spec.log_limit_bytes)
             if is_ours:
                 keep_ms = round(self._options.times.finished_seconds * 1000)
                 self._kept_until_ms[allocation] = self._clock.now_ms() + keep_ms
-            self._chores.release(run.namespace, self._job_names(run), gang)
+            self._chores.release(run.namespace, self._ender.job_names(run), gang)
 
     # ---- what happens ---------------------------------------------------------------------------------------------
 
@@ -260,6 +291,7 @@ class KubernetesExecutor:
         else:
             self._sweep(touched - self._runs.keys(), now_ms)
         self._chores.work()
+        news += [run.shrunk for run in self._runs.values() if run.shrunk is not None and run.end is None]
         return [*news, *(run.end for run in self._runs.values() if run.end is not None)]
 
     def recover(self, live: Sequence[StartOrder]) -> None:
@@ -277,7 +309,11 @@ class KubernetesExecutor:
             if known is not None and known.is_created:
                 known.is_start_told = order.allocation.started_ms is not None
                 continue
-            found = tuple(sorted(job.name for job in self._cluster.jobs_of(allocation)))
+            jobs = self._cluster.jobs_of(allocation)
+            former = sorted(job.name for job in jobs if job.surplus not in {None, order.surplus})
+            if former:  # the daemon died between the commit of their end and its acknowledgement
+                self._chores.discard(self._launcher.namespace(order), former, "")
+            found = tuple(sorted(job.name for job in jobs if job.surplus in {None, order.surplus}))
             self._take_up(order, found, now_ms)
         self._is_recovered = True
         self._sweep(None, now_ms)
@@ -367,26 +403,49 @@ class KubernetesExecutor:
         if run.end is not None or (not run.is_created and run.stop is None):
             return
         for place, node in run.given_up(view.machines, view.now_ms, self._options.times):
-            place.lost_ms = self._last_sign_ms(node, place.seen_ms, run)
-            if run.stop is None:
-                run.stop = Stop(EndReason.NODE_LOST, 0.0, view.now_ms, f"node {node} was lost")
+            place.lost_ms = self._ender.last_sign_ms(node, place.seen_ms, run)
+            lost = Stop(EndReason.NODE_LOST, 0.0, view.now_ms, f"node {node} was lost")
+            if place.pod.rank < run.least and run.stop is None:
+                run.stop = lost
+            elif place.pod.rank >= run.least and run.leaving is None:
+                run.leaving = replace(lost, grace_seconds=run.order.spec.grace_seconds)
+        jobs = self._cluster.jobs_of(run.order.allocation.id)
+        self._look_at_surplus(run, view, jobs)
         if run.stop is None:
             run.stop = run.due(view.now_ms, view.machines, self._options.times)
             if run.stop is not None and run.stop.reason is EndReason.CANCELLED:
-                self._blame_removed_node(run, run.stop)
+                self._ender.blame_removed_node(run.order.allocation.grants[: run.staying], run.stop)
         is_empty = run.order.spec.is_terminal and run.started_ms() is not None
         if run.stop is None and is_empty and self._seats.deserted(run.order.allocation.id):
             run.stop = Stop(EndReason.CANCELLED, run.order.spec.grace_seconds, view.now_ms, DESERTED)
-        if run.stop is None and any(job.is_deleting for job in self._cluster.jobs_of(run.order.allocation.id)):
+        if run.stop is None and any(job.is_deleting for job in jobs if job.surplus is None):
             words = "its Job was deleted in Kubernetes, by hand or by another controller"
             run.stop = Stop(EndReason.CANCELLED, run.order.spec.grace_seconds, view.now_ms, words)
 
+    def _look_at_surplus(self, run: Run, view: _View, jobs: Sequence[OurJob]) -> None:
+        """Finds out whether the ranks beyond the least must leave."""
+        own = run.order.surplus
+        is_job_deleted = any(job.is_deleting for job in jobs if job.surplus is not None and job.surplus == own)
+        times = self._options.times
+        stop = due_to_leave(run, view.now_ms, view.machines, times, is_job_deleted=is_job_deleted)
+        if stop is not None:
+            run.leaving = stop
+            if stop.reason is EndReason.CANCELLED:
+                self._ender.blame_removed_node(run.order.allocation.grants[run.least :], stop)
+
     def _carry_out_stops(self, runs: Sequence[Run]) -> None:
         """Asks the server to end what is to be stopped, all of it side by side: a node may take a hundred along."""
-        stopping = [run for run in runs if run.stop is not None and run.end is None]
-        for run, outcome in zip(
-            stopping, self._crew.each([partial(self._carry_out_stop, run) for run in stopping]), strict=True
-        ):
+        ending = [(run, self._ender.end) for run in runs if run.stop is not None and run.end is None]
+        ending += [
+            (run, self._ender.let_leave)
+            for run in runs
+            if run.stop is None
+            and run.end is None
+            and run.leaving is not None
+            and run.shrunk is None
+            and run.is_created
+        ]
+        for (run, _), outcome in zip(ending, self._crew.each([partial(end, run) for run, end in ending]), strict=True):
             if isinstance(outcome, ExecutorError):
                 _log.warning("allocation %s is stopped later: %s", run.order.allocation.id, outcome)
             else:
@@ -395,55 +454,13 @@ class KubernetesExecutor:
     def _try_to_end(self, run: Run, now_ms: int) -> None:
         if run.end is not None or (not run.is_created and run.stop is None):
             return
-        for pod in run.surplus():
+        for pod in run.doubles():
             try:
                 self._chores.delete_pod(pod, 0.0)
             except KubernetesProblem as problem:
                 _log.warning("pod %s is deleted later: %s", pod.name, problem)
         run.try_to_end(now_ms)
-
-    def _blame_removed_node(self, run: Run, stop: Stop) -> None:
-        """Pods and nodes are watched apart: a pod may be seen to go before the node that took it along."""
-        for node in sorted({_machine(grant) for grant in run.order.allocation.grants}):
-            try:
-                self._api.get(f"/api/v1/nodes/{node}")
-            except NotFound:
-                stop.reason, stop.detail = EndReason.NODE_LOST, f"node {node} was removed from the cluster"
-                return
-
-    def _carry_out_stop(self, run: Run) -> None:
-        """Deletes the Jobs, so that no pod is made any more, and then the pods, with the grace. Raises."""
-        assert run.stop is not None, "it is to be stopped"
-        if not run.are_jobs_deleted:
-            for place in () if run.order.spec.is_terminal else run.ranks.values():
-                if place.pod.started_ms is not None and place.gone_ms is None and place.lost_ms is None:
-                    limit_bytes = run.order.spec.log_limit_bytes
-                    self._keeper.follow(run.order.allocation.id, place.pod, limit_bytes, run.stop.grace_seconds)
-            for name in self._job_names(run):
-                self._chores.delete_job(run.namespace, name)
-            run.are_jobs_deleted = True
-        pods = run.pods_to_delete()
-        if run.stop.is_hurried:
-            pods = [place.pod for place in run.ranks.values() if not place.is_over] + list(run.extra.values())
-        for pod in pods:
-            self._chores.delete_pod(pod, run.stop.grace_seconds)
-        run.stop.is_hurried = False
-
-    def _job_names(self, run: Run) -> tuple[str, ...]:
-        return run.job_names or self._launcher.possible_jobs(run.order)
-
-    def _last_sign_ms(self, node: str, seen_ms: int, run: Run) -> int:
-        """Returns the last evidence that a lost node lived: its lease, its report, or what its pods told."""
-        machine = self._cluster.machines().get(node)
-        signs = [run.started_ms() or run.order.allocation.decided_ms]
-        if machine is not None and machine.heartbeat_ms is not None:
-            signs.append(machine.heartbeat_ms)
-        try:
-            renewed = self._api.get(f"{LEASES}/{node}")["spec"].get("renewTime")
-            signs.append(ms_of(renewed) or 0)
-        except Rejected as refusal:
-            _log.info("the lease of node %s: %s", node, refusal)
-        return min(max(signs), max(seen_ms, self._clock.now_ms()))
+        try_to_shrink(run, now_ms)
 
     def _take_up(self, order: StartOrder, found: tuple[str, ...], now_ms: int) -> None:
         """Adopts a live allocation after a restart, starts it if it never was, or says that it is gone."""
@@ -525,11 +542,6 @@ class KubernetesExecutor:
             if run.end is None and run.stop is None and run.is_created
         ]
         return None if not times else max(0.0, (min(times) - self._clock.now_ms()) / 1000)
-
-
-def _machine(grant: Grant) -> str:
-    """Returns the Kubernetes node of a grant."""
-    return names.machine_of(grant.devices[0])
 
 
 def _unreachable(offered: NodeInventory) -> NodeInventory:

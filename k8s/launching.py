@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from k8s import names
 from k8s.admitting import admit, refuse_stranger
 from k8s.api import Api, Json
-from k8s.manifests import backstop_seconds, jobs, refuse_impossible, service
+from k8s.manifests import backstop_seconds, is_meeting, job_names, jobs, refuse_impossible, service
 from k8s.options import Options
 from k8s.problems import Conflict, Forbidden, NotFound, Rejected, Unacceptable, Unreachable
 from k8s.tenancy import Namespaces
@@ -46,21 +46,16 @@ class Launcher:
         """Returns the names that the order's Jobs can have, whichever way they were made; none for users' own pods."""
         if order.spec.adopts:
             return ()
-        ranks = len(order.allocation.grants)
-        single = (names.gang_name(order.allocation),)
-        if ranks == 1 or self._keeps_indexes:
-            return single
-        each = tuple(names.rank_name(order.allocation, rank) for rank in range(ranks))
-        return each if self._keeps_indexes is False else (*single, *each)
+        if self._keeps_indexes is not None:
+            return job_names(order, is_indexed=self._keeps_indexes)
+        either = (*job_names(order, is_indexed=True), *job_names(order, is_indexed=False))
+        return tuple(dict.fromkeys(either))
 
     def needed_jobs(self, order: StartOrder, found: Sequence[str]) -> tuple[str, ...]:
         """Returns the names of all Jobs of an order of which some were found."""
         if order.spec.adopts:
             return ()
-        gang, ranks = names.gang_name(order.allocation), len(order.allocation.grants)
-        if ranks == 1 or gang in found:
-            return (gang,)
-        return tuple(names.rank_name(order.allocation, rank) for rank in range(ranks))
+        return job_names(order, is_indexed=names.gang_name(order.allocation) in found)
 
     def launch(self, order: StartOrder) -> tuple[str, ...]:
         """Makes what is missing and returns the names of the Jobs. Raises StartRefused, KubernetesProblem.
@@ -73,8 +68,9 @@ class Launcher:
         namespace = self._namespaces.ensure(order.account)
         try:
             is_indexed = False
-            if len(order.allocation.grants) > 1:
+            if is_meeting(order):
                 self._create_service(namespace, order)
+            if len(order.allocation.grants) > 1 and order.least_nodes is None:
                 is_indexed = self._asks_for_indexes(namespace, order)
             made = []
             for body in jobs(order, self._options, is_indexed=is_indexed):

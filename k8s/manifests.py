@@ -1,9 +1,10 @@
 """What we make in a cluster, as JSON: the Job or Jobs of an allocation, and the Service by which its ranks meet. Pure.
 
 One Indexed Job for a gang where the server keeps `completionMode`; elsewhere one Job a rank, which also pins each rank
-to its own node. Either way a pod's host is `NAME-RANK` under a headless Service `NAME`, so ranks find each other by the
-same names. The chosen nodes are required by name (`matchFields`), and kube-scheduler binds: quotas, volumes and other
-users of the cluster stay respected. Text of users is escaped, because the kubelet expands `$(NAME)` in it.
+to its own node. An elastic gang is one Job a rank everywhere, because nodes are taken from it while it runs. Either way
+a pod's host is `NAME-RANK` under a headless Service `NAME`, so ranks find each other by the same names. The chosen
+nodes are required by name (`matchFields`), and kube-scheduler binds: quotas, volumes and other users of the cluster
+stay respected. Text of users is escaped, because the kubelet expands `$(NAME)` in it.
 """
 
 import hashlib
@@ -15,7 +16,7 @@ from k8s.api import Json
 from k8s.options import Options
 from k8s.seats import awaiting
 from scheduler.compat import slurm_variables
-from scheduler.core.model import GPU_UNITS, Grant, tenant_of
+from scheduler.core.model import GPU_UNITS, AllocationId, Grant, tenant_of
 from scheduler.executor import StartOrder, StartRefused
 from scheduler.launch import check, is_protected
 
@@ -63,18 +64,44 @@ def service(order: StartOrder, options: Options) -> Json:
     }
 
 
+def is_meeting(order: StartOrder) -> bool:
+    """Tells whether ranks of the order meet each other, now or later: then they have a Service and names under it."""
+    return len(order.allocation.grants) > 1 or order.least_nodes is not None
+
+
+def job_names(order: StartOrder, *, is_indexed: bool) -> tuple[str, ...]:
+    """Returns the names of the Jobs of an allocation: one, or one a rank in order."""
+    allocation = order.allocation
+    ranks = len(allocation.grants)
+    if order.least_nodes is None and (ranks == 1 or is_indexed):
+        return (names.gang_name(allocation),)
+    return tuple(
+        names.rank_name(allocation, rank)
+        if (surplus := _surplus_of(order, rank)) is None
+        else names.surplus_name(allocation.job, surplus, rank)
+        for rank in range(ranks)
+    )
+
+
+def _surplus_of(order: StartOrder, rank: int) -> AllocationId | None:
+    return order.surplus if order.least_nodes is not None and rank >= order.least_nodes else None
+
+
 def jobs(order: StartOrder, options: Options, *, is_indexed: bool) -> list[Json]:
     """Returns the Jobs of an allocation: one, or one a rank. The ranks of an Indexed Job share their terms, so they
     get the least CPU and memory that a rank was granted."""
-    ranks = len(order.allocation.grants)
-    if ranks == 1:
-        return [_job(order, options, names.gang_name(order.allocation), (0,))]
-    if is_indexed:
-        return [_job(order, options, names.gang_name(order.allocation), tuple(range(ranks)))]
-    return [_job(order, options, names.rank_name(order.allocation, rank), (rank,)) for rank in range(ranks)]
+    found, ranks = job_names(order, is_indexed=is_indexed), range(len(order.allocation.grants))
+    if len(found) == 1:
+        return [_job(order, options, found[0], tuple(ranks))]
+    return [_job(order, options, found[rank], (rank,)) for rank in ranks]
 
 
 def _job(order: StartOrder, options: Options, name: str, ranks: tuple[int, ...]) -> Json:
+    labels = _labels(order, options)
+    if len(ranks) == 1:
+        labels[names.RANK] = str(ranks[0])
+        if (surplus := _surplus_of(order, ranks[0])) is not None:
+            labels[names.SURPLUS] = surplus
     spec = {
         "parallelism": len(ranks),
         "completions": len(ranks),
@@ -82,7 +109,7 @@ def _job(order: StartOrder, options: Options, name: str, ranks: tuple[int, ...])
         "activeDeadlineSeconds": backstop_seconds(order, options),
         "template": {
             "metadata": {
-                "labels": _labels(order, options) | ({names.RANK: str(ranks[0])} if len(ranks) == 1 else {}),
+                "labels": labels,
                 "annotations": dict(options.pods.annotations),
             },
             "spec": _pod(order, options, ranks),
@@ -96,7 +123,7 @@ def _job(order: StartOrder, options: Options, name: str, ranks: tuple[int, ...])
         "kind": "Job",
         "metadata": {
             "name": name,
-            "labels": _labels(order, options) | ({names.RANK: str(ranks[0])} if len(ranks) == 1 else {}),
+            "labels": labels,
             "annotations": {names.ACCOUNT: account, names.DIGEST: _digest(spec)},
             "finalizers": [names.FINALIZER],
         },
@@ -159,7 +186,7 @@ def _pod(order: StartOrder, options: Options, ranks: tuple[int, ...]) -> Json:
             pod[key] = value
     if options.namespaces.may_create:
         pod["serviceAccountName"] = names.SERVICE_ACCOUNT
-    if len(order.allocation.grants) > 1:
+    if is_meeting(order):
         pod["subdomain"] = names.gang_name(order.allocation)
         if len(ranks) == 1:
             pod["hostname"] = names.rank_name(order.allocation, ranks[0])
@@ -241,7 +268,7 @@ def _environment(order: StartOrder, ranks: tuple[int, ...]) -> list[Json]:
     allocation, spec = order.allocation, order.spec
     tenant, count = tenant_of(allocation.account), len(allocation.grants)
     name = names.gang_name(allocation)
-    master = "127.0.0.1" if count == 1 else f"{names.rank_name(allocation, 0)}.{name}"
+    master = f"{names.rank_name(allocation, 0)}.{name}" if is_meeting(order) else "127.0.0.1"
     rank: Json = {"value": str(ranks[0])}
     if len(ranks) > 1:
         rank = {"valueFrom": {"fieldRef": {"fieldPath": f"metadata.annotations['{names.COMPLETION_INDEX}']"}}}
@@ -269,6 +296,8 @@ def _environment(order: StartOrder, ranks: tuple[int, ...]) -> list[Json]:
         "TURNSTILE_GPUS_PER_NODE": gpus,
         "TURNSTILE_ATTEMPT": str(allocation.attempt),
     }
+    if order.least_nodes is not None:
+        fixed["TURNSTILE_NODES_MIN"] = str(order.least_nodes)
     if order.array_index is not None:
         fixed["TURNSTILE_ARRAY_INDEX"] = str(order.array_index)
     ours |= {key: {"value": value} for key, value in fixed.items()} | {"TURNSTILE_NODE_RANK": rank}

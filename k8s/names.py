@@ -8,7 +8,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 
-from scheduler.core.model import AccountId, Allocation, AllocationId, DeviceId, tenant_of
+from scheduler.core.model import AccountId, Allocation, AllocationId, DeviceId, JobId, tenant_of
 
 PREFIX = "gpu-turnstile/"
 INSTALLATION = PREFIX + "installation"
@@ -16,6 +16,8 @@ INSTALLATION = PREFIX + "installation"
 ALLOCATION = PREFIX + "allocation"
 JOB = PREFIX + "job"
 RANK = PREFIX + "rank"
+SURPLUS = PREFIX + "surplus"
+"""The allocation by which an elastic gang holds a node beyond its least; of the others there is no such label."""
 TENANT = PREFIX + "tenant"
 ACCOUNT = PREFIX + "account"
 """An annotation."""
@@ -85,6 +87,11 @@ def gang_name(allocation: Allocation) -> str:
 def rank_name(allocation: Allocation, rank: int) -> str:
     """Returns the name of a rank's own Job, and of its pod's host whoever made the pod."""
     return f"{gang_name(allocation)}-{rank}"
+
+
+def surplus_name(job: JobId, surplus: AllocationId, rank: int) -> str:
+    """Returns the name of the Job of a surplus rank: each surplus makes Jobs anew, whatever is left of those before."""
+    return f"job-{job}-{surplus.lower()}-{rank}"
 
 
 def selector(installation: str) -> str:

@@ -64,6 +64,8 @@ class Pod:
     allocation: AllocationId | None = None
     """None for pods of others; the rest of the fields are as they were made then."""
     rank: int = 0
+    surplus: AllocationId | None = None
+    """Of a rank beyond an elastic gang's least: the allocation that holds its node."""
     started_ms: int | None = None
     finish: Finish | None = None
     trouble: Trouble | None = None
@@ -115,6 +117,7 @@ def reduce_pod(item: Json, installation: str) -> Pod | None:
         created_ms=ms_of(metadata.get("creationTimestamp")) or 0,
         allocation=allocation,
         rank=_rank(metadata, labels),
+        surplus=AllocationId(labels[names.SURPLUS]) if labels.get(names.SURPLUS) else None,
         started_ms=_started_ms(state),
         finish=_finish(status, state) if is_over else ended,
         trouble=None if is_over else _trouble(status, state),

@@ -6,17 +6,21 @@
 The first pod of a rank decides; one that a controller made to replace it is ended with the rest, because a run that
 lost a rank is over, and one that it made beside it, when an outage hid the first from it, is ended at once. Pods of a
 rank whose node is lost for good count as over: nobody will ever say more of them.
+
+Of an elastic gang the ranks beyond the least may leave, asked to or because their node was lost (`leaving`): from then
+on what becomes of them says nothing of the gang, which runs on with those that stay.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from k8s.manifests import job_names
 from k8s.mirror import Change
 from k8s.nodes import Machine
 from k8s.options import TimeOptions
 from k8s.pods import Pod
 from scheduler.core.model import EndReason
-from scheduler.executor import Ended, Started, StartOrder
+from scheduler.executor import Ended, Shrunk, Started, StartOrder
 
 LINGER_MS = 10_000
 """How long a pod may go on after its job's container ended: sidecars that a cluster injects may never end."""
@@ -59,7 +63,7 @@ class RankPod:
 
     @property
     def _is_finished(self) -> bool:
-        return not _holds(self.pod)
+        return not holds(self.pod)
 
 
 @dataclass(slots=True)
@@ -76,18 +80,39 @@ class Run:
     """Pods beyond the first of their rank, by uid."""
     stop: Stop | None = None
     are_jobs_deleted: bool = False
+    leaving: Stop | None = None
+    """Why and how the ranks beyond an elastic gang's least are being ended, while the others go on."""
+    are_surplus_jobs_deleted: bool = False
+    shrunk: Shrunk | None = None
+    """They are gone, and nobody has acknowledged it yet."""
     end: Ended | None = None
 
     @property
     def size(self) -> int:
-        """How many ranks the gang has."""
+        """How many ranks the gang has, those that leave it too."""
         return len(self.order.allocation.grants)
+
+    @property
+    def staying(self) -> int:
+        """How many ranks the gang has and keeps."""
+        return self.size if self.leaving is None else self.least
+
+    @property
+    def least(self) -> int:
+        """How many ranks cannot be taken from it: all, but for an elastic gang."""
+        return self.order.least_nodes or self.size
+
+    def is_own(self, pod: Pod) -> bool:
+        """Tells whether a pod is of a node that the gang has now; not of surplus that it had before."""
+        if self.order.least_nodes is None:
+            return True
+        return pod.rank < self.size and pod.surplus == (self.order.surplus if pod.rank >= self.least else None)
 
     def take(self, change: Change[Pod], now_ms: int) -> None:
         """Takes in a pod's news. `now_ms` is when it was known at the latest."""
         pod = change.value
         known = self.ranks.get(pod.rank)
-        if known is None or known.pod.uid == pod.uid:
+        if self.is_own(pod) and (known is None or known.pod.uid == pod.uid):
             place = known or RankPod(pod, now_ms)
             place.pod = pod
             if change.is_gone:
@@ -104,8 +129,8 @@ class Run:
 
     def started_ms(self) -> int | None:
         """Returns since when every rank has run; None while one has not."""
-        times = [place.pod.started_ms for place in self.ranks.values()]
-        if len(times) < self.size or None in times:
+        times = [place.pod.started_ms for rank, place in self.ranks.items() if rank < self.staying]
+        if len(times) < self.staying or None in times:
             return self.order.allocation.started_ms
         latest = max(time for time in times if time is not None)
         return self.order.allocation.started_ms or max(latest, self.order.allocation.decided_ms)
@@ -118,6 +143,15 @@ class Run:
         self.is_start_told = True
         return Started(self.order.allocation.id, started_ms)
 
+    def lose_surplus(self) -> None:
+        """Forgets the ranks that left."""
+        staying = replace(self.order.allocation, grants=self.order.allocation.grants[: self.staying])
+        self.ranks = self._staying()
+        self.order = replace(self.order, allocation=staying, surplus=None, is_shrinking=False)
+        self.job_names = job_names(self.order, is_indexed=False)
+        self.leaving = self.shrunk = None
+        self.are_surplus_jobs_deleted = False
+
     # ---- must it be ended? ----------------------------------------------------------------------------------------
 
     def due(self, now_ms: int, machines: Mapping[str, Machine], times: TimeOptions) -> Stop | None:
@@ -125,21 +159,24 @@ class Run:
         if self.stop is not None or self.end is not None:
             return None
         # What failed by itself first: the Job's controller takes the other ranks away for it.
-        places = sorted(self.ranks.items(), key=lambda each: (_is_taken_away(each[1]), each[0]))
+        places = sorted(self._staying().items(), key=lambda each: (is_taken_away(each[1]), each[0]))
         for rank, place in places:
             stop = self._due_to(rank, place, now_ms, times)
-            if stop is None and _is_taken_away(place):
-                reason, words = _taken_away(place.pod, machines)
+            if stop is None and is_taken_away(place):
+                reason, words = who_took(place.pod, machines)
                 asked_ms = place.pod.deleted_ms or place.gone_ms or now_ms
                 stop = Stop(reason, self.order.spec.grace_seconds, asked_ms, words)
             if stop is not None:
                 return stop
         return self._due_by_time(now_ms, times)
 
+    def _staying(self) -> dict[int, RankPod]:
+        return {rank: place for rank, place in self.ranks.items() if rank < self.staying}
+
     def _due_to(self, rank: int, place: RankPod, now_ms: int, times: TimeOptions) -> Stop | None:
         """Returns why one rank's own doing ends the gang."""
         trouble, finish = place.pod.trouble, place.pod.finish
-        if _is_taken_away(place):
+        if is_taken_away(place):
             return None
         if finish is not None:
             if finish.reason is not None and not self._are_others_finished(rank):
@@ -155,10 +192,12 @@ class Run:
 
     def _are_others_finished(self, rank: int) -> bool:
         """Tells whether all other ranks ended, each by itself."""
-        others = [place for other, place in self.ranks.items() if other != rank]
-        if any(_is_taken_away(place) for place in others):
+        others = [place for other, place in self._staying().items() if other != rank]
+        if any(is_taken_away(place) for place in others):
             return False
-        return len(others) == self.size - 1 and all(place.pod.finish is not None or place.is_over for place in others)
+        return len(others) == self.staying - 1 and all(
+            place.pod.finish is not None or place.is_over for place in others
+        )
 
     def _due_by_time(self, now_ms: int, times: TimeOptions) -> Stop | None:
         allocation, started_ms = self.order.allocation, self.started_ms()
@@ -168,9 +207,16 @@ class Run:
             return None
         if allocation.decided_ms + times.start_seconds * 1000 > now_ms:
             return None
-        waiting = [f"rank {rank}: {self._waits_for(rank)}" for rank in range(self.size) if self._is_waiting(rank)]
-        words = f"not all pods ran within {times.start_seconds:g} s; {'; '.join(waiting[:3])}"
-        return Stop(EndReason.REQUEUED, 0.0, now_ms, words)
+        return Stop(EndReason.REQUEUED, 0.0, now_ms, self.late_words(times))
+
+    def waiting(self) -> list[int]:
+        """Returns the ranks that stay and have not run yet."""
+        return [rank for rank in range(self.staying) if self._is_waiting(rank)]
+
+    def late_words(self, times: TimeOptions) -> str:
+        """Returns what is said of a gang that did not start whole in time."""
+        found = [f"rank {rank}: {self._waits_for(rank)}" for rank in self.waiting()[:3]]
+        return f"not all pods ran within {times.start_seconds:g} s; {'; '.join(found)}"
 
     def next_due_ms(self, times: TimeOptions) -> int:
         """Returns when time alone may make the gang due."""
@@ -208,9 +254,9 @@ class Run:
         pods = [place.pod for place in self.ranks.values() if not place.is_over] + list(self.extra.values())
         return [pod for pod in pods if not pod.is_deleting]
 
-    def surplus(self) -> list[Pod]:
-        """Returns the pods beyond the first of their rank that nobody has asked to go yet."""
-        return [pod for pod in self.extra.values() if _holds(pod) and not pod.is_deleting]
+    def doubles(self) -> list[Pod]:
+        """Returns the pods beyond the first of their rank, or of ranks that left, that nobody has asked to go yet."""
+        return [pod for pod in self.extra.values() if holds(pod) and not pod.is_deleting]
 
     def try_to_end(self, now_ms: int) -> Ended | None:
         """Returns the end once every rank is over; the same one ever after."""
@@ -219,17 +265,29 @@ class Run:
         return self.end
 
     def _is_over(self, now_ms: int) -> bool:
-        if any(not place.is_over for place in self.ranks.values()) or any(map(_holds, self.extra.values())):
+        if any(not place.is_over for place in self.ranks.values()) or any(
+            holds(pod) for pod in self.extra.values() if self.is_own(pod)
+        ):
             return False
-        if len(self.ranks) == self.size:
+        missing = [rank for rank in range(self.size) if rank not in self.ranks]
+        if all(rank >= self.staying for rank in missing) and (not missing or self.is_surplus_settled(now_ms)):
             return True
         return self.stop is not None and self.are_jobs_deleted and self.stop.asked_ms + SETTLE_MS <= now_ms
 
+    def is_surplus_settled(self, now_ms: int) -> bool:
+        """Tells whether no pod will come any more of the ranks that leave."""
+        return (
+            self.leaving is not None and self.are_surplus_jobs_deleted and self.leaving.asked_ms + SETTLE_MS <= now_ms
+        )
+
     def _conclude(self) -> Ended:
         allocation, stop = self.order.allocation, self.stop
-        ends = [self._end_of(place) for _, place in sorted(self.ranks.items())]
+        everywhere = {rank: self._end_of(place) for rank, place in sorted(self.ranks.items())}
+        ends = [end for rank, end in everywhere.items() if rank < self.staying]
         started_ms = self.started_ms()
-        at_ms = max([end.at_ms for end in ends] or [stop.asked_ms if stop is not None else allocation.decided_ms])
+        at_ms = max(
+            [end.at_ms for end in everywhere.values()] or [stop.asked_ms if stop is not None else allocation.decided_ms]
+        )
         at_ms = max(at_ms, started_ms or 0, allocation.decided_ms)
         failed = sorted((end for end in ends if end.reason is not None), key=lambda end: end.order)
         first = failed[0] if failed else _RankEnd(at_ms, (False, 0, 0), 0 if ends else None, None, None)
@@ -243,7 +301,7 @@ class Run:
         stop = None if self.stop is None or self.stop.is_tidying else self.stop
         noticed_ms = place.finished_ms or place.seen_ms
         at_ms = (place.gone_ms or place.seen_ms) if finish is None else (finish.at_ms or noticed_ms)
-        order = (_is_taken_away(place), at_ms, noticed_ms)
+        order = (is_taken_away(place), at_ms, noticed_ms)
         if finish is not None:
             # A job that was asked to end and did so, with whatever code, ended because it was asked to.
             was_asked = stop is not None and stop.asked_ms < at_ms + SECOND_MS
@@ -270,7 +328,7 @@ class _RankEnd:
     detail: str | None
 
 
-def _holds(pod: Pod) -> bool:
+def holds(pod: Pod) -> bool:
     """Tells whether a pod holds devices, or may yet."""
     return pod.finish is None or pod.usage is not None
 
@@ -279,7 +337,7 @@ def _node(pod: Pod) -> str:
     return pod.node or "?"
 
 
-def _is_taken_away(place: RankPod) -> bool:
+def is_taken_away(place: RankPod) -> bool:
     """Tells whether somebody else removed the pod before its job had ended."""
     pod, finish = place.pod, place.pod.finish
     if finish is None or finish.at_ms is None:
@@ -287,7 +345,7 @@ def _is_taken_away(place: RankPod) -> bool:
     return pod.deleted_ms is not None and pod.deleted_ms < finish.at_ms + SECOND_MS
 
 
-def _taken_away(pod: Pod, machines: Mapping[str, Machine]) -> tuple[EndReason, str]:
+def who_took(pod: Pod, machines: Mapping[str, Machine]) -> tuple[EndReason, str]:
     """Returns whose doing it was that a pod is deleted, when it was not ours."""
     if pod.disruption is not None:
         return EndReason.NODE_LOST, f"its pod was taken away: {pod.disruption}"

@@ -6,9 +6,10 @@ hundred bytes each, and not with intervals.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import date
+from itertools import pairwise
 
 from sqlalchemy.engine import Connection
 
@@ -18,14 +19,17 @@ from scheduler.core.model import AllocationId, Phase
 from scheduler.core.occupancy import OccupancyState
 from scheduler.store.database import StoreCorrupt
 from scheduler.store.ledger_rows import (
+    ANY_START,
     BriefInterval,
     LedgerDevice,
+    Starts,
     brief_cursors,
     devices,
     has_run,
     known_between,
     life_start_ms,
 )
+from scheduler.store.readers import Readers
 
 _ORDER = tuple(OccupancyState)
 _PLACE = {state.value: place for place, state in enumerate(_ORDER)}
@@ -33,6 +37,8 @@ _ALLOCATED = _PLACE[OccupancyState.ALLOCATED.value]
 _BILLED = len(_ORDER)
 """Where a day's billed part stands, after its states."""
 _SLOTS = len(_ORDER) + 1
+PARTS_A_PROCESS = 2
+"""Parts of time that each process adds up: it may be done with one early."""
 _IS_TENANTS = {phase.value: payer is Payer.TENANT for phase, payer in WHO_PAYS.by_phase.items()}
 _RUNNING = Phase.RUNNING.value
 
@@ -52,16 +58,17 @@ class StateOfDay:
     capacity_ms: int
 
 
-def capacity_of(connection: Connection, days: Sequence[Day]) -> Iterator[StateOfDay]:
+def capacity_of(readers: Readers[Connection], days: Sequence[Day]) -> Iterator[StateOfDay]:
     """Yields every device's states of each day, by device, day and state; states that did not occur are left out.
 
     `days` are contiguous. Open intervals count to the end of the last day, which the caller has found to be known.
     Raises StoreCorrupt when the states of a day do not add up to the device.
     """
+    connection = readers.source
     from_ms, to_ms = days[0].from_ms, days[-1].to_ms
     sums = _Sums(connection, days)
-    for interval in known_between(connection, from_ms, to_ms):
-        sums.add(interval)
+    for part in readers.each(_Added(tuple(days)), _starts(readers.processes, from_ms, to_ms)):
+        sums.fold(part)
     for interval in brief_cursors(connection, to_ms):
         sums.add(interval)
     for device in devices(connection):
@@ -78,6 +85,15 @@ def capacity_of(connection: Connection, days: Sequence[Day]) -> Iterator[StateOf
             yield from _states_of_day(device, day, held, life_ms)
 
 
+def _starts(processes: int, from_ms: int, to_ms: int) -> Sequence[Starts]:
+    """Returns the parts of time in which the intervals of the days may begin, one after the other."""
+    if processes == 1:
+        return (ANY_START,)
+    parts = processes * PARTS_A_PROCESS
+    edges = [from_ms + (to_ms - from_ms) * part // parts for part in range(1, parts)]
+    return tuple(pairwise([ANY_START[0], *edges, ANY_START[1]]))
+
+
 @dataclass(slots=True)
 class _Life:
     """What a device was on each day, so far."""
@@ -91,11 +107,42 @@ class _Life:
     until_ms: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What the intervals that began in a part of time add up to."""
+
+    lives: dict[str, _Life]
+    """Each with the slots of its own days only, from its first to its last."""
+    running: dict[tuple[str, int], str]
+    undecided: list[BriefInterval]
+    """Held after their gang ran, if it did: what ran before them on their lanes began before the part."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Added:
+    """The work of adding up intervals, by when they began."""
+
+    days: tuple[Day, ...]
+
+    def begin(self, connection: Connection) -> Callable[[Starts], _Part]:
+        """Returns what adds up those that began in a part of time."""
+
+        def add(starts: Starts) -> _Part:
+            sums = _Sums(connection, self.days, is_whole=starts == ANY_START)
+            for interval in known_between(connection, self.days[0].from_ms, self.days[-1].to_ms, starts):
+                sums.add(interval)
+            return sums.part()
+
+        return add
+
+
 class _Sums:
     """Adds intervals up by device, day and state; those of a lane come in the order of time."""
 
-    def __init__(self, connection: Connection, days: Sequence[Day]) -> None:
+    def __init__(self, connection: Connection, days: Sequence[Day], *, is_whole: bool = True) -> None:
         self.lives: dict[str, _Life] = {}
+        self._is_whole = is_whole
+        self._undecided: list[BriefInterval] = []
         self._connection = connection
         self._days = days
         self._starts = [day.from_ms for day in days]
@@ -130,6 +177,37 @@ class _Sums:
             life.until_ms = max(life.until_ms, min(last_ms, self._ends[-1]))
             number += 1
 
+    def part(self) -> _Part:
+        """Returns what was added, for another one to fold."""
+        for life in self.lives.values():
+            life.slots = life.slots[life.first_day * _SLOTS : (life.last_day + 1) * _SLOTS]
+        return _Part(self.lives, self._running, self._undecided)
+
+    def fold(self, part: _Part) -> None:
+        """Takes the part that comes next in time."""
+        for interval in part.undecided:
+            _, device, lane, first_ms, _, _, _, _, allocation = interval
+            if self._ran(device, lane, str(allocation), first_ms):
+                self._bill(part.lives[device], interval)
+        self._running |= part.running
+        for device, more in part.lives.items():
+            life = self.lives.get(device)
+            if life is None:
+                life = self.lives[device] = replace(more, slots=[0] * (_SLOTS * len(self._days)))
+            life.first_day, life.last_day = min(life.first_day, more.first_day), max(life.last_day, more.last_day)
+            life.since_ms, life.until_ms = min(life.since_ms, more.since_ms), max(life.until_ms, more.until_ms)
+            first = more.first_day * _SLOTS
+            for place, unit_ms in enumerate(more.slots, start=first):
+                life.slots[place] += unit_ms
+
+    def _bill(self, life: _Life, interval: BriefInterval) -> None:
+        """Adds an interval to what tenants are charged for, in the slots of a part."""
+        _, _, _, first_ms, last_ms, _, units, _, _ = interval
+        for number in range(life.first_day, life.last_day + 1):
+            inside_ms = min(last_ms, self._ends[number]) - max(first_ms, self._starts[number])
+            if inside_ms > 0:
+                life.slots[(number - life.first_day) * _SLOTS + _BILLED] += units * inside_ms
+
     def _put(self, life: _Life, number: int, unit_ms: int, where: tuple[int, bool]) -> None:
         place, is_billed = where
         slots, first = life.slots, number * _SLOTS
@@ -149,10 +227,15 @@ class _Sums:
         if phase == _RUNNING:
             self._running[device, lane] = allocation
             return True
+        if not self._is_whole and (device, lane) not in self._running:
+            self._undecided.append(interval)
+            return False
+        return self._ran(device, lane, allocation, first_ms)
+
+    def _ran(self, device: str, lane: int, allocation: str, before_ms: int) -> bool:
         # What ran before the first day is not among the intervals.
-        return self._running.get((device, lane)) == allocation or has_run(
-            self._connection, AllocationId(allocation), first_ms
-        )
+        is_last = self._running.get((device, lane)) == allocation
+        return is_last or has_run(self._connection, AllocationId(allocation), before_ms)
 
 
 def _states_of_day(device: LedgerDevice, day: Day, slots: Sequence[int], life_ms: int) -> Iterator[StateOfDay]:

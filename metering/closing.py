@@ -35,6 +35,7 @@ from metering.periods import (
 )
 from metering.sealed import PARTS_AT_ONCE, WHOLE, KeepParts, parts_of
 from metering.tables import PERIOD_EVENT
+from metering.together import reading_ledger
 from metering.verify import verify
 from scheduler.clock import Clock
 from scheduler.refusal import RefusalCode, Refused
@@ -74,6 +75,8 @@ class PeriodTerms:
     zone: str
     window_ms: int
     focus: FocusTerms
+    processes: int | None = None
+    """How many read at once where a period is closed; None: as many as are worth it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,12 +117,13 @@ def close_period(desk: Desk, terms: PeriodTerms, name: str, actor: str, *, is_ea
     desk.carry_out(AdvancePeriods(terms.zone)).result()
     with tempfile.TemporaryDirectory(prefix="turnstile-close-") as scratch:
         root = Path(scratch)
-        with desk.database.read() as connection:
+        with reading_ledger(desk.database, terms.processes) as readers:
+            connection = readers.source
             known = known_period(connection, name, terms.zone, now_ms)
             refuse_to_close(periods(connection, terms.zone, now_ms), known, now_ms, terms.window_ms, is_early=is_early)
             unresolved = _unresolved(connection, known, is_firm=now_ms >= known.period.to_ms + terms.window_ms)
-            refuse_unsound(verify(connection, period=name), "the ledger")
-            write_period(connection, root, known, terms.focus)
+            refuse_unsound(verify(connection, period=name, readers=readers), "the ledger")
+            write_period(readers, root, known, terms.focus)
             heads = heads_of(connection)
             books = {row.version: row.sha256 for row in price_book_rows(connection)}
             entries = tuple(entries_at_close(connection, root / WHOLE, known.period))

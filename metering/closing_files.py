@@ -29,19 +29,20 @@ from metering.verify_files import verify_export
 from scheduler.core.model import AccountId
 from scheduler.refusal import RefusalCode, Refused
 from scheduler.store.ledger_rows import tenants_between
+from scheduler.store.readers import Readers
 
 MOST_NAMED = 3
 """Findings and stretches that a refusal names; the verbs list them all."""
 
 
-def write_period(connection: Connection, root: Path, known: KnownPeriod, focus: FocusTerms) -> None:
+def write_period(readers: Readers[Connection], root: Path, known: KnownPeriod, focus: FocusTerms) -> None:
     """Writes the files of all and of each tenant below `root`, and proves them. Raises Refused when they disagree."""
     period, zone = known.period, ZoneInfo(known.zone)
-    tenants = _tenants(connection, period, zone)
+    tenants = _tenants(readers.source, period, zone)
     made: dict[AccountId | None, Manifest] = {}
     for tenant in (None, *tenants):
         made[tenant] = export_usage(
-            connection,
+            readers.source,
             root / folder_of(tenant),
             period.from_ms,
             period.to_ms,
@@ -50,6 +51,7 @@ def write_period(connection: Connection, root: Path, known: KnownPeriod, focus: 
             known_until_ms=period.to_ms,
             focus=focus,
             status=PeriodStatus.CLOSED,
+            readers=readers,
         )
     for prefix, column in (("usage_lines_", "tenant_id"), ("focus_", "BillingAccountId")):
         whole = root / folder_of(None) / _file_of(made[None], prefix).name
@@ -62,7 +64,9 @@ def write_period(connection: Connection, root: Path, known: KnownPeriod, focus: 
                     tries=("turnstile admin ledger verify",),
                 )
     for tenant in made:
-        refuse_unsound(verify_export(root / folder_of(tenant)), f"the files of {tenant or 'all tenants'}")
+        refuse_unsound(
+            verify_export(root / folder_of(tenant), readers=readers), f"the files of {tenant or 'all tenants'}"
+        )
 
 
 def refuse_unsound(report: Report, what: str) -> None:

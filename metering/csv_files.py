@@ -57,6 +57,47 @@ def _visible(character: str) -> str:
     return "\u2421" if code == 0x7F else "\ufffd"
 
 
+class CsvRows:
+    """Turns rows into the bytes of a CSV file, to be put into it at their place."""
+
+    def __init__(self, columns: Sequence[str]) -> None:
+        self.columns = columns
+        self.count = 0
+        self._lines: list[str] = []
+        self._write_row = csv.writer(_Lines(self._lines), lineterminator="\n").writerow
+
+    def row(self, cells: Sequence[str]) -> None:
+        """Takes a row. Cells that carry a person's text must have been through `harmless`."""
+        assert len(cells) == len(self.columns), "a row has a cell for each column"
+        self._write_row(cells)
+        self.count += 1
+
+    def take(self) -> "Rows":
+        """Returns the rows since this was last asked, and forgets them."""
+        taken = Rows("".join(self._lines).encode(), self.count)
+        self._lines.clear()
+        self.count = 0
+        return taken
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows of a CSV file as its bytes, and how many they are."""
+
+    data: bytes
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Lines:
+    """What the CSV writer writes to."""
+
+    lines: list[str]
+
+    def write(self, text: str) -> None:
+        self.lines.append(text)
+
+
 class CsvFile:
     """Writes one CSV file; a context manager. `finished` tells what was written once it is closed.
 
@@ -66,18 +107,17 @@ class CsvFile:
     def __init__(self, path: Path, columns: Sequence[str], *, has_bom: bool = True) -> None:
         self._path = path
         self._has_bom = has_bom
-        self._columns = columns
         self._rows = 0
         self._digest = hashlib.sha256()
         self._stream: BinaryIO | None = None
-        self._lines: list[str] = []
-        self._writer = csv.writer(self, lineterminator="\n")
+        self._pending = CsvRows(columns)
 
     def __enter__(self) -> Self:
         self._stream = self._path.open("xb")
         if self._has_bom:
             self._put(BOM)
-        self._writer.writerow(self._columns)
+        self._pending.row(self._pending.columns)
+        self._put(self._pending.take().data)
         return self
 
     def __exit__(
@@ -85,32 +125,31 @@ class CsvFile:
     ) -> None:
         assert self._stream is not None, "entered before it is left"
         if kind is None:
-            self._put_lines()
+            self.put(self._pending.take())
             self._stream.flush()
             os.fsync(self._stream.fileno())
         self._stream.close()
-        self._stream = None  # the writer and this object hold each other: its buffer need not wait for the collector
-
-    def write(self, text: str) -> None:
-        """Takes a finished line from the CSV writer."""
-        self._lines.append(text)
+        self._stream = None
 
     def row(self, cells: Sequence[str]) -> None:
         """Writes a row. Cells that carry a person's text must have been through `harmless`."""
-        assert len(cells) == len(self._columns), "a row has a cell for each column"
-        self._writer.writerow(cells)
-        self._rows += 1
-        if len(self._lines) >= _LINES_AT_ONCE:
-            self._put_lines()
+        self._pending.row(cells)
+        if self._pending.count >= _LINES_AT_ONCE:
+            self.put(self._pending.take())
+
+    def put(self, rows: Rows) -> None:
+        """Writes rows that were made elsewhere, of the same columns."""
+        if self._pending.count:
+            waiting = self._pending.take()
+            self._rows += waiting.count
+            self._put(waiting.data)
+        self._rows += rows.count
+        self._put(rows.data)
 
     @property
     def finished(self) -> WrittenFile:
         """What was written."""
         return WrittenFile(self._path.name, self._rows, self._digest.hexdigest())
-
-    def _put_lines(self) -> None:
-        self._put("".join(self._lines).encode())
-        self._lines.clear()
 
     def _put(self, data: bytes) -> None:
         assert self._stream is not None, "entered before it is written"

@@ -72,3 +72,10 @@ class Report:
     def count(self, what: str, more: int = 1) -> None:
         """Adds to what was looked at."""
         self.counted[what] = self.counted.get(what, 0) + more
+
+    def add(self, other: "Report") -> None:
+        """Takes what another one noted and counted, after what is here."""
+        self.findings += other.findings[: max(0, MOST_FINDINGS - len(self.findings))]
+        self.failures += other.failures
+        for what, more in other.counted.items():
+            self.count(what, more)

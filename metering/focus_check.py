@@ -15,6 +15,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import partial
+from hashlib import blake2b
 from operator import itemgetter
 from pathlib import Path
 
@@ -62,7 +64,7 @@ class FocusReport:
     breaks: list[Break] = field(default_factory=list)
     failures: int = 0
     rows: int = 0
-    billed_micros: dict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))
+    billed_micros: dict[tuple[str, str], int] = field(default_factory=partial(defaultdict, int))
     """Σ BilledCost by billing account and currency, in 10**-6; rows whose cost is no such number are left out."""
 
     @property
@@ -78,8 +80,61 @@ class FocusReport:
             self.breaks.append(Break(rule, where, says, shown or "nothing"))
 
 
+@dataclass(frozen=True, slots=True)
+class FocusPart:
+    """Consecutive rows of a file: what they break by themselves, and what other rows must agree with."""
+
+    report: FocusReport
+    """Of these rows, counted from 1."""
+    parents: dict[tuple[str, str], tuple[str, str, int]]
+    """Of a rule and a child, seen here first: its parent, what the rule says, and the row."""
+    entries: bytes
+    """The fingerprints of the rows' entries, eight bytes each."""
+
+
+class FocusFold:
+    """Puts the parts of a file together again, in their order. Memory is eight bytes a row."""
+
+    def __init__(self) -> None:
+        self.report = FocusReport()
+        self._parents: dict[tuple[str, str], str] = {}
+        self._entries = [array("q") for _ in range(_BUCKETS)]
+
+    def add(self, part: FocusPart) -> None:
+        """Takes the part that comes next."""
+        found = [(self._row_of(each), each) for each in part.report.breaks]
+        before = self.report.rows
+        for (rule, child), (parent, says, row) in part.parents.items():
+            first = self._parents.setdefault((rule, child), parent)
+            if first != parent:
+                found.append((row, Break(rule, "", f"{says}, {first} before", parent)))
+        unkept = part.report.failures - len(part.report.breaks)
+        for row, broken in sorted(found, key=lambda each: each[0]):
+            where = f"row {before + row}" if row else broken.where
+            self.report.add(broken.rule, where, broken.says, broken.found)
+        self.report.failures += unkept
+        self.report.rows += part.report.rows
+        for key, micros in part.report.billed_micros.items():
+            self.report.billed_micros[key] += micros
+        _spread(part.entries, self._entries)
+
+    def finish(self) -> FocusReport:
+        """Returns the report, with what needs all rows."""
+        _note_repeated(self.report, self._entries)
+        return self.report
+
+    @staticmethod
+    def _row_of(broken: Break) -> int:
+        """Returns the row that a break is in; 0 for one of the header or of the file."""
+        what, _, number = broken.where.partition(" ")
+        return int(number) if what == "row" else 0
+
+
 class FocusChecker:
-    """Checks rows of one file as they come. `report` grows; `finish` adds what only the whole file can tell."""
+    """Checks rows of one file as they come. `report` grows; `finish` adds what only the whole file can tell.
+
+    Or `part` gives what is known of the rows since it was last asked, for a `FocusFold` of parts from several checkers.
+    """
 
     def __init__(self, header: Sequence[str], report: FocusReport | None = None) -> None:
         self.report = FocusReport() if report is None else report
@@ -90,7 +145,8 @@ class FocusChecker:
         self._known: list[set[str]] = [set() for _ in self._columns]
         self._combinations: set[int] = set()
         self._parents: dict[tuple[str, str], str] = {}
-        self._entries = [array("q") for _ in range(_BUCKETS)]
+        self._new_parents: dict[tuple[str, str], tuple[str, str, int]] = {}
+        self._entries = bytearray()
         if self.is_readable:
             place = {name: at for at, name in enumerate(self._header)}
             self._cells = itemgetter(*(place[column.name] for column in self._columns))
@@ -135,10 +191,16 @@ class FocusChecker:
 
     def finish(self) -> FocusReport:
         """Returns the report, with what needs all rows."""
-        twice = sum(len(bucket) - len(set(bucket)) for bucket in self._entries)
-        if twice:
-            self.report.add("x_LedgerEntryId.unique", "file", "a charge stands once (ours)", f"{twice} that repeat")
+        buckets = [array("q") for _ in range(_BUCKETS)]
+        _spread(bytes(self._entries), buckets)
+        _note_repeated(self.report, buckets)
         return self.report
+
+    def part(self) -> FocusPart:
+        """Returns what is known of the rows since the last part, and forgets it, but not what was proved once."""
+        made = FocusPart(self.report, self._new_parents, bytes(self._entries))
+        self.report, self._new_parents, self._entries = FocusReport(), {}, bytearray()
+        return made
 
     @property
     def _where(self) -> str:
@@ -185,7 +247,11 @@ class FocusChecker:
                 self.report.add(rule.id, self._where, rule.says, values.get(rule.id.partition(".")[0], ""))
         for child, parent, rule_id, says in ONE_PARENT:
             if values[child]:
-                first = self._parents.setdefault((rule_id, values[child]), values[parent])
+                key = (rule_id, values[child])
+                first = self._parents.get(key)
+                if first is None:
+                    first = self._parents[key] = values[parent]
+                    self._new_parents[key] = values[parent], says, self.report.rows
                 if first != values[parent]:
                     self.report.add(rule_id, self._where, f"{says}, {first} before", values[parent])
         return self.report.failures == before
@@ -198,8 +264,7 @@ class FocusChecker:
         elif not cell_breaks(_BILLED_COST, cost):
             self._count_long(account, currency, Decimal(cost))
         if self._entry is not None and cells[self._entry]:
-            entry = hash(cells[self._entry])
-            self._entries[entry % _BUCKETS].append(entry)
+            self._entries += blake2b(cells[self._entry].encode(), digest_size=8).digest()
 
     def _count_long(self, account: str, currency: str, cost: Decimal) -> None:
         scaled = cost.scaleb(AMOUNT_DECIMALS)
@@ -209,6 +274,19 @@ class FocusChecker:
 
 _BILLED_COST = next(column for column in VERSIONS["1.2"] if column.name == "BilledCost")
 _NAMES = {len(columns): tuple(column.name for column in columns) for columns in VERSIONS.values()}
+
+
+def _spread(entries: bytes, buckets: Sequence["array[int]"]) -> None:
+    every = array("q")
+    every.frombytes(entries)
+    for entry in every:
+        buckets[entry % _BUCKETS].append(entry)
+
+
+def _note_repeated(report: FocusReport, buckets: Sequence["array[int]"]) -> None:
+    twice = sum(len(bucket) - len(set(bucket)) for bucket in buckets)
+    if twice:
+        report.add("x_LedgerEntryId.unique", "file", "a charge stands once (ours)", f"{twice} that repeat")
 
 
 def check_focus(path: Path) -> FocusReport:

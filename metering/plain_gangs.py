@@ -5,9 +5,11 @@ is anything else than plain (live, promoted, resized, uneven, or not as it shoul
 way, which also says what is wrong. A property test holds both against each other.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from operator import itemgetter
 from typing import Any
 
 from metering.core.usage import Segment
@@ -22,6 +24,10 @@ _EVIDENCE = {evidence.value: evidence for evidence in Evidence}
 _RUNNING, _ALLOCATED = Phase.RUNNING.value, OccupancyState.ALLOCATED.value
 _DEVICE, _FROM, _TO, _PHASE, _GPU_EQ, _WHO = 1, 4, 5, 9, 15, 16
 """Places in a row of `codec.INTERVAL_COLUMNS`; `_WHO` is the evidence."""
+# What is asked of each row is asked by the interpreter's own C: there are millions.
+_terms = itemgetter(2, 3, 6, 7, 10, 11, 12, 13, 14)
+"""Lane and class, state and units, holder, job, allocation, segment and booking."""
+_charge, _span, _place = itemgetter(_DEVICE, _GPU_EQ), itemgetter(_FROM, _TO, _PHASE), itemgetter(_DEVICE, _FROM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +52,14 @@ def plain_gang(allocation: LedgerAllocation) -> PlainGang | None:
     if allocation.cursors or not rows:
         return None
     terms = _terms(rows[0])
-    charged: dict[str, int] = {}
-    spans: dict[tuple[int, int, str], int] = {}
-    for row in rows:
-        if _terms(row) != terms or charged.setdefault(row[_DEVICE], row[_GPU_EQ]) != row[_GPU_EQ]:
-            return None
-        span = row[_FROM], row[_TO], row[_PHASE]
-        spans[span] = spans.get(span, 0) + 1
-    places = {(row[_DEVICE], row[_FROM]) for row in rows}
+    charges = set(map(_charge, rows))
+    charged: dict[str, int] = dict(charges)
+    if set(map(_terms, rows)) != {terms} or len(charges) != len(charged):
+        return None
+    spans = Counter(map(_span, rows))
     # As many places as rows, and each span on as many of them as there are devices: every device has every span.
-    if len(places) != len(rows) or set(spans.values()) != {len(charged)} or terms[2] != _ALLOCATED:
+    is_even = len(set(map(_place, rows))) == len(rows) and set(spans.values()) == {len(charged)}
+    if not is_even or terms[2] != _ALLOCATED:
         return None
     ordered = sorted(spans)
     for (_, to_ms, _), (from_ms, _, _) in pairwise(ordered):
@@ -68,11 +72,6 @@ def plain_gang(allocation: LedgerAllocation) -> PlainGang | None:
     running_ms = min((span[0] for span in ordered if span[2] == _RUNNING), default=None)
     segments = [_segment(rows, terms, (devices, sum(charged.values())), billed)] if billed else []
     return PlainGang(segments, ordered[0][0], ordered[-1][1], running_ms, devices, terms, min(charged.values()))
-
-
-def _terms(row: Any) -> tuple[Any, ...]:
-    # lane and class, state and units, holder, job, allocation, segment and booking
-    return (*row[2:4], *row[6:8], *row[10:15])
 
 
 def _billed(ordered: Sequence[tuple[int, int, str]]) -> list[tuple[int, int, str]] | None:

@@ -23,6 +23,7 @@ from metering.sealed import export_known
 from metering.spans import instant_of, zone_of
 from metering.statements import write_statements
 from metering.tarred import streamed, tar_of
+from metering.together import reading_ledger
 from metering.usage_routes import usage_routes
 from metering.verify import Report, verify
 from scheduler.auth import READS_MONEY, Rights
@@ -30,6 +31,7 @@ from scheduler.core.model import AccountId
 from scheduler.refusal import Problem
 from scheduler.routes.door import Door, answer
 from scheduler.routes.limits import Slots
+from scheduler.store.readers import Readers
 from scheduler.wire.problems import Json, envelope
 from scheduler.wire.spec import invalid
 
@@ -55,8 +57,11 @@ def _terms_by(plain: FocusTerms) -> Callable[..., FocusTerms | None]:
     return terms
 
 
-def ledger_routes(door: Door, issuer_known: str = UNNAMED_ISSUER) -> APIRouter:
-    """Returns the routes of the ledger and of prices. Invoices are of `issuer_known` where nobody asks for another."""
+def ledger_routes(door: Door, issuer_known: str = UNNAMED_ISSUER, processes: int | None = None) -> APIRouter:
+    """Returns the routes of the ledger and of prices. Invoices are of `issuer_known` where nobody asks for another.
+
+    `processes` read the ledger at once where it is exported or proved; None: as many as are worth it.
+    """
     router = APIRouter(tags=["money"])
     reader = door.allow(READS_MONEY)
     plain = FocusTerms(issuer=issuer_known)
@@ -71,7 +76,7 @@ def ledger_routes(door: Door, issuer_known: str = UNNAMED_ISSUER) -> APIRouter:
         rights.require_centre()
         slots.check("")
         with slots.counted(""):
-            report = await door.aside(_verified, door, period)
+            report = await door.aside(_verified, door, period, processes)
         return answer(envelope("LedgerReport", door.now_ms, **_report(report)))
 
     @router.get(
@@ -90,7 +95,9 @@ def ledger_routes(door: Door, issuer_known: str = UNNAMED_ISSUER) -> APIRouter:
     ) -> Response:
         whose = rights.ledger_tenant(tenant)
         where = zone_of(zone)
-        wanted = _Wanted(instant_of(from_, where, "from"), instant_of(to, where, "to"), where, whose, focus, plain)
+        wanted = _Wanted(
+            instant_of(from_, where, "from"), instant_of(to, where, "to"), where, whose, focus, plain, processes
+        )
         slots.check("")
         with slots.counted(""):
             file = await door.aside(_exported, door, wanted)
@@ -112,13 +119,14 @@ class _Wanted:
     tenant: AccountId | None
     focus: FocusTerms | None
     unasked: FocusTerms
+    processes: int | None
 
 
-def _verified(door: Door, period: str | None) -> Report:
-    with door.controller.database.read() as connection:
+def _verified(door: Door, period: str | None, processes: int | None) -> Report:
+    with reading_ledger(door.controller.database, processes) as readers:
         if period is not None:
-            known_period(connection, period, "UTC", door.now_ms)
-        return verify(connection, period=period)
+            known_period(readers.source, period, "UTC", door.now_ms)
+        return verify(readers.source, period=period, readers=readers)
 
 
 def _report(report: Report) -> Json:
@@ -135,17 +143,17 @@ def _report(report: Report) -> Json:
 
 def _exported(door: Door, wanted: _Wanted) -> IO[bytes]:
     def write(folder: Path) -> None:
-        with door.controller.database.read() as connection:
-            _export(connection, folder, wanted, door.now_ms)
+        with reading_ledger(door.controller.database, wanted.processes) as readers:
+            _export(readers, folder, wanted, door.now_ms)
         write_statements(folder)
 
     return tar_of(write)
 
 
-def _export(connection: Connection, folder: Path, wanted: _Wanted, now_ms: int) -> None:
+def _export(readers: Readers[Connection], folder: Path, wanted: _Wanted, now_ms: int) -> None:
     span = (wanted.from_ms, wanted.to_ms)
     export_known(
-        connection,
+        readers.source,
         folder,
         span,
         wanted.zone,
@@ -153,4 +161,5 @@ def _export(connection: Connection, folder: Path, wanted: _Wanted, now_ms: int) 
         known_until_ms=now_ms,
         focus=wanted.focus,
         unasked=wanted.unasked,
+        readers=readers,
     )

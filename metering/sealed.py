@@ -24,6 +24,7 @@ from scheduler.core.model import AccountId
 from scheduler.refusal import RefusalCode, Refused
 from scheduler.store.database import StoreCorrupt
 from scheduler.store.read import latest_known_ms
+from scheduler.store.readers import Readers
 from scheduler.store.transaction import Transaction
 
 WHOLE = "all"
@@ -135,6 +136,7 @@ def export_known(  # noqa: PLR0913 - a request in words, as `export_usage` has i
     known_until_ms: int | None = None,
     focus: FocusTerms | None = None,
     unasked: FocusTerms = FocusTerms(),  # noqa: B008 - a frozen value
+    readers: Readers[Connection] | None = None,
 ) -> None:
     """Writes the export of a range: of a closed period the sealed files, byte by byte, else what is known now.
 
@@ -144,7 +146,8 @@ def export_known(  # noqa: PLR0913 - a request in words, as `export_usage` has i
     closed = closed_period(connection, span, zone.key)
     if closed is None or closed.seal is None:
         known_ms = latest_known_ms(connection) if known_until_ms is None else known_until_ms
-        export_usage(connection, out_dir, *span, zone, tenant, known_until_ms=known_ms, focus=focus or unasked)
+        terms = focus or unasked
+        export_usage(connection, out_dir, *span, zone, tenant, known_until_ms=known_ms, focus=terms, readers=readers)
         return
     folder, name = folder_of(tenant), closed.period.name
     if f"{folder}/{MANIFEST}" not in closed.seal.files:

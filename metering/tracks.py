@@ -17,7 +17,9 @@ _DEVICE, _LANE, _FROM, _TO, _STATE, _UNITS = 1, 2, 4, 5, 6, 7
 
 
 @dataclass(slots=True)
-class _Track:
+class Track:
+    """A device, so far; `is_plain` ends with the first row that is not the whole device from where the last ended."""
+
     start_ms: int
     end_ms: int
     units: int
@@ -29,14 +31,14 @@ class Tracks:
     """Follows every device along the chain. Memory grows with devices, not with intervals."""
 
     def __init__(self) -> None:
-        self._tracks: dict[str, _Track] = {}
+        self.by_device: dict[str, Track] = {}
 
     def follow(self, row: Any) -> None:
         """Takes the next row of the chain, a tuple in the order of INTERVAL_COLUMNS."""
         device, from_ms, to_ms = row[_DEVICE], row[_FROM], row[_TO]
-        track = self._tracks.get(device)
+        track = self.by_device.get(device)
         if track is None:
-            track = self._tracks[device] = _Track(from_ms, from_ms, row[_UNITS])
+            track = self.by_device[device] = Track(from_ms, from_ms, row[_UNITS])
         if not track.is_plain:
             return
         is_whole = row[_LANE] == 0 and row[_UNITS] == track.units
@@ -47,13 +49,28 @@ class Tracks:
         state = row[_STATE]
         track.state_ms[state] = track.state_ms.get(state, 0) + to_ms - from_ms
 
+    def append(self, later: "Tracks") -> None:
+        """Takes what was followed along the segment of the chain that comes next."""
+        for device, following in later.by_device.items():
+            track = self.by_device.get(device)
+            if track is None:
+                self.by_device[device] = following
+                continue
+            is_next = following.is_plain and following.units == track.units and following.start_ms == track.end_ms
+            if not (track.is_plain and is_next):
+                track.is_plain = False
+                continue
+            track.end_ms = following.end_ms
+            for state, held_ms in following.state_ms.items():
+                track.state_ms[state] = track.state_ms.get(state, 0) + held_ms
+
     def proved(self, device: LedgerDevice, open_lanes: Sequence[Cursor], until_ms: int) -> Mapping[str, int] | None:
         """Returns the unit-milliseconds of each state of a plain device, which add up to its life; None if it is none.
 
         The device is whole, known from when it was first seen, and its one open lane, if it has one, begins where the
         last interval ended and has begun by `until_ms`.
         """
-        track = self._tracks.get(device.id)
+        track = self.by_device.get(device.id)
         if track is None or not track.is_plain or track.units != device.units:
             return None
         if track.start_ms != device.first_seen_ms or len(open_lanes) > 1:

@@ -27,7 +27,7 @@ from metering.timelines import Timelines
 from metering.witness import has_witnesses, seen_devices
 from scheduler.core.model import GPU_UNITS, AccountId, DeviceId, tenant_of
 from scheduler.store.account_names import AccountNames
-from scheduler.store.ledger_rows import LedgerAllocation, allocations
+from scheduler.store.ledger_rows import ALL_IDS, IdRange, LedgerAllocation, allocations
 
 USAGE_COLUMNS = (
     *("line_id", "period", "period_status", "tenant_id", "tenant_name", "project_id", "project_name", "user_id"),
@@ -72,13 +72,15 @@ class LineContext:
     """GPU windows exist in the range; without any, none is looked for."""
 
 
-def rated_lines(connection: Connection, timelines: Timelines, account: AccountId | None = None) -> Iterator[RatedLine]:
-    """Yields the lines of the timelines' range by allocation, segment and time.
+def rated_lines(
+    connection: Connection, timelines: Timelines, account: AccountId | None = None, ids: IdRange = ALL_IDS
+) -> Iterator[RatedLine]:
+    """Yields the lines of the timelines' range by allocation, segment and time; of those with some `ids`, or of all.
 
     Memory does not grow with their number. Raises StoreCorrupt when the ledger contradicts itself.
     """
     is_seen = has_witnesses(connection, timelines.from_ms, timelines.to_ms)
-    for allocation in allocations(connection, timelines.from_ms, timelines.to_ms, account):
+    for allocation in allocations(connection, timelines.from_ms, timelines.to_ms, account, ids=ids):
         yield from lines_of(allocation, timelines, connection if is_seen else None)
 
 

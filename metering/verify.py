@@ -7,9 +7,7 @@ included, is found by the chain head in the manifest of an earlier export.
 """
 
 from dataclasses import dataclass
-from decimal import InvalidOperation
 from heapq import heappop, heappush, merge
-from typing import Any
 
 from sqlalchemy.engine import Connection
 
@@ -18,45 +16,46 @@ from metering.findings import Check, Finding, Report
 from metering.ledger import price_book_rows
 from metering.packages import package_sha256, packages_of, stored_hashes
 from metering.tracks import Tracks
+from metering.verify_chain import UNREADABLE, verify_chain
 from metering.verify_chained import verify_chained, verify_covers, verify_settled
 from metering.verify_files import verify_export
 from metering.verify_holders import verify_allocations, verify_cursors, verify_known_segments
 from metering.verify_journal import verify_journal
 from metering.verify_periods import verify_periods
-from scheduler.core.occupancy import GENESIS_HASH, Cursor, Interval, OccupancyState, fields_hash, interval_hash
+from scheduler.core.occupancy import Cursor, Interval, OccupancyState
 from scheduler.refusal import Refused
-from scheduler.store.codec import cursor_of, interval_of
+from scheduler.store.codec import cursor_of
 from scheduler.store.ledger_rows import (
     LedgerDevice,
-    chain_pages,
     cursor_rows,
     cursors,
     devices,
     devices_in_ledger,
     intervals_of_device,
 )
-from scheduler.store.read import latest_known_ms, ledger_head
+from scheduler.store.read import latest_known_ms
+from scheduler.store.readers import Alone, Readers
 
 __all__ = ["Check", "Finding", "Report", "verify", "verify_export"]
 END_OF_TIME_MS = 1 << 62
-MOST_SHAPES = 4_096
-"""Combinations of words in rows that are remembered as readable; there are a few dozen."""
-_STATE, _PHASE, _BOOKING, _EVIDENCE, _PREVIOUS, _HASH = 6, 9, 14, 16, 19, 20
-_HOLDER = (10, 11, 12, 13)
-"""Places in a row of `codec.INTERVAL_COLUMNS`."""
-_UNREADABLE = (ValueError, LookupError, AssertionError, TypeError, InvalidOperation)
-"""What reading a row raises that says an unknown word, half a holder, or a text where a number belongs."""
 
 
-def verify(connection: Connection, known_until_ms: int | None = None, *, period: str | None = None) -> Report:
+def verify(
+    connection: Connection,
+    known_until_ms: int | None = None,
+    *,
+    period: str | None = None,
+    readers: Readers[Connection] | None = None,
+) -> Report:
     """Proves the whole ledger of one snapshot; time grows with its rows, memory does not.
 
     Open intervals count up to `known_until_ms`, by default the latest time in the ledger itself. Of closed periods all
-    are proved, or the one that is named.
+    are proved, or the one that is named. `readers` of the same snapshot share the work; what is found is the same.
     """
     report = Report()
-    tracks = Tracks()
-    is_readable = _verify_chain(connection, report, tracks) and _verify_readable(connection, report)
+    together = Alone(connection) if readers is None else readers
+    is_readable, tracks = verify_chain(together, report)
+    is_readable = is_readable and _verify_readable(connection, report)
     _verify_price_books(connection, report)
     _verify_packages(connection, report)
     verify_chained(connection, report)
@@ -67,50 +66,13 @@ def verify(connection: Connection, known_until_ms: int | None = None, *, period:
     _verify_devices(connection, report, until_ms, tracks)
     verify_cursors(connection, report)
     fits = verify_covers(connection, report)
-    verify_allocations(connection, report, until_ms)
+    verify_allocations(together, report, until_ms)
     verify_journal(connection, report)
     if fits:
-        verify_known_segments(connection, report, until_ms)
+        verify_known_segments(together, report, until_ms)
         verify_settled(connection, report)
         verify_periods(connection, report, period)
     return report
-
-
-def _verify_chain(connection: Connection, report: Report, tracks: Tracks) -> bool:
-    """Checks hashes and sequence, and follows each device; returns whether every row could be read."""
-    sequence, previous, is_readable = 0, GENESIS_HASH, True
-    shapes: set[object] = set()  # what has been read once can be read again
-    for page in chain_pages(connection):
-        report.count("rows", len(page))
-        for row in page:
-            stored_hash = row[_HASH]
-            holder = [row[place] is None for place in _HOLDER]
-            words = (row[_STATE], row[_PHASE], row[_BOOKING], row[_EVIDENCE], *holder)
-            is_expected = row[0] == sequence + 1 and row[_PREVIOUS] == previous and words in shapes
-            if not (is_expected and fields_hash((previous, *row[:_PREVIOUS])) == stored_hash):
-                is_readable &= _explain(report, row, (sequence, previous), shapes, words)
-            sequence, previous = row[0], stored_hash
-            tracks.follow(row)
-    head = ledger_head(connection)
-    report.expect(Check.SEQUENCE, "ledger_head sequence", sequence, head.sequence)
-    report.expect(Check.SEQUENCE, "ledger_head hash", previous, head.hash)
-    return is_readable
-
-
-def _explain(report: Report, row: Any, before: tuple[int, str], shapes: set[object], words: object) -> bool:
-    """Says what is wrong with a row, if anything is; returns whether it can be read."""
-    where = f"sequence {row[0]}"
-    report.expect(Check.SEQUENCE, where, before[0] + 1, row[0])
-    report.expect(Check.CHAIN, f"{where} previous_hash", before[1], row[_PREVIOUS])
-    try:
-        interval = interval_of(row)
-    except _UNREADABLE as error:
-        report.wrong(Check.CHAIN, where, "a row that can be read", repr(error))
-        return False
-    if len(shapes) < MOST_SHAPES:
-        shapes.add(words)
-    report.expect(Check.CHAIN, where, f"hash {interval_hash(row[_PREVIOUS], interval)}", f"hash {row[_HASH]}")
-    return True
 
 
 def _verify_readable(connection: Connection, report: Report) -> bool:
@@ -119,7 +81,7 @@ def _verify_readable(connection: Connection, report: Report) -> bool:
     for row in cursor_rows(connection):
         try:
             cursor_of(row)
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             is_readable = False
             where = f"device {row.device} lane {row.lane}, open interval"
             report.wrong(Check.CURSOR, where, "a row that can be read", repr(error))
@@ -146,7 +108,7 @@ def _verify_packages(connection: Connection, report: Report) -> None:
         for package in packages_of(connection):
             report.count("packages")
             report.expect(Check.PACKAGE, f"{package.id} sha256", package_sha256(package), hashes[package.id])
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         report.wrong(Check.PACKAGE, "packages", "rows that can be read", repr(error))
 
 

@@ -1,9 +1,9 @@
 """Proves the files of an export: against their manifest, against each other, and, when it is there, the ledger."""
 
 import csv
-import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from decimal import InvalidOperation
 from pathlib import Path
 
@@ -17,36 +17,68 @@ from metering.export import (
     TOTALS_FILE,
     minor_units,
 )
+from metering.file_parts import focus_in_parts, lines_in_parts, sha256_of
 from metering.findings import Check, Report
-from metering.focus_check import check_focus
+from metering.focus_check import FocusReport, check_focus
 from metering.manifest import MANIFEST, Manifest
 from metering.rerating import compare_with_ledger
 from metering.usage_lines import USAGE_COLUMNS
 from metering.verify_derived import is_derived, verify_derived
-from metering.verify_lines import OF_INVOICE, InvoiceKey, InvoiceSums, micros_of, verify_lines
+from metering.verify_lines import OF_INVOICE, InvoiceKey, InvoiceSums, Lines, micros_of, verify_lines
+from scheduler.store.readers import Alone, Readers
 
 
-def verify_export(folder: Path, connection: Connection | None = None) -> Report:
+def verify_export(
+    folder: Path, connection: Connection | None = None, *, readers: Readers[object] | None = None
+) -> Report:
     """Proves an export's files. With a connection, exports the same range again from the ledger and compares bytes.
 
-    Without one it proves that the files are whole and add up; that they tell the truth needs the ledger.
+    Without one it proves that the files are whole and add up; that they tell the truth needs the ledger. `readers`
+    share the work on the files; what is found is the same.
     """
     report = Report()
+    together = Alone(None) if readers is None else readers
     try:
         manifest = Manifest.from_json((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         report.wrong(Check.FILE, MANIFEST, "a manifest that can be read", str(error))
         return report
-    if not _verify_hashes(folder, manifest, report):
+    proved = _Proved()
+    if together.processes > 1:
+        _prove_in_parts(together, folder, manifest, proved)
+    if not _verify_hashes(folder, manifest, report, proved.hashes):
         return report
-    _verify_contents(folder, manifest, report)
+    _verify_contents(folder, manifest, report, proved)
     verify_derived(folder, manifest, report)
     if connection is not None:
         compare_with_ledger(folder, manifest, connection, report)
     return report
 
 
-def _verify_hashes(folder: Path, manifest: Manifest, report: Report) -> bool:
+@dataclass(slots=True)
+class _Proved:
+    """What several processes found to hold; what is not here is to be looked at from its beginning."""
+
+    hashes: dict[str, str] = field(default_factory=dict)
+    lines: Lines | None = None
+    focus: FocusReport | None = None
+
+
+def _prove_in_parts(readers: Readers[object], folder: Path, manifest: Manifest, proved: _Proved) -> None:
+    for file in manifest.files:
+        if not (folder / file.name).is_file():
+            continue
+        if file.name.startswith("usage_lines_"):
+            lines = lines_in_parts(readers, folder, file.name, manifest)
+            if lines is not None:
+                proved.lines, proved.hashes[file.name] = lines
+        elif file.name.startswith("focus_"):
+            focus = focus_in_parts(readers, folder, file.name, manifest)
+            if focus is not None:
+                proved.focus, proved.hashes[file.name] = focus
+
+
+def _verify_hashes(folder: Path, manifest: Manifest, report: Report, known: Mapping[str, str]) -> bool:
     """Checks which files there are and their bytes; returns whether all of them can be read."""
     names = {file.name for file in manifest.files}
     present = {path.name for path in folder.iterdir() if not is_derived(path.name)}
@@ -64,21 +96,23 @@ def _verify_hashes(folder: Path, manifest: Manifest, report: Report) -> bool:
         if file.name not in present:
             report.wrong(Check.FILE, file.name, "the file", "none")
         else:
-            report.expect(Check.FILE, f"{file.name} sha256", file.sha256, _sha256(folder / file.name))
+            sha256 = known.get(file.name) or sha256_of(folder / file.name)
+            report.expect(Check.FILE, f"{file.name} sha256", file.sha256, sha256)
     return names <= present
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _verify_contents(folder: Path, manifest: Manifest, report: Report) -> None:
-    usage = next(file.name for file in manifest.files if file.name.startswith("usage_lines_"))
+def _verify_contents(folder: Path, manifest: Manifest, report: Report, proved: _Proved) -> None:
+    usage = next(file for file in manifest.files if file.name.startswith("usage_lines_"))
     reader = _Reader(folder, manifest, report)
-    invoices = verify_lines(reader.cells(usage, USAGE_COLUMNS), usage, manifest, report)
+    if proved.lines is not None and proved.lines.rows == usage.rows:
+        report.count("lines", usage.rows)
+        total = Lines(usage.name, manifest, report)
+        total.fold(proved.lines)
+        invoices = total.finish()
+    else:
+        invoices = verify_lines(reader.cells(usage.name, USAGE_COLUMNS), usage.name, manifest, report)
     _verify_totals(reader, invoices, manifest, report)
-    _verify_focus(folder, invoices, manifest, report)
+    _verify_focus(folder, invoices, manifest, (report, proved.focus))
     if manifest.tenant is None:
         _verify_capacity(reader, manifest, report)
 
@@ -156,10 +190,16 @@ def _verify_totals(
     report.expect(Check.ARITHMETIC, f"{TOTALS_FILE} payable", sums, dict(payable))
 
 
-def _verify_focus(folder: Path, invoices: Mapping[InvoiceKey, InvoiceSums], manifest: Manifest, report: Report) -> None:
+def _verify_focus(
+    folder: Path,
+    invoices: Mapping[InvoiceKey, InvoiceSums],
+    manifest: Manifest,
+    found: tuple[Report, FocusReport | None],
+) -> None:
     """Checks the FOCUS file's rules, and that what each tenant is billed there is what it pays."""
+    report, sound = found
     file = next(file for file in manifest.files if file.name.startswith("focus_"))
-    checked = check_focus(folder / file.name)
+    checked = check_focus(folder / file.name) if sound is None else sound
     report.count("lines", checked.rows)
     for broken in checked.breaks:
         report.wrong(Check.FOCUS, f"{file.name} {broken.where} {broken.rule}", broken.says, broken.found)

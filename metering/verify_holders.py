@@ -1,5 +1,8 @@
 """The part of verification that asks who held what: open intervals and allocations must tell one story."""
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
 from sqlalchemy.engine import Connection
 
 from metering.core.usage import UnevenSegment, holding_of, open_holding_of, segments_of
@@ -8,17 +11,22 @@ from metering.plain_gangs import plain_gang
 from scheduler.core.model import DeviceId, Phase
 from scheduler.core.occupancy import Cursor, Interval, OccupancyState, charged_units
 from scheduler.store.ledger_rows import (
+    IdRange,
     LedgerAllocation,
     allocations,
     cursors,
     devices,
     has_reclassifications,
+    id_ranges,
     last_of_lane,
     orphans,
 )
 from scheduler.store.nodes import load_nodes, resting
+from scheduler.store.readers import Readers
 
 _ALL_TIME_MS = (-1, 1 << 62)
+ALLOCATIONS_AT_ONCE = 2_048
+"""Allocations that a process checks at once: a tenth of a second's work."""
 
 
 def verify_cursors(connection: Connection, report: Report) -> None:
@@ -67,34 +75,67 @@ def _resting_states(connection: Connection) -> dict[DeviceId, tuple[OccupancySta
     }
 
 
-def verify_allocations(connection: Connection, report: Report, until_ms: int) -> None:
+def verify_allocations(readers: Readers[Connection], report: Report, until_ms: int) -> None:
     """Checks every allocation against what it holds and held."""
-    for sequence, device, missing in orphans(connection):
+    for sequence, device, missing in orphans(readers.source):
         name = "open interval" if sequence is None else f"sequence {sequence}"
         report.wrong(Check.HOLDER, f"device {device}, {name}", f"an allocation {missing}", "none")
-    try:
-        for allocation in allocations(connection, *_ALL_TIME_MS, as_written=True):
-            report.count("allocations")
-            if _is_plain(allocation):
-                continue
-            _verify_terms(report, allocation)
-            _verify_times(report, allocation)
-            _verify_open(connection, report, allocation)
-            _verify_segments(report, allocation, until_ms)
-    except (ValueError, LookupError, TypeError) as error:
-        seen = report.counted.get("allocations", 0)
-        report.wrong(Check.HOLDER, f"allocations, after {seen} of them", "rows that can be read", repr(error))
+    before = report.counted.get("allocations", 0)
+    for part, problem in readers.each(_Allocations(until_ms, as_written=True), _ranges(readers)):
+        report.add(part)
+        if problem is not None:
+            seen = report.counted.get("allocations", 0) - before
+            report.wrong(Check.HOLDER, f"allocations, after {seen} of them", "rows that can be read", problem)
+            return
 
 
-def verify_known_segments(connection: Connection, report: Report, until_ms: int) -> None:
+def verify_known_segments(readers: Readers[Connection], report: Report, until_ms: int) -> None:
     """Checks that the devices of a gang share its billed interval also as it is known now."""
-    if not has_reclassifications(connection):
+    if not has_reclassifications(readers.source):
         return
-    try:
-        for allocation in allocations(connection, *_ALL_TIME_MS):
-            _verify_segments(report, allocation, until_ms)
-    except (ValueError, LookupError, TypeError) as error:
-        report.wrong(Check.RECLASSIFICATION, "allocations as known now", "rows that can be read", repr(error))
+    for part, problem in readers.each(_Allocations(until_ms, as_written=False), _ranges(readers)):
+        report.add(part)
+        if problem is not None:
+            report.wrong(Check.RECLASSIFICATION, "allocations as known now", "rows that can be read", problem)
+            return
+
+
+def _ranges(readers: Readers[Connection]) -> Iterator[IdRange]:
+    return id_ranges(readers.source, *_ALL_TIME_MS, None, ALLOCATIONS_AT_ONCE)
+
+
+@dataclass(frozen=True, slots=True)
+class _Allocations:
+    """The work of checking allocations: as they were written, or as they are known now."""
+
+    until_ms: int
+    as_written: bool
+
+    def begin(self, connection: Connection) -> Callable[[IdRange], tuple[Report, str | None]]:
+        """Returns what checks those of a range of ids: what it found, and why it could not read on."""
+
+        def check(ids: IdRange) -> tuple[Report, str | None]:
+            report = Report()
+            try:
+                for allocation in allocations(connection, *_ALL_TIME_MS, ids=ids, as_written=self.as_written):
+                    if not self.as_written:
+                        _verify_segments(report, allocation, self.until_ms)
+                        continue
+                    report.count("allocations")
+                    if not _is_plain(allocation):
+                        _verify_allocation(connection, report, allocation, self.until_ms)
+            except (ValueError, LookupError, TypeError) as error:
+                return report, repr(error)
+            return report, None
+
+        return check
+
+
+def _verify_allocation(connection: Connection, report: Report, allocation: LedgerAllocation, until_ms: int) -> None:
+    _verify_terms(report, allocation)
+    _verify_times(report, allocation)
+    _verify_open(connection, report, allocation)
+    _verify_segments(report, allocation, until_ms)
 
 
 def _is_plain(allocation: LedgerAllocation) -> bool:

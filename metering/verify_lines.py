@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
+from functools import partial
 
 from metering.core.quantity import AMOUNT_DECIMALS, GPU_HOURS_DECIMALS, Money
 from metering.core.rating import LineType
@@ -38,7 +39,7 @@ InvoiceKey = tuple[str, str]  # tenant and currency
 class InvoiceSums:
     """What the usage lines of a tenant in a currency add up to, by line type."""
 
-    micros: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    micros: dict[str, int] = field(default_factory=partial(defaultdict, int))
     lines: int = 0
 
 
@@ -49,57 +50,70 @@ def verify_lines(
 
     Returns what they add up to. Memory grows with tenants.
     """
-    lines = _Lines(name, manifest, report)
+    lines = Lines(name, manifest, report)
     for number, cells in rows:
         lines.take(number, cells)
     return lines.finish()
 
 
-class _Lines:
-    """The rows of one file, as they come."""
+class Lines:
+    """The rows of one file, as they come, or a part of them."""
 
     def __init__(self, name: str, manifest: Manifest, report: Report) -> None:
         self._name = name
         self._manifest = manifest
-        self._report = report
+        self.report = report
         self._status = manifest.period_status
-        self._invoices: dict[InvoiceKey, InvoiceSums] = defaultdict(InvoiceSums)
-        self._counts = dict.fromkeys(("usage", "fees", "unpriced", "corrections", "credits", "gpu_ms"), 0)
+        self.invoices: dict[InvoiceKey, InvoiceSums] = defaultdict(InvoiceSums)
+        self.rows = 0
+        self.counts = dict.fromkeys(("usage", "fees", "unpriced", "corrections", "credits", "gpu_ms"), 0)
 
     def take(self, number: int, cells: Sequence[str]) -> None:
         """Checks the next row."""
-        report, kind, amount = self._report, cells[_TYPE], cells[_AMOUNT]
+        report, kind, amount = self.report, cells[_TYPE], cells[_AMOUNT]
+        self.rows += 1
         try:
             if kind in USAGE_TYPES:
-                self._counts["usage"] += 1
-                self._counts["gpu_ms"] += int(cells[_GPU_MS])
+                self.counts["usage"] += 1
+                self.counts["gpu_ms"] += int(cells[_GPU_MS])
                 self._usage(number, cells)
             elif kind in _FEES:
-                self._counts["fees"] += 1
+                self.counts["fees"] += 1
                 self._amounts(number, cells)
             elif kind == LineType.CREDIT:
-                self._counts["credits"] += 1
+                self.counts["credits"] += 1
                 report.expect(Check.ARITHMETIC, f"{self._where(number)} amount", True, micros_of(amount) < 0)
                 report.expect(Check.FILE, f"{self._where(number)} incident_id", True, bool(cells[_INCIDENT]))
             elif kind == LineType.CORRECTION:
-                self._counts["corrections"] += 1
+                self.counts["corrections"] += 1
                 report.expect(Check.FILE, f"{self._where(number)} corrects_line_id", True, bool(cells[_CORRECTS]))
             elif kind not in OF_INVOICE:
                 report.wrong(Check.FILE, f"{self._where(number)} line_type", ", ".join(LineType), kind)
             if cells[_STATUS] != self._status:
                 report.wrong(Check.FILE, f"{self._where(number)} period_status", self._status, cells[_STATUS])
             if not amount:
-                self._counts["unpriced"] += kind in USAGE_TYPES
+                self.counts["unpriced"] += kind in USAGE_TYPES
                 return
-            invoice = self._invoices[cells[_TENANT], cells[_CURRENCY]]
+            invoice = self.invoices[cells[_TENANT], cells[_CURRENCY]]
             invoice.micros[kind] += micros_of(amount)
             invoice.lines += kind not in OF_INVOICE
         except (ValueError, InvalidOperation) as error:
             report.wrong(Check.FILE, self._where(number), "numbers and times that can be read", str(error))
 
+    def fold(self, part: "Lines") -> None:
+        """Takes what another one added up of rows that all hold."""
+        self.rows += part.rows
+        for what, count in part.counts.items():
+            self.counts[what] += count
+        for key, sums in part.invoices.items():
+            mine = self.invoices[key]
+            mine.lines += sums.lines
+            for kind, micros in sums.micros.items():
+                mine.micros[kind] += micros
+
     def finish(self) -> Mapping[InvoiceKey, InvoiceSums]:
         """Holds the sums against the manifest's, and returns those by invoice."""
-        sums, counts, name = self._manifest.sums, self._counts, self._name
+        sums, counts, name = self._manifest.sums, self.counts, self._name
         for what, expected, found in (
             ("usage lines", sums.get("usage_lines"), counts["usage"]),
             ("fee lines", sums.get("fee_lines"), counts["fees"]),
@@ -108,14 +122,14 @@ class _Lines:
             ("credits", sums.get("credit_lines", 0), counts["credits"]),
             ("sum of gpu_ms", sums.get("gpu_ms"), counts["gpu_ms"]),
         ):
-            self._report.expect(Check.ARITHMETIC, f"{name} {what}", expected, found)
-        return self._invoices
+            self.report.expect(Check.ARITHMETIC, f"{name} {what}", expected, found)
+        return self.invoices
 
     def _where(self, number: int) -> str:
         return f"{self._name} row {number}"
 
     def _usage(self, number: int, cells: Sequence[str]) -> None:
-        report = self._report
+        report = self.report
         start_ms, end_ms = parse_utc_ms(cells[_START]), parse_utc_ms(cells[_END])
         told_ms, duration_ms = parse_utc_ms(cells[_START_UTC]), int(cells[_DURATION])
         if told_ms != start_ms:
@@ -139,7 +153,7 @@ class _Lines:
         less = micros_of(cells[_LISTED]) - micros_of(cells[_DISCOUNT])
         if amount != less:
             expected, found = f"{less} (list less discount)", f"{amount} (list less discount)"
-            self._report.wrong(Check.ARITHMETIC, f"{self._where(number)} amount", expected, found)
+            self.report.wrong(Check.ARITHMETIC, f"{self._where(number)} amount", expected, found)
 
     def _product(self, number: int, cells: Sequence[str], columns: tuple[str, str]) -> None:
         """Holds an amount against its price and hours.
@@ -156,7 +170,7 @@ class _Lines:
         if apart > price * 10**hours_decimals + scale * 10 ** (GPU_HOURS_DECIMALS - AMOUNT_DECIMALS):
             about = Money(Fraction(price * hours, scale), cells[_CURRENCY]).text()
             where = f"{self._where(number)} {column}"
-            self._report.wrong(Check.ARITHMETIC, where, f"about {about}", cells[_AT[column]])
+            self.report.wrong(Check.ARITHMETIC, where, f"about {about}", cells[_AT[column]])
 
 
 def micros_of(text: str) -> int:

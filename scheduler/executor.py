@@ -103,6 +103,8 @@ class StartOrder:
     """The values of those of `spec.secrets` that the scheduler itself keeps, looked up for this start."""
     least_nodes: int | None = None
     """Of an elastic gang: the nodes that it keeps; those of higher rank may be taken from it. None: it is not one."""
+    surplus: AllocationId | None = None
+    """The allocation by which the nodes beyond the least are held; None where there are none."""
     is_shrinking: bool = False
     """Its surplus nodes were asked to go before this order was made (again), and have not yet."""
 
@@ -155,12 +157,14 @@ class Checkpointed:
 class Shrunk:
     """The gang runs on `nodes` nodes, the first by rank, since `at_ms`, and holds the devices of the others no more.
 
-    Told again by every `observe` until the gang's end is acknowledged, or the order is taken up anew without them.
+    Told again by every `observe` until `acknowledge_shrunk`, or the gang's end.
     """
 
     allocation: AllocationId
     at_ms: int
     nodes: int
+    reason: EndReason | None = None
+    """Why they went where nobody asked them to: their node was lost, or somebody took it away."""
 
 
 Observation = Started | Checkpointed | Shrunk | Ended
@@ -205,6 +209,14 @@ class Executor(Protocol):
 
     def stop(self, allocation: AllocationId, grace_seconds: float, reason: EndReason) -> None:
         """Asks the gang to end: stop signal, grace, kill. Returns at once; the end is observed later."""
+        ...
+
+    def shrink(self, allocation: AllocationId, nodes: int, grace_seconds: float, reason: EndReason) -> None:
+        """Asks the ranks from `nodes` on to end: stop signal, grace, kill. The others go on; `Shrunk` says when."""
+        ...
+
+    def acknowledge_shrunk(self, allocation: AllocationId) -> None:
+        """Says that `Shrunk` is committed: the executor may forget the nodes that went, but keeps their logs."""
         ...
 
     def extend(self, allocation: AllocationId, time_limit_ms: int) -> None:
@@ -303,15 +315,6 @@ class Enterable(Protocol):
 
     def reach(self, allocation: AllocationId, node_rank: int, port: int) -> socket.socket:
         """Returns a connection to a TCP port on which a process of this very job listens."""
-        ...
-
-
-@runtime_checkable
-class Shrinkable(Protocol):
-    """An executor that can take nodes from a running gang. Idempotent; raises ExecutorError."""
-
-    def shrink(self, allocation: AllocationId, nodes: int, grace_seconds: float, reason: EndReason) -> None:
-        """Asks the ranks from `nodes` on to end: stop signal, grace, kill. The others go on; `Shrunk` says when."""
         ...
 
 

@@ -56,6 +56,7 @@ class _Run:
     kept: int = 0
     """Of an elastic gang that was asked to shrink: the ranks that stay. 0 while it was not."""
     shrunk: Shrunk | None = None
+    is_shrunk_told: bool = False
     is_start_told: bool = False
     checkpointed_ms: int = 0
     """When the job last said that its work is saved, as reported; 0 for never."""
@@ -156,6 +157,12 @@ class LocalExecutor:
         run.kept = nodes
         self._unsettled.add(allocation)
         self._ask(run, range(nodes, run.ranks), grace_seconds, reason, is_peer=True)
+
+    def acknowledge_shrunk(self, allocation: AllocationId) -> None:
+        """Tells no more that the gang has shrunk. What its lost ranks left on the disk goes with the gang."""
+        run = self._runs.get(allocation)
+        if run is not None:
+            run.is_shrunk_told, run.shrunk = True, None
 
     @_executor_errors("extend")
     def extend(self, allocation: AllocationId, time_limit_ms: int) -> None:
@@ -316,7 +323,12 @@ class LocalExecutor:
         if len(over) == run.ranks:
             run.ended = self._end_of(run, [over[rank] for rank in range(run.kept or run.ranks)], over.values())
             return None
-        if run.kept and run.shrunk is None and all(rank in over for rank in range(run.kept, run.ranks)):
+        if (
+            run.kept
+            and not run.is_shrunk_told
+            and run.shrunk is None
+            and all(rank in over for rank in range(run.kept, run.ranks))
+        ):
             gone_ms = max(over[rank]["ended_ms"] for rank in range(run.kept, run.ranks))
             run.shrunk = Shrunk(run.allocation, self._clamp(gone_ms, run), run.kept)
         mine = [started[rank] for rank in range(run.kept or run.ranks) if rank in started]

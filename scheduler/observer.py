@@ -7,6 +7,7 @@ admin-made sets (tenants, pools, size classes), never from what a user typed.
 from typing import Literal, Protocol, get_args
 
 from scheduler.core.model import AccountId, JobState, PoolName
+from scheduler.core.plan import Plan
 
 
 def size_class(gpus: int) -> str:
@@ -47,8 +48,8 @@ class Observer(Protocol):
         """A job started whose start had been estimated, this far (either way) from when it was likely to."""
         ...
 
-    def cycle(self, seconds: float) -> None:
-        """A tick was planned."""
+    def cycle(self, seconds: float, made: Plan) -> None:
+        """A tick was planned, and this was decided."""
         ...
 
     def ledger_posted(self, at_ms: int) -> None:
@@ -71,7 +72,7 @@ class Unobserved:
     def start_estimated(self, pool: PoolName, error_seconds: float) -> None:
         """Takes note of nothing."""
 
-    def cycle(self, seconds: float) -> None:
+    def cycle(self, seconds: float, made: Plan) -> None:
         """Takes note of nothing."""
 
     def ledger_posted(self, at_ms: int) -> None:

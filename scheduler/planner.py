@@ -281,7 +281,7 @@ class Planner:
             began = time.perf_counter()
             with collector_paused():
                 made = plan(self._state, self._policy, self._clock.now_ms(), self._plan.decision + 1)
-            self._observer.cycle(time.perf_counter() - began)
+            self._observer.cycle(time.perf_counter() - began, made)
             if self.recorder is not None:
                 self.recorder.ticked(made, () if made.is_idle else decisions(self._state, made))
             self._plan = made

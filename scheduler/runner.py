@@ -10,7 +10,7 @@ import queue
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 
 from scheduler.clock import Clock
@@ -23,7 +23,6 @@ from scheduler.executor import (
     ExecutorError,
     NodeInventory,
     Observation,
-    Shrinkable,
     Shrunk,
     StartOrder,
     StartRefused,
@@ -108,8 +107,6 @@ class Runner:
         self._shrink_at_start: dict[AllocationId, EndReason] = {}
         self._limit_at_start: dict[AllocationId, int] = {}
         self._unrecorded: list[Observation] = []
-        self._shrunk: set[AllocationId] = set()
-        """Gangs whose loss of surplus nodes is recorded: executors go on telling it, for it needs no answer."""
         self._inventory: tuple[NodeInventory, ...] | None = None
         """As last stored."""
         self._offered: frozenset[tuple[NodeName, DeviceId]] = frozenset()
@@ -176,10 +173,7 @@ class Runner:
     def _step(self) -> None:
         self._take_actions()
         try:
-            seen = self._executor.observe()
-            self._unrecorded += [
-                each for each in seen if not isinstance(each, Shrunk) or each.allocation not in self._shrunk
-            ]
+            self._unrecorded += self._executor.observe()
         except ExecutorError as problem:
             self._say(problem)
         else:
@@ -291,12 +285,10 @@ class Runner:
         order = self._live.get(action.allocation)
         if order is None:
             self._shrink_at_start[action.allocation] = action.reason
-        elif order.least_nodes is not None and isinstance(self._executor, Shrinkable):
+        else:
+            assert order.least_nodes is not None, "only elastic gangs have surplus nodes"
             grace_seconds = order.spec.grace_seconds
             self._executor.shrink(action.allocation, order.least_nodes, grace_seconds, action.reason)
-        else:
-            # No executor that cannot shrink is given elastic gangs; one that came from another goes as a whole.
-            self._executor.stop(action.allocation, order.spec.grace_seconds, action.reason)
 
     def _stop(self, action: _Stop) -> None:
         order = self._live.get(action.allocation)
@@ -338,14 +330,20 @@ class Runner:
         self._unrecorded.clear()
         for observation in observed:
             if isinstance(observation, Shrunk):
-                self._shrunk.add(observation.allocation)
-                self._look_for_gone(self._live.get(observation.allocation))
+                self._has_shrunk(observation)
             if not isinstance(observation, Ended):
                 continue
-            self._shrunk.discard(observation.allocation)
             self._look_for_gone(self._live.pop(observation.allocation, None))
             self._actions.put(_Over(observation.allocation))
             self._executor.acknowledge(observation.allocation)
+
+    def _has_shrunk(self, shrunk: Shrunk) -> None:
+        order = self._live.get(shrunk.allocation)
+        if order is not None:
+            self._look_for_gone(order)
+            left = replace(order.allocation, grants=order.allocation.grants[: shrunk.nodes])
+            self._live[shrunk.allocation] = replace(order, allocation=left, surplus=None, is_shrinking=False)
+        self._executor.acknowledge_shrunk(shrunk.allocation)
 
     def _look_for_gone(self, over: StartOrder | None) -> None:
         """Has the inventory stored again when a job held a device that is gone: the store kept it for the job only."""

@@ -22,6 +22,7 @@ from prometheus_client.registry import Collector
 
 from scheduler.core.lifecycle import ENDS
 from scheduler.core.model import AccountId, JobState, PoolName
+from scheduler.core.plan import Plan
 from scheduler.exposition import render
 from scheduler.observer import PREEMPTION_REASONS, PreemptionReason, size_class
 
@@ -164,7 +165,7 @@ class Telemetry:
         """Takes in how far a start was from its estimate."""
         self._estimates.observe((pool,), error_seconds)
 
-    def cycle(self, seconds: float) -> None:
+    def cycle(self, seconds: float, made: Plan) -> None:  # noqa: ARG002 -- for observers that tell more
         """Takes in how long a tick took to plan."""
         self._cycles.observe((), seconds)
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from metering.findings import Report
+    from scheduler.store.readers import Readers
 
 DatabaseUrl = Annotated[
     str | None, typer.Option("--database", metavar="URL", help="Work on this database, without a server.")
@@ -40,6 +41,14 @@ Copy = Annotated[
     str | None, typer.Option("--copy", metavar="FILE", help="Work on this copy: a SQLite file, or an export.")
 ]
 _FOCUS_VERSIONS = ("1.2", "1.3")
+Processes = Annotated[
+    int | None,
+    typer.Option(
+        "--processes", metavar="N", min=1, max=64, help="That read at once, without a server. [default: a core each]"
+    ),
+]
+_LARGE_EXPORT_BYTES = 64 << 20
+"""Files that one process proves in some seconds; starting others takes one."""
 MOST_SHOWN = 50
 """Findings that people are shown; `-o json` has them all."""
 
@@ -57,6 +66,7 @@ def verify(
     ] = None,
     database: DatabaseUrl = None,
     copy: Copy = None,
+    processes: Processes = None,
 ) -> int:
     """Prove the ledger: its chain, its partition of time, its sums. Exit 1 and what does not hold, if it does not.
 
@@ -74,7 +84,7 @@ def verify(
         if database is None and copy is None and export_dir is None:
             answer = session.client.get("/v1/admin/ledger/verify", {"period": period})
         else:
-            answer = _verified(export_dir, database, copy, period)
+            answer = _verified(export_dir, database, copy, period, processes)
     sound = answers.truth(answer, "is_sound")
     failures = answers.items(answer, "failures")
     counts = answers.sub(answer, "counts") or {}
@@ -102,6 +112,7 @@ def export(
     parquet: Annotated[bool, typer.Option("--parquet", help="Each file as Parquet too (extra `parquet`).")] = False,
     database: DatabaseUrl = None,
     copy: Copy = None,
+    processes: Processes = None,
 ) -> None:
     """Write usage, FOCUS charges, totals and capacity of a time as CSV, with a manifest of their hashes.
 
@@ -131,7 +142,7 @@ def export(
             query |= {"focus": focus, "issuer": issuer}
             names = _download(session, query, folder)
         else:
-            wanted = _Wanted((since, until), known_zone, tenant, focus, issuer)
+            wanted = _Wanted((since, until), known_zone, tenant, focus, issuer, processes)
             names = _exported(_source(database, copy), folder, wanted)
     if parquet:
         names = sorted([*names, *as_parquet(folder)])
@@ -288,8 +299,9 @@ def _source(database: str | None, copy: str | None) -> tuple[str, bool]:
 
 
 @contextmanager
-def _connection(source: tuple[str, bool]) -> "Iterator[Connection]":
-    """A snapshot of a database; of a copy of a copy where the person said that it is one."""
+def _readers(source: tuple[str, bool], processes: int | None) -> "Iterator[Readers[Connection]]":
+    """Readers of a snapshot of a database; of a copy of a copy where the person said that it is one."""
+    from metering.together import reading_ledger
     from scheduler.refusal import Refused
     from scheduler.store.database import Database, StoreError, StoreUnavailable
 
@@ -313,8 +325,8 @@ def _connection(source: tuple[str, bool]) -> "Iterator[Connection]":
         except ValueError as problem:
             raise UsageProblem(str(problem)) from None
         try:
-            with database.read() as connection:
-                yield connection
+            with reading_ledger(database, processes) as readers:
+                yield readers
         except StoreUnavailable as problem:
             raise ApiError("unavailable", str(problem)) from None
         except StoreError as problem:
@@ -326,19 +338,28 @@ def _connection(source: tuple[str, bool]) -> "Iterator[Connection]":
             database.dispose()
 
 
-def _verified(export_dir: str | None, database: str | None, copy: str | None, period: str | None) -> Json:
+def _verified(
+    export_dir: str | None, database: str | None, copy: str | None, period: str | None, processes: int | None
+) -> Json:
     from metering.verify import verify as verify_ledger
     from metering.verify import verify_export
+    from scheduler.store.readers import usable_processes, working
 
     if export_dir is not None:
         _check_is_export(export_dir)
     if database is None and copy is None:
         assert export_dir is not None  # something was named
-        return _report(verify_export(Path(export_dir).expanduser()))
-    with _connection(_source(database, copy)) as connection:
+        folder = Path(export_dir).expanduser()
+        with working(usable_processes(processes) if _is_large(folder) else 1) as files:
+            return _report(verify_export(folder, readers=files))
+    with _readers(_source(database, copy), processes) as readers:
         if export_dir is not None:
-            return _report(verify_export(Path(export_dir).expanduser(), connection))
-        return _report(verify_ledger(connection, period=period))
+            return _report(verify_export(Path(export_dir).expanduser(), readers.source, readers=readers))
+        return _report(verify_ledger(readers.source, period=period, readers=readers))
+
+
+def _is_large(folder: Path) -> bool:
+    return sum(path.stat().st_size for path in folder.glob("*.csv")) >= _LARGE_EXPORT_BYTES
 
 
 def _counted(verdict: str, counts: Json) -> list[str]:
@@ -392,6 +413,7 @@ class _Wanted:
     tenant: str | None
     focus: str | None
     issuer: str | None
+    processes: int | None
 
 
 def _exported(source: tuple[str, bool], folder: Path, wanted: _Wanted) -> list[str]:
@@ -410,8 +432,9 @@ def _exported(source: tuple[str, bool], folder: Path, wanted: _Wanted) -> list[s
     if folder.is_dir():
         folder.rmdir()  # empty, as was checked; the export takes its place in one step
     try:
-        with _connection(source) as connection:
-            export_known(connection, folder, (since, until), wanted.zone, whose, focus=terms)
+        with _readers(source, wanted.processes) as readers:
+            span = (since, until)
+            export_known(readers.source, folder, span, wanted.zone, whose, focus=terms, readers=readers)
         write_statements(folder)
     except OSError as problem:
         raise Refusal(f"{folder} cannot be written: {problem.strerror}") from None

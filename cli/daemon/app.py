@@ -27,7 +27,7 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from platformdirs import user_data_path
 
 from cli.daemon import migrate
-from cli.daemon.attendance import LOOK_SECONDS, Attendance, AttendedExecutor
+from cli.daemon.attendance import LOOK_SECONDS, Attendance
 from cli.daemon.bootstrap import bootstrap
 from cli.daemon.checkups import Patient, checkups
 from cli.daemon.decisions import FORGET_SECONDS, forget_decisions
@@ -38,6 +38,7 @@ from cli.daemon.money import KEEP_SECONDS, WHOLE_SECONDS, BudgetKeeper, centre_z
 from cli.daemon.notifier import notifier_of
 from cli.daemon.periods import PERIODS_SECONDS, PRUNE_HOURS, PeriodTurns, period_terms
 from cli.daemon.settings import Settings, SettingsProblem
+from cli.daemon.tracing import Traces, TracingProblem, traces_of
 from cli.daemon.turns import Turns
 from metering.admission import BudgetAdmission
 from metering.billing_routes import billing_routes
@@ -100,6 +101,7 @@ class _Parts:
     telemetry: Telemetry
     ledger: LedgerWatch
     periodic: BackgroundScheduler
+    traces: Traces
     server: uvicorn.Server
 
 
@@ -142,6 +144,7 @@ class Daemon:
             parts.controller.stop()
             parts.gpus.close()
             parts.database.dispose()
+            parts.traces.close()
 
     def _bootstrap_later(self, parts: _Parts) -> None:
         """Tries again until it is done: a first start whose cluster is away leads later, and needs its token then."""
@@ -168,9 +171,10 @@ class Daemon:
             raise StartProblem(f"database.url: {problem}") from problem
         clock = LedgerClock()
         gpus = self._gpus(clock)
-        telemetry = Telemetry(version(DISTRIBUTION))
+        traces = self._traces()
+        telemetry = traces.telemetry(version(DISTRIBUTION))
         executor = self._executor(clock, gpus, telemetry)
-        attended = AttendedExecutor(executor, self._attendance.watch)
+        attended = traces.executor(executor, self._attendance.watch)
         holder = f"{platform.node()}:{self.data_dir}"
         lease = LeaderLease(database, holder, self.url, LEASE_TTL_MS)
         controller = Controller(database, attended, clock, settings.policy, lease, telemetry)
@@ -190,7 +194,11 @@ class Daemon:
             rules=submission_rules(settings),
         )
         terms = period_terms(settings)
-        money = partial(ledger_routes, issuer_known=self.settings.metering.issuer)
+        money = partial(
+            ledger_routes,
+            issuer_known=self.settings.metering.issuer,
+            processes=self.settings.metering.processes,
+        )
         billing = PeriodTurns(controller, terms, self.settings.metering.observation_days)
         patient = Patient(controller, self.data_dir, self._attendance, ledger, billing.keeper, telemetry)
         routes = (
@@ -203,7 +211,12 @@ class Daemon:
         )
         app = api(controller, admission, limits, telemetry, routes, (budget_section(admission.zone),))
         config = uvicorn.Config(
-            app, log_config=None, access_log=False, lifespan="on", proxy_headers=False, timeout_graceful_shutdown=5
+            traces.app(app),
+            log_config=None,
+            access_log=False,
+            lifespan="on",
+            proxy_headers=False,
+            timeout_graceful_shutdown=5,
         )
         periodic = self._periodic(gpus, executor, controller)
         keeper = BudgetKeeper(controller, admission)
@@ -213,7 +226,13 @@ class Daemon:
         telemetry.registry.register(PeriodCollector(billing.keeper))
         periodic.add_job(_guarded(billing.look), "interval", seconds=PERIODS_SECONDS)
         periodic.add_job(_guarded(billing.prune), "interval", hours=PRUNE_HOURS)
-        return _Parts(database, gpus, controller, telemetry, ledger, periodic, uvicorn.Server(config))
+        return _Parts(database, gpus, controller, telemetry, ledger, periodic, traces, uvicorn.Server(config))
+
+    def _traces(self) -> Traces:
+        try:
+            return traces_of(self.settings.tracing, version(DISTRIBUTION))
+        except TracingProblem as problem:
+            raise StartProblem(str(problem)) from problem
 
     def _gpus(self, clock: LedgerClock) -> Gpus:
         sim = self.settings.executor.sim
@@ -344,7 +363,6 @@ def submission_rules(settings: Settings) -> SubmissionRules:
         runs_images=settings.executor.kind == "kubernetes",
         needs_image=settings.executor.kind == "kubernetes",
         has_terminals=settings.executor.kind in {"local", "kubernetes"},
-        runs_elastic=settings.executor.kind != "kubernetes",
         shares_gpus=settings.executor.shares and settings.executor.kind != "kubernetes",
         keeps_secrets=settings.executor.kind != "kubernetes",
     )

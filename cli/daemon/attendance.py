@@ -90,6 +90,14 @@ class AttendedExecutor:
         """As the executor."""
         self._executor.stop(allocation, grace_seconds, reason)
 
+    def shrink(self, allocation: AllocationId, nodes: int, grace_seconds: float, reason: EndReason) -> None:
+        """As the executor."""
+        self._executor.shrink(allocation, nodes, grace_seconds, reason)
+
+    def acknowledge_shrunk(self, allocation: AllocationId) -> None:
+        """As the executor."""
+        self._executor.acknowledge_shrunk(allocation)
+
     def extend(self, allocation: AllocationId, time_limit_ms: int) -> None:
         """As the executor."""
         self._executor.extend(allocation, time_limit_ms)

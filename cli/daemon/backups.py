@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 from cli.daemon import migrate
 from metering.findings import Report
+from metering.together import reading_ledger
 from metering.verify import verify
 from scheduler.store.database import Database, StoreCorrupt
 
@@ -135,8 +136,8 @@ def _proved(path: Path) -> Copied:
     else:
         database = Database.open(url)
         try:
-            with database.read() as connection:
-                report = verify(connection)
+            with reading_ledger(database) as readers:
+                report = verify(readers.source, readers=readers)
         finally:
             database.dispose()
     return Copied(path.stat().st_size, schema, report)

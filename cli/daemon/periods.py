@@ -19,7 +19,9 @@ def period_terms(settings: Settings) -> PeriodTerms:
     """Returns how the centre's periods are."""
     metering = settings.metering
     window_ms = round(metering.closing_hours * HOUR_MS)
-    return PeriodTerms(centre_zone(metering.zone).key, window_ms, FocusTerms(issuer=metering.issuer))
+    return PeriodTerms(
+        centre_zone(metering.zone).key, window_ms, FocusTerms(issuer=metering.issuer), metering.processes
+    )
 
 
 class PeriodTurns:

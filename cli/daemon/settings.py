@@ -108,6 +108,8 @@ class NodeSettings:
     reserved_memory_gib: int = _key(0, "memory kept from jobs for the system")
 
 
+MOST_PROCESSES = 64
+"""That read the ledger at once (scheduler.store.readers.MOST_PROCESSES)."""
 MOST_CLOSING_HOURS = 8784
 """A leap year: whoever waits longer never closes."""
 
@@ -187,6 +189,11 @@ class Metering:
         15.0,
         "how long all GPUs of a job are idle before its owner is told: longer than loading data or a checkpoint takes",
     )
+    processes: int | None = _key(
+        None,
+        "that read a long ledger at once where it is exported, proved or closed; default one a core, 4 at most. Each "
+        "takes up to 200 MiB, and lets the daemon go first",
+    )
     issuer: str = _key("GPU centre", "the centre's name on invoices and in FOCUS files, where none is asked for")
 
 
@@ -226,6 +233,18 @@ class Logging:
 
 
 @dataclass(frozen=True, slots=True)
+class Tracing:
+    """Where OpenTelemetry spans go. Off by default; needs `pip install 'gpu-turnstile[otel]'`."""
+
+    otlp_url: str | None = _key(
+        None, "a collector that takes OTLP over HTTP, such as http://127.0.0.1:4318/v1/traces; without one no spans"
+    )
+    ratio: float = _key(
+        1.0, "part of the traces that is recorded, from 0 to 1; a caller's own decision goes first. Lower it when busy"
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """All of the daemon's settings."""
 
@@ -241,6 +260,7 @@ class Settings:
     notify: Notify = field(default_factory=Notify)
     decisions: Decisions = field(default_factory=Decisions)
     logging: Logging = field(default_factory=Logging)
+    tracing: Tracing = field(default_factory=Tracing)
     policy: Policy = field(default_factory=Policy)
 
     @property
@@ -408,12 +428,22 @@ def _check(settings: Settings, problems: list[str]) -> None:
         problems.append("database.url, database.url_file: give one of the two")
     if settings.notify.smtp_host is not None and settings.notify.smtp_from is None:
         problems.append("notify.smtp_from: needed with notify.smtp_host, such as turnstile@park.example")
+    problems.extend(_tracing_problems(settings.tracing))
     problems.extend(_metering_problems(metering))
+
+
+def _tracing_problems(tracing: Tracing) -> Iterator[str]:
+    if tracing.otlp_url is not None and not tracing.otlp_url.startswith(("http://", "https://")):
+        yield f"tracing.otlp_url: {tracing.otlp_url!r} is no http:// or https:// address"
+    if not 0 <= tracing.ratio <= 1:
+        yield f"tracing.ratio: {tracing.ratio:g} is not from 0 to 1"
 
 
 def _metering_problems(metering: Metering) -> Iterator[str]:
     if not 0 <= metering.closing_hours <= MOST_CLOSING_HOURS:
         yield f"metering.closing_hours: {metering.closing_hours:g} is not from 0 to {MOST_CLOSING_HOURS} hours"
+    if metering.processes is not None and not 1 <= metering.processes <= MOST_PROCESSES:
+        yield f"metering.processes: {metering.processes} is not from 1 to {MOST_PROCESSES}"
     if metering.observation_days < 1:
         yield f"metering.observation_days: must be at least 1, not {metering.observation_days}"
     if not 0 <= metering.idle_percent < 100:

@@ -174,13 +174,18 @@ class Invoice:
     """The rates that its lines were taxed at, ascending."""
 
 
+def _by_rate() -> dict[Decimal, int]:  # a function of the module: totals travel between processes
+    return defaultdict(int)
+
+
 class Totals:
     """Folds lines into invoices; memory grows with tenants, currencies and tax rates, not with lines."""
 
     def __init__(self) -> None:
-        self._subtotals: dict[tuple[AccountId, str], dict[Decimal, int]] = defaultdict(lambda: defaultdict(int))
-        self._counts: dict[tuple[AccountId, str], int] = defaultdict(int)
-        self._terms: dict[tuple[AccountId, str], tuple[int, str, Rounding, Decimal]] = {}
+        # By tenant and currency, and by tax rate.
+        self.subtotals: dict[tuple[AccountId, str], dict[Decimal, int]] = defaultdict(_by_rate)
+        self.counts: dict[tuple[AccountId, str], int] = defaultdict(int)
+        self.terms: dict[tuple[AccountId, str], tuple[int, str, Rounding, Decimal]] = {}
 
     def add(self, line: Line) -> None:
         """Counts a line; one without a price belongs to no invoice."""
@@ -190,25 +195,34 @@ class Totals:
     def count(self, tenant: AccountId, book: PriceBook, amount_micros: int) -> None:
         """Counts an amount by the terms of a book."""
         key = (tenant, book.currency)
-        self._subtotals[key][book.tax_rate] += amount_micros
-        self._counts[key] += 1
+        self.subtotals[key][book.tax_rate] += amount_micros
+        self.counts[key] += 1
         # The latest book of the currency says how the invoice is rounded, whatever order the lines come in.
         terms = (book.effective_ms, book.version, book.rounding, book.rounding_unit)
-        self._terms[key] = max(terms, self._terms.get(key, terms))
+        self.terms[key] = max(terms, self.terms.get(key, terms))
+
+    def fold(self, other: "Totals") -> None:
+        """Takes what another one counted."""
+        for key, by_rate in other.subtotals.items():
+            mine = self.subtotals[key]
+            for rate, micros in by_rate.items():
+                mine[rate] += micros
+            self.counts[key] += other.counts[key]
+            self.terms[key] = max(other.terms[key], self.terms.get(key, other.terms[key]))
 
     def invoices(self) -> list[Invoice]:
         """Returns an invoice per tenant and currency, in that order."""
-        return [self._invoice(*key) for key in sorted(self._subtotals)]
+        return [self._invoice(*key) for key in sorted(self.subtotals)]
 
     def _invoice(self, tenant: AccountId, currency: str) -> Invoice:
-        by_rate = self._subtotals[tenant, currency]
-        _, _, mode, unit = self._terms[tenant, currency]
+        by_rate = self.subtotals[tenant, currency]
+        _, _, mode, unit = self.terms[tenant, currency]
         subtotal = sum(by_rate.values())
         exact_tax = sum((Fraction(micros, MICROS) * Fraction(rate) for rate, micros in by_rate.items()), Fraction(0))
         tax = Money(exact_tax, currency).scaled(AMOUNT_DECIMALS)
         payable = Money(Fraction(subtotal + tax, MICROS), currency).rounded_to(unit, mode).scaled(AMOUNT_DECIMALS)
         rounding = payable - subtotal - tax
-        count = self._counts[tenant, currency]
+        count = self.counts[tenant, currency]
         return Invoice(tenant, currency, count, subtotal, tax, rounding, payable, tuple(sorted(by_rate)))
 
 

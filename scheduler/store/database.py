@@ -11,7 +11,8 @@ transactions see one snapshot and cannot write. No error text carries statement 
 """
 
 import os
-from collections.abc import Iterator, Sequence
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -91,6 +92,19 @@ class Database:
         """Opens a read-only transaction over one consistent snapshot, taken at its first query. Raises StoreError."""
         with _our_errors(), self._reader.begin() as connection:
             yield connection
+
+    @property
+    def url(self) -> str:
+        """The whole URL, its password included: for a process that opens the same database, never for people."""
+        return self._reader.url.render_as_string(hide_password=False)
+
+    @contextmanager
+    def versions(self) -> Iterator[Callable[[], int]]:
+        """Gives a function whose value is another once somebody committed since it was last asked; SQLite only."""
+        with _our_errors(), self._reader.connect() as connection:
+            probe = connection.connection.driver_connection
+            assert isinstance(probe, sqlite3.Connection), "only SQLite tells"
+            yield lambda: int(probe.execute("PRAGMA data_version").fetchone()[0])
 
     def dispose(self) -> None:
         """Closes every connection."""

@@ -68,7 +68,9 @@ def order_of(
     if surplus is not None:
         gang = replace(gang, grants=(*gang.grants, *surplus.grants))
     is_shrinking = surplus is not None and surplus.phase is Phase.STOPPING and gang.phase is not Phase.STOPPING
-    return StartOrder(gang, launch, array_index, array, secrets, least, is_shrinking=is_shrinking)
+    return StartOrder(
+        gang, launch, array_index, array, secrets, least, None if surplus is None else surplus.id, is_shrinking
+    )
 
 
 def devices_of(allocation: Allocation) -> Iterator[DeviceId]:

@@ -40,16 +40,22 @@ from scheduler.store.overlays import evidence_of, held_now, known_now
 from scheduler.store.tables import ALLOCATION, DEVICE, DEVICE_CURSOR, JOB, OCCUPANCY, RECLASSIFICATION
 
 PAGE_ROWS = 5_000
+END_OF_CHAIN = (1 << 63) - 1
+"""After every sequence there can be."""
 _ALLOCATION_PLACE = [column.name for column in INTERVAL_COLUMNS].index("allocation_id")
 _TO_PLACE = [column.name for column in INTERVAL_COLUMNS].index("to_ms")
 PAGE_ALLOCATIONS = 256
 """Allocations read at once, with all their rows: some thousand rows even where gangs are large."""
 
+IdRange = tuple[str, str | None]
+"""Ids of allocations after the first and up to the second; None: to the end."""
+ALL_IDS: IdRange = ("", None)
+
 # Made once: building a statement costs as much as running it, and leaves cycles for the collector.
 _IDS: sa.BindParameter[Any] = sa.bindparam("ids", expanding=True)
 _CHAIN_PAGE = (
     sa.select(*INTERVAL_COLUMNS)
-    .where(OCCUPANCY.c.sequence > sa.bindparam("after"))
+    .where(OCCUPANCY.c.sequence > sa.bindparam("after"), OCCUPANCY.c.sequence <= sa.bindparam("until"))
     .order_by(OCCUPANCY.c.sequence)
     .limit(sa.bindparam("most", type_=sa.Integer))
 )
@@ -145,14 +151,14 @@ class LedgerAllocation:
         return frozenset(device for grant in self.grants for device in grant.devices)
 
 
-def chain_pages(connection: Connection, after: int = 0) -> Iterator[list[Any]]:
-    """Yields pages of `occupancy` after a sequence, in chain order, as plain tuples; `codec.interval_of` reads one.
+def chain_pages(connection: Connection, after: int = 0, until: int = END_OF_CHAIN) -> Iterator[list[Any]]:
+    """Yields pages of `occupancy` in `(after, until]`, in chain order, as plain tuples; `codec.interval_of` reads one.
 
     Rows and not intervals, so that whoever verifies can go on after one that cannot be read; and plain, because
     millions of them are looked at.
     """
     while True:
-        rows = plain_rows(connection, _CHAIN_PAGE, after=after, most=PAGE_ROWS)
+        rows = plain_rows(connection, _CHAIN_PAGE, after=after, until=until, most=PAGE_ROWS)
         yield rows
         if len(rows) < PAGE_ROWS:
             return
@@ -197,6 +203,11 @@ def hash_at(connection: Connection, sequence: int) -> str | None:
     return found
 
 
+def last_sequence(connection: Connection) -> int:
+    """Returns the greatest sequence of the chain; 0 for none."""
+    return connection.execute(sa.select(sa.func.max(OCCUPANCY.c.sequence))).scalar() or 0
+
+
 def devices(connection: Connection) -> list[LedgerDevice]:
     """Returns every device that was ever seen, by id."""
     found = [
@@ -237,11 +248,18 @@ BriefInterval = tuple[int, str, int, int, int, str, int, str | None, str | None]
 """Sequence (0 while it is open), device, lane, start, end, state, units, phase and allocation of an interval."""
 
 
-def known_between(connection: Connection, from_ms: int, to_ms: int) -> Iterator[BriefInterval]:
+Starts = tuple[int, int]
+"""When intervals begin: at the first or later, before the second."""
+ANY_START: Starts = (-1, END_OF_CHAIN)
+
+
+def known_between(
+    connection: Connection, from_ms: int, to_ms: int, starts: Starts = ANY_START
+) -> Iterator[BriefInterval]:
     """Yields what is known now of the closed past in `[from_ms, to_ms)`, by the starts of the intervals as written.
 
-    Pieces of the intervals that overlap it, whole, some beyond it. Those of a lane come in the order of time. Memory
-    grows with what was reclassified there.
+    Of intervals that were written to begin in `starts` only. Pieces of the intervals that overlap it, whole, some
+    beyond it. Those of a lane come in the order of time. Memory grows with what was reclassified there.
     """
     laid: set[int] = set()
     if has_reclassifications(connection):
@@ -249,7 +267,7 @@ def known_between(connection: Connection, from_ms: int, to_ms: int) -> Iterator[
             RECLASSIFICATION.c.from_ms < to_ms, RECLASSIFICATION.c.to_ms > from_ms
         )
         laid = set(connection.execute(covers).scalars())
-    for page in _brief_pages(connection, from_ms, to_ms):
+    for page in _brief_pages(connection, from_ms, to_ms, starts):
         covered = laid.intersection(row[0] for row in page) if laid else None
         if not covered:
             yield from page
@@ -262,14 +280,14 @@ def known_between(connection: Connection, from_ms: int, to_ms: int) -> Iterator[
                 yield row
 
 
-def _brief_pages(connection: Connection, from_ms: int, to_ms: int) -> Iterator[list[BriefInterval]]:
-    after = (-1, 0)
+def _brief_pages(connection: Connection, from_ms: int, to_ms: int, starts: Starts) -> Iterator[list[BriefInterval]]:
+    after = (starts[0] - 1, END_OF_CHAIN)
     while True:
         page = plain_rows(
             connection,
             _BRIEF_PAGE,
             since=from_ms,
-            until=to_ms,
+            until=min(to_ms, starts[1]),
             after_ms=after[0],
             after_sequence=after[1],
             most=PAGE_ROWS,
@@ -377,19 +395,39 @@ _ALLOCATIONS: sa.Select[Any] = sa.select(
 
 
 def allocations(
-    connection: Connection, from_ms: int, to_ms: int, tenant: AccountId | None = None, *, as_written: bool = False
+    connection: Connection,
+    from_ms: int,
+    to_ms: int,
+    tenant: AccountId | None = None,
+    *,
+    ids: IdRange = ALL_IDS,
+    as_written: bool = False,
 ) -> Iterator[LedgerAllocation]:
     """Yields the allocations that lived in `[from_ms, to_ms)`, by id, each with all its rows, also those outside.
 
     Rows, end and reason are as known now, with reclassifications laid over them, unless they are wanted as written.
     """
-    last = ""
+    last, until = ids
     while True:
-        page = _allocation_page(connection, (from_ms, to_ms), tenant, last)
+        page = _allocation_page(connection, (from_ms, to_ms), tenant, (last, until))
         yield from _with_rows(connection, page, as_written=as_written)
         if len(page) < PAGE_ALLOCATIONS:
             return
         last = page[-1].id
+
+
+def id_ranges(
+    connection: Connection, from_ms: int, to_ms: int, tenant: AccountId | None, size: int
+) -> Iterator[IdRange]:
+    """Yields ranges of ids, in order, that have all that `allocations` yields: at most `size` each, and one range."""
+    last = ""
+    while True:
+        query = sa.select(ALLOCATION.c.id).where(*_wanted((from_ms, to_ms), tenant, (last, None)))
+        found = connection.execute(query.order_by(ALLOCATION.c.id).offset(size - 1).limit(1)).scalar()
+        yield last, found
+        if found is None:
+            return
+        last = found
 
 
 def allocations_by_id(connection: Connection, ids: Sequence[AllocationId]) -> list[LedgerAllocation]:
@@ -417,13 +455,21 @@ def _lived(from_ms: int, to_ms: int) -> tuple[sa.ColumnElement[bool], ...]:
     return ALLOCATION.c.decided_ms < to_ms, ended
 
 
-def _allocation_page(
-    connection: Connection, span: tuple[int, int], tenant: AccountId | None, after: str
-) -> Sequence[Row[Any]]:
-    query = _ALLOCATIONS.where(ALLOCATION.c.id > after, *_lived(*span))
+def _wanted(span: tuple[int, int], tenant: AccountId | None, ids: IdRange) -> Iterator[sa.ColumnElement[bool]]:
+    after, until = ids
+    yield ALLOCATION.c.id > after
+    if until is not None:
+        yield ALLOCATION.c.id <= until
+    yield from _lived(*span)
     if tenant is not None:
         inside = sa.func.substr(ALLOCATION.c.account, 1, len(tenant) + 1) == f"{tenant}/"
-        query = query.where(sa.or_(ALLOCATION.c.account == tenant, inside))
+        yield sa.or_(ALLOCATION.c.account == tenant, inside)
+
+
+def _allocation_page(
+    connection: Connection, span: tuple[int, int], tenant: AccountId | None, ids: IdRange
+) -> Sequence[Row[Any]]:
+    query = _ALLOCATIONS.where(*_wanted(span, tenant, ids))
     return connection.execute(query.order_by(ALLOCATION.c.id).limit(PAGE_ALLOCATIONS)).all()
 
 
@@ -440,7 +486,7 @@ def _with_rows(connection: Connection, page: Sequence[Row[Any]], *, as_written: 
         held[row.allocation_id].append(cursor_of(row))
     for row in page:
         written = row.ended_ms, EndReason(row.end_reason) if row.end_reason else None
-        ended_ms, end_reason = settled.get(row.id, written)
+        ended_ms, end_reason = settled.get(row.id, written) if settled else written
         yield LedgerAllocation(
             id=AllocationId(row.id),
             job=JobId(row.job_id),

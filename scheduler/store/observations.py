@@ -189,7 +189,7 @@ class _Gangs:
                 self._checkpoint(each, observation.at_ms)
         elif isinstance(observation, Shrunk):
             if surplus is not None and observation.nodes <= len(gang.grants):
-                self._shrink(gang, surplus, observation.at_ms)
+                self._shrink(gang, surplus, observation)
         else:
             self._end(gang, observation)
 
@@ -263,7 +263,7 @@ class _Gangs:
         if seen.started_ms is not None:
             parts = [self._start(each, seen.started_ms, end_ms) for each in parts]
             gang = parts[0]
-        blind = self._blind(parts, seen, end_ms)
+        blind = self._blind(parts, seen.reason, end_ms)
         stop_reason = gang.stop_reason or (self._shrunk_for(gang) if self._jobs[gang.job].shape.is_elastic else None)
         reason = _end_reason(seen.reason, stop_reason, self._marks.get(gang.job))
         for each in parts[1:]:
@@ -294,12 +294,12 @@ class _Gangs:
             allocation=gang.id,
         )
 
-    def _shrink(self, gang: Allocation, surplus: Allocation, seen_ms: int) -> None:
-        """Lets surplus nodes go; their gang goes on."""
-        end_ms = min(max(seen_ms, _latest(lanes_of(self._lanes, surplus))), self._tx.now_ms)
-        self._leave(surplus, (end_ms, surplus.stop_reason), {})
-        nodes = len(gang.grants)
-        self._tx.note(gang.job, "shrunk", end_ms, allocation=gang.id, nodes=nodes, reason=surplus.stop_reason)
+    def _shrink(self, gang: Allocation, surplus: Allocation, seen: Shrunk) -> None:
+        """Lets surplus nodes go, which were asked to or whose node was lost; their gang goes on."""
+        end_ms = min(max(seen.at_ms, _latest(lanes_of(self._lanes, surplus))), self._tx.now_ms)
+        reason = surplus.stop_reason or seen.reason
+        self._leave(surplus, (end_ms, reason), self._blind([surplus], seen.reason, end_ms))
+        self._tx.note(gang.job, "shrunk", end_ms, allocation=gang.id, nodes=len(gang.grants), reason=reason)
 
     def _leave(
         self, surplus: Allocation, end: tuple[int, EndReason | None], blind: dict[DeviceId, tuple[OccupancyState, str]]
@@ -318,16 +318,19 @@ class _Gangs:
             self._freed[cursor.device] = end_ms
 
     def _shrunk_for(self, gang: Allocation) -> EndReason | None:
-        """Returns PREEMPTED for a gang that nodes were taken from while it ran: if it fails, that is why."""
-        statement = sa.select(ALLOCATION.c.stop_reason).where(
-            ALLOCATION.c.surplus_of == gang.id, ALLOCATION.c.stop_reason.is_not(None)
-        )
-        found = self._tx.connection.execute(statement).scalar()
-        return None if found is None else EndReason.PREEMPTED
+        """Returns why a gang fails that lost nodes while it ran: PREEMPTED, or NODE_LOST where it was only that."""
+        why = sa.func.coalesce(ALLOCATION.c.stop_reason, ALLOCATION.c.end_reason)
+        statement = sa.select(why).where(ALLOCATION.c.surplus_of == gang.id, why.is_not(None))
+        found = set(self._tx.connection.execute(statement).scalars())
+        if not found:
+            return None
+        return EndReason.NODE_LOST if found == {EndReason.NODE_LOST.value} else EndReason.PREEMPTED
 
-    def _blind(self, parts: list[Allocation], seen: Ended, end_ms: int) -> dict[DeviceId, tuple[OccupancyState, str]]:
+    def _blind(
+        self, parts: list[Allocation], seen: EndReason | None, end_ms: int
+    ) -> dict[DeviceId, tuple[OccupancyState, str]]:
         """Returns what the devices of a lost gang were between its last evidence and now, when that was noticed."""
-        if seen.reason is not EndReason.NODE_LOST or end_ms >= self._tx.now_ms:
+        if seen is not EndReason.NODE_LOST or end_ms >= self._tx.now_ms:
             return {}
         places = {device: self._places.get(device) for gang in parts for device in devices_of(gang)}
         well = {

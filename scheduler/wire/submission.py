@@ -44,8 +44,6 @@ class SubmissionRules:
     """Whether the executor gives jobs terminals to sit at."""
     shares_gpus: bool = False
     """Whether a job may ask for a part of a GPU: only where something holds jobs to their parts."""
-    runs_elastic: bool = True
-    """Whether the executor can take surplus nodes from a gang that runs on."""
     needs_image: bool = False
     """Whether the executor runs nothing but containers: a job without an image could not start."""
     run_as: str | None = None
@@ -166,7 +164,6 @@ def _check_rules(spec: JobSpec, rights: Rights, rules: SubmissionRules, now_ms: 
         )
     _check_container(spec, rules)
     _check_share(spec, rules)
-    _check_range(spec, rules)
     check_priority(spec.priority, rights, rules)
     check_deadline(spec.deadline_at, now_ms)
 
@@ -205,18 +202,6 @@ def _check_share(spec: JobSpec, rules: SubmissionRules) -> None:
     what = "this centre gives out whole GPUs, because it cannot hold jobs to a share of one"
     raise Refused(
         RefusalCode.POLICY, what, tries=(f"-g {prefix}1",), problems=(Problem("no shares here", "gpus_per_node"),)
-    )
-
-
-def _check_range(spec: JobSpec, rules: SubmissionRules) -> None:
-    """Raises Refused (`policy`) for an elastic gang where no node can be taken from one that runs."""
-    if spec.nodes_max is None or spec.nodes_max == spec.nodes or rules.runs_elastic:
-        return
-    raise Refused(
-        RefusalCode.POLICY,
-        "gangs have a fixed number of nodes here, because none can be taken from one that runs",
-        tries=(f"-N {spec.nodes_max}", f"-N {spec.nodes}"),
-        problems=(Problem("no elastic gangs here", "nodes_max"),),
     )
 
 

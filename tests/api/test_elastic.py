@@ -11,9 +11,8 @@ from scheduler.core.plan import Plan, Stop
 from scheduler.executor import Shrunk
 from scheduler.store.allocations import ApplyPlan
 from scheduler.store.observations import RecordObservations
-from scheduler.wire.submission import SubmissionRules
-from tests.api.centre import Centre, app_of
-from tests.api.conftest import Http, People, job_spec
+from tests.api.centre import Centre
+from tests.api.conftest import People, job_spec
 from tests.api.test_shares import PRICES
 from tests.builders import node
 
@@ -40,15 +39,9 @@ def test_a_range_that_makes_no_sense_is_refused_in_words(
     assert words in problems[field]
 
 
-def test_the_least_must_fit_the_centre_and_where_no_gang_can_shrink_none_is_elastic(
-    people: People, centre: Centre
-) -> None:
+def test_the_least_must_fit_the_centre(people: People) -> None:
     never = people.user().post("/v1/jobs", json=job_spec(**WHOLE, nodes=3, nodes_max=4)).json()
     assert (never["code"], never["try"]) == ("never_fits", ["-g H100:8 -N 2"])
-    http = Http(app_of(centre, rules=SubmissionRules(runs_elastic=False)))
-    refused = People(centre, http).user().post("/v1/jobs", json=job_spec(**WHOLE, nodes=1, nodes_max=2)).json()
-    http.close()
-    assert (refused["code"], refused["try"]) == ("policy", ["-N 2", "-N 1"])
 
 
 def test_a_dry_run_tells_the_cost_at_the_least_and_at_the_most(people: People) -> None:

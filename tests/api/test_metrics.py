@@ -13,6 +13,7 @@ from prometheus_client.samples import Sample
 
 from scheduler.core.lifecycle import ENDS
 from scheduler.core.model import AccountId, JobState, NodeName, PoolName
+from scheduler.core.plan import Plan
 from scheduler.gauges import GPU_STATES, families, photograph
 from scheduler.observer import PREEMPTION_REASONS
 from scheduler.routes import scrapes
@@ -90,7 +91,7 @@ def test_names_labels_and_kinds_are_the_contracts(busy: Centre) -> None:
     telemetry.job_finished(AccountId("acme"), JobState.FAILED)
     telemetry.jobs_preempted(AccountId("acme"), AccountId("zeta"), "fair_share")
     telemetry.start_estimated(PoolName("main"), 12.5)
-    telemetry.cycle(0.01)
+    telemetry.cycle(0.01, Plan(1, 0))
     telemetry.ledger_posted(busy.clock.now_ms())
     telemetry.request("/v1/jobs", 201, 0.002)
     body = telemetry.render(families(busy.ask(photograph).result(), busy.clock.now_ms())).decode()

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from scheduler.core.model import AllocationId, EndReason
-from scheduler.executor import Ended, Shrinkable, StartOrder, StartRefused
-from tests.executor.rigs import Rig, find_end, find_start
+from scheduler.executor import Ended, StartOrder, StartRefused
+from tests.executor.rigs import Rig, find_end, find_shrunk, find_start
 
 
 def test_a_job_that_exits_with_zero_starts_and_then_ends_without_a_reason(rig: Rig) -> None:
@@ -208,7 +208,6 @@ def test_there_is_news_to_wait_for_once_a_job_is_started(rig: Rig) -> None:
 def test_a_gang_that_shrinks_runs_on_and_what_its_lost_nodes_did_says_nothing_of_its_end(rig: Rig) -> None:
     order = replace(rig.job(seconds=3600, nodes=2), least_nodes=1)
     gang = order.allocation.id
-    assert isinstance(rig.executor, Shrinkable)
     rig.executor.start(order)
     rig.until_started(order)
     for _ in range(2):
@@ -216,6 +215,9 @@ def test_a_gang_that_shrinks_runs_on_and_what_its_lost_nodes_did_says_nothing_of
     shrunk = rig.until_shrunk(order)
     assert (shrunk.nodes, shrunk.at_ms >= order.allocation.decided_ms) == (1, True)
     assert find_end(list(rig.executor.observe()), order) is None, "it runs on"
+    assert find_shrunk(list(rig.executor.observe()), order) == shrunk, "told again until it is acknowledged"
+    rig.executor.acknowledge_shrunk(gang)
+    assert find_shrunk(list(rig.executor.observe()), order) is None
     smaller = replace(order.allocation, grants=order.allocation.grants[:1])
     rig.restart().recover([as_running(replace(order, allocation=smaller), shrunk.at_ms)])
     rig.executor.stop(gang, 5.0, EndReason.CANCELLED)

@@ -166,14 +166,14 @@ class Rig:
         return KubernetesExecutor(api, self.clock, self.options, keeper, cluster, self._adjust)
 
     def order(self, *, nodes: int = 1, gpus: int = 2, limit_ms: int = 600_000, seconds: float | None = None,
-              exit_code: int = 0, first: int = 0, **spec: object) -> StartOrder:  # fmt: skip
+              exit_code: int = 0, first: int = 0, on: int = 0, **spec: object) -> StartOrder:  # fmt: skip
         grants = tuple(
             Grant(
                 NodeName(name),
                 tuple(device.id for device in self.offered(name).devices[first : first + gpus]),
                 GPU_UNITS, 4000, 8 << 30,
             )
-            for name in self.ground.nodes[:nodes]
+            for name in self.ground.nodes[on : on + nodes]
         )  # fmt: skip
         allocation = Allocation(
             AllocationId(str(ULID())), JobId(4711), self.account, UserName("mei"), GpuClass("H100"), Booking.BURST,

@@ -15,6 +15,7 @@ from tests.k8s.apiserver import ApiServer, Asked, Fault
 from tests.k8s.controllers import PREFIX
 from tests.k8s.grounds import FAST_REQUESTS, Ground, Rig, until
 from tests.k8s.store import Json
+from tests.k8s.test_elastic import elastic, until_shrunk
 
 
 @pytest.fixture
@@ -210,6 +211,43 @@ def test_a_lost_nodes_slots_stay_taken_until_its_pods_are_gone(rig_with: Callabl
     assert sum(device.is_foreign for device in rig.offered(name).devices) == 3
     rig.annotate_node(name, state=None)
     rig.until(lambda: not any(device.is_foreign for device in rig.offered(name).devices), "free slots")
+
+
+def test_a_surplus_node_that_falls_silent_leaves_its_gang_at_its_last_sign_and_the_gang_runs_on(
+    rig_with: Callable[..., Rig],
+) -> None:
+    rig = rig_with(node_lost_seconds=0.0)
+    order = elastic(rig, nodes=3, gpus=3)
+    rig.start(order)
+    name = rig.ground.nodes[1]
+    silence(rig, name)
+    shrunk = until_shrunk(rig, order)
+    assert (shrunk.nodes, shrunk.reason) == (1, EndReason.NODE_LOST)
+    rig.executor.acknowledge_shrunk(order.allocation.id)
+    rig.until(lambda: len(rig.jobs()) == 1, "removal of the Jobs of the surplus")
+    assert sum(device.is_foreign for device in rig.offered(name).devices) == 3, "what may still run there holds them"
+    assert not [news for news in rig.seen if isinstance(news, Ended)]
+    rig.annotate(order, 0, fail="0")
+    assert rig.until_ended(order).reason is None
+    rig.annotate_node(name, state=None)
+
+
+def test_a_surplus_node_that_was_removed_is_lost_to_its_gang_alone(rig: Rig) -> None:
+    order = elastic(rig, nodes=2)
+    rig.start(order)
+    rig.admin.delete(f"/api/v1/nodes/{rig.ground.nodes[1]}")
+    assert until_shrunk(rig, order).reason is EndReason.NODE_LOST
+    assert not [news for news in rig.seen if isinstance(news, Ended)]
+
+
+def test_surplus_that_does_not_start_in_time_is_given_back_and_the_rest_starts(rig_with: Callable[..., Rig]) -> None:
+    rig = rig_with(start_seconds=1.0)
+    order = elastic(rig, nodes=2, gpus=8)
+    blocker = rig.order(gpus=8, on=1)
+    rig.start(blocker)
+    rig.executor.start(order)
+    assert until_shrunk(rig, order).reason is EndReason.REQUEUED
+    assert rig.until_started(order).allocation == order.allocation.id
 
 
 def test_a_node_that_was_removed_loses_its_jobs(rig: Rig) -> None:

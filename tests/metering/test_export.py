@@ -16,13 +16,13 @@ import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 
+from metering import export, verify_holders
 from metering.csv_files import BOM, CsvFile, harmless
 from metering.export import CAPACITY_COLUMNS, TOTALS_COLUMNS, usage_file_name
 from metering.findings import Check, Report
 from metering.ledger import GpuWindow, write_windows
 from metering.manifest import Manifest, tzdata_version
 from metering.usage_lines import USAGE_COLUMNS, gpu_share, sku
-from metering.verify import verify, verify_export
 from scheduler.clock import parse_utc_ms
 from scheduler.core.model import GPU_UNITS, AccountId, Booking, DeviceId, EndReason
 from scheduler.refusal import RefusalCode, Refused
@@ -31,6 +31,7 @@ from scheduler.store.database import StoreCorrupt
 from scheduler.store.tables import ACCOUNT_NAME, JOB, OCCUPANCY
 from tests.metering.builders import DAY_MS, HOUR_MS, NOON_MS, book
 from tests.metering.centre import SECRET, Centre
+from tests.metering.in_parts import verify, verify_export
 
 A0, A1, B0, B1 = (DeviceId(f"GPU-{place}") for place in ("a-0", "a-1", "b-0", "b-1"))
 MIDNIGHT_MS = parse_utc_ms("2026-10-31T16:00Z")
@@ -460,6 +461,8 @@ def test_memory_does_not_grow_with_the_number_of_lines(
     centre: Centre, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ledger_rows, "PAGE_ALLOCATIONS", 16)
+    monkeypatch.setattr(export, "ALLOCATIONS_AT_ONCE", 16)
+    monkeypatch.setattr(verify_holders, "ALLOCATIONS_AT_ONCE", 16)
     monkeypatch.setattr(ledger_rows, "PAGE_ROWS", 64)
     centre.publish()
     gpus = centre.node("big", gpus=64)

@@ -17,12 +17,12 @@ from metering.focus import FocusTerms, json_text, product_text
 from metering.focus_check import check_focus
 from metering.focus_columns import CUSTOM_COLUMNS, FOCUS_1_2, FOCUS_1_3, columns_of
 from metering.manifest import Manifest
-from metering.verify import verify_export
 from scheduler.clock import parse_utc_ms
 from scheduler.core.model import GPU_UNITS, Booking, DeviceId
 from scheduler.refusal import RefusalCode, Refused
 from tests.metering.builders import HOUR_MS, NOON_MS, book
 from tests.metering.centre import SHANGHAI, Centre
+from tests.metering.in_parts import verify_export
 
 A0, A1, B0 = (DeviceId(f"GPU-{place}") for place in ("a-0", "a-1", "b-0"))
 MIDNIGHT_MS = parse_utc_ms("2026-10-31T16:00Z")

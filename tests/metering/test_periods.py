@@ -31,7 +31,6 @@ from metering.sealed import export_known
 from metering.settling import PeriodKeeper, correct_period
 from metering.statements import write_statements
 from metering.tables import BALANCE, CORRECTION, PERIOD_EVENT, PERIOD_FILE, PRICE_BOOK
-from metering.verify import verify, verify_export
 from scheduler.clock import ManualClock
 from scheduler.core.ending import COMPLETED, EvidenceKind
 from scheduler.core.model import AccountId, AllocationId, DeviceId
@@ -42,6 +41,7 @@ from scheduler.store.evidence import Said
 from scheduler.store.write import Command
 from tests.metering.builders import DAY_MS, HOUR_MS, book
 from tests.metering.centre import SHANGHAI, Centre
+from tests.metering.in_parts import verify, verify_export
 
 T = TypeVar("T")
 A0, A1, B0 = DeviceId("GPU-a-0"), DeviceId("GPU-a-1"), DeviceId("GPU-b-0")

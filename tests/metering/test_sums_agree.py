@@ -23,6 +23,7 @@ from scheduler.core.model import GPU_UNITS, Booking, DeviceId, EndReason, Phase
 from scheduler.core.occupancy import OccupancyState
 from scheduler.store.database import Database
 from scheduler.store.ledger_rows import devices, intervals_of_device
+from scheduler.store.readers import Alone
 from tests.metering.builders import NOON_MS, book
 from tests.metering.centre import SHANGHAI, Centre
 
@@ -139,7 +140,7 @@ def _compare(centre: Centre, watch: LedgerWatch, folder: Path) -> None:
     by_phase: Counter[Phase] = Counter()
     with centre.read() as connection:
         days = civil_days(NOON_MS, centre.now_ms, SHANGHAI)
-        assert held == sum(state.billed_unit_ms for state in capacity_of(connection, days))
+        assert held == sum(state.billed_unit_ms for state in capacity_of(Alone(connection), days))
         for device in devices(connection):
             for interval in intervals_of_device(connection, device.id, 0, centre.now_ms):
                 if interval.occupant.state is OccupancyState.ALLOCATED and interval.occupant.phase is not None:

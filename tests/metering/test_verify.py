@@ -8,12 +8,12 @@ from sqlalchemy.engine import Connection
 
 from metering.findings import Check, Report
 from metering.tables import PRICE_BOOK
-from metering.verify import verify
 from scheduler.core.model import GPU_UNITS, DeviceId, EndReason
 from scheduler.core.occupancy import OccupancyState
 from scheduler.store.tables import ALLOCATION, DEVICE, DEVICE_CURSOR, LEDGER_HEAD, OCCUPANCY
 from tests.metering.builders import NOON_MS
 from tests.metering.centre import Centre
+from tests.metering.in_parts import verify
 
 A0, A1, B0, B1 = (DeviceId(f"GPU-{place}") for place in ("a-0", "a-1", "b-0", "b-1"))
 

@@ -94,6 +94,29 @@ def test_surplus_that_is_taken_leaves_its_gang_running_and_frees_only_its_own_no
     centre.check()
 
 
+def test_surplus_whose_node_fell_silent_ends_at_its_last_sign_unasked_and_its_gang_runs_on(centre: Centre) -> None:
+    order, surplus = _begun(centre)
+    gang = order.allocation
+    centre.started(gang)
+    centre.clock.advance(seconds=5)
+    last_ms = centre.clock.now_ms()
+    centre.clock.advance(seconds=30)
+    centre.observe(Shrunk(gang.id, last_ms, 1, EndReason.NODE_LOST))
+    assert set(centre.state.allocations) == {gang.id}
+    assert centre.job_state(gang.job) is JobState.RUNNING
+    with centre.database.read() as connection:
+        ended = next(each for each in allocations_by_id(connection, [surplus.id]) if each.id == surplus.id)
+    assert (ended.ended_ms, ended.end_reason) == (last_ms, EndReason.NODE_LOST)
+    held = [each for each in centre.intervals() if each.occupant.allocation == surplus.id]
+    assert max(each.to_ms for each in held) == last_ms, "nothing is billed beyond its evidence"
+    blind = [each for each in centre.intervals() if each.device == "n1/0" and each.from_ms == last_ms]
+    assert [each.occupant.state for each in blind] == [OccupancyState.UNKNOWN]
+    centre.clock.advance(seconds=1)
+    centre.ended(gang, EndReason.EXIT_NONZERO)
+    assert centre.job_state(gang.job) is JobState.PENDING, "it fails for the lost node, which spends no retry"
+    centre.check()
+
+
 def test_a_gang_that_fails_when_it_lost_nodes_waits_again_with_its_retries_untouched(centre: Centre) -> None:
     order, surplus = _begun(centre)
     gang = order.allocation
