@@ -304,6 +304,7 @@ BILLING = {
     "admin-ledger-correct": Case(
         ("admin", "ledger", "correct", "--period", "2026-10"), ("POST", "/v1/admin/ledger/correct")
     ),
+    "admin-ledger-incidents": Case(("admin", "ledger", "incidents"), ("GET", "/v1/admin/ledger/incidents")),
     "admin-ledger-unknown": Case(("admin", "ledger", "unknown"), ("GET", "/v1/admin/ledger/unknown")),
     "admin-ledger-reclassify": Case(
         (
