@@ -17,7 +17,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from benchmarks.yardsticks import load, waits_of
+from benchmarks.playing import load, waits_of
 from scheduler.core.policy import Backfill, Policy, Preemption, QueueOrder
 from scheduler.replay import Replay
 from scheduler.whatif import write_schedule
