@@ -7,11 +7,13 @@ can spare the part with what was evicted gone: until `restore`, the shadow sched
 
 from dataclasses import dataclass
 
-from scheduler.core.capacity import NodeRoom, is_schedulable
+from scheduler.core.capacity import NodeRoom
 from scheduler.core.model import Allocation, AllocationId, DeviceId, GpuClass, Grant, NodeName, PoolName, Shape
 from scheduler.core.placement import Spares, grant_on, is_named, needs_of, open_pools
 from scheduler.core.state import ClusterState
 
+GONE_MS = 1
+"""An end before any time that is asked about."""
 Domain = tuple[PoolName, str] | None
 """A pool and a label's value where all nodes of a gang must share that; None where any nodes will do."""
 
@@ -114,7 +116,7 @@ class Openings:
         key = (gang.id, grant.node)
         if is_gone:
             self._ends[key] = self._future.end_ms(gang.id, grant.node), grant
-        end_ms = 0 if is_gone else self._ends.pop(key)[0]
+        end_ms = GONE_MS if is_gone else self._ends.pop(key)[0]
         self._future.drop(gang.id, grant)
         self._future.add(gang.id, grant, end_ms)
 
@@ -162,9 +164,8 @@ class Openings:
             domain = (node.pool, label)
         is_booked = node.name in self._future.booked
         free, cpu, memory = len(room.free), room.cpu_free_millicores, room.memory_free_bytes
-        usable = frozenset(device.id for device in room.devices if is_schedulable(node, device))
         needs = needs_of(room, self._shape)
-        return _Site(room, domain, dict(room.held_units), free, cpu, memory, needs, usable, is_booked)
+        return _Site(room, domain, dict(room.held_units), free, cpu, memory, needs, room.usable, is_booked)
 
     def _refile(self, site: _Site) -> None:
         cpu, memory = site.needs
