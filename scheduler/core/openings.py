@@ -6,7 +6,7 @@ the capacity; what is evicted here may be put back, in any order.
 
 from dataclasses import dataclass
 
-from scheduler.core.capacity import NodeRoom, is_schedulable
+from scheduler.core.capacity import NodeRoom
 from scheduler.core.model import Allocation, DeviceId, GpuClass, Grant, NodeName, PoolName, Shape
 from scheduler.core.placement import Spares, grant_on, is_named, needs_of, open_pools
 from scheduler.core.state import ClusterState
@@ -141,8 +141,7 @@ class Openings:
         if not self._spares(room, None):
             return None
         free, cpu, memory = len(room.free), room.cpu_free_millicores, room.memory_free_bytes
-        usable = frozenset(device.id for device in room.devices if is_schedulable(node, device))
-        return _Site(room, domain, dict(room.held_units), free, cpu, memory, needs_of(room, self._shape), usable)
+        return _Site(room, domain, dict(room.held_units), free, cpu, memory, needs_of(room, self._shape), room.usable)
 
     def _refile(self, site: _Site) -> None:
         cpu, memory = site.needs

@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import replace
 from itertools import combinations
+from random import Random
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -283,11 +284,14 @@ class Trial:
         for _ in range(pending):
             self.centre.submit(job(project="blue/a"))
 
-    def rule(self, claim: Claim, state_job: JobId) -> tuple[Rule, Openings]:
+    def rule_for(self, asking: JobId, booking: Booking, *, is_hasty: bool = True) -> Rule:
         state = self.centre.state
         standings = Standings(state, Bookings(state), lambda: Shares(state, self.centre.now_ms), Counter())
-        preemptor = Preemptor(state.jobs[state_job], claim.gpu_class, claim.booking)
-        rule = Rule(standings, preemptor, lambda _: True, Mode(is_fair=True, is_hasty=True))
+        preemptor = Preemptor(state.jobs[asking], H100, booking)
+        return Rule(standings, preemptor, lambda _: True, Mode(is_fair=True, is_hasty=is_hasty))
+
+    def rule(self, claim: Claim, state_job: JobId) -> tuple[Rule, Openings]:
+        state, rule = self.centre.state, self.rule_for(state_job, claim.booking)
         return rule, Openings(state, state.jobs[state_job].shape, H100, lambda _room, _device: True)
 
     def overage(self, gone: set[AllocationId], added: Claim) -> int:
@@ -335,6 +339,34 @@ def test_victims_are_within_the_rule_and_no_part_of_them_would_do(
     centre.settle()
     for claim in made.claims:
         assert claim.job in centre.running(), "who was made room for runs"
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.integers(1, 4), min_size=1, max_size=3),
+    runs,
+    asks,
+    st.sampled_from([Booking.BURST, Booking.GUARANTEED]),
+    st.randoms(use_true_random=False),
+)
+def test_what_the_search_leaves_out_is_never_permitted_whatever_was_taken_before(
+    gpus: list[int],
+    running: list[tuple[str, int, int, bool, int]],
+    asked: tuple[str, int, int, int],
+    booking: Booking,
+    random: Random,
+) -> None:
+    trial = Trial(gpus, running, 0)
+    centre, (project, size, count, priority) = trial.centre, asked
+    asking = centre.submit(job(gpus=size, nodes=count, project=project, priority=priority))
+    rule = trial.rule_for(asking, booking, is_hasty=False)
+    found = list(rule.candidates(centre.state.evictable.get(H100, {})))
+    left_out = [gang for gang in centre.state.allocations.values() if gang not in found]
+    random.shuffle(found)
+    for gang in [None, *found]:
+        if gang is not None and rule.permits(gang):
+            rule.take(gang)
+        assert not any(rule.permits(other) for other in left_out)
 
 
 def _fits(openings: Openings, gangs: list[Allocation]) -> bool:
