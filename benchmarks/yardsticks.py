@@ -4,7 +4,8 @@
 
     philly            October 2017 on 160 nodes of 8 GPUs, nothing is stopped
     philly-stopping   the same, where a job that is stopped for another goes on later and runs 60 s longer for it
-    philly-orders     the fair order, and in each tenant's project each of the orders of its own that it may choose
+    philly-fair-stopping  the same under the default policy
+    philly-orders     no stops; the fair order, and in each tenant's project each of the orders that it may choose
     philly-192        the same on 192 nodes, where little waits
     lublin            256 processors, ten windows of 1,024 jobs
     hpc2n             240 processors and real users' limits
@@ -23,21 +24,19 @@ import hashlib
 import os
 import random
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
 
-from benchmarks import openb, traces
+from benchmarks import openb
 from benchmarks.aims import Figure, show
-from scheduler.core.model import Account, AccountId, OrderWeights
+from benchmarks.playing import delay_of, described, goes_on, load, ordered, play, waits_of
+from scheduler.core.model import AccountId, OrderWeights
 from scheduler.core.policy import Backfill, Policy, Preemption, QueueOrder
-from scheduler.executor import NodeInventory
 from scheduler.replay import Replay
-from scheduler.scenario import TraceJob, read_cluster, read_jobs
 
 HOUR_MS = 3_600_000
 STILL = partial(Policy, preemption=Preemption.OFF)
@@ -65,83 +64,6 @@ FRICTION = 1.052
 _WINDOW = 1024
 
 
-def load(kind: str, trace: Path, nodes: int = 160) -> tuple[tuple[NodeInventory, ...], tuple[TraceJob, ...]]:
-    """Returns a trace as the simulation's own files have it."""
-    with tempfile.TemporaryDirectory() as folder:
-        traces.write(*traces.convert(kind, trace, nodes, None), Path(folder))
-        inventory = read_cluster(Path(folder) / "cluster.toml")
-        return inventory, read_jobs(Path(folder) / "jobs.csv", [inventory[0].node.gpu_class])
-
-
-def play(
-    inventory: Sequence[NodeInventory],
-    jobs: Sequence[TraceJob],
-    policy: Policy,
-    restart_cost_ms: int = 0,
-    accounts: Sequence[Account] = (),
-) -> Replay:
-    """Returns a finished run, and prints its policy and how fast it was in processor time."""
-    print(f"  policy: {described(policy)}")
-    began = time.process_time()
-    replay = Replay(inventory, jobs, policy, restart_cost_ms, accounts).run()
-    seconds = time.process_time() - began
-    found = waits_of(replay)
-    waits = f"waits {found.mean:,.0f} / {found.p99:,.0f} / {found.longest:,.0f} s"
-    speed = f"{len(jobs) / seconds:,.0f} jobs/s of processor time, {len(replay.tick_seconds):,} ticks"
-    print(f"          {waits}, {replay.totals.preemptions:,} stops; {speed}", flush=True)
-    return replay
-
-
-def described(policy: Policy) -> str:
-    """Returns the options that differ from the default policy."""
-    plain = Policy()
-    changed = [each.name for each in fields(Policy) if getattr(policy, each.name) != getattr(plain, each.name)]
-    return ", ".join(f"{name} {getattr(policy, name)}" for name in changed) or "default"
-
-
-@dataclass(frozen=True, slots=True)
-class Waits:
-    """How long jobs waited in seconds, and their bounded slowdown."""
-
-    mean: float
-    p99: float
-    longest: float
-    slowdown: float
-    worst: float
-    """The worst tenant's mean bounded slowdown."""
-
-
-def waits_of(replay: Replay) -> Waits:
-    """Returns the figures of a run."""
-    report = replay.report()
-    waits, slowdowns, tenants = report["wait_seconds"], report["bounded_slowdown"], report["per_tenant"]
-    assert isinstance(waits, dict)
-    assert isinstance(slowdowns, dict)
-    assert isinstance(tenants, list)
-    worst = max(tenant["mean_bounded_slowdown"] for tenant in tenants)
-    return Waits(waits["mean"], waits["p99"], waits["max"], slowdowns["mean"], worst)
-
-
-def delay_of(replay: Replay) -> float:
-    """Returns the mean of what jobs took beyond their work, in seconds: waiting, time stopped, and starting again."""
-    done = [(run, run.end_ms) for run in replay.runs if run.end_ms is not None]
-    return fmean((end_ms - run.trace.submit_ms - run.trace.duration_ms) / 1000 for run, end_ms in done)
-
-
-def ordered(jobs: Sequence[TraceJob], weights: OrderWeights) -> tuple[Account, ...]:
-    """Returns the projects of a trace with an order of their own."""
-    limit, service, slowdown = weights
-    return tuple(
-        Account(each, limit_weight=limit, service_weight=service, slowdown_weight=slowdown)
-        for each in sorted({job.account for job in jobs})
-    )
-
-
-def goes_on(jobs: Sequence[TraceJob]) -> list[TraceJob]:
-    """Returns the jobs as they are if each goes on where it was stopped."""
-    return [replace(job, checkpoint_ms=0) for job in jobs]
-
-
 def philly(folder: Path) -> list[Figure]:
     """Where much waits."""
     print("Philly, October 2017, 58,368 jobs on 160 nodes of 8 GPUs, limits from estimate_s, equal weights, no stops")
@@ -151,7 +73,6 @@ def philly(folder: Path) -> list[Figure]:
     print("    EASY                     2,932 /  39,234 / 874,758     7.4     107")
     print("    shortest limit + EASY    1,392 /  17,661 / 902,987     2.1      30")
     inventory, jobs = load("philly", folder / "philly-2017-10.csv.gz", 160)
-    plain = waits_of(play(inventory, jobs, STILL()))
     ours = waits_of(play(inventory, jobs, PROMPT))
     return [
         Figure("mean wait, s", ours.mean, "1,392 shortest limit + EASY", 1_400),
@@ -159,9 +80,6 @@ def philly(folder: Path) -> list[Figure]:
         Figure("longest, s", ours.longest, "902,987 likewise", 200_000),
         Figure("mean slowdown", ours.slowdown, "2.1 likewise"),
         Figure("worst tenant's", ours.worst, "30 likewise", 10),
-        Figure("mean wait of the fair order, s", plain.mean, "2,932 EASY"),
-        Figure("longest, s", plain.longest, "874,758 EASY"),
-        Figure("worst tenant's", plain.worst, "107 EASY"),
     ]
 
 
@@ -171,8 +89,7 @@ def philly_stopping(folder: Path) -> list[Figure]:
     print("  [textbook] oracle that knows run times, counts GPUs and stops at no cost: 472 / 0 / 618,392")
     inventory, jobs = load("philly", folder / "philly-2017-10.csv.gz", 160)
     stopping = play(inventory, goes_on(jobs), STOPPING, RESTART_COST_MS)
-    fair = play(inventory, goes_on(jobs), Policy(), RESTART_COST_MS)
-    ours, plain = waits_of(stopping), waits_of(fair)
+    ours = waits_of(stopping)
     return [
         Figure("mean delay: all but work, s", delay_of(stopping), "472 oracle, at no cost", 700),
         Figure("mean wait to the first start, s", ours.mean, "likewise"),
@@ -180,8 +97,18 @@ def philly_stopping(folder: Path) -> list[Figure]:
         Figure("longest, s", ours.longest, "618,392 likewise"),
         Figure("worst tenant's slowdown", ours.worst, "1.0 likewise"),
         Figure("stops", stopping.totals.preemptions, ""),
-        Figure("mean delay of the fair order, s", delay_of(fair), "472 oracle"),
-        Figure("mean wait to the first start, s", plain.mean, "2,932 EASY, no stops"),
+    ]
+
+
+def philly_fair_stopping(folder: Path) -> list[Figure]:
+    """The default policy, which stops jobs for others' shares."""
+    print("Philly, 160 nodes, the default policy: the fair order with stops; who is stopped goes on later, 60 s longer")
+    inventory, jobs = load("philly", folder / "philly-2017-10.csv.gz", 160)
+    fair = play(inventory, goes_on(jobs), Policy(), RESTART_COST_MS)
+    plain = waits_of(fair)
+    return [
+        Figure("mean delay: all but work, s", delay_of(fair), "2,932 EASY, no stops"),
+        Figure("mean wait to the first start, s", plain.mean, "likewise"),
         Figure("p99, s", plain.p99, "39,234 likewise"),
         Figure("longest, s", plain.longest, "874,758 likewise"),
         Figure("worst tenant's slowdown", plain.worst, "107 likewise"),
@@ -194,7 +121,7 @@ def philly_orders(folder: Path) -> list[Figure]:
     print("Philly, 160 nodes, no stops; across tenants the fair order, within each the order named")
     inventory, jobs = load("philly", folder / "philly-2017-10.csv.gz", 160)
     figures: list[Figure] = []
-    for name, weights in ORDERS[1:]:
+    for name, weights in ORDERS:
         print(f"  within each: {name}, {weights}")
         found = waits_of(play(inventory, jobs, STILL(), accounts=ordered(jobs, weights)))
         figures += [
@@ -349,6 +276,7 @@ def shockwave(folder: Path) -> list[Figure]:
 YARDSTICKS: dict[str, Callable[[Path], list[Figure]]] = {
     "philly": philly,
     "philly-stopping": philly_stopping,
+    "philly-fair-stopping": philly_fair_stopping,
     "philly-orders": philly_orders,
     "philly-192": philly_192,
     "lublin": lublin,

@@ -244,10 +244,15 @@ class SimulatedExecutor:
             self._saved.append(Checkpointed(allocation, self._clock.now_ms()))
 
     def lose_node(self, name: NodeName) -> None:
-        """Takes a node away with all that runs on it."""
+        """Takes a node away with all that runs on it; an elastic gang that can do without it loses only its surplus."""
         self._lost_nodes.add(name)
         for run in self._touching(lambda order: any(grant.node == name for grant in order.allocation.grants)):
-            self._end(run, self._clock.now_ms(), None, EndReason.NODE_LOST, f"node {name} was lost")
+            allocation, least = run.order.allocation, run.order.least_nodes
+            if least is None or any(grant.node == name for grant in allocation.grants[:least]):
+                self._end(run, self._clock.now_ms(), None, EndReason.NODE_LOST, f"node {name} was lost")
+            else:
+                self._shrunk[allocation.id] = Shrunk(allocation.id, self._clock.now_ms(), least, EndReason.NODE_LOST)
+                self._bell.set()
 
     def fail_device(self, device: DeviceId) -> None:
         """Breaks a GPU under whatever holds it."""

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from scheduler.clock import ManualClock
 from scheduler.core.model import DeviceHealth, DeviceId, EndReason, NodeName
-from scheduler.executor import Ended, ExecutorError, LaunchSpec, Started
+from scheduler.executor import Ended, ExecutorError, LaunchSpec, Shrunk, Started
 from scheduler.simulated import SimulatedExecutor, SimulatedSettings
 from tests.builders import START_MS, node
-from tests.executor.rigs import find_end, order
+from tests.executor.rigs import find_end, find_shrunk, order
 
 
 def executor(clock: ManualClock, **chosen: float) -> SimulatedExecutor:
@@ -115,6 +115,22 @@ def test_a_lost_node_takes_its_gangs_with_it_and_leaves_the_inventory() -> None:
     assert (ended.at_ms, ended.reason, ended.started_ms) == (START_MS + 7000, EndReason.NODE_LOST, START_MS)
     assert find_end(news, single) is None
     assert [offered.node.name for offered in simulated.inventory()] == ["n0"]
+
+
+def test_a_lost_node_that_a_gang_can_do_without_is_lost_to_it_and_does_not_end_it() -> None:
+    clock = ManualClock()
+    simulated = executor(clock)
+    gang = replace(order(nodes=2, decided_ms=START_MS, simulated_seconds=60.0), least_nodes=1)
+    simulated.start(gang)
+    clock.advance(seconds=7)
+    simulated.lose_node(NodeName("n1"))
+    news = list(simulated.observe())
+    assert find_end(news, gang) is None
+    assert find_shrunk(news, gang) == Shrunk(gang.allocation.id, START_MS + 7000, 1, EndReason.NODE_LOST)
+    clock.advance(seconds=53)
+    ended = find_end(list(simulated.observe()), gang)
+    assert ended is not None
+    assert (ended.at_ms, ended.reason) == (START_MS + 60_000, None)
 
 
 def test_a_failed_device_ends_what_holds_it_and_is_shown_as_failed() -> None:
