@@ -231,7 +231,7 @@ def shown(value: float, unit: str) -> str:
     for step, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= step:
             return f"{value / step:.1f}{letter}"
-    words = {"s": " s", "celsius": " °C", "watt": " W", "h": " h", "reqps": "/s"}.get(unit, "")
+    words = {"s": " s", "celsius": " °C", "watt": " W", "kwatth": " kWh", "h": " h", "reqps": "/s"}.get(unit, "")
     return f"{value:.3g}{words}"
 
 

@@ -95,7 +95,12 @@ def _energy(answer: Json) -> str | None:
     told = f"{phrases.quantity(Decimal(kwh), 1 if Decimal(kwh) >= 1 else 3)} kWh"
     covered = energy.get("coverage_ratio")
     part = f" of {covered:.0%} of the time" if isinstance(covered, int | float) and covered < SEEN_WHOLE else ""
-    return f"{told}{part}" + (" (an estimate by the GPUs' sensors)" if truth(energy, "is_estimate") else "")
+    restarts = whole(energy, "counter_restarts") or 0
+    notes = ["an estimate by the GPUs' sensors"] if truth(energy, "is_estimate") else []
+    # What was used between the last reading and the restart is not in it.
+    notes += [f"energy counters restarted {restarts} times"] if restarts > 1 else []
+    notes += ["an energy counter restarted once"] if restarts == 1 else []
+    return f"{told}{part}" + (f" ({'; '.join(notes)})" if notes else "")
 
 
 def _cost(cost: Json) -> str | None:

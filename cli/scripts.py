@@ -29,6 +29,8 @@ def typed_command(words: list[str] | None, typed: tuple[str, ...]) -> Typed:
             "there is nothing to run", "turnstile submit -g H100:8 -t 4h -- ./train.sh", "turnstile submit --help"
         )
     before = typed[: len(typed) - len(words)]
+    if words[0] == "-" and not (before and before[-1] == "--"):
+        raise UsageProblem("a job is not read from standard input", "turnstile submit train.yaml", "submit -- COMMAND")
     return Typed(tuple(words), bool(before) and before[-1] == "--")
 
 

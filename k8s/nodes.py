@@ -8,7 +8,7 @@ a single machine; its CPU and memory are shared out by capacity units, less what
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from k8s import names
 from k8s.api import Json
@@ -26,7 +26,7 @@ from scheduler.core.model import (
     NodeName,
     PoolName,
 )
-from scheduler.executor import NodeInventory
+from scheduler.executor import CutGpu, NodeInventory
 
 MEMORY_LABEL = "gpu_memory_bytes"
 """By which a job that asks for GPU memory finds its classes; other executors write it too."""
@@ -203,7 +203,24 @@ def _nodes_of(machine: Machine, taken: Taken, held: Collection[DeviceId], option
             machine.reason,
         )
         nodes.append(NodeInventory(node, tuple(devices)))
+    if nodes:
+        nodes[0] = replace(nodes[0], cut_gpus=tuple(_cut_gpus(machine, parts, options)))
     return nodes
+
+
+def _cut_gpus(machine: Machine, parts: Sequence[_Part], options: NodeOptions) -> Iterator[CutGpu]:
+    """Yields the slots of the GPUs that must be cut to give the instances: those after the whole ones.
+
+    How the instances lie on the GPUs is not known here, only that they take so many at least.
+    """
+    mig = [part for part in parts if part.resource.startswith(options.mig_prefix)]
+    units = sum(part.units * machine.capacity[part.resource] for part in mig)
+    count = -(-units // GPU_UNITS)
+    first = machine.capacity.get(options.resource, 0)
+    gpu_class = part_of(machine, options.resource, options).gpu_class
+    for place in range(count):
+        left = count * GPU_UNITS - units if place == count - 1 else 0
+        yield CutGpu(names.slot(machine.name, options.resource, first + place), gpu_class, left)
 
 
 def part_of(machine: Machine, resource: str, options: NodeOptions) -> _Part:

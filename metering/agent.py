@@ -127,7 +127,7 @@ class Sampler:
         """Returns each device's window since the last call, sorted by UUID; devices without two samples have none."""
         with self._lock:
             folds = [self._devices[uuid].fold for uuid in sorted(self._devices)]
-            return tuple(window for fold in folds if (window := fold.close()) is not None)
+            return tuple(window for fold in folds for window in fold.close())
 
     def resume(self, uuid: str) -> None:
         """Takes a device's XIDs, and those of its MIG instances, out of force: an operator says that it is well.

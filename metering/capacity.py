@@ -30,6 +30,7 @@ from scheduler.store.ledger_rows import (
     life_start_ms,
 )
 from scheduler.store.readers import Readers
+from scheduler.store.repartition import absent_ms, device_gaps
 
 _ORDER = tuple(OccupancyState)
 _PLACE = {state.value: place for place, state in enumerate(_ORDER)}
@@ -71,6 +72,7 @@ def capacity_of(readers: Readers[Connection], days: Sequence[Day]) -> Iterator[S
         sums.fold(part)
     for interval in brief_cursors(connection, to_ms):
         sums.add(interval)
+    gaps = device_gaps(connection)
     for device in devices(connection):
         life = sums.lives.pop(device.id, None)
         if life is None:
@@ -81,7 +83,8 @@ def capacity_of(readers: Readers[Connection], days: Sequence[Day]) -> Iterator[S
         for number in range(life.first_day, life.last_day + 1):
             day = days[number]
             held = life.slots[number * _SLOTS : number * _SLOTS + _SLOTS]
-            life_ms = min(day.to_ms, life.until_ms) - max(day.from_ms, start_ms)
+            begin_ms, end_ms = max(day.from_ms, start_ms), min(day.to_ms, life.until_ms)
+            life_ms = end_ms - begin_ms - absent_ms(gaps.get(device.id, ()), begin_ms, end_ms)
             yield from _states_of_day(device, day, held, life_ms)
 
 

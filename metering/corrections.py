@@ -118,7 +118,10 @@ class CorrectLine:
     """The line's row as sealed."""
 
     def execute(self, tx: Transaction) -> str:
-        """Returns the id of the correction line. Refuses what is not closed, and an amount that is none."""
+        """Returns the id of the correction line; the same line, amount and reason again is the one that is there.
+
+        Refuses what is not closed, and an amount that is none.
+        """
         known = known_period(tx.connection, self.period, self.zone, tx.now_ms)
         refuse_open(known)
         scaled = self.amount * _MICROS if self.amount.is_finite() else Decimal("0.5")
@@ -126,6 +129,9 @@ class CorrectLine:
             raise Refused(RefusalCode.INVALID, f"a correction is an amount with at most {AMOUNT_DECIMALS} decimals")
         if not self.reason.strip():
             raise Refused(RefusalCode.INVALID, "a correction needs a reason that the tenant can read")
+        there = self._there(tx.connection, int(scaled))
+        if there is not None:
+            return there
         row = Correction(
             self.period, self.line_id, self.line_id, Origin.OPERATOR, self.sealed, int(scaled), 0, 0, self.reason,
             self.actor,
@@ -133,6 +139,19 @@ class CorrectLine:
         _write(tx, (row,), self.zone)
         key = sa.select(CORRECTION.c.key).order_by(CORRECTION.c.sequence.desc()).limit(1)
         return str(tx.connection.execute(key).scalar_one())
+
+    def _there(self, connection: Connection, micros: int) -> str | None:
+        """Whoever heard no answer asks again: that must not charge twice."""
+        known: str | None = connection.execute(
+            sa.select(CORRECTION.c.key).where(
+                CORRECTION.c.corrected_period == self.period,
+                CORRECTION.c.target_line_id == self.line_id,
+                CORRECTION.c.origin == Origin.OPERATOR.value,
+                CORRECTION.c.amount_micros == micros,
+                CORRECTION.c.reason == self.reason,
+            )
+        ).scalar()
+        return known
 
 
 def refuse_open(known: KnownPeriod) -> None:

@@ -38,6 +38,7 @@ def credit_of(rated: RatedLine, table: WhoPays) -> Credit | None:
         allocation.started_ms,
         allocation.ended_ms,
         allocation.checkpointed_ms,
+        allocation.incident,
     )
     span = credited_span(fault, table)
     if span is None:

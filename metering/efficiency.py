@@ -14,6 +14,7 @@ from sqlalchemy.engine import Connection
 
 from metering.core.quantity import decimal_text
 from metering.core.rating import LineType
+from metering.energy_epochs import EnergyEpoch, energy_epochs
 from metering.ledger import IDLE_BELOW_PPM, idle_sums, overlapping
 from metering.segments import segments_in
 from metering.tables import GPU_WINDOW
@@ -72,6 +73,8 @@ class JobUse:
     """By stretch and GPU that was held whole."""
     last: tuple[DeviceUse, ...] = ()
     """Those of the last start's last stretch."""
+    epochs: list[EnergyEpoch] = field(default_factory=list)
+    """Of each GPU whose energy counter restarted: what it used in each life of its driver."""
     last_ran_ms: int = 0
     last_idle_tail_ms: int = 0
     """How long no GPU of the last start was busy before its end; 0 where that is not known."""
@@ -99,13 +102,18 @@ class JobUse:
 
     @property
     def energy_millijoules(self) -> int | None:
-        """By the GPUs' own counters: the sum of differences in each driver's life. None where none was read."""
+        """By the GPUs' own counters: the sum over each driver's life. None where none was read."""
         return sum(each.energy_millijoules for each in self.whole) if self.energy_ms else None
 
     @property
     def energy_ms(self) -> int:
         """GPU time whose energy is known."""
         return sum(each.energy_ms for each in self.whole)
+
+    @property
+    def counter_restarts(self) -> int:
+        """How often an energy counter began anew while the job held its GPU."""
+        return sum(each.is_restart for each in self.epochs)
 
 
 def job_use(connection: Connection, ids: Sequence[AllocationId], now_ms: int) -> JobUse:
@@ -159,6 +167,7 @@ def _measure(connection: Connection, use: JobUse, lines: Iterable[RatedLine]) ->
         found: list[DeviceUse] = []
         if not segment.is_share:
             found = device_uses(connection, by_number[number].gpus, segment.from_ms, segment.to_ms)
+            use.epochs += energy_epochs(connection, by_number[number].gpus, segment.from_ms, segment.to_ms)
         use.whole += found
         use.last = tuple(found)
 

@@ -1,5 +1,6 @@
 """What became known later, over HTTP: evidence from agents, what is unknown still, and an operator's word on it."""
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated, TypeVar
 
@@ -12,12 +13,13 @@ from metering.spans import instant_of, zone_of
 from scheduler.auth import DELIVERS_EVIDENCE, OPERATES, READS_MONEY, Rights, Role
 from scheduler.clock import iso_utc
 from scheduler.core.ending import COMPLETED, EvidenceKind
-from scheduler.core.model import AllocationId, DeviceId, EndReason
+from scheduler.core.model import AllocationId, DeviceId, EndReason, tenant_of
 from scheduler.core.occupancy import Evidence, Interval, OccupancyState
 from scheduler.refusal import Problem, RefusalCode, Refused
 from scheduler.routes.bodies import body_of
 from scheduler.routes.door import Door, answer
 from scheduler.store.evidence import Learned, Reclassify, RecordEvidence, Said
+from scheduler.store.incidents import Hit, hits_between
 from scheduler.store.overlays import unknown_stretches
 from scheduler.store.read import latest_known_ms
 from scheduler.wire.problems import Json, envelope, page
@@ -92,6 +94,20 @@ def evidence_routes(door: Door) -> APIRouter:
         found = await door.read(lambda connection: _unknown(connection, first_ms, last_ms))
         return answer(page("UnknownList", door.now_ms, found))
 
+    @router.get("/v1/admin/ledger/incidents", summary="What the centre was at fault for, and whom it hit")
+    async def incidents(
+        rights: Annotated[Rights, Depends(reader)],
+        from_: Annotated[str | None, Query(alias="from", max_length=64)] = None,
+        to: Annotated[str | None, Query(max_length=64)] = None,
+        zone: Annotated[str, Query(max_length=64)] = "UTC",
+    ) -> Response:
+        rights.require_centre()
+        where = zone_of(zone)
+        first_ms = 0 if from_ is None else instant_of(from_, where, "from")
+        last_ms = door.now_ms + 1 if to is None else instant_of(to, where, "to")
+        found = await door.read(lambda connection: _incidents(hits_between(connection, first_ms, last_ms)))
+        return answer(page("IncidentList", door.now_ms, found))
+
     @router.post(
         "/v1/admin/ledger/reclassify",
         summary="Say what an unknown stretch was, or when an allocation ended",
@@ -136,6 +152,28 @@ def _stretch(piece: Interval) -> Json:
         "cause": piece.occupant.cause,
         "gpu_hours": GpuMs.held(piece.occupant.units, piece.from_ms, piece.to_ms).hours_text,
         "sequence": piece.sequence,
+    }
+
+
+def _incidents(hits: Sequence[Hit]) -> list[Json]:
+    by_id: dict[str, list[Hit]] = {}
+    for hit in hits:
+        by_id.setdefault(hit.incident, []).append(hit)
+    return [_incident(each) for each in by_id.values()]
+
+
+def _incident(hits: Sequence[Hit]) -> Json:
+    first = hits[0]
+    return {
+        "id": first.incident,
+        "reason": first.reason.value,
+        "node": first.node,
+        "began_at": iso_utc(first.began_ms),
+        "tenants": sorted({tenant_of(hit.account) for hit in hits}),
+        "allocations": [
+            {"allocation": hit.allocation, "job_id": hit.job, "account": hit.account, "ended_at": iso_utc(hit.at_ms)}
+            for hit in hits
+        ],
     }
 
 

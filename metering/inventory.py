@@ -5,11 +5,12 @@ profiles) becomes one node per class, because a node has one class; CPU and memo
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from metering.gpus import GpuIdentity
 from metering.health import GpuHealth
 from scheduler.core.model import GPU_UNITS, Device, DeviceHealth, DeviceId, GpuClass, Node, NodeName, PoolName
-from scheduler.executor import NodeInventory
+from scheduler.executor import CutGpu, NodeInventory
 
 
 class SeveralGpuClassesError(ValueError):
@@ -65,7 +66,15 @@ def inventories_of(
         name = node_name if len(classes) == 1 else NodeName(f"{node_name}.{gpu_class.lower()}")
         cpu, memory = cpu_millicores * units // all_units, memory_bytes * units // all_units
         nodes.append(inventory_of(name, pool, part, cpu, memory, health))
+    if nodes:
+        nodes[0] = replace(nodes[0], cut_gpus=_cut_gpus(identities))
     return tuple(nodes)
+
+
+def _cut_gpus(identities: Sequence[GpuIdentity]) -> tuple[CutGpu, ...]:
+    left = mig_remainder_units(identities)
+    parents = (gpu for gpu in identities if gpu.is_mig_parent)
+    return tuple(CutGpu(DeviceId(gpu.uuid), gpu.gpu_class, left[gpu.uuid]) for gpu in parents)
 
 
 def mig_remainder_units(identities: Sequence[GpuIdentity]) -> dict[str, int]:

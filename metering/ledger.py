@@ -54,6 +54,8 @@ class GpuWindow:
     memory_max_bytes: int | None = None
     power_mean_milliwatts: int | None = None
     energy_millijoules: int | None = None
+    counter_resets: int = 0
+    """1 where a new life of the driver begins with this window."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ GPU that tenants share each gets what the whole GPU showed. Busy, idle and unmea
 
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -32,6 +32,7 @@ from scheduler.store.ledger_rows import (
     devices,
 )
 from scheduler.store.read import ledger_head
+from scheduler.store.repartition import Gap, absent_ms, device_gaps
 
 BLIND_MS = 180_000
 """Held time of a GPU without a window for so long counts as unmeasured: three windows of the usual minute."""
@@ -103,7 +104,7 @@ class LedgerWatch:
                 closed[row.device] = _with(closed.get(row.device), row)
             held = cursors(connection)
             known = devices(connection)
-            imbalance = _imbalance(known, closed, held, now_ms)
+            imbalance = _imbalance(known, closed, (held, device_gaps(connection)), now_ms)
             pairs = _pairs(connection, known)
         # Only now: a look that failed half-way left nothing behind, and the next one reads the same rows.
         self._seen = _Seen(new[-1].sequence if new else seen.sequence, closed, seen.since_ms)
@@ -212,12 +213,16 @@ def _with(total: ClosedTotal | None, row: Interval) -> ClosedTotal:
 
 
 def _imbalance(
-    found: Sequence[LedgerDevice], closed: dict[DeviceId, ClosedTotal], held: Sequence[Cursor], now_ms: int
+    found: Sequence[LedgerDevice],
+    closed: dict[DeviceId, ClosedTotal],
+    lanes_and_gaps: tuple[Sequence[Cursor], Mapping[DeviceId, Sequence[Gap]]],
+    now_ms: int,
 ) -> int:
     """Returns how far the devices' lanes are from the devices' lives, in unit-milliseconds; each device by its amount.
 
     A gap and an overlap of the same size on one device cancel out here; the ledger's verification finds both.
     """
+    held, gaps = lanes_and_gaps
     until_ms = max([now_ms, *(cursor.since_ms for cursor in held)])
     lanes: dict[DeviceId, int] = {}
     for cursor in held:
@@ -227,7 +232,8 @@ def _imbalance(
     for name in {*known, *closed, *lanes}:
         device, total = known.get(name), closed.get(name)
         end_ms = until_ms if name in lanes or total is None else total.last_ms
-        life = device.units * (end_ms - device.first_seen_ms) if device is not None else 0
+        away_ms = absent_ms(gaps.get(name, ()), 0, end_ms)
+        life = device.units * (end_ms - device.first_seen_ms - away_ms) if device is not None else 0
         wrong += abs(life - (total.unit_ms if total else 0) - lanes.get(name, 0))
     return wrong
 

@@ -14,15 +14,17 @@ from metering.core.period import Period, PeriodStatus, period_at
 from metering.tables import CORRECTION, PERIOD_EVENT, POSTING_ENTRY
 from scheduler.refusal import RefusalCode, Refused
 from scheduler.store.chained import append
-from scheduler.store.tables import DEVICE, EVIDENCE, OCCUPANCY, RECLASSIFICATION
+from scheduler.store.tables import DEVICE, DEVICE_END, EVIDENCE, INCIDENT, OCCUPANCY, RECLASSIFICATION
 from scheduler.store.transaction import Transaction
 
 CLOSING_HOURS = 72
 """How long late facts are waited for after a period's end: three days outlast a weekend's outage of a node."""
 
 
-CHAINS = (OCCUPANCY, EVIDENCE, RECLASSIFICATION, CORRECTION, POSTING_ENTRY)
+CHAINS = (OCCUPANCY, EVIDENCE, RECLASSIFICATION, CORRECTION, POSTING_ENTRY, DEVICE_END, INCIDENT)
 """The tables whose heads a seal fixes."""
+_LATER = (POSTING_ENTRY, DEVICE_END, INCIDENT)
+"""Those that were not there, or had no chain, when the first periods were sealed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +136,8 @@ def lost_heads(connection: Connection, seal: Seal) -> list[tuple[str, str, str |
     """Returns the chains without the row that was their head at the seal: its place, and its hash then and now."""
     lost: list[tuple[str, str, str | None]] = []
     for table in CHAINS:
-        if table is POSTING_ENTRY and table.name not in seal.heads:
-            continue  # sealed before the journal had a chain
+        if table in _LATER and table.name not in seal.heads:
+            continue  # sealed before it had a chain
         sequence, sha256 = seal.heads.get(table.name, (-1, ""))
         if sequence == 0:
             continue

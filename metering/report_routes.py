@@ -8,6 +8,7 @@ from sqlalchemy.engine import Connection
 from metering.advice import JobEnd, advise
 from metering.core.quantity import AMOUNT_DECIMALS, GPU_HOURS_DECIMALS, MS_PER_HOUR, divide, fixed
 from metering.efficiency import JobUse, job_use
+from metering.energy_epochs import EnergyEpoch
 from scheduler.auth import READS_JOBS, Rights
 from scheduler.clock import iso_utc
 from scheduler.routes.door import Door, answer
@@ -21,6 +22,8 @@ from scheduler.wire.problems import Json, page
 MOST_REPORTS, MOST_REPORTS_PER_TOKEN = 4, 2
 """Reports at once: where prices have tiers, one reads all that its tenant used in the month."""
 MILLIJOULES_PER_KWH = 3_600_000_000
+MOST_EPOCHS = 256
+"""Of energy counters that a report lists: those of a machine of eight GPUs that was booted thirty times."""
 _Ref = Annotated[str, Path(max_length=128, description="An id, `id_index`, or a name: the caller's newest so named.")]
 
 
@@ -95,8 +98,22 @@ def _energy(use: JobUse) -> Json | None:
     millijoules = use.energy_millijoules
     if millijoules is None:
         return None
-    kwh = fixed(divide(millijoules * 10**AMOUNT_DECIMALS, MILLIJOULES_PER_KWH), AMOUNT_DECIMALS)
-    return {"kwh": kwh, "coverage_ratio": _ratio(use.energy_ms, use.gpu_ms), "is_estimate": True}
+    return {
+        "kwh": _kwh(millijoules),
+        "coverage_ratio": _ratio(use.energy_ms, use.gpu_ms),
+        "is_estimate": True,
+        "counter_restarts": use.counter_restarts,
+        "epochs": [_epoch(each) for each in use.epochs[:MOST_EPOCHS]],
+    }
+
+
+def _epoch(epoch: EnergyEpoch) -> Json:
+    span = {"from": iso_utc(epoch.from_ms), "to": iso_utc(epoch.to_ms)}
+    return {"gpu": epoch.device, **span, "kwh": _kwh(epoch.millijoules)}
+
+
+def _kwh(millijoules: int) -> str:
+    return fixed(divide(millijoules * 10**AMOUNT_DECIMALS, MILLIJOULES_PER_KWH), AMOUNT_DECIMALS)
 
 
 def _cost(use: JobUse, currency: str) -> Json:

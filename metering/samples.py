@@ -33,6 +33,7 @@ def gpu_window(window: SampleWindow) -> GpuWindow:
         utilization_max_ppm=_ppm(window.utilization_max_percent),
         memory_max_bytes=window.memory_used_max_bytes,
         energy_millijoules=window.energy_millijoules,
+        counter_resets=window.counter_resets,
     )
 
 

@@ -78,6 +78,8 @@ class GpuWindowRow(SQLModel, table=True):
     memory_max_bytes: int | None = _big(nullable=True)
     power_mean_milliwatts: int | None = _big(nullable=True)
     energy_millijoules: int | None = _big(nullable=True)
+    counter_resets: int = 0
+    """1 where a new life of the driver begins with this window."""
 
 
 class AgentRow(SQLModel, table=True):

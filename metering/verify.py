@@ -6,6 +6,7 @@ be proved: whether an open interval's version is higher than it need be. Whoever
 included, is found by the chain head in the manifest of an earlier export.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush, merge
 
@@ -35,6 +36,7 @@ from scheduler.store.ledger_rows import (
 )
 from scheduler.store.read import latest_known_ms
 from scheduler.store.readers import Alone, Readers
+from scheduler.store.repartition import Gap, absent_ms, device_gaps
 
 __all__ = ["Check", "Finding", "Report", "verify", "verify_export"]
 END_OF_TIME_MS = 1 << 62
@@ -120,11 +122,16 @@ def _verify_devices(connection: Connection, report: Report, until_ms: int, track
     for cursor in cursors(connection):
         open_lanes.setdefault(cursor.device, []).append(cursor)
     life_unit_ms = 0
+    gaps = device_gaps(connection)
+    for name in sorted(gaps.keys() - known.keys()):
+        report.wrong(Check.PARTITION, f"device_end of {name}", "a row in device", "none")
     for device in known.values():
         report.count("devices")
-        held = tracks.proved(device, open_lanes.get(device.id, ()), until_ms)
+        lanes = open_lanes.get(device.id, ())
+        is_plain = bool(lanes) and device.id not in gaps
+        held = tracks.proved(device, lanes, until_ms) if is_plain else None
         if held is None:
-            life_unit_ms += _verify_device(connection, report, device, until_ms)
+            life_unit_ms += _verify_device(connection, report, device, (gaps.get(device.id, ()), until_ms))
             continue
         for state, unit_ms in held.items():
             report.count(f"{state}_unit_ms", unit_ms)
@@ -133,11 +140,14 @@ def _verify_devices(connection: Connection, report: Report, until_ms: int, track
     report.expect(Check.CONSERVATION, "all devices", f"{life_unit_ms} unit-ms", f"{total} unit-ms")
 
 
-def _verify_device(connection: Connection, report: Report, device: LedgerDevice, until_ms: int) -> int:
-    """Checks one device's lanes; returns its units × the time that the ledger knows it for."""
+def _verify_device(
+    connection: Connection, report: Report, device: LedgerDevice, times: tuple[Sequence[Gap], int]
+) -> int:
+    """Checks one device's lanes; returns its units × the time that the ledger knows it for. `times`: gaps, and now."""
+    gaps, until_ms = times
     open_lanes = sorted(cursors(connection, device.id), key=lambda cursor: (cursor.since_ms, cursor.lane))
     closed = map(_closed_piece, intervals_of_device(connection, device.id, -1, END_OF_TIME_MS))
-    sweep = _Sweep(report, device)
+    sweep = _Sweep(report, device, gaps)
     held = 0
     for piece in merge(closed, map(_open_piece, open_lanes), key=lambda piece: (piece.from_ms, piece.lane)):
         sweep.take(piece)
@@ -145,9 +155,17 @@ def _verify_device(connection: Connection, report: Report, device: LedgerDevice,
         unit_ms = piece.units * max(0, to_ms - piece.from_ms)
         report.count(f"{piece.state}_unit_ms", unit_ms)
         held += unit_ms
+    if not sweep.has_begun:  # it was there for no time at all
+        report.expect(Check.PARTITION, f"device {device.id} ends", ((device.first_seen_ms, None),), tuple(gaps))
+        return 0
     end_ms = sweep.finish()
     report.expect(Check.PARTITION, f"device {device.id} begins", device.first_seen_ms, sweep.start_ms)
-    life = device.units * max(0, (until_ms if open_lanes else end_ms) - sweep.start_ms)
+    if not open_lanes:
+        # Its life is over: something has to say so.
+        last = gaps[-1] if gaps else None
+        report.expect(Check.PARTITION, f"device {device.id} ends", (end_ms, None), last)
+    whole_ms = (until_ms if open_lanes else end_ms) - sweep.start_ms
+    life = device.units * max(0, whole_ms - absent_ms(gaps, sweep.start_ms, sweep.start_ms + max(0, whole_ms)))
     report.expect(Check.CONSERVATION, f"device {device.id}", f"{life} unit-ms", f"{held} unit-ms")
     return life
 
@@ -175,14 +193,20 @@ def _open_piece(row: Cursor) -> _Piece:
 class _Sweep:
     """Lays a device's lanes side by side along time; pieces come in the order of their starts."""
 
-    def __init__(self, report: Report, device: LedgerDevice) -> None:
+    def __init__(self, report: Report, device: LedgerDevice, gaps: Sequence[Gap] = ()) -> None:
         self.start_ms = 0
+        self._gaps = dict(gaps)
         self._report = report
         self._device = device
         self._held: list[tuple[int, int]] = []  # (end, units), a heap
         self._units = 0
         self._at_ms: int | None = None  # start of the last piece; None before the first
         self._lane_ends: dict[int, int] = {}
+
+    @property
+    def has_begun(self) -> bool:
+        """Tells whether any piece was taken."""
+        return self._at_ms is not None
 
     def take(self, piece: _Piece) -> None:
         """Takes the next piece and checks all instants before its start."""
@@ -222,7 +246,8 @@ class _Sweep:
 
     def _check_units(self) -> None:
         where = f"device {self._device.id} at {self._at_ms}"
-        self._report.expect(Check.PARTITION, where, f"{self._device.units} units", f"{self._units} units")
+        units = 0 if self._at_ms in self._gaps else self._device.units
+        self._report.expect(Check.PARTITION, where, f"{units} units", f"{self._units} units")
 
     def _check_lane(self, piece: _Piece) -> None:
         name = "open interval" if piece.sequence is None else f"sequence {piece.sequence}"
@@ -231,6 +256,11 @@ class _Sweep:
             self._report.wrong(Check.PARTITION, where, f"an end after {piece.from_ms}", str(piece.to_ms))
         last_ms = self._lane_ends.get(piece.lane)
         # A share's lane ends with its holder and may open again later; lane 0 lives as long as its device.
-        if last_ms is not None and (piece.from_ms < last_ms or (piece.lane == 0 and piece.from_ms != last_ms)):
+        is_back = last_ms is not None and last_ms < piece.from_ms == self._gaps.get(last_ms)
+        if last_ms is not None and not is_back and self._is_apart(piece, last_ms):
             self._report.wrong(Check.PARTITION, where, f"to begin at {last_ms}", str(piece.from_ms))
         self._lane_ends[piece.lane] = piece.to_ms
+
+    @staticmethod
+    def _is_apart(piece: _Piece, last_ms: int) -> bool:
+        return piece.from_ms < last_ms or (piece.lane == 0 and piece.from_ms != last_ms)

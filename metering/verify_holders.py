@@ -1,6 +1,6 @@
 """The part of verification that asks who held what: open intervals and allocations must tell one story."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy.engine import Connection
@@ -23,6 +23,7 @@ from scheduler.store.ledger_rows import (
 )
 from scheduler.store.nodes import load_nodes, resting
 from scheduler.store.readers import Readers
+from scheduler.store.repartition import REMAINDER_CAUSE, Gap, device_gaps, is_remainder
 
 _ALL_TIME_MS = (-1, 1 << 62)
 ALLOCATIONS_AT_ONCE = 2_048
@@ -34,6 +35,7 @@ def verify_cursors(connection: Connection, report: Report) -> None:
     classes = {device.id: device.gpu_class for device in devices(connection)}
     resting_states = _resting_states(connection)
     seen: set[DeviceId] = set()
+    gaps = device_gaps(connection)
     for cursor in cursors(connection):
         report.count("cursors")
         where = f"device {cursor.device} lane {cursor.lane}, open interval"
@@ -42,12 +44,13 @@ def verify_cursors(connection: Connection, report: Report) -> None:
         report.expect(Check.CURSOR, f"{where} gpu_class", classes.get(cursor.device), cursor.gpu_class)
         last = last_of_lane(connection, cursor.device, cursor.lane)
         if last is not None:
-            _verify_continuation(report, where, cursor, last)
+            _verify_continuation(report, where, (cursor, last), gaps.get(cursor.device, ()))
         what = cursor.occupant
         if what.state is OccupancyState.ALLOCATED:
             report.expect(Check.CURSOR, f"{where} cause", None, what.cause)
         else:
-            expected = resting_states.get(cursor.device, (OccupancyState.UNAVAILABLE, "removed"))
+            left = REMAINDER_CAUSE if is_remainder(cursor.device) else "removed"
+            expected = resting_states.get(cursor.device, (OccupancyState.UNAVAILABLE, left))
             report.expect(Check.CURSOR, f"{where} state and cause", expected, (what.state, what.cause))
             report.expect(Check.CURSOR, f"{where} gpu_eq_units", 0, what.gpu_eq_units)
     for device in sorted(device.id for device in devices(connection) if device.removed_ms is None):
@@ -55,8 +58,10 @@ def verify_cursors(connection: Connection, report: Report) -> None:
             report.wrong(Check.CURSOR, f"device {device} lane 0", "an open interval", "none")
 
 
-def _verify_continuation(report: Report, where: str, cursor: Cursor, last: Interval) -> None:
+def _verify_continuation(report: Report, where: str, rows: tuple[Cursor, Interval], gaps: Sequence[Gap]) -> None:
+    cursor, last = rows
     is_continued = cursor.since_ms == last.to_ms if cursor.lane == 0 else cursor.since_ms >= last.to_ms
+    is_continued |= (last.to_ms, cursor.since_ms) in gaps
     if not is_continued:
         report.wrong(Check.CURSOR, f"{where} since_ms", str(last.to_ms), str(cursor.since_ms))
     # The key of a row names its lane and the version of the cursor that it closed.

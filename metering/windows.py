@@ -3,9 +3,10 @@
 A window runs from one sample to a later one, and the next begins where it ended, so sums over windows are the same
 however a stretch of time is cut. Utilisation holds for the interval that ends at its sample, for NVML reports the past;
 an interval longer than the gap limit counts as unmeasured. Energy is the difference of the driver's counter, which also
-spans gaps; when the counter goes down the driver was loaded anew, and the new value is only a new base: what was used
-between the last sample and the reload is lost, never guessed. (A counter that was reset and has already overtaken its
-old value looks like a small difference; the sum is then too low, never too high.)
+spans gaps. When the counter goes down the driver was loaded anew: a new epoch begins with a window of its own, and what
+the counter shows by then was used since, so it counts; what was used between the last sample and the reload nobody
+read, and it is never guessed. (A counter that was reset and has already overtaken its old value looks like a small
+difference; the sum is then too low, never too high.)
 """
 
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ class SampleWindow:
     memory_used_max_bytes: int | None
     energy_millijoules: int | None
     counter_resets: int
+    """1 where a new life of the driver begins with this window, else 0: a window lies in one."""
     idle_ms: int
     """Part of `measured_ms` at or below the idle threshold."""
     idle_since_ms: int | None
@@ -46,6 +48,11 @@ class SampleWindow:
     def coverage_ratio(self) -> float:
         """Share of the window that utilisation covers."""
         return self.measured_ms / (self.to_ms - self.from_ms)
+
+
+MOST_MILLIWATTS = 3_000_000
+"""More than any GPU of today can draw (1,400 W at most). A counter that fell, and shows more than that since the last
+sample, did not begin at nothing: it only jumped back."""
 
 
 class WindowFold:
@@ -64,14 +71,21 @@ class WindowFold:
         self._utilization_max: int | None = None
         self._memory_max: int | None = None
         self._energy: int | None = None
+        self._done: list[SampleWindow] = []
+        """Windows that ended where a new life of the driver began, and were not asked for yet."""
 
     def add(self, sample: GpuSample) -> bool:
         """Takes the next sample, unless it is not later than the last. Returns whether the energy counter was reset."""
+        is_reset = False
         if self._last_ms is None:
             self._from_ms = sample.at_ms
         elif sample.at_ms <= self._last_ms:
             return False
         else:
+            is_reset = self._is_reset(sample, self._last_ms)
+            if is_reset:
+                self._end_window()
+                self._resets = 1
             self._add_interval(sample, self._last_ms)
         self._samples += 1
         self._last_ms = sample.at_ms
@@ -79,12 +93,18 @@ class WindowFold:
             self._utilization_max = max(self._utilization_max or 0, sample.utilization_percent)
         if sample.memory_used_bytes is not None:
             self._memory_max = max(self._memory_max or 0, sample.memory_used_bytes)
-        return self._add_energy(sample.energy_millijoules)
+        self._add_energy(sample.energy_millijoules, is_reset=is_reset)
+        return is_reset
 
-    def close(self) -> SampleWindow | None:
-        """Returns the window up to the last sample and begins the next there; None when no time has passed in it."""
+    def close(self) -> tuple[SampleWindow, ...]:
+        """Returns the windows up to the last sample and begins the next there; none when no time has passed."""
+        self._end_window()
+        done, self._done = tuple(self._done), []
+        return done
+
+    def _end_window(self) -> None:
         if self._last_ms is None or self._last_ms == self._from_ms:
-            return None
+            return
         window = SampleWindow(
             uuid=self.uuid,
             from_ms=self._from_ms,
@@ -101,7 +121,7 @@ class WindowFold:
             idle_since_ms=self.idle_since_ms,
         )
         self._clear(from_ms=self._last_ms)
-        return window
+        self._done.append(window)
 
     def _clear(self, from_ms: int) -> None:
         self._from_ms = from_ms
@@ -125,15 +145,17 @@ class WindowFold:
         if self.idle_since_ms is None:
             self.idle_since_ms = since_ms
 
-    def _add_energy(self, counter: int | None) -> bool:
+    def _is_reset(self, sample: GpuSample, since_ms: int) -> bool:
+        counter, base = sample.energy_millijoules, self._counter_millijoules
+        if counter is None or base is None or counter >= base:
+            return False
+        return counter * 1000 <= MOST_MILLIWATTS * (sample.at_ms - since_ms)
+
+    def _add_energy(self, counter: int | None, *, is_reset: bool) -> None:
         base = self._counter_millijoules
         if counter is None:
-            return False
+            return
         self._counter_millijoules = counter
-        if base is None:
-            return False
-        if counter < base:
-            self._resets += 1
-            return True
-        self._energy = (self._energy or 0) + counter - base
-        return False
+        used = counter if is_reset else None if base is None else counter - base
+        if used is not None and used >= 0:
+            self._energy = (self._energy or 0) + used

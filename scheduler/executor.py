@@ -26,7 +26,9 @@ from scheduler.core.model import (
     Allocation,
     AllocationId,
     Device,
+    DeviceId,
     EndReason,
+    GpuClass,
     JobId,
     Node,
     NodeName,
@@ -171,11 +173,22 @@ Observation = Started | Checkpointed | Shrunk | Ended
 
 
 @dataclass(frozen=True, slots=True)
+class CutGpu:
+    """A GPU that is cut into instances: nobody holds it whole. `left_units` are those that no instance has."""
+
+    id: DeviceId
+    gpu_class: GpuClass
+    left_units: int
+
+
+@dataclass(frozen=True, slots=True)
 class NodeInventory:
     """A node that the executor offers, with its devices. Absent from the next inventory means gone."""
 
     node: Node
     devices: tuple[Device, ...]
+    cut_gpus: tuple[CutGpu, ...] = ()
+    """GPUs of its machine whose instances are devices; of a machine that is several nodes, one of them names all."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,9 @@ from scheduler.scenario import TraceJob
 from scheduler.shortest import STOPPING_ORDERS, gangs_to_stop
 from scheduler.snapshot import Snapshot
 
+_TICKS_A_COLLECTION = 500
+"""Ticks between two looks for garbage among what is young: a deep queue's leave some megabytes of it by then."""
+
 _SAMPLES = 2000
 """Instants of a run that are kept for its plot: what a wide screen shows."""
 
@@ -173,7 +176,8 @@ class Replay:
     def run(self) -> "Replay":
         """Plays the trace to its end: until nothing runs and nothing that could run waits."""
         began = time.perf_counter()
-        # A replay makes no cycles of garbage and keeps millions of objects: to look for the former costs a third of it.
+        # A replay keeps millions of objects, and to look at all of them again and again costs a third of it. The cycles
+        # that its ticks leave behind are found among what is young.
         was_collecting = gc.isenabled()
         gc.disable()
         try:
@@ -185,7 +189,7 @@ class Replay:
         return self
 
     def _play(self) -> None:
-        runs, ends = self.runs, self._ends
+        runs, ends, collected = self.runs, self._ends, 0
         # RLScheduler's simulator decides between two things that happen at one instant, arrivals first.
         most = 1 if self._policy.backfill is Backfill.EASY_BEFORE else len(runs) + 1
         while True:
@@ -201,6 +205,9 @@ class Replay:
             self._now_ms = now_ms
             self._happen(now_ms, most)
             self._tick()
+            if len(self.tick_seconds) - collected >= _TICKS_A_COLLECTION:
+                collected = len(self.tick_seconds)
+                gc.collect(0)
             since_ms = now_ms - self.origin_ms
             if not self.samples or since_ms >= self.samples[-1].at_ms + self._sample_every_ms:
                 self.samples.append(self.totals.sample(since_ms, self._state))

@@ -232,6 +232,7 @@ LEDGER = (
     Verb("periods", "cli.commands.periods", "periods", "LEDGER", "List billing periods: open, closing, closed"),
     Verb("close", "cli.commands.periods", "close", "LEDGER", "Close a period: prove, write and seal its files"),
     Verb("correct", "cli.commands.periods", "correct", "LEDGER", "Correct a closed period in the open one"),
+    Verb("incidents", "cli.commands.unknown", "incidents", "LEDGER", "List lost nodes and GPUs, and whom that hit"),
     Verb("unknown", "cli.commands.unknown", "unknown", "LEDGER", "List GPU time that nobody can account for yet"),
     Verb("reclassify", "cli.commands.unknown", "reclassify", "LEDGER", "Say what unknown time was, with the reason"),
 )

@@ -60,7 +60,7 @@ def correct(
     """Correct a closed period in the open one: all that became known of it, or one line by an amount.
 
     The daemon does the first by itself; this does it now. The line keeps its own charge period and names what it
-    corrects.
+    corrects. The same line, amount and reason again is no further correction: for one, give another reason.
 
     Examples:
       turnstile admin ledger correct --period 2026-11

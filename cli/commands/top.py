@@ -6,6 +6,7 @@ Rich draws; nothing else of the client loads it.
 
 import contextlib
 import select
+import signal
 import sys
 import termios
 import time
@@ -31,6 +32,8 @@ _MOST_JOBS = 200
 _STALE_SECONDS = 60.0
 """How long a daemon may be away before `top` gives up: longer than a restart or a take-over (15 s)."""
 _BAR_CELLS = 20
+_RESIZED = "resized"
+"""Told instead of a key: the terminal has another size, and what is known is drawn anew."""
 
 
 def top(
@@ -39,7 +42,7 @@ def top(
     project: Annotated[str | None, typer.Option("-A", "--project", help="Jobs of this project.")] = None,
     every: Annotated[str, typer.Option("--every", metavar="DUR", help="Ask again so often.")] = "2s",
 ) -> int:
-    """Watch jobs and GPUs, full screen, until q or Ctrl-C.
+    """Watch jobs and GPUs, full screen, until q or Ctrl-C. Another key asks again at once; another size is drawn anew.
 
     Examples:
       turnstile top
@@ -65,8 +68,11 @@ def top(
         trouble, heard_at = "", time.monotonic()
         while True:
             live.update(drawn(jobs, gpus, trouble, console), refresh=True)
-            if pressed(pause) in {"q", "Q", "\x03", "\x04", ""}:
+            key = pressed(pause)
+            if key in {"q", "Q", "\x03", "\x04", ""}:
                 return ExitCode.DONE
+            if key == _RESIZED:
+                continue
             try:
                 jobs, gpus = _ask(session, query)
                 trouble, heard_at = "", time.monotonic()
@@ -83,27 +89,48 @@ def _ask(session: Session, query: dict[str, str | int | None]) -> tuple[Json, Js
 @contextlib.contextmanager
 def _keys() -> "Iterator[_Pressed]":
     """Gives keys as they are pressed, without echo; the terminal's settings are put back at the end."""
+    import os
+
     descriptor = sys.stdin.fileno()
     before = termios.tcgetattr(descriptor)
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    heard_before = signal.signal(signal.SIGWINCH, lambda *_: _wake(write_end))
     try:
         tty.setcbreak(descriptor)  # Ctrl-C stays an interrupt
-        yield _Pressed(descriptor)
+        yield _Pressed(descriptor, read_end)
     finally:
         termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+        signal.signal(signal.SIGWINCH, heard_before)
+        os.close(read_end)
+        os.close(write_end)
+
+
+def _wake(write_end: int) -> None:
+    import os
+
+    with contextlib.suppress(BlockingIOError):  # it is told already
+        os.write(write_end, b"r")
 
 
 class _Pressed:
-    """Waits for a key."""
+    """Waits for a key, or for another size of the terminal."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, resized: int) -> None:
         self._descriptor = descriptor
+        self._resized = resized
 
     def __call__(self, seconds: float) -> str | None:
-        """Returns the key that was pressed within a time; None if there was none, "" when the terminal is gone."""
+        """Returns the key that was pressed within a time, or `_RESIZED`; None if there was none, "" when the terminal
+        is gone."""
         import os
 
-        if not select.select([self._descriptor], [], [], seconds)[0]:
+        ready = select.select([self._descriptor, self._resized], [], [], seconds)[0]
+        if not ready:
             return None
+        if self._resized in ready:
+            os.read(self._resized, 1024)
+            return _RESIZED
         return os.read(self._descriptor, 1).decode("ascii", "replace")
 
 

@@ -1,11 +1,11 @@
-"""What became known later: `admin ledger unknown` and `admin ledger reclassify`."""
+"""What nodes did to jobs, and what became known later: `admin ledger incidents`, `unknown` and `reclassify`."""
 
 from typing import Annotated
 
 import typer
 
 from cli import moments, phrases
-from cli.answers import Json, text, truth
+from cli.answers import Json, items, text, truth
 from cli.errors import UsageProblem
 from cli.layout import Column, View
 from cli.session import Session
@@ -33,6 +33,45 @@ def unknown(
     session: Session = ctx.obj
     answer = session.client.get("/v1/admin/ledger/unknown", {"from": start, "to": end, "zone": zone})
     session.screen.listing(answer, _view(answer))
+
+
+def incidents(
+    ctx: typer.Context,
+    start: Annotated[str | None, typer.Option("--from", metavar="TIME", help="2026-11-01, or with a time.")] = None,
+    end: Annotated[str | None, typer.Option("--to", metavar="TIME", help="Where it ends, exclusive.")] = None,
+    zone: Annotated[str, typer.Option("--zone", metavar="NAME", help="Days are of this zone.")] = "UTC",
+) -> None:
+    """List what the centre was at fault for: lost nodes and GPUs, with all the gangs that each ended.
+
+    Credits name the incident (`incident_id` of a usage line); jobs and allocations are in `-o json`.
+
+    Examples:
+      turnstile admin ledger incidents
+      turnstile admin ledger incidents --from 2026-11-01 --to 2026-12-01 --zone Asia/Shanghai
+    """
+    session: Session = ctx.obj
+    answer = session.client.get("/v1/admin/ledger/incidents", {"from": start, "to": end, "zone": zone})
+    session.screen.listing(answer, _INCIDENTS)
+
+
+def _tenants(incident: Json) -> str:
+    found = incident.get("tenants")
+    return ", ".join(str(each) for each in found) if isinstance(found, list) else ""
+
+
+_INCIDENTS = View(
+    columns=(
+        Column("INCIDENT", lambda each: text(each, "id")),
+        Column("REASON", lambda each: text(each, "reason"), is_wide=True),
+        Column("NODE", lambda each: text(each, "node"), is_wide=True),
+        Column("BEGAN", lambda each: text(each, "began_at")),
+        Column("GANGS", lambda each: str(len(items(each, "allocations"))), is_right=True),
+        Column("TENANTS", _tenants),
+    ),
+    name=lambda each: text(each, "id"),
+    fields=("id", "reason", "node", "began_at"),
+    empty="no machine failed under a job in this time",
+)
 
 
 def reclassify(

@@ -227,6 +227,12 @@ class TracedExecutor(AttendedExecutor):
         with self._spans.during("executor.stop", {**_about(allocation), "turnstile.reason": reason.value}):
             super().stop(allocation, grace_seconds, reason)
 
+    def shrink(self, allocation: AllocationId, nodes: int, grace_seconds: float, reason: EndReason) -> None:
+        """As the executor."""
+        told = {**_about(allocation), "turnstile.nodes": nodes, "turnstile.reason": reason.value}
+        with self._spans.during("executor.shrink", told):
+            super().shrink(allocation, nodes, grace_seconds, reason)
+
     def extend(self, allocation: AllocationId, time_limit_ms: int) -> None:
         """As the executor."""
         with self._spans.during("executor.extend", _about(allocation)):

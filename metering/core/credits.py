@@ -21,11 +21,15 @@ class Fault:
     started_ms: int
     ended_ms: int
     checkpointed_ms: int | None = None
+    incident_id: str | None = None
+    """The machine's incident that hit it, if one is on record: `reason/node/time`."""
 
     @property
     def incident(self) -> str:
-        """The incident's id: what happened, and to which allocation."""
-        return f"{self.reason}/{self.allocation}"
+        """The incident's id: the machine's, or where there is none, what happened and to which allocation."""
+        if self.incident_id is not None and self.incident_id.startswith(f"{self.reason}/"):
+            return self.incident_id
+        return f"{self.reason}/{self.allocation}"  # a preemption, or an end that only an operator tells of
 
 
 def credited_span(fault: Fault, table: WhoPays) -> tuple[int, int] | None:

@@ -144,7 +144,11 @@ class Bookings:
 
     def taken_beside_spot(self, account: AccountId, gpu_class: GpuClass) -> int:
         """Returns the capacity units, spot apart, that this tick has added to what the account holds."""
-        return sum(self._taken[account, gpu_class, booking] for booking in (Booking.GUARANTEED, Booking.BURST))
+        taken = self._taken
+        if not taken:
+            return 0
+        guaranteed = taken.get((account, gpu_class, Booking.GUARANTEED), 0)
+        return guaranteed + taken.get((account, gpu_class, Booking.BURST), 0)
 
     def promote(self, allocation_id: AllocationId) -> None:
         """Counts a burst gang as guaranteed from now on."""

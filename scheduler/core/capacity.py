@@ -37,10 +37,13 @@ class NodeRoom:
     """Units of each device that grants hold, devices that left the node included; never 0."""
     whole_units: int = 0
     """Capacity units of all devices of the node, healthy or not: what CPU and memory shares are measured by."""
+    usable: frozenset[DeviceId] = frozenset()
+    """The devices on which a new job may be placed, were they free."""
 
     def __post_init__(self) -> None:
-        """Sums the devices once: every placement asks for a share."""
+        """Looks at the devices once: every placement asks for a share of them, every start and end who is usable."""
         self.whole_units = sum(device.units for device in self.devices)
+        self.usable = frozenset(device.id for device in self.devices if is_schedulable(self.node, device))
 
     def cpu_share(self, units: int) -> int:
         """Returns the CPU, in millicores, that belongs to so many of the node's capacity units."""
@@ -151,7 +154,7 @@ class Capacity:
         self.inventory_version += 1
         for position, device in enumerate(devices):
             self._position[device.id] = (node.name, position)
-            if is_schedulable(node, device) and device.id not in held:
+            if device.id in room.usable and device.id not in held:
                 room.free.append(position)
         self._file(room)
 
@@ -167,16 +170,23 @@ class Capacity:
         """Marks a grant's devices, CPU and memory as held. The units must be free."""
         room = self.rooms[grant.node]
         pool = self.pools[room.node.gpu_class, room.node.pool]
-        before = len(room.free)
+        before, held_units, units = len(room.free), room.held_units, grant.units
         for device_id in grant.devices:
             place = self._position.get(device_id)
-            held = room.held_units.get(device_id, 0)
-            room.held_units[device_id] = held + grant.units
+            held = held_units.get(device_id, 0)
+            held_units[device_id] = held + units
             if place is None or place[0] != grant.node:
                 continue  # restored from the store for a device that has left the node since
-            device = room.devices[place[1]]
-            assert held + grant.units <= device.units, f"device {device_id} would hold more than it has"
-            self._refile_device(pool, room, place[1], held, held + grant.units)
+            whole = room.devices[place[1]].units
+            assert held + units <= whole, f"device {device_id} would hold more than it has"
+            if device_id not in room.usable:
+                continue
+            if held == 0:
+                room.free.remove(place[1])
+            else:
+                pool.partial.remove((whole - held, grant.node, place[1]))
+            if held + units < whole:
+                pool.partial.add((whole - held - units, grant.node, place[1]))
         room.cpu_free_millicores -= grant.cpu_millicores
         room.memory_free_bytes -= grant.memory_bytes
         self._refile_node(pool, room, before)
@@ -185,18 +195,25 @@ class Capacity:
         """Undoes `take` of the same grant."""
         room = self.rooms[grant.node]
         pool = self.pools[room.node.gpu_class, room.node.pool]
-        before = len(room.free)
+        before, held_units, units = len(room.free), room.held_units, grant.units
         for device_id in grant.devices:
-            held = room.held_units[device_id]
-            left = held - grant.units
+            held = held_units[device_id]
+            left = held - units
             assert left >= 0, f"device {device_id} gives back more than it holds"
             if left:
-                room.held_units[device_id] = left
+                held_units[device_id] = left
             else:
-                del room.held_units[device_id]
+                del held_units[device_id]
             place = self._position.get(device_id)
-            if place is not None and place[0] == grant.node:
-                self._refile_device(pool, room, place[1], held, left)
+            if place is None or place[0] != grant.node or device_id not in room.usable:
+                continue
+            whole = room.devices[place[1]].units
+            if held < whole:
+                pool.partial.remove((whole - held, grant.node, place[1]))
+            if left:
+                pool.partial.add((whole - left, grant.node, place[1]))
+            else:
+                insort(room.free, place[1])
         room.cpu_free_millicores += grant.cpu_millicores
         room.memory_free_bytes += grant.memory_bytes
         self._refile_node(pool, room, before)
@@ -215,19 +232,6 @@ class Capacity:
     def restore_versions(self, versions: dict[GpuClass, int]) -> None:
         """Says that nothing became free since `versions` was read: takes and their exact undoing only."""
         self._versions = versions
-
-    def _refile_device(self, pool: PoolRoom, room: NodeRoom, position: int, old_held: int, new_held: int) -> None:
-        device = room.devices[position]
-        if not is_schedulable(room.node, device):
-            return
-        if old_held == 0:
-            room.free.remove(position)
-        elif old_held < device.units:
-            pool.partial.remove((device.units - old_held, room.node.name, position))
-        if new_held == 0:
-            insort(room.free, position)
-        elif new_held < device.units:
-            pool.partial.add((device.units - new_held, room.node.name, position))
 
     def _refile_node(self, pool: PoolRoom, room: NodeRoom, before: int) -> None:
         for watcher in self._watchers:

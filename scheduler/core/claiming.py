@@ -3,7 +3,6 @@
 from collections.abc import Container
 
 from scheduler.core.booking import Bookings
-from scheduler.core.capacity import is_schedulable
 from scheduler.core.model import GPU_UNITS, AllocationId, Booking, Job, JobState, accepts
 from scheduler.core.reasons import Reason, ReasonCode
 from scheduler.core.state import ClusterState
@@ -54,8 +53,7 @@ def _missing(state: ClusterState, claim: Claim, job: Job, now_ms: int) -> str | 
         room = state.capacity.rooms.get(grant.node)
         if room is None or room.node.pool in state.closed_pools:
             return f"node {grant.node} is not to be had any more"
-        usable = {device.id for device in room.devices if is_schedulable(room.node, device)}
-        if not usable.issuperset(grant.devices):
+        if not room.usable.issuperset(grant.devices):
             return f"a GPU of node {grant.node} is not to be had any more"
     is_freed = not any(victim in state.allocations for victim in claim.victims)
     return "what was freed for it is gone" if is_freed and not state.claims.is_complete(claim) else None

@@ -249,7 +249,8 @@ class _Tick:
 
     def is_hopeless(self, group: Group) -> bool:
         """Tells whether memory alone says that no job of the group can start now, be promised a start or take one."""
-        hope = self._hope(group.shape, group.time_limit_ms)
+        kind = (group.shape, group.time_limit_ms)
+        hope = self._hopes.get(kind) or self._hope(*kind)
         if hope is _Hope.SOME or self._may_preempt(group):
             return False
         if hope is _Hope.BY_GUARANTEE:
@@ -305,7 +306,7 @@ class _Tick:
 
         Not in a tick that was cut short: who comes next may be able to use it.
         """
-        if not self.is_full:
+        if self.starts and not self.is_full:
             standings = self.preemption.standings
             giving = Giving(self._state, self._policy, self.bookings, standings, self._promises, self._give)
             off = {start.job for start in self.starts} | {claim.job for claim in self.claims}

@@ -22,7 +22,7 @@ from scheduler.core.model import (
     lineage,
 )
 from scheduler.core.occupancy import charged_units
-from scheduler.core.tally import add_nested
+from scheduler.core.tally import add, add_nested
 
 
 class NodeKind(NamedTuple):
@@ -100,10 +100,12 @@ class Supply:
         if shape.only_nodes:
             names = [name for name in shape.only_nodes if name in self._kind_of and name not in shape.exclude_nodes]
             kinds: Iterable[tuple[NodeKind, int]] = [(self._kind_of[name], 1) for name in names]
-        else:
+        elif shape.exclude_nodes:
             left = Counter(self.kinds)
             left.subtract(self._kind_of[name] for name in shape.exclude_nodes if name in self._kind_of)
             kinds = left.items()
+        else:
+            kinds = self.kinds.items()
         return sum(count for kind, count in kinds if _fits(kind, shape, gpu_class, closed)) >= shape.nodes
 
     def feasible_class(self, shape: Shape, closed: Collection[PoolName]) -> GpuClass | None:
@@ -196,9 +198,7 @@ class Demand:
         if sums is None:
             sums = self._by_shape[shape] = Counter()
             self._unsettled.add(shape)
-        sums[key] += units
-        if not sums[key]:
-            del sums[key]
+        add(sums, key, units)
         gpu_class = self._class_of.get(shape)
         if gpu_class is not None:
             self._count(key, gpu_class, shape.largest_units, units)
@@ -245,10 +245,7 @@ class Demand:
     def _count(self, key: DemandKey, gpu_class: GpuClass, size: int, units: int) -> None:
         project, is_guaranteed_only, user = key
         for account in lineage(project):
-            total = (account, gpu_class, is_guaranteed_only)
-            self.totals[total] += units
-            if not self.totals[total]:
-                del self.totals[total]
+            add(self.totals, (account, gpu_class, is_guaranteed_only), units)
             add_nested(self.sizes, (account, gpu_class), size, units // size)
             if user is not None:
                 add_nested(self.user_totals, (account, gpu_class), user, units)

@@ -27,7 +27,7 @@ from scheduler.core.model import (
     tenant_of,
 )
 from scheduler.core.shares import Shares
-from scheduler.core.state import ClusterState
+from scheduler.core.state import ClusterState, Stake
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,24 +117,24 @@ class Rule:
             return False
         return gang.booking is Booking.SPOT or self._is_fair(gang)
 
-    def candidates(self, evictable: Mapping[AccountId, Mapping[AllocationId, Allocation]]) -> Iterator[Allocation]:
-        """Yields, of the gangs of some accounts, those that may be evicted at some time: the others never will.
+    def candidates(self, evictable: Mapping[Stake, Mapping[AllocationId, Allocation]]) -> Iterator[Allocation]:
+        """Yields, of all gangs, those that may be evicted at some time of the search: the others never will.
 
-        What is evicted makes an account less over its target, never more. Costs the accounts, and the gangs of those
-        that come into question.
+        What is evicted makes an account less over its target, never more. Costs the stakes, and the gangs of those that
+        come into question.
         """
-        preemptor, priorities = self._preemptor, self._standings.state.jobs
-        job, is_bought = preemptor.job, preemptor.booking is Booking.GUARANTEED
+        job, jobs, is_old = self._preemptor.job, self._standings.state.jobs, self._is_old
+        is_bought = self._preemptor.booking is Booking.GUARANTEED
         is_hasty = is_bought and self._mode.is_hasty
-        has_share = preemptor.booking is Booking.BURST and self.has_share
-        for account, gangs in evictable.items():
-            is_open = is_bought or (has_share and all(self._sides_of(account)) and self._is_over(account))
-            is_own = account == job.account
-            for gang in gangs.values():
-                is_lower = is_own and priorities[gang.job].priority < job.priority
-                is_possible = is_open or is_lower or gang.booking is Booking.SPOT
-                if is_possible and (is_hasty or self._is_old(gang)):
-                    yield gang
+        has_share = self._preemptor.booking is Booking.BURST and self.has_share
+        for (account, booking), gangs in evictable.items():
+            is_open = is_bought or booking is Booking.SPOT
+            if is_open or (has_share and all(self._sides_of(account)) and self._is_over(account)):
+                yield from (gang for gang in gangs.values() if is_hasty or is_old(gang))
+            elif account == job.account:
+                for gang in gangs.values():
+                    if jobs[gang.job].priority < job.priority and is_old(gang):
+                        yield gang
 
     @property
     def is_short(self) -> bool:

@@ -19,6 +19,7 @@ from sortedcontainers import SortedList
 
 from scheduler.core.capacity import Capacity, NodeRoom, PoolKey, is_schedulable
 from scheduler.core.model import GPU_UNITS, NodeName, Shape
+from scheduler.core.tally import add
 
 _RECENT_JOBS = 2048
 """Jobs that the mix is taken from: enough for sizes of one in a hundred, few enough to follow a change within a day."""
@@ -72,11 +73,7 @@ class Mix:
 
     def _count(self, shape: Shape, sign: int) -> None:
         key = (shape.gpu_units, shape.cpu_millicores, shape.memory_bytes)
-        count = self._counts[key] + sign * shape.nodes
-        if count:
-            self._counts[key] = count
-        else:
-            del self._counts[key]
+        add(self._counts, key, sign * shape.nodes)
 
     def _refresh(self) -> None:
         self._since = 0

@@ -12,12 +12,11 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
-from operator import itemgetter
 from typing import NamedTuple
 
 from sortedcontainers import SortedList
 
-from scheduler.core.capacity import Capacity, NodeRoom, PoolKey, is_schedulable
+from scheduler.core.capacity import Capacity, NodeRoom, PoolKey
 from scheduler.core.model import DeviceId, Grant, NodeName
 from scheduler.core.stretch import FIXED, Need, Rank, Reservation, Stretch, is_within
 
@@ -326,17 +325,15 @@ def _binds(booked: Rank, asking: Rank) -> bool:
 
 def _releases(room: NodeRoom, holds: dict[str, tuple[int, Grant]]) -> list[Release]:
     """A device that several shares hold becomes whole when the last of them ends."""
-    whole: dict[int, int] = {}
-    last_ms: dict[str, int] = {}
-    usable = {device.id for device in room.devices if is_schedulable(room.node, device)}
-    found: list[Release] = []
+    last_ms: dict[DeviceId, int] = {}
+    parts: dict[int, list[int]] = {}
     for end_ms, grant in holds.values():
-        found.append(Release(end_ms, 0, grant.cpu_millicores, grant.memory_bytes))
+        part = parts.setdefault(end_ms, [0, 0, 0])
+        part[1] += grant.cpu_millicores
+        part[2] += grant.memory_bytes
         for device in grant.devices:
-            if device in usable:
-                last_ms[device] = max(end_ms, last_ms.get(device, 0))
+            if device in room.usable and last_ms.get(device, 0) < end_ms:
+                last_ms[device] = end_ms
     for end_ms in last_ms.values():
-        whole[end_ms] = whole.get(end_ms, 0) + 1
-    found += [Release(end_ms, gpus, 0, 0) for end_ms, gpus in whole.items()]
-    found.sort(key=itemgetter(0))
-    return found
+        parts[end_ms][0] += 1
+    return [Release(at_ms, *parts[at_ms]) for at_ms in sorted(parts)]

@@ -57,4 +57,4 @@ class Headroom:
 
     def is_limited(self, account: AccountId) -> bool:
         """Tells whether a hard budget binds what the account starts."""
-        return any(True for _ in self.binding(account))
+        return bool(self.left) and any(True for _ in self.binding(account))

@@ -1,16 +1,19 @@
 """Where a gang would fit if others were stopped: nodes with what evictions would free, and how many are open to it.
 
 Exact: a gang fits as soon as one domain that may hold it has as many open nodes as it asks for. Nothing is taken from
-the capacity; what is evicted here may be put back, in any order.
+the capacity; what is evicted here may be put back, in any order. Where something is booked ahead, a node is open if it
+can spare the part with what was evicted gone: until `restore`, the shadow schedule has it so.
 """
 
 from dataclasses import dataclass
 
-from scheduler.core.capacity import NodeRoom, is_schedulable
-from scheduler.core.model import Allocation, DeviceId, GpuClass, Grant, NodeName, PoolName, Shape
+from scheduler.core.capacity import NodeRoom
+from scheduler.core.model import Allocation, AllocationId, DeviceId, GpuClass, Grant, NodeName, PoolName, Shape
 from scheduler.core.placement import Spares, grant_on, is_named, needs_of, open_pools
 from scheduler.core.state import ClusterState
 
+GONE_MS = 1
+"""An end before any time that is asked about."""
 Domain = tuple[PoolName, str] | None
 """A pool and a label's value where all nodes of a gang must share that; None where any nodes will do."""
 
@@ -27,6 +30,7 @@ class _Site:
     memory: int
     needs: tuple[int, int]
     usable: frozenset[DeviceId]
+    is_booked: bool
     is_open: bool = False
 
 
@@ -40,6 +44,9 @@ class Openings:
         self._gpu_class = gpu_class
         self._spares = spares
         self._pools = open_pools(state.capacity, shape, gpu_class, state.closed_pools)
+        self._future = state.future
+        self._ends: dict[tuple[AllocationId, NodeName], tuple[int, Grant]] = {}
+        """When evicted gangs were taken to leave nodes on which something is booked."""
         self._sites: dict[NodeName, _Site | None] = {}
         self._open: dict[Domain, dict[NodeName, None]] = {}
         # A share may lie beside others on any node; whole GPUs only where enough of them are free.
@@ -94,7 +101,24 @@ class Openings:
                     site.free += 1 if after == 0 else -1
             site.cpu -= sign * grant.cpu_millicores
             site.memory -= sign * grant.memory_bytes
+            if site.is_booked:
+                self._retime(gang, grant, is_gone=sign < 0)
             self._refile(site)
+
+    def restore(self) -> None:
+        """Gives the shadow schedule back as it was; nothing may be evicted or put back any more."""
+        for (owner, _), (end_ms, grant) in self._ends.items():
+            self._future.drop(owner, grant)
+            self._future.add(owner, grant, end_ms)
+        self._ends.clear()
+
+    def _retime(self, gang: Allocation, grant: Grant, *, is_gone: bool) -> None:
+        key = (gang.id, grant.node)
+        if is_gone:
+            self._ends[key] = self._future.end_ms(gang.id, grant.node), grant
+        end_ms = GONE_MS if is_gone else self._ends.pop(key)[0]
+        self._future.drop(gang.id, grant)
+        self._future.add(gang.id, grant, end_ms)
 
     def grants(self) -> tuple[Grant, ...]:
         """Returns what the gang would hold, in rank order; it fits. In one pool if one is enough, best fit first."""
@@ -138,15 +162,15 @@ class Openings:
             if label is None:
                 return None
             domain = (node.pool, label)
-        if not self._spares(room, None):
-            return None
+        is_booked = node.name in self._future.booked
         free, cpu, memory = len(room.free), room.cpu_free_millicores, room.memory_free_bytes
-        usable = frozenset(device.id for device in room.devices if is_schedulable(node, device))
-        return _Site(room, domain, dict(room.held_units), free, cpu, memory, needs_of(room, self._shape), usable)
+        needs = needs_of(room, self._shape)
+        return _Site(room, domain, dict(room.held_units), free, cpu, memory, needs, room.usable, is_booked)
 
     def _refile(self, site: _Site) -> None:
         cpu, memory = site.needs
         is_open = cpu <= site.cpu and memory <= site.memory and self._has_gpus(site)
+        is_open = is_open and (not site.is_booked or self._spares(site.room, None))
         if is_open == site.is_open:
             return
         site.is_open = is_open

@@ -54,7 +54,8 @@ class Preemption:
         """What not even a guarantee can make room for."""
         self._over: dict[GpuClass, dict[AccountId, int]] = {}
         """How far tenants were over their targets when this was first asked after the last claim."""
-        self._fair: dict[GpuClass, bool] = {}
+        self._lately: dict[GpuClass, int | None] = {}
+        """By class, how many gangs were stopped lately by rules that bind; None where it is not time to look."""
         self._weighed: set[GpuClass] = set()
 
     @property
@@ -86,8 +87,8 @@ class Preemption:
             return None
         if gpu_class not in self._state.evictable or not (is_guaranteed or is_fair):
             return None
-        if (group.shape, gpu_class, group.time_limit_ms) in self._unyielding or job.array_cap is not None:
-            return None  # a claim would leave its place under the array's cap to another element
+        if (group.shape, gpu_class, group.time_limit_ms) in self._unyielding:
+            return None
         if is_fair and not is_guaranteed:
             self._weighed.add(gpu_class)
         self._attempts -= 1
@@ -122,7 +123,7 @@ class Preemption:
         gangs = self._state.usage.guaranteed.get((job.account, gpu_class), {})
         if self._attempts == 0 or not gangs or not self._is_fair_turn(gpu_class):
             return None
-        if (group, job.priority) in self._tried_guaranteed or job.array_cap is not None:
+        if (group, job.priority) in self._tried_guaranteed:
             return None
         self._weighed.add(gpu_class)
         self._attempts -= 1
@@ -185,7 +186,8 @@ class Preemption:
         evictable = self._state.evictable.get(gpu_class, {})
         over = self._over.get(gpu_class)
         if over is None:
-            over = self._over[gpu_class] = over_target(self._standings, evictable, gpu_class)
+            accounts = (account for account, _ in evictable)
+            over = self._over[gpu_class] = over_target(self._standings, accounts, gpu_class)
         gangs = [gang for gang in rule.candidates(evictable) if gang.id not in self._evicted]
         ordered = in_order(self._standings, gangs, self._now_ms, over)
         if yielding:
@@ -193,6 +195,7 @@ class Preemption:
         chosen = cheapest(openings, rule, ordered)
         if chosen is None and preemptor.booking is Booking.BURST and rule.has_share:
             chosen = node_by_node(openings, rule, [gang for gang in ordered if rule.permits(gang)])
+        openings.restore()
         return None if chosen is None else (chosen, openings)
 
     def _is_old(self, gang: Allocation) -> bool:
@@ -200,19 +203,19 @@ class Preemption:
 
     def _is_fair_turn(self, gpu_class: GpuClass) -> bool:
         """True when it is time to look who may take whose place in a class, and not too many were stopped lately."""
-        is_turn = self._fair.get(gpu_class)
-        if is_turn is None:
-            policy, state, now_ms = self._policy, self._state, self._now_ms
-            weighed_ms = state.weighed_ms.get(gpu_class)
-            is_turn = policy.preemption is Rules.FAIR and (
-                weighed_ms is None or now_ms >= weighed_ms + policy.weigh_every_ms or now_ms < weighed_ms
-            )
-            self._fair[gpu_class] = is_turn
-        if not is_turn:
-            return False
-        since_ms = self._now_ms - self._policy.eviction_window_ms
-        lately = self._state.claims.evicted_since(gpu_class, since_ms) + self._guarded[gpu_class]
-        return lately < self._policy.most_evictions
+        if gpu_class not in self._lately:
+            self._lately[gpu_class] = self._stopped_lately(gpu_class)
+        lately = self._lately[gpu_class]
+        return lately is not None and lately + self._guarded[gpu_class] < self._policy.most_evictions
+
+    def _stopped_lately(self, gpu_class: GpuClass) -> int | None:
+        policy, state, now_ms = self._policy, self._state, self._now_ms
+        if policy.preemption is not Rules.FAIR:
+            return None
+        weighed_ms = state.weighed_ms.get(gpu_class)
+        if weighed_ms is not None and weighed_ms <= now_ms < weighed_ms + policy.weigh_every_ms:
+            return None
+        return state.claims.evicted_since(gpu_class, now_ms - policy.eviction_window_ms)
 
     def _made_shares(self) -> Shares:
         if self._shares is None:

@@ -47,6 +47,16 @@ def wanted_of(shape: Shape) -> Wanted:
     return Wanted(shape.gpus_per_node, shape.gpu_units, shape.cpu_millicores, shape.memory_bytes)
 
 
+def _most_promises(policy: Policy) -> int:
+    """Returns how many of the first jobs of the order are promised a start in each class."""
+    return {
+        Backfill.NONE: 0,
+        Backfill.EASY: policy.promised_jobs,
+        Backfill.EASY_BEFORE: 1,
+        Backfill.CONSERVATIVE: policy.most_promises,
+    }[policy.backfill]
+
+
 class Promises:
     """The promises of one tick. What it books and unbooks is undone by `restore`, but for the values in `kept`."""
 
@@ -58,6 +68,7 @@ class Promises:
         has_old = policy.backfill is Backfill.EASY and policy.promise_after_ms is not None
         self._old_before_ms = now_ms - (policy.promise_after_ms or 0) if has_old else -1
         self._slots: dict[GpuClass, int] | None = None
+        self._most = _most_promises(policy)
         state.future.move_to(now_ms, policy.default_grace_ms)
 
     @property
@@ -142,13 +153,7 @@ class Promises:
                     self._slots[each.gpu_class] = self._slots.get(each.gpu_class, 0) - 1
         if self._policy.backfill is Backfill.NONE:
             return 0
-        policy = self._policy
-        most = {
-            Backfill.EASY: policy.promised_jobs,
-            Backfill.EASY_BEFORE: 1,
-            Backfill.CONSERVATIVE: policy.most_promises,
-        }[policy.backfill]
-        return most + self._slots.setdefault(gpu_class, 0)
+        return self._most + self._slots.setdefault(gpu_class, 0)
 
     def spares(self, shape: Shape, limit_ms: int, asker: Asker) -> Spares:
         """Returns the question whether a node can spare a part of such a job, from now until its limit."""

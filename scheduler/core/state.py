@@ -10,7 +10,7 @@ Pending jobs are kept by `waiting`, what accounts hold and owe by `usage`, what 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from sortedcontainers import SortedList
 
@@ -58,6 +58,7 @@ from scheduler.core.stretch import (
     ReservationId,
     Stretch,
 )
+from scheduler.core.tally import add
 from scheduler.core.throttle import Throttle
 from scheduler.core.topology import Domains
 from scheduler.core.usage import Usage
@@ -65,7 +66,8 @@ from scheduler.core.waiting import Group, QueueKey, Waiting, queue_key
 
 __all__ = ["ClusterState", "Group", "Structure", "lineage"]
 
-K = TypeVar("K")
+Stake = tuple[AccountId, Booking]
+"""Who holds a gang, and how."""
 _RAN_ITS_COURSE = frozenset({None, EndReason.WALLTIME, EndReason.EXIT_NONZERO})
 """Ends that say how long such jobs run."""
 
@@ -80,15 +82,6 @@ class Structure:
     is_any_pool_open: bool
     down: str | None
     """A node that would hold it, were it up, with the reason that it is not."""
-
-
-def _add_to(counts: Counter[K], key: K, change: int) -> None:
-    """Adds to a count and forgets it at 0, so that equal states have equal counts."""
-    count = counts.get(key, 0) + change
-    if count:
-        counts[key] = count
-    else:
-        del counts[key]
 
 
 class ClusterState:
@@ -121,8 +114,8 @@ class ClusterState:
         """The capacity version at which a shape last did not fit in a class; it cannot fit until that rises."""
         self.future = Future(self.capacity)
         self.claims = Claims(self.capacity, self.future)
-        self.evictable: dict[GpuClass, dict[AccountId, dict[AllocationId, Allocation]]] = {}
-        """Gangs that others may take the place of, by account: burst and spot, not asked to end yet."""
+        self.evictable: dict[GpuClass, dict[Stake, dict[AllocationId, Allocation]]] = {}
+        """Gangs that others may take the place of: burst and spot, not asked to end yet."""
         self.leaving_units: Counter[tuple[AccountId, GpuClass]] = Counter()
         """Capacity units, spot apart, of gangs that were asked to end; an account's include those below it."""
         self.weighed_ms: dict[GpuClass, int] = {}
@@ -206,6 +199,8 @@ class ClusterState:
             self._part(job)
         live = [self.allocations[victim] for victim in claim.victims if victim in self.allocations]
         self.claims.add(claim, live)
+        if job is not None:
+            self.throttle.count(job, +1)
         self.usage.hold_claim(claim, lineage(claim.account), +1)
 
     def restore_burst_use(
@@ -519,27 +514,28 @@ class ClusterState:
             if is_guaranteed:
                 self.usage.guaranteed.setdefault((allocation.account, gpu_class), {})[allocation.id] = allocation
             else:
-                accounts = self.evictable.setdefault(gpu_class, {})
-                accounts.setdefault(allocation.account, {})[allocation.id] = allocation
+                stakes = self.evictable.setdefault(gpu_class, {})
+                stakes.setdefault((allocation.account, allocation.booking), {})[allocation.id] = allocation
         elif allocation.booking is not Booking.SPOT:
             for account in lineage(allocation.account):
-                _add_to(self.leaving_units, (account, gpu_class), allocation.total_units)
+                add(self.leaving_units, (account, gpu_class), allocation.total_units)
 
     def _unfile_standing(self, allocation: Allocation) -> None:
         gpu_class, whose = allocation.gpu_class, (allocation.account, allocation.gpu_class)
-        accounts, guaranteed = self.evictable.get(gpu_class, {}), self.usage.guaranteed
-        gangs = accounts.get(allocation.account, {})
+        stake, guaranteed = (allocation.account, allocation.booking), self.usage.guaranteed
+        stakes = self.evictable.get(gpu_class, {})
+        gangs = stakes.get(stake, {})
         if gangs.pop(allocation.id, None) is not None:
             if not gangs:
-                del accounts[allocation.account]
-                if not accounts:
+                del stakes[stake]
+                if not stakes:
                     del self.evictable[gpu_class]
         elif guaranteed.get(whose, {}).pop(allocation.id, None) is not None:
             if not guaranteed[whose]:
                 del guaranteed[whose]
         elif allocation.phase is Phase.STOPPING and allocation.booking is not Booking.SPOT:
             for account in lineage(allocation.account):
-                _add_to(self.leaving_units, (account, gpu_class), -allocation.total_units)
+                add(self.leaving_units, (account, gpu_class), -allocation.total_units)
 
     # ---- claims ---------------------------------------------------------------------------------------------------
 
@@ -561,6 +557,9 @@ class ClusterState:
 
     def _drop_claim(self, job_id: JobId) -> None:
         claim = self.claims.drop(job_id)
+        job = self.jobs.get(job_id)
+        if job is not None:
+            self.throttle.count(job, -1)
         self.usage.hold_claim(claim, lineage(claim.account), -1)
 
     def _preemption_weighed(self, event: events.PreemptionWeighed) -> None:
@@ -631,16 +630,22 @@ class ClusterState:
             job = replace(job, shape=shape)
         self.jobs[job.id] = job
         self._count(job, +1)
-        self.throttle.count(job, +1)
+        if self._has_place(job):
+            self.throttle.count(job, +1)
         if job.state is JobState.PENDING and not job.waits_for and job.id not in self.claims.by_job:
             self._join(job)
 
     def _remove(self, job: Job) -> None:
         self._count(job, -1)
-        self.throttle.count(job, -1)
+        if self._has_place(job):
+            self.throttle.count(job, -1)
         if job.state is JobState.PENDING and not job.waits_for and job.id not in self.claims.by_job:
             self._part(job)
         del self.jobs[job.id]
+
+    def _has_place(self, job: Job) -> bool:
+        """Tells whether the job counts against the cap of its array: it holds GPUs, or a claim to some."""
+        return job.state in ACTIVE or job.id in self.claims.by_job
 
     def _join(self, job: Job) -> None:
         """Lets a job that nothing but time keeps from standing in line wait for that, or queue."""
@@ -692,12 +697,12 @@ class ClusterState:
 
     def _count(self, job: Job, sign: int) -> None:
         tenant = tenant_of(job.account)
-        _add_to(self.jobs_by, (tenant, job.state), sign)
+        add(self.jobs_by, (tenant, job.state), sign)
         if job.state in WAITING:
             for account in lineage(job.account):
-                _add_to(self.waiting_jobs, account, sign)
+                add(self.waiting_jobs, account, sign)
         if job.state is JobState.PENDING:
-            _add_to(self.pending_units, (tenant, job.shape.gpu_classes[0]), sign * job.shape.total_units)
+            add(self.pending_units, (tenant, job.shape.gpu_classes[0]), sign * job.shape.total_units)
 
     # ---- proofs ---------------------------------------------------------------------------------------------------
 

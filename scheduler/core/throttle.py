@@ -1,8 +1,8 @@
 """Arrays with a cap on how many of their elements hold GPUs at once: which of the waiting ones are let into the line.
 
 Of the elements that could start now, the first in their project's order are in line, as many as the cap leaves room
-for beside those that start, run or stop; the others stand behind it. A planner that sees only those in line cannot
-exceed a cap, in whatever order it starts them, and demand counts no more than could start.
+for beside those that start, run, stop or have a claim; the others stand behind it. A planner that sees only those in
+line cannot exceed a cap, in whatever order it starts them, and demand counts no more than could start.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 from sortedcontainers import SortedList
 
-from scheduler.core.lifecycle import ACTIVE
 from scheduler.core.model import Job, JobId
 from scheduler.core.waiting import QueueKey
 
@@ -41,8 +40,8 @@ class Throttle:
         self._arrays: dict[JobId, _Array] = {}
 
     def count(self, job: Job, sign: int) -> None:
-        """Counts an element that holds GPUs, or counts it no more; others are left alone."""
-        if job.array is None or job.array_cap is None or job.state not in ACTIVE:
+        """Counts an element that holds GPUs, or a claim to some, or counts it no more; others are left alone."""
+        if job.array is None or job.array_cap is None:
             return
         array = self._of(job.array, job.array_cap)
         array.active += sign

@@ -12,7 +12,7 @@ from sortedcontainers import SortedList
 from scheduler.core.debt import Debts, RateBook, RateKey
 from scheduler.core.model import AccountId, Allocation, AllocationId, Booking, GpuClass, JobId, UserName, tenant_of
 from scheduler.core.stretch import Claim
-from scheduler.core.tally import add_nested
+from scheduler.core.tally import add, add_nested
 
 GangKey = tuple[
     AccountId, GpuClass, int
@@ -151,18 +151,14 @@ class Usage:
         units = sign * held.total_units
         is_surplus = isinstance(held, Allocation) and held.surplus_of is not None
         for account in path:
-            self.gangs[account] += 0 if is_surplus else sign
-            if not self.gangs[account]:
-                del self.gangs[account]
+            if not is_surplus:
+                add(self.gangs, account, sign)
             add_nested(self.user_units, (account, held.gpu_class), held.user, units)
 
     def _hold(self, held: Allocation | Claim, path: Sequence[AccountId], sign: int) -> None:
         units = sign * held.total_units
         for account in path:
-            key = (account, held.gpu_class, held.booking)
-            self.held_units[key] += units
-            if not self.held_units[key]:
-                del self.held_units[key]
+            add(self.held_units, (account, held.gpu_class, held.booking), units)
 
 
 def _gang_key(allocation: Allocation) -> GangKey:

@@ -195,7 +195,9 @@ class Waiting:
 
     def _move_head(self, row: Row, old: QueueKey | None, new: QueueKey | None) -> None:
         projects = self.heads[row.group.wanted]
-        heads = projects.setdefault(row.group.account, SortedList())
+        heads = projects.get(row.group.account)
+        if heads is None:
+            heads = projects[row.group.account] = SortedList()
         if old is not None:
             heads.remove((old, row))
         if new is not None:

@@ -2,7 +2,8 @@
 
 The executor's inventory is taken whole: what is absent from it is gone. A device that an allocation holds outlives its
 place in the inventory: it stays with its node, failed, until it is free, and is removed by the next inventory then. A
-removed device keeps its cursor, `unavailable(removed)`, so that its life has no gap should it come back.
+removed device keeps its cursor, `unavailable(removed)`, so that its life has no gap should it come back; what is
+partitioned otherwise ends its life (`repartition`).
 """
 
 from collections.abc import Iterable, Sequence
@@ -24,6 +25,7 @@ from scheduler.refusal import RefusalCode, Refused
 from scheduler.store.database import chunks
 from scheduler.store.nodes import CLAIM_CAUSE, GONE, KnownNode, load_nodes, resting
 from scheduler.store.partition import Lanes
+from scheduler.store.repartition import repartition
 from scheduler.store.tables import DEVICE, DEVICE_CURSOR, NODE, POOL, JsonObject
 from scheduler.store.transaction import Transaction
 
@@ -52,6 +54,7 @@ class SyncInventory:
         for part in chunks(seen):
             tx.connection.execute(sa.update(NODE).where(NODE.c.name.in_(part)).values(seen_ms=tx.now_ms))
         settle(tx, changes, stored, self.evidence)
+        repartition(tx, self.nodes, self.evidence)
         # A device that moved is named by the node it left before the node it came to.
         loses = {name for name, known in changes.items() if name in stored and _loses(stored[name], known)}
         for name in sorted(changes, key=lambda name: (name not in loses, name)):

@@ -36,6 +36,7 @@ from scheduler.store.codec import (
     labels_of_text,
 )
 from scheduler.store.database import chunks
+from scheduler.store.incidents import incident_ids
 from scheduler.store.overlays import evidence_of, held_now, known_now
 from scheduler.store.tables import ALLOCATION, DEVICE, DEVICE_CURSOR, JOB, OCCUPANCY, RECLASSIFICATION
 
@@ -139,6 +140,8 @@ class LedgerAllocation:
     """Until when its job last said that its work is saved."""
     surplus_of: AllocationId | None = None
     """The gang whose surplus nodes these are; None for a gang."""
+    incident: str | None = None
+    """The incident of a machine that ended it, `reason/node/time`; None where none is on record."""
 
     @property
     def intervals(self) -> tuple[Interval, ...]:
@@ -478,6 +481,7 @@ def _with_rows(connection: Connection, page: Sequence[Row[Any]], *, as_written: 
     closed: dict[str, list[Any]] = {name: [] for name in ids}
     for held_row in plain_rows(connection, _HELD_BY, ids=ids):
         closed[held_row[_ALLOCATION_PLACE]].append(held_row)
+    hit = incident_ids(connection, ids)
     settled: dict[str, tuple[int | None, EndReason | None]] = {}
     if not as_written and has_reclassifications(connection):
         closed, settled = _as_known(connection, page, closed)
@@ -508,6 +512,7 @@ def _with_rows(connection: Connection, page: Sequence[Row[Any]], *, as_written: 
             cursors=tuple(held[row.id]),
             checkpointed_ms=row.checkpointed_ms,
             surplus_of=None if row.surplus_of is None else AllocationId(row.surplus_of),
+            incident=hit.get(AllocationId(row.id)),
         )
 
 

@@ -28,6 +28,7 @@ from scheduler.core.model import (
     JobId,
     JobState,
     NodeAvailability,
+    NodeName,
     Phase,
 )
 from scheduler.core.occupancy import Cursor, Evidence, OccupancyState, Occupant
@@ -40,6 +41,7 @@ from scheduler.store.database import chunks
 from scheduler.store.dependencies import settle_waiters
 from scheduler.store.evidence import GANG_LOST, SILENT, keep, late_word
 from scheduler.store.gangs import devices_of, lanes_of, load_live, load_surplus
+from scheduler.store.incidents import faulty_node, note_incidents
 from scheduler.store.nodes import KnownNode, load_nodes, resting
 from scheduler.store.partition import in_phase
 from scheduler.store.prepared import Prepared
@@ -101,6 +103,7 @@ class RecordObservations:
         for observation in sorted(self.observations, key=_place):
             gangs.take(observation)
         gangs.write()
+        note_incidents(tx, gangs.faults)
         settle_waiters(tx, gangs.moved)
         known = _known(tx, [id_ for id_ in ids if not gangs.is_live(id_)])
         late = [each for each in self.observations if isinstance(each, Ended) and each.allocation in known]
@@ -148,6 +151,8 @@ class _Gangs:
         """Jobs that began or ended."""
         self._left: list[AllocationId] = []
         """Surplus nodes that ended, with their gang or before it."""
+        self.faults: list[tuple[Allocation, EndReason, NodeName, int]] = []
+        """Gangs that ended by a machine's fault: why, whose, and when."""
         self._tx = tx
         self._evidence = evidence
         self._at_first = load_live(tx, ids)
@@ -266,6 +271,9 @@ class _Gangs:
         blind = self._blind(parts, seen.reason, end_ms)
         stop_reason = gang.stop_reason or (self._shrunk_for(gang) if self._jobs[gang.job].shape.is_elastic else None)
         reason = _end_reason(seen.reason, stop_reason, self._marks.get(gang.job))
+        node = faulty_node(gang, reason, self._places)
+        if node is not None and reason is not None:
+            self.faults += [(each, reason, node, end_ms) for each in parts]
         for each in parts[1:]:
             self._leave(each, (end_ms, reason), blind)
         self._free(gang, end_ms, blind)

@@ -6,7 +6,8 @@ device's open lanes at the device's, and every lane without gap or overlap:
 
 - `move` closes the open interval of a lane and opens the next at the same instant;
 - `cut` takes units for a share out of lane 0 into the lowest free lane;
-- `merge` gives a lane's units back to lane 0, and the lane ends.
+- `merge` gives a lane's units back to lane 0, and the lane ends;
+- `end_device` ends a device's life, and `open_device` begins it again, should the device come back.
 
 An interval without length is never written; its cursor just moves. A lane's versions rise for as long as its device
 lives, through its ends and openings, so `device/lane/version` names one interval for ever.
@@ -20,10 +21,11 @@ from sqlalchemy.engine import Connection
 
 from scheduler.core.model import DeviceId, GpuClass, Phase
 from scheduler.core.occupancy import Cursor, Evidence, Interval, OccupancyState, Occupant, interval_hash
+from scheduler.store.chained import append
 from scheduler.store.codec import CURSOR_COLUMNS, cursor_of, occupant_values
 from scheduler.store.database import StoreCorrupt, chunks
 from scheduler.store.prepared import Prepared
-from scheduler.store.tables import DEVICE_CURSOR, LEDGER_HEAD, OCCUPANCY, JsonObject
+from scheduler.store.tables import DEVICE_CURSOR, DEVICE_END, LEDGER_HEAD, OCCUPANCY, JsonObject
 
 LaneKey = tuple[DeviceId, int]
 
@@ -149,6 +151,9 @@ class Lanes:
         self._stored: dict[LaneKey, int] = {}
         """Version of each lane as the database has it."""
         self._dirty: dict[LaneKey, None] = {}
+        self._ended: dict[DeviceId, int] = {}
+        """Devices whose life ended, with the greatest version that a lane of them had."""
+        self._ends: list[JsonObject] = []
 
     def load(self, devices: Iterable[DeviceId]) -> None:
         """Reads the cursors of devices that are not read yet."""
@@ -161,15 +166,33 @@ class Lanes:
                 cursor = cursor_of(row)
                 self._lanes[cursor.device][cursor.lane] = cursor
                 self._stored[cursor.device, cursor.lane] = cursor.version
+        for part in chunks([device for device in wanted if not self._lanes[device]]):
+            ended = sa.select(DEVICE_END.c.device, sa.func.max(DEVICE_END.c.version)).where(
+                DEVICE_END.c.device.in_(part)
+            )
+            for name, version in self._connection.execute(ended.group_by(DEVICE_END.c.device)):
+                self._ended[DeviceId(name)] = version
 
     def of(self, device: DeviceId) -> dict[int, Cursor]:
         """Returns a loaded device's open lanes by number; empty for a device that has no cursor yet."""
         return self._lanes[device]
 
     def open_device(self, device: DeviceId, gpu_class: GpuClass, since_ms: int, occupant: Occupant) -> None:
-        """Opens a device's first lane: its life begins."""
+        """Opens a device's first lane: its life begins, or begins again."""
         assert not self._lanes[device], f"device {device} is known already"
-        self._put(Cursor(device, 0, gpu_class, since_ms, 1, occupant))
+        self._put(Cursor(device, 0, gpu_class, since_ms, self._ended.get(device, 0) + 1, occupant))
+
+    def end_device(self, device: DeviceId, at_ms: int, cause: str, evidence: Evidence) -> None:
+        """Ends a device's life at `at_ms`: it is not there any more, and nobody holds it."""
+        lanes = self._lanes[device]
+        assert all(cursor.occupant.allocation is None for cursor in lanes.values()), f"device {device} is held"
+        version = max(cursor.version for cursor in lanes.values())
+        for cursor in lanes.values():
+            self._chain.append(cursor, at_ms, evidence)
+            self._dirty[device, cursor.lane] = None
+        self._lanes[device] = {}
+        self._ended[device] = version
+        self._ends.append({"device": device, "at_ms": at_ms, "version": version, "cause": cause, "recorded_ms": at_ms})
 
     def move(
         self, cursor: Cursor, occupant: Occupant, at_ms: int, evidence: Evidence, gpu_class: GpuClass | None = None
@@ -233,6 +256,8 @@ class Lanes:
         self._swap(_MOVE_CURSOR, moves)
         self._swap(_END_CURSOR, ends)
         _INSERT_CURSOR.many(self._connection, opens)
+        append(self._connection, DEVICE_END, self._ends)
+        self._ends = []
 
     def _put(self, cursor: Cursor) -> None:
         self._lanes[cursor.device][cursor.lane] = cursor

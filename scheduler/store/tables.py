@@ -3,9 +3,9 @@
 Times are integer UTC milliseconds (`*_ms`). JSON columns hold core values as `codec` writes them. Migrations make the
 tables (`cli.daemon.migrations`), triggers included; a test holds that both say the same.
 
-What never changes: `occupancy` (triggers refuse update, delete, gaps and overlaps), `account_name`, `evidence` and
-`reclassification` (triggers refuse update and delete). What is history: `job_event`, `node_event`,
-`decision` and `decision_tape`, which are forgotten after a time.
+What never changes: `occupancy` (triggers refuse update, delete, gaps and overlaps), `account_name`, `device_end`,
+`incident`, `evidence` and `reclassification` (triggers refuse update and delete). What is history: `job_event`,
+`node_event`, `decision` and `decision_tape`, which are forgotten after a time.
 Everything else is the present.
 """
 
@@ -453,6 +453,40 @@ class ChainHeadRow(SQLModel, table=True):
     hash: str
 
 
+class DeviceEndRow(SQLModel, table=True):
+    """Where a device's life ended, because its GPU was partitioned otherwise: append-only, chained."""
+
+    __tablename__ = "device_end"
+    sequence: int = _column(BIG_KEY, primary_key=True, sa_column_kwargs={"autoincrement": False})
+    device: str = Field(index=True)
+    at_ms: int = _big()
+    version: int = _big()
+    """The greatest that a lane of it had: should the device come back, its lanes go on from there."""
+    cause: str
+    recorded_ms: int = _big()
+    previous_hash: str
+    hash: str
+
+
+class IncidentRow(SQLModel, table=True):
+    """A gang that a machine's fault ended, and the incident that this was: append-only, chained."""
+
+    __tablename__ = "incident"
+    sequence: int = _column(BIG_KEY, primary_key=True, sa_column_kwargs={"autoincrement": False})
+    id: str
+    """Of the incident: the same for all gangs that it hit."""
+    reason: str
+    node: str = Field(index=True)
+    began_ms: int = _big()
+    allocation_id: str = Field(unique=True)
+    job_id: int = _big()
+    account: str
+    at_ms: int = _big()
+    recorded_ms: int = _column(sa.BigInteger(), index=True)
+    previous_hash: str
+    hash: str
+
+
 class EvidenceRow(SQLModel, table=True):
     """The inbox: what was said about the end of an allocation after it was written, each thing once by its key."""
 
@@ -606,5 +640,7 @@ CLAIM = _table(ClaimRow)
 DECISION = _table(DecisionRow)
 DECISION_TAPE = _table(DecisionTapeRow)
 CHAIN_HEAD = _table(ChainHeadRow)
+DEVICE_END = _table(DeviceEndRow)
+INCIDENT = _table(IncidentRow)
 EVIDENCE = _table(EvidenceRow)
 RECLASSIFICATION = _table(ReclassificationRow)

@@ -1,4 +1,4 @@
-"""Inside running jobs, typed at a real terminal against a real daemon: exec, run --pty, port-forward."""
+"""Typed at a real terminal against a real daemon: exec, run --pty, run and Ctrl-C, port-forward, top."""
 
 import contextlib
 import http.client
@@ -9,10 +9,12 @@ import select
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,10 +35,18 @@ class Terminal:
 
     process: "subprocess.Popen[bytes]"
     fd: int
+    inner: int
+    """The command's own side: tells the terminal's settings when the command is gone."""
+    before: list[Any]
+    """Its settings when the command began."""
     seen: bytes = b""
 
     def type(self, text: bytes) -> None:
         os.write(self.fd, text)
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Makes the window another size, which its command is told by SIGWINCH."""
+        termios.tcsetwinsize(self.inner, (rows, columns))
 
     def reads(self, text: bytes, seconds: float = 60.0) -> None:
         deadline = time.monotonic() + seconds
@@ -66,12 +76,9 @@ class Terminal:
 @contextlib.contextmanager
 def sitting(daemon: Daemon, *words: str, who: str = "mei") -> Iterator[Terminal]:
     outer, inner = pty.openpty()
-    more = {
-        "TURNSTILE_URL": daemon.url,
-        "TURNSTILE_TOKEN_FILE": str(daemon.token(who)),
-        "LINES": "30",
-        "COLUMNS": "100",
-    }
+    termios.tcsetwinsize(inner, (30, 100))
+    before = termios.tcgetattr(inner)
+    more = {"TURNSTILE_URL": daemon.url, "TURNSTILE_TOKEN_FILE": str(daemon.token(who)), "TERM": "xterm"}
     process = subprocess.Popen(
         [sys.executable, "-c", OWN_TERMINAL, *daemon.command, *words],
         stdin=inner,
@@ -80,13 +87,13 @@ def sitting(daemon: Daemon, *words: str, who: str = "mei") -> Iterator[Terminal]
         env=environment(daemon.folder, more),
         cwd=daemon.folder,
     )
-    os.close(inner)
     try:
-        yield Terminal(process, outer)
+        yield Terminal(process, outer, inner, before)
     finally:
         if process.poll() is None:
             process.kill()
         process.wait(30)
+        os.close(inner)
         os.close(outer)
 
 
@@ -196,6 +203,49 @@ def test_ctrl_c_before_a_shell_runs_cancels_its_job(daemon: Daemon) -> None:
         seat.reads(b"cancelled")
         seat.ends_with(130)
     assert daemon.job(number_of(seat))["state"] == "cancelled"
+
+
+def test_top_shows_a_real_queue_fits_the_window_and_gives_the_terminal_back(daemon: Daemon) -> None:
+    daemon.submit("sleep", "60", name="first")
+    with sitting(daemon, "top", "--every", "1h") as seat:  # what is shown again is shown for a key, or a new window
+        seat.reads(b"first")
+        seat.reads(b"q quits")
+        assert b"of 8 free" in seat.seen
+        number = str(daemon.submit("sleep", "60", name="second")["id"])
+        daemon.wait_for(number, "running")
+        seat.type(b" ")
+        seat.reads(b"second")
+        for place in range(12):
+            daemon.submit("sleep", "60", name=f"more-{place}", hold=True)
+        seat.type(b" ")
+        seat.reads(b"more-11")
+        assert b" more: turnstile queue" not in seat.seen
+        seat.resize(10, 60)
+        seat.reads(b" more: turnstile queue")
+        seat.type(b"\x03")
+        seat.ends_with(130)
+        assert termios.tcgetattr(seat.inner) == seat.before
+        assert seat.seen.rindex(b"\x1b[?1049l") > seat.seen.rindex(b"second"), "the screen is left"
+        assert b"\x1b[?25h" in seat.seen[seat.seen.rindex(b"second") :], "the cursor is shown"
+
+
+def test_ctrl_c_leaves_a_real_job_running_and_a_second_one_cancels_it_when_asked(daemon: Daemon) -> None:
+    words = ("run", "-g", "1", "-t", "5m", "--", "sh", "-c", "echo begun; sleep 100")
+    with sitting(daemon, *words) as seat:
+        seat.reads(b"begun")
+        seat.type(b"\x03")
+        seat.reads(b"goes on")
+        seat.ends_with(130)
+    assert daemon.job(number_of(seat))["state"] == "running"
+    with sitting(daemon, *words) as seat:
+        seat.reads(b"begun")
+        seat.type(b"\x03")
+        seat.reads(b"Ctrl-C again")
+        seat.type(b"\x03")
+        seat.reads(b"[y/N]")
+        seat.type(b"y\n")
+        seat.ends_with(130)
+    daemon.wait_for(number_of(seat), "cancelled")
 
 
 def test_a_jobs_port_is_reached_from_here_and_nobody_elses_is(daemon: Daemon) -> None:

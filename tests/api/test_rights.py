@@ -107,6 +107,7 @@ WHO_MAY: dict[tuple[str, str], tuple[set[Role | None], Any]] = {
     ("GET", "/v1/admin/ledger/verify"): ({B, O}, None),
     ("GET", "/v1/admin/ledger/export"): ({B, O}, None),
     ("GET", "/v1/admin/ledger/unknown"): ({B, O}, None),
+    ("GET", "/v1/admin/ledger/incidents"): ({B, O}, None),
     ("GET", "/v1/admin/ledger/periods"): ({B, O}, None),
     ("POST", "/v1/admin/ledger/close"): ({O}, {"period": "2026-09"}),
     ("POST", "/v1/admin/ledger/correct"): ({O}, {"period": "2026-09"}),

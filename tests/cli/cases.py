@@ -304,6 +304,7 @@ BILLING = {
     "admin-ledger-correct": Case(
         ("admin", "ledger", "correct", "--period", "2026-10"), ("POST", "/v1/admin/ledger/correct")
     ),
+    "admin-ledger-incidents": Case(("admin", "ledger", "incidents"), ("GET", "/v1/admin/ledger/incidents")),
     "admin-ledger-unknown": Case(("admin", "ledger", "unknown"), ("GET", "/v1/admin/ledger/unknown")),
     "admin-ledger-reclassify": Case(
         (
@@ -316,7 +317,7 @@ BILLING = {
 CASES: dict[str, Case] = JOBS | YOURS | ACCOUNTS | CENTRE | BILLING
 """By name: the verb's words, and what tells it from others of the same verb."""
 NEVER_PLAIN = {
-    "demo": "starts a daemon and plays a minute: the acceptance tests run it",
+    "demo": "starts a daemon and plays a minute: tests/acceptance/test_newcomer.py",
     "serve": "runs until it is stopped: tests/acceptance",
     "agent": "runs until it is stopped: tests/acceptance and tests/metering",
     "top": "takes the screen: test_screen.py has it on a terminal",
@@ -325,8 +326,8 @@ NEVER_PLAIN = {
     "admin-k8s-check": "needs a cluster: tests/k8s",
     "admin-backup": "needs a daemon's database: test_backup.py",
     "admin-restore": "needs a copy of one: test_backup.py",
-    "admin-state-dump": "needs a state: tests/replay/test_whatif.py",
-    "admin-state-load": "needs a state: tests/replay/test_whatif.py",
-    "admin-simulate": "prints measured times: tests/replay",
+    "admin-state-dump": "needs a state: tests/acceptance/test_simulating.py",
+    "admin-state-load": "needs a state: tests/acceptance/test_simulating.py",
+    "admin-simulate": "prints measured times: tests/acceptance/test_simulating.py",
 }
 """Verbs whose success is not written down here, and where it is proved. What they refuse is written down."""

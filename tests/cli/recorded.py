@@ -318,7 +318,13 @@ REPORT = page(
         "count": 32,
         "never_busy": 0,
     },
-    energy={"kwh": "71.204000", "coverage_ratio": 0.9963, "is_estimate": True},
+    energy={
+        "kwh": "71.204000",
+        "coverage_ratio": 0.9963,
+        "is_estimate": True,
+        "counter_restarts": 0,
+        "epochs": [],
+    },
     costs=[
         {
             "currency": "USD",
@@ -477,6 +483,17 @@ def ended(**how: Any) -> Json:
     return envelope("Job", **(job(reasons=[], start_estimate=None) | facts | how))
 
 
+INCIDENT: Json = {
+    "id": "node_lost/gpu-017/2026-11-22T08:00:00.250Z",
+    "reason": "node_lost",
+    "node": "gpu-017",
+    "began_at": "2026-11-22T07:58:12.000Z",
+    "tenants": ["acme", "globex"],
+    "allocations": [
+        {"allocation": f"01JD{n}", "job_id": 10400 + n, "account": account, "ended_at": "2026-11-22T07:58:12.000Z"}
+        for n, account in enumerate(("acme/nlp", "globex/vision"))
+    ],
+}
 UNKNOWN = page(
     "UnknownList",
     [
@@ -584,6 +601,7 @@ def centre(peer: Peer) -> None:
     peer.answers("DELETE", "/v1/admin/reservations/switch-works", envelope("Reservation", **RESERVATION))
     peer.answers("GET", "/v1/admin/ledger/verify", SOUND)
     peer.answers("GET", "/v1/admin/ledger/unknown", UNKNOWN)
+    peer.answers("GET", "/v1/admin/ledger/incidents", page("IncidentList", [INCIDENT]))
     peer.answers("GET", "/v1/admin/ledger/periods", page("PeriodList", [PERIOD, OPEN_PERIOD]))
     peer.answers("POST", "/v1/admin/ledger/close", envelope("Period", **PERIOD))
     peer.answers("POST", "/v1/admin/ledger/correct", envelope("Corrected", corrections=2, line_id=None))

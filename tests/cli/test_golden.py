@@ -22,7 +22,7 @@ from cli.commands.you import installed_version
 from cli.main import VERBS
 from cli.verbs import Verb
 from tests.cli.cases import CASES, NEVER_PLAIN, Case
-from tests.cli.conftest import Home, Outcome
+from tests.cli.conftest import ROOT, Home, Outcome
 from tests.cli.peer import Peer, Reply, envelope, page, problem
 from tests.cli.recorded import ACCOUNTS, FAILED, RUNNING, UNSOUND, centre, job
 from tests.cli.recorded_money import money
@@ -140,6 +140,51 @@ def test_every_verb_has_its_golden_file_and_every_file_its_verb() -> None:
     assert set(NEVER_PLAIN) <= set(CASES)
     for name, case in CASES.items():
         assert (case.refused is None) != (case.wrong is None), f"{name} has one way to go wrong"
+
+
+CELLS = frozenset(
+    (kind, where, form)
+    for kind in ("ok", "error")
+    for where in ("in a pipe", "at a terminal")
+    for form in ("table", "json")
+)
+"""Every way in which a command is run: {ok, error} × {pipe, terminal} × {table, json}."""
+
+
+def cells_of(golden: str) -> set[tuple[str, str, str]]:
+    """The cells that a golden file has; JSON stands in it once, and is held to be the same at a terminal."""
+    found = set()
+    for kind, how in re.findall(
+        r"^=== (ok|error), (in a pipe|at a terminal|-o json): exit [0-9]+$", golden, re.MULTILINE
+    ):
+        wheres = ("in a pipe", "at a terminal") if how == "-o json" else (how,)
+        found |= {(kind, where, "json" if how == "-o json" else "table") for where in wheres}
+    return found
+
+
+def test_each_verb_has_all_of_its_cells_written_down() -> None:
+    written: dict[tuple[str, ...], set[tuple[str, str, str]]] = {}
+    for name, case in CASES.items():
+        golden = (GOLDEN / f"{name}.txt").read_text(encoding="utf-8")
+        written.setdefault(verb_of(case.words), set()).update(cells_of(golden))
+    proved_elsewhere = {verb_of(CASES[name].words) for name in NEVER_PLAIN}
+    for verb in sorted(LEAVES):
+        expected = {cell for cell in CELLS if cell[0] == "error"} if verb in proved_elsewhere else CELLS
+        assert written[verb] == expected, f"{' '.join(verb)} lacks {sorted(expected - written[verb])}"
+
+
+def test_what_is_proved_elsewhere_is_proved_there() -> None:
+    """A reason in NEVER_PLAIN names files or folders of tests, and they are there and run the verb."""
+    for name, why in NEVER_PLAIN.items():
+        places = [
+            Path("tests") / "cli" / each if "/" not in each else Path(each)
+            for each in re.findall(r"[\w/]*test[\w/.]*", why)
+        ]
+        known = [ROOT / each for each in places if (ROOT / each).exists()]
+        sources = [file for each in known for file in ([each] if each.is_file() else each.glob("**/*.py"))]
+        words = verb_of(CASES[name].words)
+        run = [file for file in sources if all(f'"{word}"' in file.read_text(encoding="utf-8") for word in words)]
+        assert run, f"{' '.join(words)}: {why}"
 
 
 def on_a_terminal(arguments: tuple[str, ...], typed: str = "") -> tuple[int, str]:

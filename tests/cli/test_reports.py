@@ -38,6 +38,12 @@ def test_the_coverage_is_told_where_a_part_was_not_seen() -> None:
     assert covered.strip() == "measured for 60% of the time"
 
 
+def test_restarts_of_energy_counters_are_told_with_the_energy() -> None:
+    for restarts, told in ((1, "an energy counter restarted once"), (3, "energy counters restarted 3 times")):
+        _, _, energy, *_ = reported({**REPORT, "energy": {**REPORT["energy"], "counter_restarts": restarts}})
+        assert energy == f"  energy  71.2 kWh (an estimate by the GPUs' sensors; {told})"
+
+
 def test_a_job_that_has_not_started_says_so() -> None:
     waiting = {"job_id": 7, "name": "x", "user": "mei", "account": "acme", "state": "pending", "gpu": {}, "items": []}
     assert reported(waiting) == ["7 x  mei  acme  pending  has not started yet"]

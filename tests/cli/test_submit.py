@@ -329,3 +329,9 @@ def test_each_field_of_the_api_that_a_flag_fills_has_its_flag_named() -> None:
     from scheduler.wire.spec import SPEC_FIELDS
 
     assert set(SPEC_FIELDS) - set(FLAGS_OF_FIELDS) == {"script", "hold"}
+
+
+def test_a_dash_is_no_job_file(home: Home, peer: Peer) -> None:
+    done = home.turnstile("submit", "-", stdin="command: [x]")
+    assert (done.code, "a job is not read from standard input" in done.err) == (2, True)
+    assert peer.requests("POST", "/v1/jobs") == []

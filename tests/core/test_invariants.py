@@ -7,9 +7,11 @@ leaves the state as it was.
 import hashlib
 import importlib
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -103,6 +105,18 @@ def test_each_invariant_has_a_test_that_holds_it(invariant: str) -> None:
 
 def test_the_table_names_all_twenty() -> None:
     assert [each.partition(" ")[0] for each in HELD_BY] == [f"I{number}" for number in range(1, 21)]
+
+
+def test_what_the_proof_table_names_is_there() -> None:
+    root = Path(__file__).parents[2]
+    named = set(re.findall(r"`(test_\w+)\.(test_\w+)`", (root / "docs/policy-proof.md").read_text("utf-8")))
+    there = {
+        (path.stem, name)
+        for path in (root / "tests").rglob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)\(", path.read_text("utf-8"), re.MULTILINE)
+    }
+    assert len(named) > 60
+    assert not named - there
 
 
 # ---- the whole planner ---------------------------------------------------------------------------------------------

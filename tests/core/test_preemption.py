@@ -3,8 +3,9 @@
 from collections import Counter
 from dataclasses import replace
 from itertools import combinations
+from random import Random
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from scheduler.core import events
@@ -60,6 +61,19 @@ def test_a_guarantee_takes_the_place_of_spot_before_burst_and_starts_when_they_a
     centre.settle()
     assert centre.running() == {burst, bought}
     assert not centre.state.claims.by_job
+
+
+def test_guaranteed_jobs_take_places_beside_each_other_on_one_node_at_once() -> None:
+    centre = Centre(node("n1"), accounts=(account("vip", guarantee=8),))
+    for _ in range(4):
+        centre.submit(job(gpus=2, project="red/a"))
+    centre.tick()
+    bought = [centre.submit(job(gpus=2, project="vip/p")) for _ in range(4)]
+    made = centre.tick()
+    assert [claim.job for claim in made.claims] == bought
+    assert len({stop.allocation for stop in made.stops}) == 4
+    centre.settle()
+    assert centre.running() == set(bought)
 
 
 def test_a_guarantee_need_not_wait_for_the_minimum_run_time_unless_the_policy_says_so() -> None:
@@ -283,11 +297,14 @@ class Trial:
         for _ in range(pending):
             self.centre.submit(job(project="blue/a"))
 
-    def rule(self, claim: Claim, state_job: JobId) -> tuple[Rule, Openings]:
+    def rule_for(self, asking: JobId, booking: Booking, *, is_hasty: bool = True) -> Rule:
         state = self.centre.state
         standings = Standings(state, Bookings(state), lambda: Shares(state, self.centre.now_ms), Counter())
-        preemptor = Preemptor(state.jobs[state_job], claim.gpu_class, claim.booking)
-        rule = Rule(standings, preemptor, lambda _: True, Mode(is_fair=True, is_hasty=True))
+        preemptor = Preemptor(state.jobs[asking], H100, booking)
+        return Rule(standings, preemptor, lambda _: True, Mode(is_fair=True, is_hasty=is_hasty))
+
+    def rule(self, claim: Claim, state_job: JobId) -> tuple[Rule, Openings]:
+        state, rule = self.centre.state, self.rule_for(state_job, claim.booking)
         return rule, Openings(state, state.jobs[state_job].shape, H100, lambda _room, _device: True)
 
     def overage(self, gone: set[AllocationId], added: Claim) -> int:
@@ -307,6 +324,7 @@ class Trial:
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=3), runs, asks, st.integers(0, 3))
+@example([1, 2, 2], [("blue/b", 2, 2, False, 0)], ("red/a", 1, 2, 0), 1)  # what is free is promised to another
 def test_victims_are_within_the_rule_and_no_part_of_them_would_do(
     gpus: list[int], running: list[tuple[str, int, int, bool, int]], asked: tuple[str, int, int, int], pending: int
 ) -> None:
@@ -321,7 +339,8 @@ def test_victims_are_within_the_rule_and_no_part_of_them_would_do(
         rule, openings = trial.rule(claim, claim.job)
         victims = [before[each] for each in claim.victims]
         assert victims, "nobody is stopped for what fits"
-        if len(made.claims) == 1 and not made.starts and not made.promotions:
+        # `_fits` knows of no promises: what is free may be promised to others who wait.
+        if len(made.claims) == 1 and not made.starts and not made.promotions and not made.reservations:
             assert rule.holds(victims)
             assert _fits(openings, victims)
             for part in range(len(victims)):
@@ -335,6 +354,34 @@ def test_victims_are_within_the_rule_and_no_part_of_them_would_do(
     centre.settle()
     for claim in made.claims:
         assert claim.job in centre.running(), "who was made room for runs"
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.integers(1, 4), min_size=1, max_size=3),
+    runs,
+    asks,
+    st.sampled_from([Booking.BURST, Booking.GUARANTEED]),
+    st.randoms(use_true_random=False),
+)
+def test_what_the_search_leaves_out_is_never_permitted_whatever_was_taken_before(
+    gpus: list[int],
+    running: list[tuple[str, int, int, bool, int]],
+    asked: tuple[str, int, int, int],
+    booking: Booking,
+    random: Random,
+) -> None:
+    trial = Trial(gpus, running, 0)
+    centre, (project, size, count, priority) = trial.centre, asked
+    asking = centre.submit(job(gpus=size, nodes=count, project=project, priority=priority))
+    rule = trial.rule_for(asking, booking, is_hasty=False)
+    found = list(rule.candidates(centre.state.evictable.get(H100, {})))
+    left_out = [gang for gang in centre.state.allocations.values() if gang not in found]
+    random.shuffle(found)
+    for gang in [None, *found]:
+        if gang is not None and rule.permits(gang):
+            rule.take(gang)
+        assert not any(rule.permits(other) for other in left_out)
 
 
 def _fits(openings: Openings, gangs: list[Allocation]) -> bool:

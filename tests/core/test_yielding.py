@@ -225,6 +225,7 @@ def test_guaranteed_gangs_are_stopped_only_where_their_tenant_says_so_and_no_par
         _check_rule(centre, claim, before)
         victims = [before[each] for each in claim.victims]
         if any(gang.booking is Booking.GUARANTEED for gang in victims) and not made.promotions and project == "red/a":
+            assert not made.reservations, "one job asks, and it has its claim"
             job_ = state.jobs[claim.job]
             assert _would_do(centre, job_, victims)
             for part in range(len(victims)):

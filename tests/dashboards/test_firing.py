@@ -142,13 +142,9 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
         with closing(sqlite3.connect(made.database)) as connection, connection:
             connection.execute("UPDATE job SET submitted_ms = submitted_ms - ? WHERE id = ?", [HOURS_5_MS, old["id"]])
         made.start()
-        # Counters are seen to rise from their second event on: a wait of this size, a preemption.
+        # A histogram is seen to rise from its second event on: a wait of this size.
         lasting(made, "h200-08", gpus_per_node=2)
-        spot = lasting(made, "h200-01", booking="spot")
-        made.wait_for(spot["id"], "running")
         lasting(made, "h200-01", booking="guaranteed", gpus_per_node=8)
-        until(lambda: "turnstile_preempted_jobs_total{" in metrics(made), "one was preempted")
-        cancel(made, spot)
         yield made
     finally:
         made.close()
@@ -205,7 +201,7 @@ def test_each_alert_fires_when_its_fault_is_there_and_not_before(daemon: Daemon,
         assert watch.places("InventoryStale") == {("h200-06", None)}
         assert watch.places("GpuHeldIdle") == {("h200-07", str(gpu)) for gpu in range(8)}
 
-        watch.expect("PreemptionStorm", "LedgerImbalance")
+        watch.expect("PreemptionStorm", "LedgerImbalance", "JournalImbalance")
         has_budget(daemon, 100_000)
         for node in SPOT_NODES:
             daemon.submit("sleep", "7200", only_nodes=[node], array="0-7", booking="spot", time_limit_seconds=7200)
@@ -213,6 +209,7 @@ def test_each_alert_fires_when_its_fault_is_there_and_not_before(daemon: Daemon,
         daemon.submit("sleep", "60", only_nodes=SPOT_NODES, nodes=3, gpus_per_node=8, booking="guaranteed")
         with closing(sqlite3.connect(daemon.database)) as connection, connection:
             connection.execute("UPDATE device SET first_seen_ms = first_seen_ms - 60000 WHERE node = 'h200-08'")
+            connection.execute("UPDATE balance SET micros = micros + 1 WHERE rowid = (SELECT min(rowid) FROM balance)")
         watch.until_fired()
 
         watch.expect("SchedulingSlow")

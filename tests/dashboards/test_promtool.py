@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from scheduler.exposition import Written, label_text, render
 from tests.dashboards.conftest import repository
 from tests.dashboards.prometheus import program
 
@@ -29,6 +30,13 @@ def run(*command: str, stdin: str = "") -> str:
 
 def test_the_metrics_of_a_daemon_at_work_follow_prometheus_conventions(promtool: str, exposition: str) -> None:
     assert run(promtool, "check", "metrics", stdin=exposition) == ""
+
+
+def test_promtool_reads_hostile_labels_back(promtool: str) -> None:
+    hostile = Written("turnstile_odd", "A \\ and\na line.", ("tenant",))
+    for name in ('a"b\\c\n☃{} 1\n# TYPE turnstile_forged counter\nturnstile_forged 1\n', '"} 1\nx{y="', "\\"):
+        hostile.add(label_text({"tenant": name}), 1)
+    assert run(promtool, "check", "metrics", stdin=render([hostile])) == ""
 
 
 def test_a_metric_against_the_conventions_would_be_told(promtool: str) -> None:

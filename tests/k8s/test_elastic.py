@@ -130,3 +130,25 @@ def test_the_output_of_ranks_that_left_is_kept(rig: Rig) -> None:
         return rig.executor._keeper.kept(order.allocation.id, 1, 0, 100) is not None
 
     rig.until(kept, "its log")
+
+
+def test_surplus_that_is_taken_before_the_gang_was_made_goes_at_once_and_the_rest_starts(rig: Rig) -> None:
+    order = replace(elastic(rig), is_shrinking=True)
+    rig.executor.recover([order])
+    rig.executor.shrink(order.allocation.id, 1, 5.0, EndReason.PREEMPTED)
+    assert until_shrunk(rig, order).nodes == 1
+    assert rig.until_started(order).allocation == order.allocation.id
+    rig.executor.acknowledge_shrunk(order.allocation.id)
+    rig.until(lambda: len(rig.jobs()) == 1, "removal of the Jobs of the surplus")
+    assert not [news for news in rig.seen if isinstance(news, Ended)]
+
+
+def test_a_stop_while_nodes_leave_ends_all_of_the_gang_for_its_own_reason(rig: Rig) -> None:
+    order = elastic(rig)
+    rig.start(order)
+    rig.annotate(order, 1, term_seconds="1")
+    rig.executor.shrink(order.allocation.id, 1, 30.0, EndReason.PREEMPTED)
+    rig.executor.stop(order.allocation.id, 5.0, EndReason.CANCELLED)
+    assert rig.until_ended(order).reason is EndReason.CANCELLED
+    rig.executor.acknowledge(order.allocation.id)
+    rig.until(lambda: not rig.jobs() and not rig.pods(order), "removal of all of it")

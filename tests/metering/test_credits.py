@@ -15,11 +15,13 @@ from metering.core.journal import Ledger
 from metering.core.who_pays import WHO_PAYS, WHO_PAYS_VERSIONS
 from metering.journal import balance_below
 from metering.keeping import KeepBudgets
+from metering.statements import write_statements
 from metering.tables import BALANCE
 from metering.usage_report import GroupBy, Span, usage_by
 from metering.verify import verify, verify_export
 from scheduler.core.model import AccountId, AllocationId, DeviceId, EndReason
 from scheduler.executor import Checkpointed
+from scheduler.store.incidents import hits_between
 from scheduler.store.observations import RecordObservations
 from tests.metering.builders import HOUR_MS, NOON_MS, book
 from tests.metering.centre import SHANGHAI, Centre
@@ -103,12 +105,13 @@ def test_a_credit_is_a_line_that_names_the_incident_and_lowers_the_invoice(
         ("acme", "-72.000000", "0"),
         ("globex", "-1.500000", "0"),
     ]
-    assert credits_[0]["incident_id"] == f"node_lost/{lost}"
+    assert credits_[0]["incident_id"] == "node_lost/a/2026-10-31T06:00:00.000Z"
+    assert credits_[1]["incident_id"].startswith("preempted/")
     assert credits_[0]["line_id"] == f"credit/{lost}/1/2026-10-31/2026-10"
     charges = [row for row in lines_of(tmp_path / "out", "focus_") if row["ChargeCategory"] == "Credit"]
     assert next((row["BilledCost"], row["PricingQuantity"], row["x_IncidentId"]) for row in charges) == (
         *("-72.000000", ""),
-        f"node_lost/{lost}",
+        "node_lost/a/2026-10-31T06:00:00.000Z",
     )
     assert manifest.sums["payable"] == {"CNY": "0.000000"}
     with centre.read() as connection:
@@ -180,3 +183,24 @@ def test_credits_are_posted_once_when_their_period_is_closed(faulty: tuple[Centr
         ("sla_expense", "globex/nlp"): 1_500_000,
         ("receivable", "globex/nlp"): -1_500_000,
     }
+
+
+def test_one_loss_of_a_node_is_one_incident_on_the_bills_of_all_whom_it_hit(centre: Centre, tmp_path: Path) -> None:
+    centre.publish(book(effective_ms=0))
+    gangs = [centre.start(A0), centre.start(A1, account="globex/nlp")]
+    for gang in gangs:
+        centre.running(gang)
+    centre.clock.advance(hours=1)
+    for gang in gangs:
+        centre.lost(gang, ago_ms=MINUTE_MS)
+        centre.clock.advance(seconds=5)
+    centre.export(tmp_path / "out")
+    ids = {row["tenant_id"]: row["incident_id"] for row in lines_of(tmp_path / "out") if row["line_type"] == "credit"}
+    assert ids.keys() == {"acme", "globex"}
+    assert len(set(ids.values())) == 1
+    names = write_statements(tmp_path / "out")
+    assert all(ids["acme"] in (tmp_path / "out" / name).read_text(encoding="utf-8") for name in names)
+    with centre.read() as connection:
+        (hit, other) = hits_between(connection, 0, centre.now_ms)
+        assert {hit.incident, other.incident} == set(ids.values())
+        assert verify(connection, centre.now_ms).is_proved

@@ -1,5 +1,7 @@
 """What came of a job: told from the ledger's lines and from windows, and only as far as those go."""
 
+from dataclasses import replace
+
 import pytest
 
 from metering.advice import Advice, JobEnd, advise, duration, limit_for
@@ -65,6 +67,23 @@ def test_a_report_has_the_time_the_ledger_has_and_what_windows_saw_of_it(centre:
     assert use.charges["CNY"].amount_micros == 10_000_000
     assert use.prices == {("2.50", "v1")}
     assert use.last_ran_ms == 2 * HOUR_MS
+
+
+def test_energy_is_told_by_the_lives_of_the_driver_where_a_counter_began_anew(centre: Centre) -> None:
+    start_ms = centre.now_ms
+    job = centre.run(A0, A1, hours=1)
+    halves = [
+        windows(A0, start_ms, start_ms + HOUR_MS // 2, 90),
+        windows(A0, start_ms + HOUR_MS // 2, centre.now_ms, 90),
+    ]
+    halves[1][0] = replace(halves[1][0], counter_resets=1)
+    seen(centre, *halves, windows(A1, start_ms, centre.now_ms, 90))
+    use = used(centre, job)
+    assert [(each.device, each.millijoules, each.is_restart) for each in use.epochs] == [
+        (A0, 30 * 600_000, False),
+        (A0, 30 * 600_000, True),
+    ]
+    assert (use.counter_restarts, use.energy_millijoules) == (1, 120 * 600_000)
 
 
 def test_what_was_not_measured_is_unknown_and_not_nothing(centre: Centre) -> None:

@@ -34,7 +34,7 @@ from scheduler.core.ending import COMPLETED, EvidenceKind
 from scheduler.core.model import GPU_UNITS, AllocationId, Device, DeviceId, EndReason
 from scheduler.core.occupancy import Evidence
 from scheduler.core.policy import Policy
-from scheduler.executor import Ended, Started
+from scheduler.executor import CutGpu, Ended, Started
 from scheduler.store.allocations import MarkStopping
 from scheduler.store.database import Database
 from scheduler.store.evidence import RecordEvidence, Said
@@ -137,7 +137,7 @@ class LedgerMachine(RuleBasedStateMachine):
             self.centre.tenant(tenant)
         self.free = [*self.centre.node("a"), *self.centre.node("b")]
         self.whole = self.centre.node("m", gpus=1)
-        self.free_parts, self.is_cut, self.cuts, self._cut_unit_ms = list(self.whole), False, 0, 0
+        self.free_parts, self.is_cut, self.cuts = list(self.whole), False, 0
         self.units = dict.fromkeys(self.whole, GPU_UNITS)
         with self.database.write() as connection:
             publish(connection, book(effective_ms=0, prices={"burst": str(PRICE)}, tax="0"), start_ms)
@@ -156,8 +156,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def _tick(self) -> int:
         """Returns the ledger's second of the next command: its clock never runs back."""
-        before_ms, self.ledger_ms = self.ledger_ms, max(self.ledger_ms, self.clock.now_ms())
-        self._cut_unit_ms += sum(self.units.values()) * (self.ledger_ms - before_ms)
+        self.ledger_ms = max(self.ledger_ms, self.clock.now_ms())
         return self.ledger_ms // 1000
 
     def _twice(self, command: Command[object]) -> None:
@@ -198,18 +197,19 @@ class LedgerMachine(RuleBasedStateMachine):
         self.uses[self.centre.start(device, account=tenant, units=units)] = Use(tenant, (device,), units=units)
 
     @precondition(lambda self: len(self.free_parts) == (len(PARTS) if self.is_cut else 1))
-    @rule()
-    def the_gpu_is_cut_into_instances_or_made_whole(self) -> None:
-        """Nobody holds it. The instances are new ones each time, as their UUIDs are."""
+    @rule(is_the_same=st.booleans())
+    def the_gpu_is_cut_into_instances_or_made_whole(self, is_the_same: bool) -> None:
+        """Nobody holds it. The instances are new ones, or those of the time before; what is left over is nobody's."""
         self._tick()
-        self.is_cut, self.cuts = not self.is_cut, self.cuts + 1
+        self.is_cut, self.cuts = not self.is_cut, self.cuts + (not is_the_same)
         parts = [DeviceId(f"MIG-{self.cuts}-{place}") for place in range(len(PARTS))] if self.is_cut else [*self.whole]
         sizes = PARTS if self.is_cut else (GPU_UNITS,)
         self.units |= dict(zip(parts, sizes, strict=True))
         nodes = self.centre._nodes
         node = nodes[-1].node
         cut = tuple(Device(part, node.name, node.gpu_class, self.units[part]) for part in parts)
-        nodes[-1] = replace(nodes[-1], devices=cut)
+        left = CutGpu(self.whole[0], node.gpu_class, GPU_UNITS - sum(PARTS))
+        nodes[-1] = replace(nodes[-1], devices=cut, cut_gpus=(left,) if self.is_cut else ())
         self._twice(SyncInventory(tuple(nodes), Evidence.NODE))
         self.free_parts = parts
 
@@ -321,8 +321,8 @@ class LedgerMachine(RuleBasedStateMachine):
         return days
 
     def _capacity_unit_ms(self) -> int:
-        """Four GPUs, and all that node `m` ever had, since each was first seen: what is gone stays, as unavailable."""
-        return 4 * GPU_UNITS * (self.ledger_ms - self.start_ms) + self._cut_unit_ms
+        """Five GPUs, however often one of them is cut and made whole."""
+        return 5 * GPU_UNITS * (self.ledger_ms - self.start_ms)
 
     def _check_everything(self) -> None:
         with self.database.read() as connection:

@@ -414,7 +414,10 @@ def test_an_operator_corrects_one_line_for_a_reason_and_rating_again_keeps_it(
         with pytest.raises(Refused, match="has no priced line nothing"):
             sealed_line(connection, known(centre), "nothing")
     command = CorrectLine("2026-10", line["line_id"], Decimal("-1.5"), "goodwill", "ops", TERMS.zone, sealed)
-    assert centre.carry_out(command).startswith("correction/2026-10/")
+    first = centre.carry_out(command)
+    assert first.startswith("correction/2026-10/")
+    assert centre.carry_out(command) == first, "asked again, it charges once"
+    assert centre.carry_out(replace(command, reason="more of it")) != first
     for wrong in (Decimal(0), Decimal("NaN"), Decimal("0.0000001")):
         with pytest.raises(Refused, match="at most 6 decimals"):
             centre.carry_out(replace(command, amount=wrong))

@@ -47,7 +47,7 @@ from scheduler.store.inventory import SyncInventory
 from scheduler.store.jobs import JobDraft, SubmitJobs
 from scheduler.store.lease import LeaderLease
 from scheduler.store.observations import Recorded, RecordObservations
-from scheduler.store.tables import DEVICE, JOB, JOB_EVENT
+from scheduler.store.tables import DEVICE, DEVICE_END, JOB, JOB_EVENT
 from scheduler.store.write import Batch, Command, Done, Writer
 
 T = TypeVar("T")
@@ -310,6 +310,7 @@ def check_ledger(database: Database, now_ms: int) -> None:
         open_ = list(read.cursors(connection))
         head = read.ledger_head(connection)
         devices = connection.execute(sa.select(DEVICE.c.id, DEVICE.c.units, DEVICE.c.first_seen_ms)).all()
+        ends = {tuple(row) for row in connection.execute(sa.select(DEVICE_END.c.device, DEVICE_END.c.at_ms))}
     _check_chain(closed, head)
     pieces: dict[str, list[tuple[int, int, int, int]]] = defaultdict(list)
     for interval in closed:
@@ -317,17 +318,17 @@ def check_ledger(database: Database, now_ms: int) -> None:
     for cursor in open_:
         assert cursor.since_ms <= now_ms
         pieces[cursor.device].append((cursor.since_ms, now_ms, cursor.lane, cursor.occupant.units))
-    assert set(pieces) == {device.id for device in devices}
+    assert set(pieces) | {device for device, _ in ends} == {device.id for device in devices}
     for device in devices:
         mine = pieces[device.id]
-        assert sum(units * (to - since) for since, to, _, units in mine) == device.units * (
-            now_ms - device.first_seen_ms
-        )
-        assert sum(cursor.occupant.units for cursor in open_ if cursor.device == device.id) == device.units
-        _check_lanes(mine)
-        edges = sorted({edge for since, to, _, _ in mine for edge in (since, to)})
+        is_there = any(cursor.device == device.id for cursor in open_)
+        assert sum(cursor.occupant.units for cursor in open_ if cursor.device == device.id) == device.units * is_there
+        _check_lanes(mine, {at for ended, at in ends if ended == device.id})
+        edges = sorted({device.first_seen_ms, now_ms, *(edge for since, to, _, _ in mine for edge in (since, to))})
+        assert edges[0] == device.first_seen_ms
         for at in edges[:-1]:
-            assert sum(units for since, to, _, units in mine if since <= at < to) == device.units
+            units = sum(units for since, to, _, units in mine if since <= at < to)
+            assert units == device.units or (units == 0 and (device.id, at) in ends)
 
 
 def _check_chain(closed: Sequence[Interval], head: read.LedgerHead) -> None:
@@ -340,11 +341,12 @@ def _check_chain(closed: Sequence[Interval], head: read.LedgerHead) -> None:
     assert head == read.LedgerHead(len(closed), previous)
 
 
-def _check_lanes(pieces: Sequence[tuple[int, int, int, int]]) -> None:
+def _check_lanes(pieces: Sequence[tuple[int, int, int, int]], ends: set[int]) -> None:
     for lane in {piece[2] for piece in pieces}:
         mine = sorted(piece for piece in pieces if piece[2] == lane)
         for before, after in pairwise(mine):
-            assert before[1] == after[0] if lane == 0 else before[1] <= after[0]
+            has_ended = before[1] in ends and before[1] < after[0]
+            assert has_ended or (before[1] == after[0] if lane == 0 else before[1] <= after[0])
 
 
 def _id(allocation: Allocation | str) -> AllocationId:

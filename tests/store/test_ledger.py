@@ -1,14 +1,17 @@
 """The occupancy table itself: nothing rewrites it, nothing leaves a gap, whoever tries."""
 
+from dataclasses import replace
+
 import pytest
 import sqlalchemy as sa
 
-from scheduler.core.model import GPU_UNITS, EndReason
+from scheduler.core.model import GPU_UNITS, DeviceId, EndReason
 from scheduler.core.occupancy import Evidence, OccupancyState
+from scheduler.executor import CutGpu, NodeInventory
 from scheduler.store.allocations import MarkStopping
 from scheduler.store.database import StoreCorrupt
 from scheduler.store.inventory import SyncInventory
-from scheduler.store.tables import OCCUPANCY
+from scheduler.store.tables import DEVICE_END, OCCUPANCY
 from tests.store.harness import Centre, node
 
 HALF = GPU_UNITS // 2
@@ -125,3 +128,68 @@ def test_an_error_of_the_database_names_the_rule_and_no_value(used: Centre) -> N
         append(used, 0, end_ms + 1, end_ms + 2)
     assert "forged" not in str(raised.value)
     assert "forged" not in str(raised.value.__cause__)
+
+
+def cut(node_name: str, *sizes: int) -> NodeInventory:
+    """The node of one GPU, cut into instances of these sizes."""
+    whole = node(node_name, gpus=1)
+    (gpu,) = whole.devices
+    parts = tuple(replace(gpu, id=DeviceId(f"MIG-{n}"), units=units) for n, units in enumerate(sizes))
+    return NodeInventory(whole.node, parts, (CutGpu(gpu.id, gpu.gpu_class, GPU_UNITS - sum(sizes)),))
+
+
+def test_a_gpu_that_is_cut_and_made_whole_is_one_gpu_at_every_instant(centre: Centre) -> None:
+    """Whatever the instances are: parent, instances and remainder end and begin in one transaction, and come back."""
+    others = (node("n0"), node("n1"))
+    shapes = [node("m", gpus=1), cut("m", 5400, 1800), cut("m", 5400), cut("m", 5400, 1800), node("m", gpus=1)]
+    since_ms = 0
+    for number, shape in enumerate(shapes):
+        centre.clock.advance(seconds=1)
+        since_ms = since_ms or centre.clock.now_ms()
+        for _ in range(2):  # again changes nothing
+            centre.do(SyncInventory((*others, shape), Evidence.CONTROLLER))
+        lanes = [each for each in centre.cursors() if not each.device.startswith("n")]
+        assert sum(each.occupant.units for each in lanes) == GPU_UNITS, number
+        assert {each.since_ms for each in lanes} <= {since_ms, *range(since_ms, centre.clock.now_ms() + 1)}
+        left = [each.occupant for each in lanes if "/mig-remainder/" in each.device]
+        assert all((each.state, each.cause) == (OccupancyState.UNAVAILABLE, "mig_remainder") for each in left)
+        centre.check()
+    centre.clock.advance(seconds=1)
+    held = sum(each.unit_ms for each in centre.intervals() if not each.device.startswith("n"))
+    (lane,) = (each for each in centre.cursors() if not each.device.startswith("n"))
+    assert held + GPU_UNITS * (centre.clock.now_ms() - lane.since_ms) == GPU_UNITS * (centre.clock.now_ms() - since_ms)
+    keys = [each.idempotency_key for each in centre.intervals()]
+    assert len(keys) == len(set(keys))
+
+
+def test_a_share_may_begin_the_instant_its_gpu_is_back(centre: Centre) -> None:
+    others = (node("n0"), node("n1"))
+    for shape in (node("m", gpus=1), cut("m", 1800), node("m", gpus=1)):
+        centre.clock.advance(seconds=1)
+        centre.do(SyncInventory((*others, shape), Evidence.CONTROLLER))
+        if shape.devices[0].units < GPU_UNITS:
+            continue
+        allocation = centre.run("m/0", units=HALF)
+        centre.clock.advance(seconds=1)
+        centre.ended(allocation)
+        centre.clock.advance(seconds=1)
+        centre.check()
+
+
+def test_a_gpu_that_is_lost_and_not_cut_stays_unavailable(centre: Centre) -> None:
+    centre.clock.advance(seconds=1)
+    whole = node("n0")
+    centre.do(SyncInventory((replace(whole, devices=whole.devices[:-1]), node("n1")), Evidence.CONTROLLER))
+    (lane,) = centre.cursors(whole.devices[-1].id)
+    assert (lane.occupant.state, lane.occupant.cause) == (OccupancyState.UNAVAILABLE, "removed")
+    centre.check()
+
+
+def test_the_database_keeps_where_lives_end(centre: Centre) -> None:
+    others = (node("n0"), node("n1"))
+    for shape in (cut("m", 1800), node("m", gpus=1)):
+        centre.clock.advance(seconds=1)
+        centre.do(SyncInventory((*others, shape), Evidence.CONTROLLER))
+    for change in (DEVICE_END.update().values(at_ms=0), DEVICE_END.delete()):
+        with centre.database.write() as connection, pytest.raises(sa.exc.DBAPIError, match="append-only"):
+            connection.execute(change)
