@@ -59,27 +59,64 @@ def _visible(character: str) -> str:
 
 
 class CsvRows:
-    """Turns rows into the bytes of a CSV file, to be put into it at their place."""
+    """Turns rows into the bytes of a CSV file, to be put into it at their place.
+
+    Rows are joined, not walked letter by letter: which columns may need quotes is learned from the rows that did, and a
+    row whose commas and quotes are not all accounted for is the csv module's to write.
+    """
 
     def __init__(self, columns: Sequence[str]) -> None:
         self.columns = columns
         self.count = 0
-        self._text = io.StringIO(newline="")
-        self._write_row = csv.writer(self._text, lineterminator="\n").writerow
+        self._lines: list[str] = []
+        self._separators = len(columns) - 1
+        self._quoting: list[int] = []
+        """Places of cells that were in need of quotes before."""
 
     def row(self, cells: Sequence[str]) -> None:
         """Takes a row. Cells that carry a person's text must have been through `harmless`."""
         assert len(cells) == len(self.columns), "a row has a cell for each column"
-        self._write_row(cells)
+        self._lines.append(self._joined(cells) or self._written(cells))
         self.count += 1
 
     def take(self) -> "Rows":
         """Returns the rows since this was last asked, and forgets them."""
-        taken = Rows(self._text.getvalue().encode(), self.count)
-        self._text.seek(0)
-        self._text.truncate()
+        taken = Rows("".join(self._lines).encode(), self.count)
+        self._lines.clear()
         self.count = 0
         return taken
+
+    def _joined(self, cells: Sequence[str]) -> str | None:
+        """Returns a row as a line; None where a cell needs quotes that never did, or there is one cell only."""
+        commas, quotes = self._separators, 0
+        if not commas:
+            return None
+        if self._quoting:
+            cells = list(cells)
+            for place in self._quoting:
+                cells[place] = quoted = _quoted(cells[place])
+                commas += quoted.count(",")
+                quotes += quoted.count('"')
+        line = ",".join(cells)
+        if line.count(",") != commas or line.count('"') != quotes or "\r" in line or "\n" in line:
+            return None
+        return f"{line}\n"
+
+    def _written(self, cells: Sequence[str]) -> str:
+        self._quoting = [
+            place for place, cell in enumerate(cells) if place in self._quoting or "," in cell or '"' in cell
+        ]
+        text = io.StringIO(newline="")
+        csv.writer(text, lineterminator="\n").writerow(cells)
+        return text.getvalue()
+
+
+def _quoted(cell: str) -> str:
+    """Returns a cell as RFC 4180 writes it: with quotes where a comma or a quote is in it."""
+    if "," not in cell and '"' not in cell:
+        return cell
+    doubled = cell.replace('"', '""')
+    return f'"{doubled}"'
 
 
 @dataclass(frozen=True, slots=True)
