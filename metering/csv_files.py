@@ -5,6 +5,7 @@ A file is written row by row and hashed on the way, so its size does not matter 
 
 import csv
 import hashlib
+import io
 import os
 import unicodedata
 from collections.abc import Sequence
@@ -63,8 +64,8 @@ class CsvRows:
     def __init__(self, columns: Sequence[str]) -> None:
         self.columns = columns
         self.count = 0
-        self._lines: list[str] = []
-        self._write_row = csv.writer(_Lines(self._lines), lineterminator="\n").writerow
+        self._text = io.StringIO(newline="")
+        self._write_row = csv.writer(self._text, lineterminator="\n").writerow
 
     def row(self, cells: Sequence[str]) -> None:
         """Takes a row. Cells that carry a person's text must have been through `harmless`."""
@@ -74,8 +75,9 @@ class CsvRows:
 
     def take(self) -> "Rows":
         """Returns the rows since this was last asked, and forgets them."""
-        taken = Rows("".join(self._lines).encode(), self.count)
-        self._lines.clear()
+        taken = Rows(self._text.getvalue().encode(), self.count)
+        self._text.seek(0)
+        self._text.truncate()
         self.count = 0
         return taken
 
@@ -86,16 +88,6 @@ class Rows:
 
     data: bytes
     count: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Lines:
-    """What the CSV writer writes to."""
-
-    lines: list[str]
-
-    def write(self, text: str) -> None:
-        self.lines.append(text)
 
 
 class CsvFile:

@@ -5,7 +5,6 @@ is anything else than plain (live, promoted, resized, uneven, or not as it shoul
 way, which also says what is wrong. A property test holds both against each other.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -56,9 +55,9 @@ def plain_gang(allocation: LedgerAllocation) -> PlainGang | None:
     charged: dict[str, int] = dict(charges)
     if set(map(_terms, rows)) != {terms} or len(charges) != len(charged):
         return None
-    spans = Counter(map(_span, rows))
-    # As many places as rows, and each span on as many of them as there are devices: every device has every span.
-    is_even = len(set(map(_place, rows))) == len(rows) and set(spans.values()) == {len(charged)}
+    spans = set(map(_span, rows))
+    # As many places as rows, and as many as there are spans and devices together: every device has every span.
+    is_even = len(set(map(_place, rows))) == len(rows) == len(spans) * len(charged)
     if not is_even or terms[2] != _ALLOCATED:
         return None
     ordered = sorted(spans)
