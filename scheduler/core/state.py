@@ -131,10 +131,9 @@ class ClusterState:
         """What gangs of each class used of their time limits lately: a mean that fades by 1/32 a gang."""
         self.promises_version = 0
         """Rises whenever something that was booked ahead is no more, or is elsewhere."""
-        self.promised_version = self.promised_serial = -1
-        """The promises' version and the future's serial when the promises were last sought."""
-        self.planned_version = -1
-        """The promises' version as the last plan found it."""
+        self.promised_version = self.promised_serial = self.planned_version = -1
+        """The promises' version and the future's serial when the promises were last sought; the version as the last
+        plan found it."""
         self.crowded_out: dict[tuple[Shape, GpuClass], tuple[int, int, int]] = {}
         """(capacity version, promises version, time limit): jobs of the shape with that limit or more fitted what was
         free and would have delayed a promise; they cannot start until either version rises."""
