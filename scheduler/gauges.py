@@ -155,13 +155,13 @@ def _oldest_ms(line: SortedList[QueueKey], jobs: Mapping[JobId, Job]) -> int:
 
     All jobs of a line ask for the same, so a project's own order ranks them as if each came as much later.
     """
-    oldest = jobs[line[0][2]].submitted_ms
+    oldest = jobs[JobId(line[0][2])].submitted_ms
     if line[0][0] == line[-1][0]:
         return oldest  # of one priority, as nearly every line is
     for priority in _PRIORITIES:
         place = line.bisect_left((-priority, -1, -1))
         if place < len(line) and line[place][0] == -priority:
-            oldest = min(oldest, jobs[line[place][2]].submitted_ms)
+            oldest = min(oldest, jobs[JobId(line[place][2])].submitted_ms)
     return oldest
 
 
