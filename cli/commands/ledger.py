@@ -81,7 +81,7 @@ def verify(
     if copy is not None and export_dir is None and Path(copy).expanduser().is_dir():
         export_dir, copy = copy, None
     with waiting(session.screen, "proving the export" if export_dir is not None else "proving the ledger"):
-        if database is None and copy is None and export_dir is None:
+        if _is_asked(database, copy, export_dir, asked):
             answer = session.client.get("/v1/admin/ledger/verify", {"period": period})
         else:
             answer = _verified(export_dir, database, copy, period, asked)
@@ -132,13 +132,14 @@ def export(
     if issuer is not None and (not issuer.strip() or not issuer.isprintable()):
         raise UsageProblem("--issuer is no name that can be read", '--issuer "Park GPU Centre"')
     asked = _processes(processes)
+    is_served = _is_asked(database, copy, None, asked)
     folder = Path(out_dir).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise Refusal(f"{out_dir} is there and not empty", "a directory that is new", code="conflict")
     if parquet:
         require_parquet()
     with waiting(session.screen, "rating and writing"):
-        if database is None and copy is None:
+        if is_served:
             query = {"from": moments.write(since), "to": moments.write(until), "zone": zone, "tenant": tenant}
             query |= {"focus": focus, "issuer": issuer}
             names = _download(session, query, folder)
@@ -279,6 +280,16 @@ def _processes(typed: str | None) -> int | None:
     if found is not None and found > _MOST_PROCESSES:
         raise UsageProblem(f"--processes {found} are more than read at once", f"--processes {_MOST_PROCESSES}")
     return found
+
+
+def _is_asked(database: str | None, copy: str | None, export_dir: str | None, processes: int | None) -> bool:
+    """Says whether the server does it. Refuses to tell it how many processes: its settings say that."""
+    is_asked = database is None and copy is None and export_dir is None
+    if is_asked and processes is not None:
+        raise UsageProblem(
+            "--processes is for work without a server, which has metering.processes", "--copy FILE", "--database URL"
+        )
+    return is_asked
 
 
 def _moment(typed: str, flag: str, zone: ZoneInfo | None) -> datetime:

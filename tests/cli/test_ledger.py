@@ -80,6 +80,8 @@ def test_a_number_of_processes_is_taken_and_what_is_none_is_refused(home: Home, 
         for wrong in ("0", "65", "all"):
             refused = home.turnstile("admin", "ledger", *verb, *source, "--processes", wrong)
             assert (refused.code, "--processes" in refused.err) == (2, True), refused.err
+        served = home.turnstile("admin", "ledger", *verb, "--processes", "2")
+        assert (served.code, "metering.processes" in served.err) == (2, True), served.err
 
 
 def test_an_export_made_offline_is_proved_with_and_without_its_ledger(home: Home, kept: tuple[Path, Centre]) -> None:
