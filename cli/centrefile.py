@@ -5,7 +5,7 @@ Whoever adds a section to the API adds its row here.
 """
 
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -27,9 +27,11 @@ class CentreFileProblems(CliError):
 
     exit_code = ExitCode.REFUSED
 
-    def __init__(self, name: str, problems: tuple[Problem, ...], code: str = "invalid") -> None:
+    def __init__(
+        self, name: str, problems: tuple[Problem, ...], code: str = "invalid", notes: tuple[str, ...] = ()
+    ) -> None:
         many = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        super().__init__(f"{name} has {many}", code=code, problems=problems)
+        super().__init__(f"{name} has {many}", code=code, problems=problems, notes=notes)
 
 
 class WrongValue(Exception):
@@ -218,11 +220,30 @@ class CentreFile:
     """Of each entry by section and number."""
     doubtful: list[tuple[int, str]] = field(default_factory=list)
     """What the centre will refuse: lines and words, for when it is not asked, or says nothing of it."""
+    wrong: list[tuple[int, str]] = field(default_factory=list)
+    """What is wrong with its form: lines and words. `sections` has what could be read beside it."""
+    is_torn: bool = False
+    """True when a section could not be read at all: what refers to its entries says nothing then."""
+    unread_gpus: set[str] = field(default_factory=set)
+    """Accounts of which a guarantee or limit could not be read."""
 
     def require_no_doubts(self) -> None:
         """Raises CentreFileProblems for what the centre should have refused."""
         if self.doubtful:
-            raise CentreFileProblems(self.name, _located(self.doubtful))
+            raise CentreFileProblems(self.name, by_line(self.doubtful))
+
+    def is_certain(self, field_name: str) -> bool:
+        """Tells whether what the centre says of a field holds whatever the unreadable guarantees and limits shall be.
+
+        They bind accounts above and below each other.
+        """
+        section, _, rest = field_name.partition(".")
+        index = rest.partition(".")[0]
+        place = self.places.get((section, int(index))) if index.isdigit() else None
+        if section != "accounts" or place is None:
+            return True
+        name = f"{place[-1]}/"
+        return not any(name.startswith(f"{each}/") or f"{each}/".startswith(name) for each in self.unread_gpus)
 
     def located(self, field_name: str) -> tuple[int, str]:
         """Returns the line and the name of what the API calls `accounts.0.limit.H100`."""
@@ -241,7 +262,7 @@ class CentreFile:
 
 
 def load(name: str) -> CentreFile:
-    """Returns what a file declares. Raises Refusal if it cannot be read, CentreFileProblems with all that is wrong."""
+    """Returns what a file declares, with what is wrong with its form. Raises Refusal if it cannot be read at all."""
     path = Path(name).expanduser()
     try:
         if path.stat().st_size > LARGEST_BYTES:
@@ -260,27 +281,26 @@ class _Reading:
 
     def __init__(self, file: CentreFile) -> None:
         self._file = file
-        self._wrong: list[tuple[int, str]] = []
 
     def of(self, document: Mapping[str, object]) -> CentreFile:
         forms = {form.name: form for form in SECTIONS}
         for name, content in document.items():
             form = forms.get(name)
             if name in ELSEWHERE:
-                self._say((name,), f"{name}: {ELSEWHERE[name]}")
+                self._file.wrong.append((line_of(self._file.lines, (name,)), f"{name}: {ELSEWHERE[name]}"))
             elif form is None:
                 self._say((name,), f"{name}: unknown section{_hint(name, forms)}")
             else:
                 self._file.sections[name] = self._section(form, content)
-        if self._wrong:
-            raise CentreFileProblems(self._file.name, _located([*self._wrong, *self._file.doubtful]))
         return self._file
 
     def _section(self, form: SectionForm, content: object) -> list[Entry]:
         found: list[Entry] = []
         for place, entry in self._entries(form, content):
-            self._file.places[form.name, len(found)] = place
-            found.append(self._entry(form, place, entry))
+            read = self._entry(form, place, entry)
+            if all(form.keys[name].wire in read for name in form.required):
+                self._file.places[form.name, len(found)] = place
+                found.append(read)
         return found
 
     def _entries(self, form: SectionForm, content: object) -> list[tuple[Place, object]]:
@@ -295,7 +315,7 @@ class _Reading:
     def _entry(self, form: SectionForm, place: Place, content: object) -> Entry:
         if not isinstance(content, dict):
             self._say(place, f"{place[-1]}: must be a table")
-            return {}
+            return {} if form.named_by is None else {form.named_by: place[-1]}
         found: Entry = {} if form.named_by is None else {form.named_by: place[-1]}
         for name, value in content.items():
             key = form.keys.get(name)
@@ -306,6 +326,8 @@ class _Reading:
                 found[key.wire] = self._read(key, value, (*place, name))
             except WrongValue as problem:
                 self._say((*place, name), f"{name}: {problem}")
+                if key.read is _gpus:
+                    self._file.unread_gpus.add(str(place[-1]))
         for name in form.required:
             if name not in content:
                 self._say(place, f"{name}: is required")
@@ -319,10 +341,12 @@ class _Reading:
         return found
 
     def _say(self, place: Place, said: str) -> None:
-        self._wrong.append((line_of(self._file.lines, place), said))
+        self._file.wrong.append((line_of(self._file.lines, place), said))
+        self._file.is_torn |= len(place) == 1
 
 
-def _located(wrong: list[tuple[int, str]]) -> tuple[Problem, ...]:
+def by_line(wrong: Iterable[tuple[int, str]]) -> tuple[Problem, ...]:
+    """Returns problems told by their lines, in the order of these."""
     return tuple(Problem(f"line {line}", said) for line, said in sorted(wrong))
 
 

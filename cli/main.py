@@ -98,7 +98,7 @@ def _carry_out(arguments: list[str], session: Session) -> int:
         root = group("turnstile", VERBS, "Submit GPU jobs, see why they wait, and what they cost.")
         if COMPLETION_VARIABLE in os.environ:
             return _complete(root, session)
-        result = root.main(arguments or ["--help"], prog_name="turnstile", standalone_mode=False, obj=session)
+        result = root.main(_words(arguments), prog_name="turnstile", standalone_mode=False, obj=session)
     except CliError as error:
         _set_style(screen, arguments)
         screen.error(error)
@@ -119,6 +119,13 @@ def _carry_out(arguments: list[str], session: Session) -> int:
         screen.error(report(bug, screen))
         return ExitCode.BUG
     return result if isinstance(result, int) else ExitCode.DONE
+
+
+def _words(arguments: list[str]) -> list[str]:
+    """Returns what to carry out: help where nothing is said, the verb where a habit is typed."""
+    if arguments == ["--version"]:
+        return ["version"]
+    return arguments or ["--help"]
 
 
 def _complete(root: VerbGroup, session: Session) -> int:

@@ -291,7 +291,7 @@ class KubernetesExecutor:
         else:
             self._sweep(touched - self._runs.keys(), now_ms)
         self._chores.work()
-        news += [run.shrunk for run in self._runs.values() if run.shrunk is not None and run.end is None]
+        news += [run.shrunk for run in self._runs.values() if run.shrunk is not None]
         return [*news, *(run.end for run in self._runs.values() if run.end is not None)]
 
     def recover(self, live: Sequence[StartOrder]) -> None:
@@ -459,8 +459,9 @@ class KubernetesExecutor:
                 self._chores.delete_pod(pod, 0.0)
             except KubernetesProblem as problem:
                 _log.warning("pod %s is deleted later: %s", pod.name, problem)
-        run.try_to_end(now_ms)
+        # First: a gang that ends before anybody heard of its loss is not billed for what was lost.
         try_to_shrink(run, now_ms)
+        run.try_to_end(now_ms)
 
     def _take_up(self, order: StartOrder, found: tuple[str, ...], now_ms: int) -> None:
         """Adopts a live allocation after a restart, starts it if it never was, or says that it is gone."""

@@ -285,9 +285,8 @@ class Run:
         everywhere = {rank: self._end_of(place) for rank, place in sorted(self.ranks.items())}
         ends = [end for rank, end in everywhere.items() if rank < self.staying]
         started_ms = self.started_ms()
-        at_ms = max(
-            [end.at_ms for end in everywhere.values()] or [stop.asked_ms if stop is not None else allocation.decided_ms]
-        )
+        over = ends if self.shrunk is not None else everywhere.values()
+        at_ms = max([end.at_ms for end in over] or [stop.asked_ms if stop is not None else allocation.decided_ms])
         at_ms = max(at_ms, started_ms or 0, allocation.decided_ms)
         failed = sorted((end for end in ends if end.reason is not None), key=lambda end: end.order)
         first = failed[0] if failed else _RankEnd(at_ms, (False, 0, 0), 0 if ends else None, None, None)

@@ -6,7 +6,7 @@ gives no advice.
 
 from dataclasses import dataclass
 
-from metering.core.quantity import MS_PER_HOUR, divide
+from metering.core.quantity import GPU_HOURS_DECIMALS, MS_PER_HOUR, divide, fixed
 from metering.efficiency import JobUse
 from scheduler.core.model import EndReason, JobState
 
@@ -103,5 +103,7 @@ def duration(length_ms: int) -> str:
 
 
 def _hours(gpu_ms: int) -> str:
-    tenths = divide(gpu_ms * 10, MS_PER_HOUR)
-    return f"{tenths // 10}.{tenths % 10}"
+    # What was for nothing, however little, is never told as 0.
+    places = range(1, GPU_HOURS_DECIMALS + 1)
+    decimals = next((each for each in places if divide(gpu_ms * 10**each, MS_PER_HOUR)), 1)
+    return fixed(divide(gpu_ms * 10**decimals, MS_PER_HOUR), decimals)

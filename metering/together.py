@@ -15,6 +15,11 @@ MOST_UNASKED = 4
 """Processes where nobody says how many: each takes up to 200 MiB of memory."""
 
 
+def processes_of(asked: int | None) -> int:
+    """Returns how many processes read: those asked for, or one a core and never more than `MOST_UNASKED`."""
+    return min(usable_processes(), MOST_UNASKED) if asked is None else usable_processes(asked)
+
+
 @contextmanager
 def reading_ledger(
     database: Database, processes: int | None = None, worth_rows: int = WORTH_ROWS
@@ -23,7 +28,7 @@ def reading_ledger(
 
     Raises StoreError.
     """
-    wanted = usable_processes(MOST_UNASKED if processes is None else processes)
+    wanted = processes_of(processes)
     if wanted > 1:
         with database.read() as connection:
             wanted = wanted if last_sequence(connection) >= worth_rows else 1

@@ -26,6 +26,7 @@ from scheduler.core.model import (
     DeviceId,
     GpuClass,
     Job,
+    JobId,
     JobState,
     Node,
     NodeAvailability,
@@ -38,6 +39,7 @@ from scheduler.core.plan import Plan
 from scheduler.core.reasons import Reason, ReasonCode
 from scheduler.core.shares import Shares, Standing
 from scheduler.core.state import ClusterState, Group
+from scheduler.core.waiting import QueueKey
 from scheduler.exposition import Written, escaped
 
 GPU_STATES = ("allocated", "free", "reserved", "drained", "failed", "foreign", "unknown")
@@ -120,7 +122,7 @@ def queue_of(state: ClusterState, plan: Plan) -> Queue:
     """Returns the second part. Cost: one step per group, none per pending job in line."""
     return Queue(
         plan,
-        tuple([Line(group, len(line), _oldest_ms(line)) for group, line in state.pending_groups()]),
+        tuple([Line(group, len(line), _oldest_ms(line, state.jobs)) for group, line in state.pending_groups()]),
         (*(state.jobs[job] for _, job in state.timed), *_claiming(state)),
     )
 
@@ -148,15 +150,18 @@ def _held_units(state: ClusterState) -> dict[tuple[AccountId, GpuClass, Booking]
     return +held
 
 
-def _oldest_ms(line: SortedList[tuple[int, int, int]]) -> int:
-    """Returns the earliest submit time of a line: the first job of each priority has its priority's earliest."""
-    oldest: int = line[0][1]
+def _oldest_ms(line: SortedList[QueueKey], jobs: Mapping[JobId, Job]) -> int:
+    """Returns the earliest submit time of a line: the first job of each priority has its priority's earliest.
+
+    All jobs of a line ask for the same, so a project's own order ranks them as if each came as much later.
+    """
+    oldest = jobs[JobId(line[0][2])].submitted_ms
     if line[0][0] == line[-1][0]:
         return oldest  # of one priority, as nearly every line is
     for priority in _PRIORITIES:
         place = line.bisect_left((-priority, -1, -1))
         if place < len(line) and line[place][0] == -priority:
-            oldest = min(oldest, line[place][1])
+            oldest = min(oldest, jobs[JobId(line[place][2])].submitted_ms)
     return oldest
 
 

@@ -36,6 +36,7 @@ from scheduler.core.events import (
     PreemptionWeighed,
     ReservationsPlanned,
 )
+from scheduler.core.fragmentation import pressure
 from scheduler.core.lifecycle import ENDS
 from scheduler.core.model import GPU_UNITS, Allocation, Booking, Device, GpuClass, NodeName, PoolName, tenant_of
 from scheduler.core.plan import Plan
@@ -82,6 +83,8 @@ class Offer:
     names: frozenset[NodeName] = frozenset()
     device_units: int = GPU_UNITS
     """Capacity units of each device: fewer than a GPU's for MIG instances and slices. 0: its devices differ."""
+    pressure: int = 0
+    """How much recent jobs ask for the class: millionths of a unit asked a unit that there is."""
 
 
 @contextlib.contextmanager
@@ -140,6 +143,7 @@ class Planner:
         self._refused = 0
         """Plans in a row of which the store took nothing."""
         self.offers: tuple[Offer, ...] = offers_of(state)
+        self._mix_version = state.mix.version
         self.forecasts = Forecasts(observer)
         self._survey_after_ms = clock.now_ms() + round(1000 * SURVEY_SECONDS)
         self.last_tick_ms = clock.now_ms()
@@ -241,7 +245,8 @@ class Planner:
             nodes_changed |= isinstance(event, NodeChanged | NodeRemoved)
             if isinstance(event, ClaimMade):
                 self._report_claim(event.claim)
-        if nodes_changed:
+        if nodes_changed or self._state.mix.version != self._mix_version:
+            self._mix_version = self._state.mix.version
             self.offers = offers_of(self._state)
         return needs_tick
 
@@ -370,7 +375,11 @@ def offers_of(state: ClusterState) -> tuple[Offer, ...]:
             device_units=_units_of(room.devices),
         )
         names.setdefault(key, []).append(name)
-    found = [replace(key, nodes=len(same), names=frozenset(same)) for key, same in names.items()]
+    asked = pressure(state.capacity, state.mix)
+    found = [
+        replace(key, nodes=len(same), names=frozenset(same), pressure=asked[key.gpu_class])
+        for key, same in names.items()
+    ]
     return tuple(
         sorted(found, key=lambda offer: (offer.gpu_class, offer.pool, offer.gpus, sorted(offer.labels.items())))
     )

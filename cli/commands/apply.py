@@ -6,8 +6,8 @@ import typer
 
 from cli import answers
 from cli.answers import Json, text, truth, whole
-from cli.centrefile import CentreFile, CentreFileProblems, load
-from cli.errors import Problem, UsageProblem
+from cli.centrefile import CentreFile, CentreFileProblems, by_line, load
+from cli.errors import CliError, Problem, UsageProblem
 from cli.faults import ApiError
 from cli.layout import Column, View
 from cli.phrases import plural
@@ -36,6 +36,8 @@ def apply(
     """
     session: Session = ctx.obj
     declared = load(file)
+    if declared.wrong:
+        raise _wrong_form(session, declared, is_forced=force)
     body: Json = {"sections": declared.sections, "prune": prune, "force": force}
     shown = _sent(session, declared, body, {"dry_run": "true"})
     declared.require_no_doubts()
@@ -48,6 +50,30 @@ def apply(
         _ask(session, shown, changes, file)
     done = _sent(session, declared, {**body, "expect": text(shown, "digest")}, {})
     _tell(session, done, f"{plural(changes, 'change')} made", is_shown=not yes)
+
+
+def _wrong_form(session: Session, declared: CentreFile, *, is_forced: bool) -> CentreFileProblems:
+    """Returns all that is wrong with a file whose form is: the server is asked about what of it can be read.
+
+    Nothing is made. Without an answer the form is told alone, and that the rest was not looked at.
+    """
+    found = [*declared.wrong, *declared.doubtful]
+    notes: tuple[str, ...] = ("the rest was not checked: a section cannot be read",)
+    if not declared.is_torn:
+        notes = ()
+        body: Json = {"sections": declared.sections, "prune": False, "force": is_forced}
+        try:
+            session.client.post("/v1/admin/apply", body, query={"dry_run": "true"})
+        except CliError as refused:
+            told = {line for line, _ in found}
+            located = ((*declared.located(each.field), each) for each in refused.problems)
+            found += [
+                (line, f"{name}: {each.message}")
+                for line, name, each in located
+                if line not in told and declared.is_certain(each.field)
+            ]
+            notes = () if refused.problems else (f"the rest was not checked: {refused.message}",)
+    return CentreFileProblems(declared.name, by_line(found), notes=notes)
 
 
 def _ask(session: Session, shown: Json, changes: int, file: str) -> None:

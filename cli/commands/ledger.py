@@ -17,7 +17,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import typer
 
-from cli import answers, moments, phrases
+from cli import answers, moments, phrases, values
 from cli.answers import Json, text
 from cli.errors import ExitCode, NotFound, Refusal, UsageProblem, unreadable
 from cli.exports import as_parquet, require_parquet, unpacked
@@ -42,11 +42,10 @@ Copy = Annotated[
 ]
 _FOCUS_VERSIONS = ("1.2", "1.3")
 Processes = Annotated[
-    int | None,
-    typer.Option(
-        "--processes", metavar="N", min=1, max=64, help="That read at once, without a server. [default: a core each]"
-    ),
+    str | None,
+    typer.Option("--processes", metavar="N", help="That read at once, without a server; by default one a core, to 4."),
 ]
+_MOST_PROCESSES = 64
 _LARGE_EXPORT_BYTES = 64 << 20
 """Files that one process proves in some seconds; starting others takes one."""
 MOST_SHOWN = 50
@@ -78,13 +77,14 @@ def verify(
     session: Session = ctx.obj
     if period is not None and not _MONTH.match(period):
         raise UsageProblem(f"--period {period!r} is not a month", "--period 2026-11")
+    asked = _processes(processes)
     if copy is not None and export_dir is None and Path(copy).expanduser().is_dir():
         export_dir, copy = copy, None
     with waiting(session.screen, "proving the export" if export_dir is not None else "proving the ledger"):
-        if database is None and copy is None and export_dir is None:
+        if _is_asked(database, copy, export_dir, asked):
             answer = session.client.get("/v1/admin/ledger/verify", {"period": period})
         else:
-            answer = _verified(export_dir, database, copy, period, processes)
+            answer = _verified(export_dir, database, copy, period, asked)
     sound = answers.truth(answer, "is_sound")
     failures = answers.items(answer, "failures")
     counts = answers.sub(answer, "counts") or {}
@@ -131,18 +131,20 @@ def export(
         raise UsageProblem(f"--focus {focus!r} is not written", *(f"--focus {each}" for each in _FOCUS_VERSIONS))
     if issuer is not None and (not issuer.strip() or not issuer.isprintable()):
         raise UsageProblem("--issuer is no name that can be read", '--issuer "Park GPU Centre"')
+    asked = _processes(processes)
+    is_served = _is_asked(database, copy, None, asked)
     folder = Path(out_dir).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise Refusal(f"{out_dir} is there and not empty", "a directory that is new", code="conflict")
     if parquet:
         require_parquet()
     with waiting(session.screen, "rating and writing"):
-        if database is None and copy is None:
+        if is_served:
             query = {"from": moments.write(since), "to": moments.write(until), "zone": zone, "tenant": tenant}
             query |= {"focus": focus, "issuer": issuer}
             names = _download(session, query, folder)
         else:
-            wanted = _Wanted((since, until), known_zone, tenant, focus, issuer, processes)
+            wanted = _Wanted((since, until), known_zone, tenant, focus, issuer, asked)
             names = _exported(_source(database, copy), folder, wanted)
     if parquet:
         names = sorted([*names, *as_parquet(folder)])
@@ -273,6 +275,23 @@ def _range(start: str | None, end: str | None, month: str | None, zone: ZoneInfo
     return since, until
 
 
+def _processes(typed: str | None) -> int | None:
+    found = None if typed is None else values.count(typed, "--processes")
+    if found is not None and found > _MOST_PROCESSES:
+        raise UsageProblem(f"--processes {found} are more than read at once", f"--processes {_MOST_PROCESSES}")
+    return found
+
+
+def _is_asked(database: str | None, copy: str | None, export_dir: str | None, processes: int | None) -> bool:
+    """Says whether the server does it. Refuses to tell it how many processes: its settings say that."""
+    is_asked = database is None and copy is None and export_dir is None
+    if is_asked and processes is not None:
+        raise UsageProblem(
+            "--processes is for work without a server, which has metering.processes", "--copy FILE", "--database URL"
+        )
+    return is_asked
+
+
 def _moment(typed: str, flag: str, zone: ZoneInfo | None) -> datetime:
     try:
         found = datetime.fromisoformat(typed)
@@ -342,17 +361,22 @@ def _readers(source: tuple[str, bool], processes: int | None) -> "Iterator[Reade
 def _verified(
     export_dir: str | None, database: str | None, copy: str | None, period: str | None, processes: int | None
 ) -> Json:
+    from metering.together import processes_of
     from metering.verify import verify as verify_ledger
     from metering.verify import verify_export
-    from scheduler.store.readers import usable_processes, working
+    from scheduler.store.database import StoreUnavailable
+    from scheduler.store.readers import working
 
     if export_dir is not None:
         _check_is_export(export_dir)
     if database is None and copy is None:
         assert export_dir is not None  # something was named
         folder = Path(export_dir).expanduser()
-        with working(usable_processes(processes) if _is_large(folder) else 1) as files:
-            return _report(verify_export(folder, readers=files))
+        try:
+            with working(processes_of(processes) if _is_large(folder) else 1) as files:
+                return _report(verify_export(folder, readers=files))
+        except StoreUnavailable as problem:
+            raise ApiError("unavailable", str(problem)) from None
     with _readers(_source(database, copy), processes) as readers:
         if export_dir is not None:
             return _report(verify_export(Path(export_dir).expanduser(), readers.source, readers=readers))

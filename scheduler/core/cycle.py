@@ -67,6 +67,7 @@ def plan(state: ClusterState, policy: Policy, now_ms: int, decision: int = 0, *,
     """
     assert policy.debt_half_life_ms == state.usage.debts.half_life_ms, "debts are kept under the policy's half-life"
     state.release_due(now_ms)
+    state.planned_version = state.promises_version
     if not state.waiting.of_shape and not state.claims.by_job and not (state.guarantees and state.usage.promotable):
         return Plan(decision, now_ms, crowds=state.throttle.crowds(), wake_at_ms=state.next_due_ms())
     versions = state.capacity.versions()

@@ -131,8 +131,9 @@ class ClusterState:
         """What gangs of each class used of their time limits lately: a mean that fades by 1/32 a gang."""
         self.promises_version = 0
         """Rises whenever something that was booked ahead is no more, or is elsewhere."""
-        self.promised_version = self.promised_serial = -1
-        """The promises' version and the future's serial when the promises were last sought."""
+        self.promised_version = self.promised_serial = self.planned_version = -1
+        """The promises' version and the future's serial when the promises were last sought; the version as the last
+        plan found it."""
         self.crowded_out: dict[tuple[Shape, GpuClass], tuple[int, int, int]] = {}
         """(capacity version, promises version, time limit): jobs of the shape with that limit or more fitted what was
         free and would have delayed a promise; they cannot start until either version rises."""
@@ -557,6 +558,7 @@ class ClusterState:
 
     def _drop_claim(self, job_id: JobId) -> None:
         claim = self.claims.drop(job_id)
+        self.promises_version += 1  # what it had booked is there for others, now and in what is promised
         job = self.jobs.get(job_id)
         if job is not None:
             self.throttle.count(job, -1)
@@ -604,6 +606,7 @@ class ClusterState:
             )
 
     def _reservations_planned(self, event: events.ReservationsPlanned) -> None:
+        is_untouched = self.promises_version == self.planned_version
         planned = {reservation.job: reservation for reservation in event.reservations}
         broken = [job_id for job_id, old in self.reservations.items() if planned.get(job_id) != old]
         for job_id in broken:
@@ -613,8 +616,9 @@ class ClusterState:
                 self.reservations[job_id] = reservation
                 self.future.promise(reservation)
                 self.promises_version += 1
-        # What one promise left behind may serve another: only when none was left is there nothing to seek.
-        is_settled = event.is_whole and not broken
+        # What a promise or a claim left behind may serve another, which was sought beside it: only when none was left,
+        # neither in the plan nor since it was made, is there nothing to seek.
+        is_settled = event.is_whole and not broken and is_untouched
         self.promised_version = self.promises_version if is_settled else -1
         self.promised_serial = self.future.serial
 

@@ -31,7 +31,8 @@ def supposed(state: ClusterState, job: Job, now_ms: int, instead_of: JobId | Non
     shapes = len(state.waiting.shapes)
     old = None if instead_of is None else state.jobs[instead_of]
     promise = None if old is None else state.reservations.get(old.id)
-    versions, crowded_out = (state.promises_version, state.promised_version), dict(state.crowded_out)
+    versions = state.promises_version, state.promised_version, state.planned_version
+    crowded_out = dict(state.crowded_out)
     if old is not None:
         state.apply(_gone(now_ms, old.id))
     asked = replace(job, id=ASKED_ID, submitted_ms=now_ms, allocation=None)
@@ -49,7 +50,7 @@ def supposed(state: ClusterState, job: Job, now_ms: int, instead_of: JobId | Non
             state.future.promise(promise)
         # What was crowded out in between was so beside a job that is not there: it goes with the version it holds for.
         state.crowded_out = crowded_out
-        state.promises_version, state.promised_version = versions
+        state.promises_version, state.promised_version, state.planned_version = versions
         state.forget_shapes(shapes)
 
 

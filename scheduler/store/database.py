@@ -29,9 +29,10 @@ T = TypeVar("T")
 
 BUSY_TIMEOUT_MS = 10_000
 """How long a transaction waits for a lock: longer than any transaction of ours, shorter than a lease's takeover."""
-IDLE_TIMEOUT_MS = 5000
+IDLE_TIMEOUT_MS = 8000
 """How long a write transaction may keep its locks while its daemon says nothing, which a frozen one does: after that
-PostgreSQL ends it, so that another daemon can take the lease within its promised time."""
+PostgreSQL ends it, so that another daemon can take the lease within its promised time. Less than a lease lasts, so no
+takeover waits for it; far more than a live daemon needs to make 50,000 rows between two statements."""
 CONNECT_TIMEOUT_SECONDS = 5
 IN_LIST_MOST = 1000
 """Values in one IN list: well under SQLite's 32,766 parameters and PostgreSQL's 65,535."""

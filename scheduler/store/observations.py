@@ -152,7 +152,7 @@ class _Gangs:
         self._left: list[AllocationId] = []
         """Surplus nodes that ended, with their gang or before it."""
         self.faults: list[tuple[Allocation, EndReason, NodeName, int]] = []
-        """Gangs that ended by a machine's fault: why, whose, and when."""
+        """Gangs, and surplus nodes alone, that ended by a machine's fault: why, whose, and when."""
         self._tx = tx
         self._evidence = evidence
         self._at_first = load_live(tx, ids)
@@ -271,9 +271,7 @@ class _Gangs:
         blind = self._blind(parts, seen.reason, end_ms)
         stop_reason = gang.stop_reason or (self._shrunk_for(gang) if self._jobs[gang.job].shape.is_elastic else None)
         reason = _end_reason(seen.reason, stop_reason, self._marks.get(gang.job))
-        node = faulty_node(gang, reason, self._places)
-        if node is not None and reason is not None:
-            self.faults += [(each, reason, node, end_ms) for each in parts]
+        self._blame(gang, parts, (end_ms, reason))
         for each in parts[1:]:
             self._leave(each, (end_ms, reason), blind)
         self._free(gang, end_ms, blind)
@@ -306,8 +304,16 @@ class _Gangs:
         """Lets surplus nodes go, which were asked to or whose node was lost; their gang goes on."""
         end_ms = min(max(seen.at_ms, _latest(lanes_of(self._lanes, surplus))), self._tx.now_ms)
         reason = surplus.stop_reason or seen.reason
+        self._blame(surplus, [surplus], (end_ms, reason))
         self._leave(surplus, (end_ms, reason), self._blind([surplus], seen.reason, end_ms))
         self._tx.note(gang.job, "shrunk", end_ms, allocation=gang.id, nodes=len(gang.grants), reason=reason)
+
+    def _blame(self, whose: Allocation, parts: list[Allocation], end: tuple[int, EndReason | None]) -> None:
+        """Notes whose machine's fault it was that these end, where it was a machine's."""
+        end_ms, reason = end
+        node = faulty_node(whose, reason, self._places)
+        if node is not None and reason is not None:
+            self.faults += [(each, reason, node, end_ms) for each in parts]
 
     def _leave(
         self, surplus: Allocation, end: tuple[int, EndReason | None], blind: dict[DeviceId, tuple[OccupancyState, str]]

@@ -8,7 +8,8 @@ All see the same state. PostgreSQL lets a transaction share its snapshot. On SQL
 beside them tells whether anybody committed meanwhile (`PRAGMA data_version`): then all begin again.
 
 A work, its tasks and its results are pickled: values and functions of modules, never of a closure. Memory holds the
-results of a few tasks a process. A process that fails or dies ends the work with what it raised, or `StoreError`.
+results of a few tasks a process. A process that fails or dies ends the work with what it raised, or
+`StoreUnavailable`: it may be tried again.
 """
 
 import os
@@ -28,7 +29,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from sqlalchemy.engine import Connection
 
-from scheduler.store.database import Database, StoreError, StoreUnavailable
+from scheduler.store.database import Database, StoreUnavailable
 
 MOST_PROCESSES = 64
 TASKS_EACH = 2
@@ -87,10 +88,10 @@ class Alone(Generic[Source_co]):
             yield do(task)
 
 
-def usable_processes(most: int | None = None) -> int:
-    """Returns how many processes are worth starting: the cores that this one may use, or fewer where `most` says so."""
+def usable_processes(asked: int | None = None) -> int:
+    """Returns how many processes to start: as many as are asked for, or one for each core that this one may use."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores if most is None else most, MOST_PROCESSES))
+    return max(1, min(cores if asked is None else asked, MOST_PROCESSES))
 
 
 @contextmanager
@@ -184,21 +185,24 @@ class _Worker:
         """Places of the tasks that it has and whose results are not fetched."""
 
     def send(self, message: object) -> None:
-        """Sends what can be pickled. Raises StoreError when the process is gone."""
+        """Sends what can be pickled. Raises StoreUnavailable when the process is gone."""
         try:
             self.pipe.send(message)
         except OSError:
             raise self._gone() from None
 
     def answer(self) -> Any:
-        """Returns what it answers. Raises what it raised, and StoreError when it is gone."""
+        """Returns what it answers. Raises what it raised, and StoreUnavailable when it is gone."""
         is_done, value = self.fetch()
         if not is_done:
             raise value
         return value
 
     def fetch(self) -> tuple[bool, Any]:
-        """Returns whether something was done, and what came of it or was raised. Raises StoreError when it is gone."""
+        """Returns whether something was done, and what came of it or was raised.
+
+        Raises StoreUnavailable when it is gone.
+        """
         try:
             is_done, value = self.pipe.recv()
         except (EOFError, OSError, pickle.UnpicklingError):
@@ -215,12 +219,12 @@ class _Worker:
             self._process.kill()
             self._process.wait()
 
-    def _gone(self) -> StoreError:
+    def _gone(self) -> StoreUnavailable:
         try:
             status: object = self._process.wait(_LEAVE_SECONDS)
         except subprocess.TimeoutExpired:
             status = "unknown"
-        return StoreError(
+        return StoreUnavailable(
             f"a process that read the ledger beside this one ended (exit status {status}; -9 is what a machine without"
             " free memory does); nothing was written. Try again, with fewer processes or with one"
         )

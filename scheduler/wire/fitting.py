@@ -38,6 +38,8 @@ class Offer(Protocol):
     def names(self) -> frozenset[NodeName]: ...
     @property
     def device_units(self) -> int: ...
+    @property
+    def pressure(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +79,14 @@ def size_of(spec: JobSpec, offers: Sequence[Offer]) -> Ask:
     _check_topology(spec, fitting, nodes, enough)
     named = tuple(GpuClass(name) for name in dict.fromkeys(spec.gpu_classes))
     if not named or spec.gpu_memory_bytes is not None:
-        named = tuple(name for name in named or sorted(enough) if name in enough)
+        named = tuple(name for name in named or _by_pressure(fitting) if name in enough)
     return _elastic(spec, _sized(spec, nodes, gpus, {name: _units_of(name, fitting) for name in named}))
+
+
+def _by_pressure(offers: Sequence[Offer]) -> list[GpuClass]:
+    """Returns the classes, those first for which others ask least: who names none leaves alone what others name."""
+    pressures = {offer.gpu_class: offer.pressure for offer in offers}
+    return sorted(pressures, key=lambda name: (pressures[name], name))
 
 
 def _elastic(spec: JobSpec, ask: Ask) -> Ask:

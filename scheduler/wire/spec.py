@@ -111,7 +111,7 @@ class JobSpec(BaseModel):
     total_gpus: Annotated[int, Field(ge=1, le=10_000_000)] | None = Field(None, description="Instead of gpus_per_node.")
     exclusive: bool = Field(False, description="Whole nodes: all GPUs of each, instead of a count of them.")
     gpu_classes: tuple[Name, ...] = Field(
-        (), max_length=16, description="In order of preference; empty: any that fits."
+        (), max_length=16, description="In order of preference; empty: any that fits, the least asked for first."
     )
     gpu_memory_bytes: Size | None = Field(None, description="Only classes whose GPUs have at least so much memory.")
     pool: Name | None = None

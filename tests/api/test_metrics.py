@@ -126,6 +126,21 @@ def test_the_queue_is_told_by_reason_and_the_tenants_by_what_they_hold(busy: Cen
     assert (jobs["running", "acme"], jobs["pending", "acme"], jobs["held", "zeta"]) == (1, 2, 1)
 
 
+def test_a_projects_own_order_makes_no_waiting_job_younger(people: People, centre: Centre, http: Http) -> None:
+    """A place in such an order lies hours behind the submission, by the job's size."""
+    centre.has_account("acme", limit={"H100": 8})
+    centre.has_account("acme/vision", service_weight=1, limit_weight=1)
+    user = people.user()
+    user.submit(gpus_per_node=8, gpu_classes=["H100"])
+    centre.tick()
+    user.submit(gpus_per_node=8, gpu_classes=["H100"])
+    centre.clock.advance(minutes=1)
+    user.submit(gpus_per_node=8, gpu_classes=["H100"], priority="high")
+    centre.tick()
+    centre.clock.advance(minutes=1)
+    assert values(http, "turnstile_job_oldest_pending_seconds") == {("main",): 120, ("old",): 0}
+
+
 def test_each_held_gpu_is_joined_to_its_job(busy: Centre, http: Http) -> None:
     held = {key for key, value in values(http, "turnstile_gpu_allocated").items() if value == 1}
     holders = {(s.labels["gpu"], s.labels["node"]) for s in samples(http) if s.name == "turnstile_gpu_allocation_info"}

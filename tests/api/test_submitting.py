@@ -35,6 +35,17 @@ def test_a_job_is_answered_as_the_contract_says(people: People) -> None:
     assert "secret-value" not in answer.text
 
 
+def test_a_job_that_names_no_class_leaves_alone_what_others_name(people: People) -> None:
+    """H100 and A100 would do: by name A100 comes first, and last once it is the one that is asked for."""
+    user = people.user()
+    anything = job_spec(gpu_classes=[], gpus_per_node=1)
+    assert user.post("/v1/jobs?dry_run=true", json=anything).json()["items"][0]["gpu_classes"] == ["A100", "H100"]
+    for _ in range(2):
+        user.submit(gpu_classes=["A100"], gpus_per_node=4)
+    [made] = user.post("/v1/jobs", json=anything).json()["items"]
+    assert made["gpu_classes"] == ["H100", "A100"]
+
+
 def test_the_answer_to_a_submission_equals_what_is_shown_later(people: People) -> None:
     user = people.user()
     made = user.post("/v1/jobs", json=job_spec(priority="high", labels={"a": "b"}, hold=True)).json()["items"][0]

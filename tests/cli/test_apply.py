@@ -100,6 +100,7 @@ def test_all_that_is_wrong_in_a_file_is_told_by_line_before_anything_is_sent(hom
     assert (done.code, peer.requests("POST", "/v1/admin/apply")) == (3, [])
     assert done.err == (
         "error: centre.toml has 8 problems\n"
+        "  the rest was not checked: a section cannot be read\n"
         "  line 1  acounts: unknown section, did you mean 'accounts'?\n"
         "  line 3  wieght: unknown key, did you mean 'weight'?\n"
         "  line 4  weight: must be at least 1, and 0 is not\n"
@@ -130,6 +131,40 @@ def test_what_the_server_finds_wrong_is_told_by_the_lines_of_the_file(home: Home
         "  line 7  acme/vision: limit.H100: no GPU class 'H100'\n"
         "  line 11  users 0: account: there is no account acme\n"
     )
+
+
+def test_what_is_wrong_in_a_file_s_form_and_what_the_server_finds_are_told_at_once(home: Home, peer: Peer) -> None:
+    (home.path / "centre.toml").write_text(
+        "[accounts.acme]\nwieght = 2\nguarantee = { H100 = 99 }\n[accounts.beta]\nlimit = 8\n"
+        '[accounts."beta/x"]\nguarantee = { H100 = 9 }\n[[users]]\nname = "mei"\n'
+        '[[users]]\nname = "ada"\naccount = "acne"\n'
+    )
+    wrong = [
+        {"field": "users.0.account", "message": "there is no account acne"},
+        {"field": "accounts.0.guarantee.H100", "message": "99 H100 are more than is left"},
+        {"field": "accounts.2.guarantee.H100", "message": "its limit is 5 H100"},  # by the limit that is to go
+    ]
+    peer.answers("POST", "/v1/admin/apply", problem("invalid", 422, "3 problems", problems=wrong))
+    form = (
+        "  line 2  wieght: unknown key, did you mean 'weight'?\n",
+        "  line 5  limit: must be a table of GPUs by class, as in { H100 = 32 }\n",
+        "  line 8  account: is required\n",
+    )
+    done = home.turnstile("admin", "apply", "-f", "centre.toml", "-y", "--prune")
+    assert done.code == 3
+    assert done.err == (
+        "error: centre.toml has 5 problems\n"
+        f"{form[0]}  line 3  acme: guarantee.H100: 99 H100 are more than is left\n"
+        f"{form[1]}{form[2]}  line 12  users 1: account: there is no account acne\n"
+    )
+    (asked,) = peer.requests("POST", "/v1/admin/apply")
+    assert asked.query == {"dry_run": ["true"]}
+    assert asked.json["prune"] is False
+    peer.answers("POST", "/v1/admin/apply", problem("not_allowed", 403, "not for you"))
+    alone = home.turnstile("admin", "apply", "-f", "centre.toml", "-y")
+    assert alone.code == 3
+    head = "error: centre.toml has 3 problems\n  the rest was not checked: not for you\n"
+    assert alone.err == head + "".join(form)
 
 
 def test_the_example_that_ships_can_be_read() -> None:

@@ -71,6 +71,19 @@ def test_a_tampered_ledger_is_exit_1_and_says_where(home: Home, kept: tuple[Path
         assert "chain: sequence 1  expected" in done.out
 
 
+def test_a_number_of_processes_is_taken_and_what_is_none_is_refused(home: Home, kept: tuple[Path, Centre]) -> None:
+    path, centre = kept
+    source = ("--copy", str(path))
+    for verb in (("export", "out", *span_of(centre)), ("verify",)):
+        done = home.turnstile("admin", "ledger", *verb, *source, "--processes", "2")
+        assert done.code == 0, done.err
+        for wrong in ("0", "65", "all"):
+            refused = home.turnstile("admin", "ledger", *verb, *source, "--processes", wrong)
+            assert (refused.code, "--processes" in refused.err) == (2, True), refused.err
+        served = home.turnstile("admin", "ledger", *verb, "--processes", "2")
+        assert (served.code, "metering.processes" in served.err) == (2, True), served.err
+
+
 def test_an_export_made_offline_is_proved_with_and_without_its_ledger(home: Home, kept: tuple[Path, Centre]) -> None:
     path, centre = kept
     made = home.turnstile("admin", "ledger", "export", "out", "--copy", str(path), *span_of(centre))
@@ -78,6 +91,7 @@ def test_an_export_made_offline_is_proved_with_and_without_its_ledger(home: Home
     assert "manifest.json" in made.out
     for source in ((), ("--copy", str(path))):
         assert home.turnstile("admin", "ledger", "verify", "out", *source).code == 0
+        assert home.turnstile("admin", "ledger", "verify", "out", *source, "--processes", "2").code == 0
     usage = next(home.path.glob("out/*.csv"))
     usage.write_bytes(usage.read_bytes() + b"x")
     done = home.turnstile("admin", "ledger", "verify", "out")

@@ -76,6 +76,9 @@ def test_versions_are_told_with_and_without_a_server(home: Home, fresh: Home) ->
     done = fresh.turnstile("version", "-o", "json")
     assert done.code == 0
     assert json.loads(done.out)["server"] is None
+    by_habit, by_verb = home.turnstile("--version"), home.turnstile("version")
+    assert (by_habit.code, by_habit.out) == (0, by_verb.out)
+    assert by_habit.out.startswith(f"client {you.installed_version()}\n")
 
 
 def healthy(peer: Peer, version: str | None = None, skew_seconds: float = 0) -> None:

@@ -249,6 +249,20 @@ class Way:
 
 @settings(max_examples=70, deadline=None)
 @given(scenes)
+@example(  # a limit per user keeps another of its project, until the gang ends that counts against it and is in its way
+    Scene(
+        1,
+        (("x/p", 8, 1, BookingWanted.SPOT), ("x/p", 8, 1, BookingWanted.AUTO)),
+        8,
+        1,
+        BookingWanted.AUTO,
+        1,
+        5,
+        False,
+        0,
+        ("user limit", "hold"),
+    )
+)
 def test_with_all_named_blockers_out_of_the_way_the_job_starts_in_the_next_tick(scene: Scene) -> None:
     way = Way(scene)
     if way.has_started:

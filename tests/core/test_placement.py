@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scheduler.core.capacity import Capacity
-from scheduler.core.fragmentation import Fragments, Mix
+from scheduler.core.fragmentation import Fragments, Mix, pressure
 from scheduler.core.model import GpuClass, JobState, PoolName
 from scheduler.core.placement import place, place_by
 from scheduler.core.policy import Placement, Policy
@@ -96,6 +96,23 @@ def test_gpus_are_not_left_without_cpu() -> None:
     grants = place_by(Fragments(capacity, mix).cheapest, capacity, shape(gpus=1, cpus=20), (H100, [MAIN]))
     assert grants is not None
     assert grants[0].node == "b-rich"
+
+
+def test_who_takes_any_class_leaves_alone_what_others_name() -> None:
+    """Both nodes have room, and best fit would fill A100's: half the jobs name that class, nobody names H100."""
+    a100 = GpuClass("A100")
+    capacity, mix = _capacity(node("a", gpus=4, gpu_class="A100"), node("h", gpus=8)), Mix()
+    named = shape(gpus=1, gpu_class="A100")
+    either = replace(named, gpu_classes=(a100, H100))
+    for _ in range(8):
+        mix.add(named)
+        mix.add(either)
+    asked_for = pressure(capacity, mix)
+    assert asked_for[H100] == 8 * 1_000_000 // 12
+    assert asked_for[a100] == asked_for[H100] + 8 * 1_000_000 // 4
+    fragments = Fragments(capacity, mix)
+    costs = {each: next(fragments.cheapest((each, MAIN), either))[0] for each in either.gpu_classes}
+    assert costs[H100] < costs[a100]
 
 
 asked = st.lists(

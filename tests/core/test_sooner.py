@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from scheduler.core.cycle import plan
 from scheduler.core.model import BookingWanted, GpuClass, Job, JobId
+from scheduler.core.plan import Plan
 from scheduler.core.sooner import MOST_TOLD, suggestions
 from scheduler.core.supposing import ASKED_ID, supposed
 from tests.builders import HOUR_MS, account, job, node, shape
@@ -41,6 +42,14 @@ def centres(draw: st.DrawFn) -> tuple[Centre, list[JobId]]:
     return centre, ids
 
 
+def plan_anew(centre: Centre) -> Plan:
+    """Plans with every promise sought again, also those of which it is known that nothing is to be gained."""
+    known, centre.state.promised_version = centre.state.promised_version, -1
+    made = plan(centre.state, centre.policy, centre.now_ms, 7)
+    centre.state.promised_version = known
+    return made
+
+
 @settings(max_examples=60, deadline=None)
 @given(centres(), st.data())
 def test_a_job_changed_as_it_is_told_starts_in_the_next_tick(
@@ -69,6 +78,7 @@ def test_asking_leaves_the_state_and_the_next_plan_as_they_were(made: tuple[Cent
     facts, promises = centre.state.facts(), dict(centre.state.reservations)
     shapes = list(centre.state.waiting.shapes)
     before = plan(centre.state, centre.policy, centre.now_ms, 7)
+    assert plan_anew(centre) == before
     for each in ids:
         if each in centre.state.jobs:
             suggestions(centre.state, centre.policy, centre.now_ms, each)
@@ -77,6 +87,22 @@ def test_asking_leaves_the_state_and_the_next_plan_as_they_were(made: tuple[Cent
     assert centre.state.reservations == promises
     assert centre.state.waiting.shapes == shapes
     assert plan(centre.state, centre.policy, centre.now_ms, 7) == before
+
+
+def test_what_a_claim_that_lapsed_had_booked_serves_who_is_promised_a_start() -> None:
+    centre = Centre(node("n0", gpus=2), node("n1", gpus=4))
+    centre.submit(job(gpus=4, wanted=BookingWanted.SPOT, limit_ms=13 * HOUR_MS))
+    centre.tick()
+    centre.advance(minutes=250)
+    gang = centre.submit(job(project="beta/x", gpus=2, nodes=2, wanted=BookingWanted.SPOT))
+    claims = centre.submit(job(project="acme/vision", gpus=4, limit_ms=30 * HOUR_MS))
+    assert [each.job for each in centre.tick().claims] == [claims]
+    behind_ms = centre.state.reservations[gang].start_ms
+    centre.cancel(claims)
+    assert centre.tick().lapses
+    assert plan(centre.state, centre.policy, centre.now_ms, 7) == plan_anew(centre)
+    centre.tick()
+    assert centre.state.reservations[gang].start_ms < behind_ms
 
 
 def test_a_gang_is_told_the_nodes_that_are_free_and_the_longest_limit_that_fits_before_a_promise() -> None:

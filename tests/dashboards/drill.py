@@ -5,6 +5,7 @@ The file, named by DRILL_FILE, is JSON and is read at each sample and tick:
     {"gpus": {"h200-05/3": {"xid": 79}}, "silent": ["h200-06"], "idle": ["h200-07"], "tick_seconds": 6}
 
 What stands in for hardware (the simulated reader) shows what it is told; the planner is the real one behind a pause.
+DRILL_DAYS_BACK sets the machine's clock back by so many days, for as long as the daemon runs.
 Everything else is the daemon as it ships, put together by its own composition root.
 """
 
@@ -21,14 +22,17 @@ from cli.daemon import app, gpus
 from metering.gpus import GpuProblem, GpuSample, ProblemCode, ThrottleReason
 from metering.simulated import SimulatedReader
 from scheduler import planner
+from scheduler.clock import LedgerClock
 from scheduler.core.plan import Plan
 from scheduler.routes import scrapes
 
 MONEY_SECONDS = 1
-"""Between two looks at budgets, where the daemon takes a minute."""
+"""Between two looks at budgets, and at billing periods, where the daemon takes a minute."""
 PATIENCE_SECONDS = 0.3
 """Of a scrape with a tick that hangs: it comes each second here, and may take no longer."""
 VARIABLE = "DRILL_FILE"
+DAYS_BACK = "DRILL_DAYS_BACK"
+DAY_MS = 86_400_000
 
 
 def told() -> Mapping[str, Any]:  # Any: JSON
@@ -42,6 +46,22 @@ def tell(path: Path, faults: Mapping[str, object]) -> None:
     new = path.with_suffix(".new")
     new.write_text(json.dumps(faults), encoding="utf-8")
     new.replace(path)
+
+
+class ClockSetBack(LedgerClock):
+    """The clock of a machine that is DRILL_DAYS_BACK days behind; right where the variable is not there."""
+
+    def __init__(self) -> None:
+        self._back_ms = int(os.environ.get(DAYS_BACK, "0")) * DAY_MS
+        super().__init__()
+
+    def now_ms(self) -> int:
+        """Returns UTC milliseconds since 1970, so many days ago."""
+        return super().now_ms() - self._back_ms
+
+    def raise_floor(self, floor_ms: int) -> None:
+        """Makes sure that no later answer is less than `floor_ms`."""
+        super().raise_floor(floor_ms + self._back_ms)
 
 
 @dataclass(slots=True)
@@ -96,5 +116,7 @@ if __name__ == "__main__":
     vars(gpus)["SimulatedReader"] = DrilledReader
     _PLANNER["plan"] = _slow_plan
     vars(scrapes)["PATIENCE_SECONDS"] = PATIENCE_SECONDS
+    vars(app)["LedgerClock"] = ClockSetBack
     vars(app)["WHOLE_SECONDS"] = MONEY_SECONDS
+    vars(app)["PERIODS_SECONDS"] = MONEY_SECONDS
     command_line.main()

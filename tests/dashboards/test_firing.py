@@ -6,6 +6,7 @@ how old or how long something is lasts a second or two; SHORTENED says which, an
 
 import sqlite3
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from scheduler.clock import iso_utc
 from tests.acceptance.daemons import TENANT, Daemon, job, until
 from tests.dashboards import drill
 from tests.dashboards.conftest import repository
@@ -32,12 +34,22 @@ LASTS = {"TurnstileSchedulingStopped": "10s", "TurnstileDown": "5s"}
 """An idle daemon ticks each five seconds: two scrapes in a row often see none, and that must not be enough. A scrape
 may be late on a busy machine."""
 HOURS_5_MS = 5 * 3_600_000
+DAYS_BACK = 35
+"""So long ago lies in a month that is over, and late facts about it are waited for no longer (31 days and 72 hours)."""
+CLOSING_HOURS = "TURNSTILE_METERING_CLOSING_HOURS"
 PRICES = {
     "version": "now",
     "currency": "USD",
     "effective": "2020-01-01T00:00:00+00:00",
     "prices": {"H200": {"guaranteed": "2", "burst": "2", "spot": "1"}},
 }
+DEARER = {
+    "version": "dearer",
+    "currency": "USD",
+    "effective": "2020-01-02T00:00:00+00:00",
+    "prices": {"H200": {"guaranteed": "3", "burst": "3", "spot": "1"}},
+}
+"""What was used under the first prices costs more by these."""
 GPU_FAULTS: Mapping[str, Mapping[str, object]] = {
     "h200-05/0": {"xid": 79},
     "h200-05/1": {"xid": 94},
@@ -119,17 +131,24 @@ class Watch:
         return {(labels.get("node"), labels.get("gpu")) for labels in self.fired[name]}
 
 
-@pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[Daemon]:
-    """Eight nodes of eight GPUs; a job holds two GPUs for good, one has been held back by its user for five hours."""
+def drilled(folder: Path, sim: str, **more: str) -> Daemon:
+    """Returns a daemon, not yet started, that measures each second and is told its faults by a file in the folder."""
     settings = {
         "TURNSTILE_METERING_SAMPLE_SECONDS": "1",
         "TURNSTILE_METERING_WINDOW_SECONDS": "1",
         "TURNSTILE_EXECUTOR_KIND": "simulated",
-        drill.VARIABLE: str(tmp_path / "faults.json"),
+        drill.VARIABLE: str(folder / "faults.json"),
+        **more,
     }
-    made = Daemon.at(tmp_path / "centre", "--sim", "8x8xH200", settings=settings)
+    made = Daemon.at(folder / "centre", "--sim", sim, settings=settings)
     made.command = (sys.executable, "-m", "tests.dashboards.drill")
+    return made
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Daemon]:
+    """Eight nodes of eight GPUs; a job holds two GPUs for good, one has been held back by its user for five hours."""
+    made = drilled(tmp_path, "8x8xH200")
     drill.tell(tmp_path / "faults.json", {"idle": ["h200-07"]})
     try:
         made.start().set_up()
@@ -174,14 +193,18 @@ def is_refused(daemon: Daemon) -> bool:
     return daemon.request("POST", "/v1/jobs", job("true"), token="mei").status == 503
 
 
+def watch_of_a_healthy_centre(server: Prometheus, daemon: Daemon) -> Watch:
+    """Returns a watch that has seen every rule keep quiet for some scrapes."""
+    until(lambda: server.values("count_over_time(turnstile_build_info[1m]) > 5"), "five scrapes of a healthy centre")
+    watch = Watch(server, daemon)
+    assert [rule["health"] for rule in server.alerting()] == ["ok"] * 25
+    watch.look()
+    return watch
+
+
 def test_each_alert_fires_when_its_fault_is_there_and_not_before(daemon: Daemon, tmp_path: Path) -> None:
     with prometheus_at(tmp_path / "prometheus", f"127.0.0.1:{daemon.port}", [shortened_rules(tmp_path)]) as server:
-        until(
-            lambda: server.values("count_over_time(turnstile_build_info[1m]) > 5"), "five scrapes of a healthy centre"
-        )
-        watch = Watch(server, daemon)
-        assert [rule["health"] for rule in server.alerting()] == ["ok"] * 25
-        watch.look()
+        watch = watch_of_a_healthy_centre(server, daemon)
 
         watch.expect("CapacityFreeButQueueStuck", "GpuMissing", "InventoryStale")
         drill.tell(tmp_path / "faults.json", SILENT)  # a node's GPUs are gone at once; that it is not read shows later
@@ -224,6 +247,70 @@ def test_each_alert_fires_when_its_fault_is_there_and_not_before(daemon: Daemon,
             until(lambda: is_refused(daemon) and watch.look() >= watch.expected, "a daemon that cannot write", 90)
             locked.execute("ROLLBACK")
 
+
+@pytest.fixture
+def past(tmp_path: Path) -> Iterator[Daemon]:
+    """A centre where a job ran in a month that is over, for which late facts are waited for still.
+
+    Its scratch files lie in a folder of their own.
+    """
+    (tmp_path / "scratch").mkdir()
+    settings = {"TMPDIR": str(tmp_path / "scratch"), CLOSING_HOURS: str(24 * DAYS_BACK)}
+    made = drilled(tmp_path, "1x2xH200", **settings, **{drill.DAYS_BACK: str(DAYS_BACK)})
+    try:
+        made.start().set_up()
+        assert made.request("POST", "/v1/admin/prices", PRICES).status == 201
+        made.wait_for(made.submit("sleep", "1")["id"], "completed")
+        made.terminate()
+        starts_without(made, drill.DAYS_BACK)
+        yield made
+    finally:
+        made.close()
+
+
+def starts_without(daemon: Daemon, setting: str) -> None:
+    """Starts a daemon that was ended, without one of its settings."""
+    daemon.settings = {name: value for name, value in daemon.settings.items() if name != setting}
+    daemon.start()
+
+
+def overdue(daemon: Daemon) -> list[str]:
+    """Returns the months that could be closed and are not, in order: one, or two at the beginning of a month."""
+    listed = daemon.get("/v1/admin/ledger/periods")["items"]
+    now = iso_utc(time.time_ns() // 1_000_000)
+    return [each["period"] for each in listed if each["status"] == "closing" and each["closes_from"] <= now]
+
+
+def test_alerts_on_billing_periods_fire_when_their_fault_is_there_and_not_before(past: Daemon, tmp_path: Path) -> None:
+    with prometheus_at(tmp_path / "prometheus", f"127.0.0.1:{past.port}", [shortened_rules(tmp_path)]) as server:
+        watch = watch_of_a_healthy_centre(server, past)
+        assert server.values("turnstile_periods_closing > 0"), "a month is over and not closed, which is no fault yet"
+
         watch.expect("Down")
-        daemon.terminate()
+        past.terminate()
+        watch.until_fired()
+
+        watch.expect("PeriodOverdue")
+        starts_without(past, CLOSING_HOURS)
+        watch.until_fired()
+        for name in overdue(past):
+            past.turnstile("admin", "ledger", "close", "--period", name)
+        until(lambda: server.values("turnstile_periods_overdue") == [0], "every month is closed that can be")
+
+        watch.expect("PeriodUncorrected")
+        (tmp_path / "scratch").rmdir()  # where a month is rated again
+        assert past.request("POST", "/v1/admin/price-drafts", DEARER).status == 201
+        answer = past.request("POST", "/v1/admin/price-drafts/dearer/publish?reason=agreed")
+        assert answer.status == 201, answer
+        watch.until_fired()
+        (tmp_path / "scratch").mkdir()
+        until(lambda: server.values("turnstile_periods_uncorrected") == [0], "what became known later is corrected")
+
+        with closing(sqlite3.connect(past.database)) as connection, connection:
+            assert connection.execute("SELECT count(*) FROM correction").fetchone() > (0,)
+            watch.expect("PeriodBroken")
+            # All from the job's end on: what every closed month had as the end of its chain.
+            connection.execute("DROP TRIGGER occupancy_no_delete")
+            ended = connection.execute("SELECT max(to_ms) FROM occupancy WHERE holder = 'acme/nlp'").fetchone()
+            connection.execute("DELETE FROM occupancy WHERE to_ms >= ?", ended)
         watch.until_fired()

@@ -68,6 +68,22 @@ def test_a_gang_that_loses_its_surplus_runs_on_and_ends_as_if_it_had_never_had_i
     rig.until(lambda: not rig.admin.list_all(services)[0], "removal of its Service")
 
 
+def test_a_gang_that_ends_while_its_surplus_leaves_tells_both_ends_apart(rig: Rig) -> None:
+    order = elastic(rig)
+    rig.start(order)
+    rig.annotate(order, 2, term_seconds="2")
+    rig.executor.shrink(order.allocation.id, 1, 30.0, EndReason.PREEMPTED)
+    rig.annotate(order, 0, fail="0")
+    ended = rig.until_ended(order)
+    shrunk = until_shrunk(rig, order)
+    assert (shrunk.nodes, shrunk.reason, ended.reason) == (1, EndReason.PREEMPTED, None)
+    assert ended.at_ms <= shrunk.at_ms, "its own ranks had ended when the others still left"
+    rig.executor.acknowledge_shrunk(order.allocation.id)
+    assert rig.executor.observe() == [ended]
+    rig.executor.acknowledge(order.allocation.id)
+    assert not rig.executor.observe()
+
+
 def test_a_daemon_killed_while_nodes_leave_lets_them_go_after_its_restart(rig: Rig) -> None:
     order = elastic(rig)
     started = rig.start(order)

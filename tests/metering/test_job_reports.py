@@ -181,6 +181,8 @@ def test_a_job_that_never_used_its_gpus_is_told_so(centre: Centre) -> None:
     seen(centre, windows(A0, start_ms, start_ms + 3 * HOUR_MS, 0))
     (advice,) = advise(ended(time_limit_ms=3 * HOUR_MS), used(centre, job))
     assert (advice.code, "3.0 GPU-h" in advice.message) == ("all_idle", True)
+    brief = replace(used(centre, job), last_ran_ms=3_600)
+    assert "0.001 GPU-h" in advise(ended(time_limit_ms=3 * HOUR_MS), brief)[0].message, "little is not told as none"
 
 
 @pytest.mark.parametrize(

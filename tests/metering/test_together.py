@@ -8,9 +8,10 @@ import pytest
 import sqlalchemy as sa
 
 from metering.export import export_usage
+from metering.together import MOST_UNASKED, processes_of
 from metering.verify import verify, verify_export
 from scheduler.core.model import GPU_UNITS, Booking, DeviceId, EndReason
-from scheduler.store.database import StoreError
+from scheduler.store.database import StoreUnavailable
 from scheduler.store.readers import Alone, Readers, reading
 from scheduler.store.tables import OCCUPANCY
 from tests.metering.builders import book
@@ -89,6 +90,15 @@ def test_nothing_is_left_of_an_export_whose_reader_dies(lived: Centre, tmp_path:
     with reading(lived.database, 2) as readers:
         process = next(iter(readers.each(Accounts(), range(1))))[-1]
         os.kill(process, signal.SIGKILL)
-        with pytest.raises(StoreError, match="nothing was written"):
+        with pytest.raises(StoreUnavailable, match="nothing was written"):
             exported(lived, tmp_path / "export", readers)
     assert [path.name for path in tmp_path.iterdir() if "export" in path.name] == []
+
+
+def test_unasked_there_is_a_process_for_each_core_up_to_four_and_asked_as_many_as_that(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for cores, processes in ((1, 1), (2, 2), (48, MOST_UNASKED)):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)))
+        assert processes_of(None) == processes
+        assert processes_of(3) == 3

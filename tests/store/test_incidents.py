@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 import sqlalchemy as sa
 
-from scheduler.core.model import Allocation, DeviceHealth, EndReason, NodeAvailability
+from scheduler.core.model import Allocation, Booking, DeviceHealth, EndReason, NodeAvailability
 from scheduler.core.occupancy import Evidence
-from scheduler.executor import Ended
+from scheduler.core.plan import Stop, Surplus
+from scheduler.executor import Ended, Shrunk
 from scheduler.store.incidents import STILL_MS, Hit, hits_between
 from scheduler.store.inventory import SyncInventory
 from scheduler.store.observations import RecordObservations
@@ -39,6 +40,18 @@ def running(centre: Centre, *devices: str) -> Allocation:
     nodes = len({device.partition("/")[0] for device in devices})
     (job,) = centre.submit(draft(len(devices) // nodes, nodes=nodes))
     gang = centre.apply(start(job, *devices)).started[0].allocation
+    centre.clock.advance(seconds=10)
+    centre.started(gang)
+    centre.clock.advance(seconds=60)
+    return gang
+
+
+def elastic(centre: Centre, own: str, more: str) -> Allocation:
+    """A gang that runs on a GPU of its own and on a surplus one."""
+    plain = draft(1)
+    (job,) = centre.submit(replace(plain, shape=replace(plain.shape, most_nodes=2)))
+    surplus = Surplus(Booking.SPOT, start(job, more).grants)
+    gang = centre.apply(replace(start(job, own), surplus=surplus)).started[0].allocation
     centre.clock.advance(seconds=10)
     centre.started(gang)
     centre.clock.advance(seconds=60)
@@ -87,6 +100,25 @@ def test_a_failed_gpu_is_an_incident_of_its_machine_and_a_preemption_is_none(cen
     lost(centre, other, reason=EndReason.PREEMPTED)
     (hit,) = hits(centre)
     assert (hit.allocation, hit.reason, hit.node) == (broken.id, EndReason.GPU_ERROR, "n0")
+
+
+def test_surplus_that_a_lost_node_took_is_of_its_incident_and_surplus_that_was_preempted_is_of_none(
+    centre: Centre,
+) -> None:
+    wide, taken = elastic(centre, "n1/0", "n0/0"), elastic(centre, "n1/1", "n0/1")
+    alone = running(centre, "n0/2")
+    down(centre)
+    lost(centre, alone)
+    (surplus,) = (each.id for each in centre.state.allocations.values() if each.surplus_of == wide.id)
+    (preempted,) = (each.id for each in centre.state.allocations.values() if each.surplus_of == taken.id)
+    centre.apply(stops=[Stop(preempted, EndReason.PREEMPTED)])
+    seen_ms = centre.clock.now_ms() - 1000
+    centre.observe(Shrunk(wide.id, seen_ms, 1, EndReason.NODE_LOST))
+    centre.observe(Shrunk(taken.id, seen_ms, 1))
+    found = hits(centre)
+    assert {hit.allocation for hit in found} == {alone.id, surplus}
+    assert len({hit.incident for hit in found}) == 1
+    centre.check()
 
 
 def test_which_of_several_nodes_failed_is_not_guessed(centre: Centre) -> None:

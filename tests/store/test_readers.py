@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from scheduler.refusal import Refused
-from scheduler.store.database import Database, StoreError
+from scheduler.store.database import Database, StoreUnavailable
 from scheduler.store.readers import Alone, reading, working
 from scheduler.store.tables import ACCOUNT
 from tests.store.reader_works import Accounts, Squares
@@ -67,7 +67,7 @@ def test_what_a_task_raises_is_raised_at_its_turn_and_a_death_is_told() -> None:
         assert len([next(results) for _ in range(9)]) == 9
         with pytest.raises(Refused, match="9 is refused"):
             next(results)
-        with pytest.raises(StoreError, match=r"exit status -9.*nothing was written"):
+        with pytest.raises(StoreUnavailable, match=r"exit status -9.*nothing was written"):
             list(readers.each(Squares(deadly=3), NUMBERS))
 
 
