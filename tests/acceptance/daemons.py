@@ -79,8 +79,15 @@ def until(
 
 
 def environment(home: Path, more: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment of everything started here: no setting of the person who runs the tests has a say in it."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("TURNSTILE_", "XDG_"))}
+    """The environment of everything started here: no setting of the person who runs the tests has a say in it.
+
+    A size of the window in the environment (the tests' runner puts one there) would hide the terminal's own.
+    """
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("TURNSTILE_", "XDG_")) and name not in {"COLUMNS", "LINES"}
+    }
     ours = {"HOME": str(home), "PYTHONPATH": SOURCES, "PYTHONSAFEPATH": "1", "NO_COLOR": "1", "TERM": "dumb"}
     return {**kept, **ours, **(more or {})}
 
