@@ -234,11 +234,14 @@ class LocalExecutor:
         """Returns a piece of a rank's output, live or ended, for as long as `forget_logs` left it."""
         run_directory = self._space.rank(allocation, node_rank)
         # Asked first: what is written between this question and the reading is then read by the next call.
-        is_over = not Path(run_directory).exists() or rundir.read_json(f"{run_directory}/{rundir.STATUS}") is not None
+        is_over = rundir.read_json(f"{run_directory}/{rundir.STATUS}") is not None
+        was_gone = self._space.is_gone(allocation)
         try:
             data, next_offset, is_truncated = read_log(str(self._space.log(allocation, node_rank)), offset, limit_bytes)
         except (FileNotFoundError, NotADirectoryError):
             raise KeyError(f"no log of rank {node_rank} of allocation {allocation}") from None
+        # Asked again: a gang that was made ready in between has a log, and all of it is still to come.
+        is_over = is_over or (was_gone and self._space.is_gone(allocation))
         return LogChunk(data, next_offset, is_over and len(data) < limit_bytes, is_truncated)
 
     def enter(self, allocation: AllocationId, node_rank: int, program: Program) -> Entered:

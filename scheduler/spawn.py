@@ -105,6 +105,11 @@ class Workspace:
                 shutil.rmtree(path, ignore_errors=True)
         return found
 
+    def is_gone(self, allocation: AllocationId) -> bool:
+        """Tells that there is no run directory and none is being made: it has not begun, or has been removed."""
+        # In this order: the one being made becomes the other.
+        return not (self.runs / f"{_NEW}{allocation}").exists() and not self.run(allocation).exists()
+
     def ranks(self, allocation: AllocationId) -> int:
         """Returns how many ranks an allocation's run directory has; 0 where there is none."""
         return sum(1 for _ in self.run(allocation).iterdir()) if self.run(allocation).is_dir() else 0

@@ -260,6 +260,19 @@ def test_a_log_can_be_followed_by_offset_while_the_job_runs(local: LocalRig) -> 
     assert (chunk.data, chunk.next_offset, chunk.is_complete) == (b"rst", 5, False)
 
 
+def test_the_log_of_a_gang_that_is_being_made_ready_is_not_complete(local: LocalRig) -> None:
+    """Its log is there before its run directory has its name: who followed then was told of the end at once."""
+    job = shell("echo first; sleep 3600")
+    local.executor.start(job)
+    local.until_printed(job, b"first\n")
+    ready = local.base / "runs" / job.allocation.id
+    staged = ready.with_name(f".new-{ready.name}")
+    ready.rename(staged)
+    assert not local.executor.logs(job.allocation.id, 0, 0, 100).is_complete
+    staged.rename(ready)
+    assert not local.executor.logs(job.allocation.id, 0, 0, 100).is_complete
+
+
 def test_forget_logs_removes_old_logs_of_ended_jobs_only(local: LocalRig) -> None:
     ended, running = order("echo", "x"), order("sleep", "3600")
     local.run(ended)
