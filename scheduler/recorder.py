@@ -240,7 +240,7 @@ class Recorder:
             now[subject] = codes = tuple(reason.code.value for reason in reasons)
             if self._waits.get(subject) != codes:
                 self._line(Kind.WAIT, plan.decision, plan.now_ms, subject, reasons)
-        for subject in self._waits.keys() - now.keys():
+        for subject in sorted(self._waits.keys() - now.keys()):
             self._line(Kind.WAIT, plan.decision, plan.now_ms, subject)
         self._waits = now
 

@@ -122,6 +122,7 @@ def test_a_tape_goes_on_from_a_state_taken_in_the_middle_of_things(
     assert [tick for tick in ticks[1:] if not planned_again(begin, entries, tick).is_same] == []
 
     now_ms = world.clock.now_ms()
+    until(controller, lambda: is_flushed(controller))  # a tick of before that instant, told after it, would outlive it
     before_ms = now_ms + 1
     forgotten = controller.carry_out(ForgetDecisions(before_ms, before_ms)).result(SECONDS)
     assert 0 < forgotten < 2 * MOST_FORGOTTEN
