@@ -48,7 +48,7 @@ def pieces_of(controller: Controller, at_ms: int) -> tuple[bytes, list[Entry]]:
     with controller.database.read() as connection:
         begin, *rest = tape(connection, at_ms)
     assert begin.kind == STATE
-    assert {piece.kind for piece in rest} == {ENTRIES}
+    assert {piece.kind for piece in rest} <= {ENTRIES}
     return begin.body, [entry for piece in rest for entry in unpack_entries(piece.body)]
 
 
@@ -109,23 +109,32 @@ def test_a_tape_goes_on_from_a_state_taken_in_the_middle_of_things(
     controller = world.leader()
     live_a_while(world, controller)
     monkeypatch.setattr(recorder, "STATE_SECONDS", 3600.0)
-    submit(controller, gpus=8, seconds=3600, count=1)
-    until(controller, lambda: is_flushed(controller))  # the last state is somewhere before here
-    submit(controller, gpus=8, seconds=3600, count=6)
-    until(controller, lambda: is_flushed(controller))
+
+    def played_on() -> tuple[bytes, list[Entry], list[int]]:
+        submit(controller, gpus=8, seconds=3600, count=1)
+        until(controller, lambda: is_flushed(controller))
+        begin, entries = pieces_of(controller, world.clock.now_ms())
+        return begin, entries, [entry.decision for entry in entries if isinstance(entry, Ticked)]
+
+    begin, entries, ticks = played_on()
+    while len(ticks) < 3:  # one more state is still due: until it is in, each commit may be the one that brings it
+        begin, entries, ticks = played_on()
     with controller.database.read() as connection:
         states = connection.execute(sa.select(sa.func.count()).where(DECISION_TAPE.c.kind == STATE)).scalar_one()
     assert states > 1
-    begin, entries = pieces_of(controller, world.clock.now_ms())
-    ticks = [entry.decision for entry in entries if isinstance(entry, Ticked)]
     # The first tick after a state may not know the promises of the tick before it.
     assert [tick for tick in ticks[1:] if not planned_again(begin, entries, tick).is_same] == []
 
     now_ms = world.clock.now_ms()
-    until(controller, lambda: is_flushed(controller))  # a tick of before that instant, told after it, would outlive it
-    before_ms = now_ms + 1
-    forgotten = controller.carry_out(ForgetDecisions(before_ms, before_ms)).result(SECONDS)
-    assert 0 < forgotten < 2 * MOST_FORGOTTEN
+    forget = ForgetDecisions(now_ms + 1, now_ms + 1)
+    assert 0 < controller.carry_out(forget).result(SECONDS) < 2 * MOST_FORGOTTEN
+
+    def is_forgotten() -> bool:
+        controller.carry_out(forget).result(SECONDS)  # again: what was decided before may be written down after
+        with controller.database.read() as connection:
+            return last_tick(connection, now_ms) is None
+
+    until(controller, is_forgotten)
+    until(controller, lambda: is_flushed(controller))
     with controller.database.read() as connection:
-        assert last_tick(connection, now_ms) is None
         assert tape(connection, now_ms)[0].kind == STATE, "what ticks to come are replayed from is kept"
