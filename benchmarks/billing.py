@@ -28,6 +28,8 @@ from random import Random
 from typing import TypeVar
 from zoneinfo import ZoneInfo
 
+from ulid import ULID
+
 from cli.daemon.migrate import upgrade
 from metering.closing import PeriodTerms, close_period
 from metering.core.tariff import PriceBook, parse_price_book
@@ -94,7 +96,7 @@ def jobs_of(group: int, devices: list[DeviceId], cycle_ms: int, made: list[tuple
         if edges[-1] >= START_MS + MONTH_MS:
             return
         account = AccountId(f"tenant-{chance.randrange(TENANTS):02d}/project-{chance.randrange(PROJECTS)}")
-        allocation = AllocationId(f"{group:08d}{number:018d}")
+        allocation = allocation_of(edges[1], group, number)
         job = JobId(group * 10_000 + number + 1)
         booking = chance.choice(tuple(Booking))
         made.append((allocation, job, account, booking.value, json.dumps(grant(devices)), *edges[1:3], edges[4]))
@@ -108,6 +110,13 @@ def jobs_of(group: int, devices: list[DeviceId], cycle_ms: int, made: list[tuple
             for device in devices:
                 yield Piece(to_ms, device, from_ms, occupant)
         at_ms, number = edges[-1], number + 1
+
+
+def allocation_of(decided_ms: int, group: int, number: int) -> AllocationId:
+    """Returns an id as the daemon gives them, in the order of decisions; where it takes chance, the group's number."""
+    return AllocationId(
+        str(ULID.from_bytes(decided_ms.to_bytes(6, "big") + (group << 32 | number).to_bytes(10, "big")))
+    )
 
 
 def grant(devices: list[DeviceId]) -> list[dict[str, object]]:
@@ -138,6 +147,7 @@ def write_ledger(path: Path, gpus: int, intervals: int) -> None:
         flat = [group for each in groups for group in each]
         streams = [jobs_of(number, group, cycle_ms, made) for number, group in enumerate(flat)]
         ends = _write_chain(connection, merge(*streams, key=lambda piece: (piece.to_ms, piece.device)))
+        made.sort()  # by id, which is by time: as they were decided
         _write_allocations(connection, made)
         idle = "INSERT INTO device_cursor (device, lane, gpu_class, since_ms, version, state, units, gpu_eq_units)"
         rows = [

@@ -6,7 +6,7 @@ hundred bytes each, and not with intervals.
 """
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from itertools import pairwise
@@ -42,6 +42,9 @@ PARTS_A_PROCESS = 2
 """Parts of time that each process adds up: it may be done with one early."""
 _IS_TENANTS = {phase.value: payer is Payer.TENANT for phase, payer in WHO_PAYS.by_phase.items()}
 _RUNNING = Phase.RUNNING.value
+_ALLOCATED_WORD = OccupancyState.ALLOCATED.value
+_SIMPLE = frozenset(phase for phase, is_tenants in _IS_TENANTS.items() if (phase == _RUNNING) is is_tenants)
+"""Phases of which it is known who bears them without what was before: the tenant to run, the provider what is its."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +135,7 @@ class _Added:
 
         def add(starts: Starts) -> _Part:
             sums = _Sums(connection, self.days, is_whole=starts == ANY_START)
-            for interval in known_between(connection, self.days[0].from_ms, self.days[-1].to_ms, starts):
-                sums.add(interval)
+            sums.add_all(known_between(connection, self.days[0].from_ms, self.days[-1].to_ms, starts))
             return sums.part()
 
         return add
@@ -152,6 +154,32 @@ class _Sums:
         self._ends = [day.to_ms for day in days]
         self._running: dict[tuple[str, int], str] = {}
         """What ran last on each lane."""
+
+    def add_all(self, intervals: Iterable[BriefInterval]) -> None:
+        """Takes intervals by their starts. Most are of a known device and one day, and need no second look."""
+        lives, running, add = self.lives, self._running, self.add
+        number, start_ms, end_ms = 0, self._starts[0], self._ends[0]
+        for interval in intervals:
+            _, device, lane, first_ms, last_ms, state, units, phase, allocation = interval
+            life = lives.get(device)
+            if last_ms > end_ms and first_ms >= end_ms:
+                number = max(0, bisect_right(self._starts, first_ms) - 1)
+                start_ms, end_ms = self._starts[number], self._ends[number]
+            is_plain = life is not None and start_ms <= first_ms and last_ms <= end_ms and number == life.last_day
+            if allocation is None:
+                is_plain = is_plain and state != _ALLOCATED_WORD
+            else:
+                is_plain = is_plain and state == _ALLOCATED_WORD and phase in _SIMPLE
+            if life is None or not is_plain or (lane == 0 and first_ms < life.since_ms):
+                add(interval)
+                continue
+            place, unit_ms = number * _SLOTS + _PLACE[state], units * (last_ms - first_ms)
+            life.slots[place] += unit_ms
+            if last_ms > life.until_ms:
+                life.until_ms = last_ms
+            if phase == _RUNNING and allocation is not None:
+                running[device, lane] = allocation
+                life.slots[number * _SLOTS + _BILLED] += unit_ms
 
     def add(self, interval: BriefInterval) -> None:
         """Takes an interval that lies in the days, wholly or in part."""

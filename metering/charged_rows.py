@@ -28,7 +28,7 @@ from metering.timelines import MeterKey, Timelines, load_prices
 from metering.usage_lines import USAGE_COLUMNS, LineContext, RatedLine, UsageRows, rated_lines
 from scheduler.core.model import AccountId, tenant_of
 from scheduler.store.account_names import load_account_names
-from scheduler.store.ledger_rows import IdRange
+from scheduler.store.ledger_allocations import IdRange
 
 STATUS_PLACE, TENANT_PLACE, CURRENCY_PLACE, BOOK_PLACE = (
     USAGE_COLUMNS.index(name) for name in ("period_status", "tenant_id", "currency", "price_book")

@@ -20,7 +20,7 @@ from metering.timelines import DayTimelines, Prices, is_metered, load_prices, ti
 from metering.usage_lines import lines_of
 from scheduler.core.model import AccountId, AllocationId, GpuClass, JobId, tenant_of
 from scheduler.store.database import chunks
-from scheduler.store.ledger_rows import LedgerAllocation
+from scheduler.store.ledger_allocations import LedgerAllocation
 from scheduler.store.tables import ALLOCATION
 
 LineKey = tuple[str, str]

@@ -28,7 +28,7 @@ from metering.timelines import Timelines, load_prices
 from metering.verify_files import verify_export
 from scheduler.core.model import AccountId
 from scheduler.refusal import RefusalCode, Refused
-from scheduler.store.ledger_rows import tenants_between
+from scheduler.store.ledger_allocations import tenants_between
 from scheduler.store.readers import Readers
 
 MOST_NAMED = 3

@@ -24,7 +24,7 @@ from metering.usage_report import UsageGroup, count_line
 from metering.witness import has_witnesses
 from scheduler.core.model import AllocationId, DeviceId, tenant_of
 from scheduler.store.database import chunks
-from scheduler.store.ledger_rows import allocations_by_id
+from scheduler.store.ledger_allocations import allocations_by_id
 
 KNOWN_PERCENT = 90
 """How much of a GPU's time windows must cover before anything is said of all of it: the first and last half minute of a

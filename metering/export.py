@@ -41,7 +41,8 @@ from scheduler.core.model import AccountId, tenant_of
 from scheduler.refusal import RefusalCode, Refused
 from scheduler.store.account_names import AccountNames, load_account_names
 from scheduler.store.database import StoreCorrupt
-from scheduler.store.ledger_rows import ended_between, hash_at, id_ranges
+from scheduler.store.ledger_allocations import id_ranges
+from scheduler.store.ledger_rows import ended_between, hash_at
 from scheduler.store.read import latest_known_ms
 from scheduler.store.readers import Alone, Readers
 

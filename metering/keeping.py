@@ -25,7 +25,7 @@ from metering.timelines import Prices, load_prices
 from scheduler.admission import CostQuestion
 from scheduler.core.model import AccountId, AllocationId, EndReason, JobId, Phase, lineage
 from scheduler.store.gangs import stop
-from scheduler.store.ledger_rows import LedgerAllocation, allocations_by_id
+from scheduler.store.ledger_allocations import LedgerAllocation, allocations_by_id
 from scheduler.store.tables import ALLOCATION
 from scheduler.store.transaction import Transaction
 

@@ -15,7 +15,7 @@ from metering.core.usage import Segment
 from metering.core.who_pays import WHO_PAYS, Payer
 from scheduler.core.model import AccountId, AllocationId, Booking, DeviceId, GpuClass, JobId, Phase
 from scheduler.core.occupancy import Evidence, OccupancyState
-from scheduler.store.ledger_rows import LedgerAllocation
+from scheduler.store.ledger_allocations import LedgerAllocation
 
 _PHASES = {phase.value: phase for phase in Phase}
 _BOOKINGS = {booking.value: booking for booking in Booking}

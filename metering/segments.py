@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from metering.core.usage import Holding, Segment, UnevenSegment, holding_of, open_holding_of, segments_of
 from metering.plain_gangs import plain_gang
 from scheduler.store.database import StoreCorrupt
-from scheduler.store.ledger_rows import LedgerAllocation
+from scheduler.store.ledger_allocations import LedgerAllocation
 
 
 def segments_in(allocation: LedgerAllocation, to_ms: int) -> list[Segment]:

@@ -24,7 +24,7 @@ from metering.ledger import price_books
 from metering.packages import packages_of
 from metering.segments import segments_in
 from scheduler.core.model import AccountId, Booking, GpuClass, tenant_of
-from scheduler.store.ledger_rows import allocations
+from scheduler.store.ledger_allocations import allocations
 
 MeterKey = tuple[AccountId, GpuClass]
 MOST_MS = 2**62

@@ -27,7 +27,7 @@ from metering.timelines import Timelines
 from metering.witness import has_witnesses, seen_devices
 from scheduler.core.model import GPU_UNITS, AccountId, DeviceId, tenant_of
 from scheduler.store.account_names import AccountNames
-from scheduler.store.ledger_rows import ALL_IDS, IdRange, LedgerAllocation, allocations
+from scheduler.store.ledger_allocations import ALL_IDS, IdRange, LedgerAllocation, allocations
 
 USAGE_COLUMNS = (
     *("line_id", "period", "period_status", "tenant_id", "tenant_name", "project_id", "project_name", "user_id"),

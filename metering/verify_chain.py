@@ -17,7 +17,7 @@ from sqlalchemy.engine import Connection
 
 from metering.findings import Check, Report
 from metering.tracks import Tracks
-from scheduler.core.occupancy import GENESIS_HASH, fields_hash, interval_hash
+from scheduler.core.occupancy import GENESIS_HASH, RowHashes, interval_hash
 from scheduler.store.codec import interval_of
 from scheduler.store.ledger_rows import chain_pages, hash_at, last_sequence
 from scheduler.store.read import ledger_head
@@ -54,10 +54,11 @@ def verify_chain(readers: Readers[Connection], report: Report) -> tuple[bool, Tr
 def _walk(connection: Connection, report: Report, tracks: Tracks) -> bool:
     sequence, previous, is_readable = 0, GENESIS_HASH, True
     shapes: Shapes = set()  # what has been read once can be read again
+    hashes = RowHashes()
     for page in chain_pages(connection):
         report.count("rows", len(page))
         for row in page:
-            if not _is_next(row, sequence, previous, shapes):
+            if not _is_next(row, (sequence, previous), shapes, hashes):
                 is_readable &= _explain(report, row, (sequence, previous), shapes)
             sequence, previous = row[0], row[_HASH]
             tracks.follow(row)
@@ -65,13 +66,14 @@ def _walk(connection: Connection, report: Report, tracks: Tracks) -> bool:
     return is_readable
 
 
-def _is_next(row: Any, sequence: int, previous: str, shapes: Shapes) -> bool:
+def _is_next(row: Any, before: tuple[int, str], shapes: Shapes, hashes: RowHashes) -> bool:
     """Says whether a row is plainly what follows the one before; a row that is not may still be."""
+    sequence, previous = before
     return (
         row[0] == sequence + 1
         and row[_PREVIOUS] == previous
         and (row[_HOLDER].count(None), *_words(row)) in shapes
-        and fields_hash((previous, *row[:_PREVIOUS])) == row[_HASH]
+        and hashes.of(previous, row) == row[_HASH]
     )
 
 
@@ -115,10 +117,10 @@ class _Segments:
 
     def begin(self, connection: Connection) -> Callable[[Segment], _Proof | None]:
         """Returns what proves a segment."""
-        return partial(_proved, connection, set())
+        return partial(_proved, connection, set(), RowHashes())
 
 
-def _proved(connection: Connection, shapes: Shapes, segment: Segment) -> _Proof | None:
+def _proved(connection: Connection, shapes: Shapes, hashes: RowHashes, segment: Segment) -> _Proof | None:
     """Returns the proof of a segment; None where anything about it does not hold."""
     after, until = segment
     hash_before = GENESIS_HASH if after == 0 else hash_at(connection, after)
@@ -130,7 +132,7 @@ def _proved(connection: Connection, shapes: Shapes, segment: Segment) -> _Proof 
     for page in chain_pages(connection, after, until):
         count += len(page)
         for row in page:
-            if not _is_next(row, sequence, previous, shapes):
+            if not _is_next(row, (sequence, previous), shapes, hashes):
                 aside = Report()
                 _explain(aside, row, (sequence, previous), shapes)
                 if not aside.is_proved:

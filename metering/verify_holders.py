@@ -10,17 +10,8 @@ from metering.findings import Check, Report
 from metering.plain_gangs import plain_gang
 from scheduler.core.model import DeviceId, Phase
 from scheduler.core.occupancy import Cursor, Interval, OccupancyState, charged_units
-from scheduler.store.ledger_rows import (
-    IdRange,
-    LedgerAllocation,
-    allocations,
-    cursors,
-    devices,
-    has_reclassifications,
-    id_ranges,
-    last_of_lane,
-    orphans,
-)
+from scheduler.store.ledger_allocations import IdRange, LedgerAllocation, allocations, id_ranges
+from scheduler.store.ledger_rows import cursors, devices, has_reclassifications, last_of_lane, orphans
 from scheduler.store.nodes import load_nodes, resting
 from scheduler.store.readers import Readers
 from scheduler.store.repartition import REMAINDER_CAUSE, Gap, device_gaps, is_remainder

@@ -36,7 +36,7 @@ from metering.timelines import DayTimelines, load_prices
 from scheduler.core.model import AccountId, AllocationId, tenant_of
 from scheduler.refusal import Refused
 from scheduler.store.database import StoreError, chunks
-from scheduler.store.ledger_rows import allocations_by_id
+from scheduler.store.ledger_allocations import allocations_by_id
 
 Owed = Counter[tuple[AccountId, str]]
 """Micro-units by tenant and currency."""

@@ -27,7 +27,7 @@ from metering.timelines import DayTimelines, load_prices
 from scheduler.core.model import AllocationId
 from scheduler.refusal import Refused
 from scheduler.store.database import StoreError, chunks
-from scheduler.store.ledger_rows import LedgerAllocation, allocations_by_id
+from scheduler.store.ledger_allocations import LedgerAllocation, allocations_by_id
 from scheduler.store.tables import ALLOCATION
 
 

@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from scheduler.core.model import AccountId, AllocationId, Booking, DeviceId, GpuClass, JobId, Phase
 
@@ -147,13 +148,66 @@ def fields_hash(fields: Sequence[object]) -> str:
 
     A word of an enum and its text hash alike, so rows of the database need not become intervals to be proved.
     """
+    return hashlib.sha256("\x1f".join(_encoded(fields)).encode()).hexdigest()
+
+
+def _encoded(fields: Sequence[object]) -> list[str]:
     # Length-prefixed, so that no two different rows share an encoding; None is told from the empty string.
     try:
-        parts = ["-" if value is None else _LENGTHS[len(text := f"{value}")] + text for value in fields]
+        return ["-" if value is None else _LENGTHS[len(text := f"{value}")] + text for value in fields]
     except IndexError:  # a text longer than those that are written out
-        parts = ["-" if value is None else f"{len(text := str(value))}:{text}" for value in fields]
-    return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
+        return ["-" if value is None else f"{len(text := str(value))}:{text}" for value in fields]
 
 
 _LENGTHS = tuple(f"{length}:" for length in range(256))
 """Lengths before their texts, made once: they are written a score of times in each row."""
+_SHA256 = hashlib.sha256()
+_HASHED = 19
+"""Fields of a stored row that are hashed: all before the previous row's hash, which goes first."""
+_HASH_LETTERS = 64
+_THIRTEEN_DIGITS = (10**12, 10**13 - 1)
+"""Times of the years 2001 to 2286 in milliseconds."""
+_MOST_PLACES, _MOST_HELD = 16_384, 1_024
+"""Encodings that are remembered: of a large centre's devices, and of the gangs whose rows stand beside each other."""
+
+
+class RowHashes:
+    """Hashes stored rows, one after the other, as `fields_hash` does, in a third of the time.
+
+    Of rows that follow each other much is alike: their devices come again, and a gang's devices are the same. The text
+    of that is made once. Rows are tuples in the order of `interval_hash`, from the sequence on, of what a database
+    gives for columns of integers and texts.
+    """
+
+    def __init__(self) -> None:
+        self._places: dict[tuple[object, ...], str] = {}
+        self._held: dict[tuple[object, ...], str] = {}
+
+    def of(self, previous_hash: str, row: tuple[Any, ...]) -> str:
+        """Returns the SHA-256 (hex) that chains a row to the one before."""
+        from_ms, to_ms, recorded_ms, key = row[4], row[5], row[17], row[18]
+        least, most = _THIRTEEN_DIGITS
+        try:
+            is_usual = least <= from_ms <= to_ms <= most and least <= recorded_ms <= most
+            if not is_usual or len(previous_hash) != _HASH_LETTERS:
+                return fields_hash((previous_hash, *row[:_HASHED]))
+            place, held = row[1:4], row[6:17]
+            place_text = self._places.get(place) or _remembered(self._places, place, _MOST_PLACES)
+            held_text = self._held.get(held) or _remembered(self._held, held, _MOST_HELD)
+            number = f"{row[0]}"
+            text = (
+                f"64:{previous_hash}\x1f{_LENGTHS[len(number)]}{number}\x1f{place_text}\x1f13:{from_ms}\x1f13:{to_ms}"
+                f"\x1f{held_text}\x1f13:{recorded_ms}\x1f{_LENGTHS[len(key)]}{key}"
+            )
+        except (TypeError, IndexError):  # something else than what belongs there, or a text that is very long
+            return fields_hash((previous_hash, *row[:_HASHED]))
+        made = _SHA256.copy()  # to make one anew costs as much as to hash a row
+        made.update(text.encode())
+        return made.hexdigest()
+
+
+def _remembered(known: dict[tuple[object, ...], str], fields: tuple[object, ...], most: int) -> str:
+    if len(known) >= most:
+        known.clear()
+    text = known[fields] = "\x1f".join(_encoded(fields))
+    return text

@@ -1,59 +1,40 @@
 """The occupancy ledger as core values, streamed: what metering reads to bill, to export and to verify.
 
 Every listing is paged by an index, so memory stays flat however long the ledger is: rows in the order of the chain,
-rows of one device in the order of time, and allocations in the order of their ids with all that they ever held.
+and rows of one device in the order of time. `ledger_allocations` has the allocations, with all that they ever held.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
-from scheduler.core.ending import COMPLETED, RecordedEnd, settled_end
 from scheduler.core.model import (
-    AccountId,
     AllocationId,
     Booking,
     DeviceId,
-    EndReason,
     GpuClass,
-    Grant,
-    JobId,
     NodeName,
     Phase,
-    UserName,
-    tenant_of,
 )
 from scheduler.core.occupancy import Cursor, Interval
 from scheduler.store.codec import (
     CURSOR_COLUMNS,
     INTERVAL_COLUMNS,
     cursor_of,
-    grants_of_text,
     interval_of,
-    labels_of_text,
 )
 from scheduler.store.database import chunks
-from scheduler.store.incidents import incident_ids
-from scheduler.store.overlays import evidence_of, held_now, known_now
-from scheduler.store.tables import ALLOCATION, DEVICE, DEVICE_CURSOR, JOB, OCCUPANCY, RECLASSIFICATION
+from scheduler.store.overlays import known_now
+from scheduler.store.tables import ALLOCATION, DEVICE, DEVICE_CURSOR, OCCUPANCY, RECLASSIFICATION
 
 PAGE_ROWS = 5_000
 END_OF_CHAIN = (1 << 63) - 1
 """After every sequence there can be."""
-_ALLOCATION_PLACE = [column.name for column in INTERVAL_COLUMNS].index("allocation_id")
-_TO_PLACE = [column.name for column in INTERVAL_COLUMNS].index("to_ms")
-PAGE_ALLOCATIONS = 256
-"""Allocations read at once, with all their rows: some thousand rows even where gangs are large."""
-
-IdRange = tuple[str, str | None]
-"""Ids of allocations after the first and up to the second; None: to the end."""
-ALL_IDS: IdRange = ("", None)
 
 # Made once: building a statement costs as much as running it, and leaves cycles for the collector.
-_IDS: sa.BindParameter[Any] = sa.bindparam("ids", expanding=True)
 _CHAIN_PAGE = (
     sa.select(*INTERVAL_COLUMNS)
     .where(OCCUPANCY.c.sequence > sa.bindparam("after"), OCCUPANCY.c.sequence <= sa.bindparam("until"))
@@ -74,16 +55,6 @@ _BRIEF_PAGE = (
     .order_by(OCCUPANCY.c.from_ms, OCCUPANCY.c.sequence)
     .limit(sa.bindparam("most", type_=sa.Integer))
 )
-_NOT_HELD = frozenset(("recorded_ms", "idempotency_key", "previous_hash", "hash"))
-"""What of a row says nothing about who held what: half of its bytes."""
-_HELD_COLUMNS = tuple(
-    sa.literal_column("0" if column.name == "recorded_ms" else "''").label(column.name)
-    if column.name in _NOT_HELD
-    else column
-    for column in INTERVAL_COLUMNS
-)
-_HELD_BY = sa.select(*_HELD_COLUMNS).where(OCCUPANCY.c.allocation_id.in_(_IDS))
-_HELD_NOW_BY = sa.select(*CURSOR_COLUMNS).where(DEVICE_CURSOR.c.allocation_id.in_(_IDS))
 _LAST_OF_LANE = (
     sa.select(*INTERVAL_COLUMNS)
     .where(OCCUPANCY.c.device == sa.bindparam("of_device"), OCCUPANCY.c.lane == sa.bindparam("of_lane"))
@@ -111,47 +82,6 @@ class ClosedTotal:
     unit_ms: int
     first_ms: int
     last_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class LedgerAllocation:
-    """An allocation with the names of what it was for, and everything that it holds or ever held."""
-
-    id: AllocationId
-    job: JobId
-    job_name: str | None  # None when the job's row is gone
-    job_label: str  # as people type it: `4711`, `4711_3`
-    labels: Mapping[str, str]
-    account: AccountId
-    user: UserName
-    gpu_class: GpuClass
-    booking: Booking
-    phase: Phase
-    segment: int
-    grants: tuple[Grant, ...]
-    decided_ms: int
-    started_ms: int | None
-    ended_ms: int | None
-    end_reason: EndReason | None
-    rows: tuple[Any, ...]
-    """Its closed intervals as plain tuples in the order of `codec.INTERVAL_COLUMNS`; without keys and hashes."""
-    cursors: tuple[Cursor, ...]
-    checkpointed_ms: int | None = None
-    """Until when its job last said that its work is saved."""
-    surplus_of: AllocationId | None = None
-    """The gang whose surplus nodes these are; None for a gang."""
-    incident: str | None = None
-    """The incident of a machine that ended it, `reason/node/time`; None where none is on record."""
-
-    @property
-    def intervals(self) -> tuple[Interval, ...]:
-        """Its closed intervals, made anew each time. Raises what reading a row raises."""
-        return tuple(map(interval_of, self.rows))
-
-    @property
-    def devices(self) -> frozenset[DeviceId]:
-        """The devices that it was granted."""
-        return frozenset(device for grant in self.grants for device in grant.devices)
 
 
 def chain_pages(connection: Connection, after: int = 0, until: int = END_OF_CHAIN) -> Iterator[list[Any]]:
@@ -384,159 +314,6 @@ def held_terms(
     return {(GpuClass(row.gpu_class), Booking(row.booking)) for row in connection.execute(sa.union(closed, held))}
 
 
-_ELEMENT = JOB.c.array_id.cast(sa.Text) + "_" + JOB.c.array_index.cast(sa.Text)
-"""What an element of an array is called; NULL for any other job."""
-
-
-# JSON is read as text: many allocations share few labels, and the same GPUs are granted again and again.
-_ALLOCATIONS: sa.Select[Any] = sa.select(
-    *(sa.cast(column, sa.Text).label("grants") if column.name == "grants" else column for column in ALLOCATION.c),
-    JOB.c.name.label("job_name"),
-    sa.cast(JOB.c.labels, sa.Text).label("job_labels"),
-    _ELEMENT.label("element"),
-).select_from(ALLOCATION.outerjoin(JOB, JOB.c.id == ALLOCATION.c.job_id))
-
-
-def allocations(
-    connection: Connection,
-    from_ms: int,
-    to_ms: int,
-    tenant: AccountId | None = None,
-    *,
-    ids: IdRange = ALL_IDS,
-    as_written: bool = False,
-) -> Iterator[LedgerAllocation]:
-    """Yields the allocations that lived in `[from_ms, to_ms)`, by id, each with all its rows, also those outside.
-
-    Rows, end and reason are as known now, with reclassifications laid over them, unless they are wanted as written.
-    """
-    last, until = ids
-    while True:
-        page = _allocation_page(connection, (from_ms, to_ms), tenant, (last, until))
-        yield from _with_rows(connection, page, as_written=as_written)
-        if len(page) < PAGE_ALLOCATIONS:
-            return
-        last = page[-1].id
-
-
-def id_ranges(
-    connection: Connection, from_ms: int, to_ms: int, tenant: AccountId | None, size: int
-) -> Iterator[IdRange]:
-    """Yields ranges of ids, in order, that have all that `allocations` yields: at most `size` each, and one range."""
-    last = ""
-    while True:
-        query = sa.select(ALLOCATION.c.id).where(*_wanted((from_ms, to_ms), tenant, (last, None)))
-        found = connection.execute(query.order_by(ALLOCATION.c.id).offset(size - 1).limit(1)).scalar()
-        yield last, found
-        if found is None:
-            return
-        last = found
-
-
-def allocations_by_id(connection: Connection, ids: Sequence[AllocationId]) -> list[LedgerAllocation]:
-    """Returns allocations by id, each with all its rows as known now; ids that mean none are left out."""
-    found: list[LedgerAllocation] = []
-    for start in range(0, len(ids), PAGE_ALLOCATIONS):
-        part = ids[start : start + PAGE_ALLOCATIONS]
-        page = connection.execute(_ALLOCATIONS.where(ALLOCATION.c.id.in_(part)).order_by(ALLOCATION.c.id)).all()
-        found += _with_rows(connection, page, as_written=False)
-    return found
-
-
-def tenants_between(connection: Connection, from_ms: int, to_ms: int) -> set[AccountId]:
-    """Returns the tenants whose allocations lived in `[from_ms, to_ms)`."""
-    query = sa.select(ALLOCATION.c.account).distinct().where(*_lived(from_ms, to_ms))
-    return {tenant_of(AccountId(account)) for account in connection.execute(query).scalars()}
-
-
-def _lived(from_ms: int, to_ms: int) -> tuple[sa.ColumnElement[bool], ...]:
-    # An allocation may have been given a part of the range after its end was written.
-    given = sa.select(RECLASSIFICATION.c.allocation_id).where(
-        RECLASSIFICATION.c.to_ms > from_ms, RECLASSIFICATION.c.allocation_id.is_not(None)
-    )
-    ended = sa.or_(ALLOCATION.c.ended_ms.is_(None), ALLOCATION.c.ended_ms > from_ms, ALLOCATION.c.id.in_(given))
-    return ALLOCATION.c.decided_ms < to_ms, ended
-
-
-def _wanted(span: tuple[int, int], tenant: AccountId | None, ids: IdRange) -> Iterator[sa.ColumnElement[bool]]:
-    after, until = ids
-    yield ALLOCATION.c.id > after
-    if until is not None:
-        yield ALLOCATION.c.id <= until
-    yield from _lived(*span)
-    if tenant is not None:
-        inside = sa.func.substr(ALLOCATION.c.account, 1, len(tenant) + 1) == f"{tenant}/"
-        yield sa.or_(ALLOCATION.c.account == tenant, inside)
-
-
-def _allocation_page(
-    connection: Connection, span: tuple[int, int], tenant: AccountId | None, ids: IdRange
-) -> Sequence[Row[Any]]:
-    query = _ALLOCATIONS.where(*_wanted(span, tenant, ids))
-    return connection.execute(query.order_by(ALLOCATION.c.id).limit(PAGE_ALLOCATIONS)).all()
-
-
-def _with_rows(connection: Connection, page: Sequence[Row[Any]], *, as_written: bool) -> Iterator[LedgerAllocation]:
-    ids = [row.id for row in page]
-    closed: dict[str, list[Any]] = {name: [] for name in ids}
-    for held_row in plain_rows(connection, _HELD_BY, ids=ids):
-        closed[held_row[_ALLOCATION_PLACE]].append(held_row)
-    hit = incident_ids(connection, ids)
-    settled: dict[str, tuple[int | None, EndReason | None]] = {}
-    if not as_written and has_reclassifications(connection):
-        closed, settled = _as_known(connection, page, closed)
-    held: dict[str, list[Cursor]] = {name: [] for name in ids}
-    for row in connection.execute(_HELD_NOW_BY, {"ids": ids}):
-        held[row.allocation_id].append(cursor_of(row))
-    for row in page:
-        written = row.ended_ms, EndReason(row.end_reason) if row.end_reason else None
-        ended_ms, end_reason = settled.get(row.id, written) if settled else written
-        yield LedgerAllocation(
-            id=AllocationId(row.id),
-            job=JobId(row.job_id),
-            job_name=row.job_name,
-            job_label=row.element or str(row.job_id),
-            labels=labels_of_text(row.job_labels) if row.job_labels else {},
-            account=AccountId(row.account),
-            user=UserName(row.user),
-            gpu_class=GpuClass(row.gpu_class),
-            booking=Booking(row.booking),
-            phase=Phase(row.phase),
-            segment=row.segment,
-            grants=grants_of_text(row.grants),
-            decided_ms=row.decided_ms,
-            started_ms=row.started_ms,
-            ended_ms=ended_ms,
-            end_reason=end_reason,
-            rows=tuple(closed[row.id]),
-            cursors=tuple(held[row.id]),
-            checkpointed_ms=row.checkpointed_ms,
-            surplus_of=None if row.surplus_of is None else AllocationId(row.surplus_of),
-            incident=hit.get(AllocationId(row.id)),
-        )
-
-
 def has_reclassifications(connection: Connection) -> bool:
     """Says whether anything is laid over the partition."""
     return connection.execute(sa.select(RECLASSIFICATION.c.sequence).limit(1)).first() is not None
-
-
-def _as_known(
-    connection: Connection, page: Sequence[Row[Any]], closed: dict[str, list[Any]]
-) -> tuple[dict[str, list[Any]], dict[str, tuple[int | None, EndReason | None]]]:
-    """Returns the rows of a page as known now, and when and why the allocations ended of which more was said."""
-    known = held_now(connection, [row.id for row in page], closed)
-    said = evidence_of(connection, [row.id for row in page])
-    settled: dict[str, tuple[int | None, EndReason | None]] = {}
-    for row in page:
-        if row.ended_ms is None:
-            continue
-        reason = EndReason(row.end_reason) if row.end_reason else None
-        # Where it ended stands in its rows; by which word, in the inbox.
-        ends = [held[_TO_PLACE] for held in known[row.id]]
-        ended_ms = max(ends, default=row.ended_ms)
-        if row.id in said:
-            word = settled_end(RecordedEnd(0, row.ended_ms, ended_ms, reason), said[AllocationId(row.id)]).reason
-            reason = None if word == COMPLETED else EndReason(word)
-        settled[row.id] = ended_ms, reason
-    return known, settled

@@ -6,6 +6,7 @@ read anew, `("work", work)` and `("task", task)`. A look and a task are answered
 of it or was raised.
 """
 
+import gc
 import os
 import pickle
 import sys
@@ -17,14 +18,18 @@ from typing import Any
 from sqlalchemy.engine import Connection
 
 from scheduler.store.database import Database, StoreError
+from scheduler.store.read_ahead import read_ahead
 
 _NICE = 5
 """Who decides and answers beside these processes goes first."""
+_GARBAGE = (50_000, 20, 100)
+"""When Python looks for cycles: rows are many and have none, and looking through them took a tenth of all time."""
 
 
 def main(fileno: int) -> int:
     """Serves until the pipe ends, which it does when the parent goes, in whatever way. Returns the exit status."""
     os.nice(_NICE)
+    gc.set_threshold(*_GARBAGE)
     pipe = Pipe(fileno)
     try:
         serve(pipe)
@@ -37,6 +42,8 @@ def main(fileno: int) -> int:
 def serve(pipe: Pipe) -> None:
     """Answers messages. Raises EOFError or OSError when the parent is gone."""
     url: str | None = pipe.recv()
+    if url is not None:
+        read_ahead(url)
     database = None if url is None else Database.open(url)
     pipe.send((True, None))
     source: Connection | None = None
@@ -55,6 +62,8 @@ def serve(pipe: Pipe) -> None:
             elif kind == "work":
                 do, problem = None, None
                 do = what.begin(source)
+                if not gc.get_freeze_count():
+                    gc.freeze()  # modules stay; nobody need look at them again
                 continue
             else:
                 answer = _done(do, problem, what)

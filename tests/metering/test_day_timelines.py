@@ -8,7 +8,7 @@ import pytest
 from metering.charges import lines_due
 from metering.timelines import DayTimelines, Prices, load_prices
 from scheduler.core.model import Booking, DeviceId
-from scheduler.store.ledger_rows import allocations_by_id
+from scheduler.store.ledger_allocations import allocations_by_id
 from tests.metering.builders import HOUR_MS, NOON_MS, book
 from tests.metering.centre import Centre
 from tests.metering.test_tariffs import package, rich

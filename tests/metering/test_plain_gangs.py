@@ -12,7 +12,7 @@ from metering.core.usage import UnevenSegment, holding_of, segments_of
 from metering.plain_gangs import plain_gang
 from scheduler.core.model import AllocationId, Booking, DeviceId, EndReason, GpuClass, Phase, UserName
 from scheduler.store.codec import INTERVAL_COLUMNS
-from scheduler.store.ledger_rows import LedgerAllocation, allocations
+from scheduler.store.ledger_allocations import LedgerAllocation, allocations
 from tests.metering.centre import Centre
 
 NAMES = [column.name for column in INTERVAL_COLUMNS]

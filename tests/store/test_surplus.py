@@ -8,7 +8,7 @@ from scheduler.core.plan import Start, Stop, Surplus
 from scheduler.executor import Checkpointed, Shrunk, StartOrder
 from scheduler.store import queries, read
 from scheduler.store.actions import CancelJobs, Did, UpdateJobs
-from scheduler.store.ledger_rows import allocations_by_id
+from scheduler.store.ledger_allocations import allocations_by_id
 from tests.store.harness import Centre, draft, start
 
 
