@@ -39,6 +39,7 @@ from metering.timelines import Timelines, load_prices, timelines
 from metering.usage_lines import USAGE_COLUMNS
 from scheduler.core.model import AccountId, tenant_of
 from scheduler.refusal import RefusalCode, Refused
+from scheduler.rundir import sync_directory
 from scheduler.store.account_names import AccountNames, load_account_names
 from scheduler.store.database import StoreCorrupt
 from scheduler.store.ledger_rows import ended_between, hash_at, id_ranges
@@ -101,7 +102,7 @@ def export_usage(  # noqa: PLR0913 - a request in words: what, where, which time
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    _sync_directory(out_dir.parent)
+    sync_directory(out_dir.parent)
     return manifest
 
 
@@ -334,11 +335,3 @@ def _write_text(path: Path, text: str) -> None:
         stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())
-
-
-def _sync_directory(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
