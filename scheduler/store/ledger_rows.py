@@ -37,8 +37,9 @@ from scheduler.store.codec import (
 )
 from scheduler.store.database import chunks
 from scheduler.store.incidents import incident_ids
+from scheduler.store.ledger_tables import DEVICE_CURSOR, OCCUPANCY, RECLASSIFICATION
 from scheduler.store.overlays import evidence_of, held_now, known_now
-from scheduler.store.tables import ALLOCATION, DEVICE, DEVICE_CURSOR, JOB, OCCUPANCY, RECLASSIFICATION
+from scheduler.store.tables import ALLOCATION, DEVICE, JOB
 
 PAGE_ROWS = 5_000
 END_OF_CHAIN = (1 << 63) - 1

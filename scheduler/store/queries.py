@@ -35,7 +35,8 @@ from scheduler.store.codec import (
     job_of,
     launch_of,
 )
-from scheduler.store.tables import ALLOCATION, JOB, JOB_EVENT
+from scheduler.store.history_tables import JOB_EVENT
+from scheduler.store.tables import ALLOCATION, JOB
 
 JobKey = Literal["account", "tenant", "user", "state", "reason", "gpu_class"]
 """What jobs may be counted by."""

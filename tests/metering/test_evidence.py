@@ -21,8 +21,8 @@ from scheduler.refusal import Refused
 from scheduler.store.database import Database, StoreError
 from scheduler.store.evidence import Reclassify, Said
 from scheduler.store.ledger_rows import allocations, intervals_of_device
+from scheduler.store.ledger_tables import EVIDENCE, RECLASSIFICATION
 from scheduler.store.overlays import known_now, unknown_stretches
-from scheduler.store.tables import EVIDENCE, RECLASSIFICATION
 from tests.metering.builders import HOUR_MS, book
 from tests.metering.centre import Centre
 

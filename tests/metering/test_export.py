@@ -28,7 +28,8 @@ from scheduler.core.model import GPU_UNITS, AccountId, Booking, DeviceId, EndRea
 from scheduler.refusal import RefusalCode, Refused
 from scheduler.store import ledger_rows
 from scheduler.store.database import StoreCorrupt
-from scheduler.store.tables import ACCOUNT_NAME, JOB, OCCUPANCY
+from scheduler.store.ledger_tables import ACCOUNT_NAME, OCCUPANCY
+from scheduler.store.tables import JOB
 from tests.metering.builders import DAY_MS, HOUR_MS, NOON_MS, book
 from tests.metering.centre import SECRET, Centre
 from tests.metering.in_parts import verify, verify_export

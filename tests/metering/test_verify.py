@@ -10,7 +10,8 @@ from metering.findings import Check, Report
 from metering.tables import PRICE_BOOK
 from scheduler.core.model import GPU_UNITS, DeviceId, EndReason
 from scheduler.core.occupancy import OccupancyState
-from scheduler.store.tables import ALLOCATION, DEVICE, DEVICE_CURSOR, LEDGER_HEAD, OCCUPANCY
+from scheduler.store.ledger_tables import DEVICE_CURSOR, LEDGER_HEAD, OCCUPANCY
+from scheduler.store.tables import ALLOCATION, DEVICE
 from tests.metering.builders import NOON_MS
 from tests.metering.centre import Centre
 from tests.metering.in_parts import verify
