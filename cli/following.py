@@ -7,15 +7,18 @@ breaks off is taken up where it ended.
 import base64
 import binascii
 import json
+import queue
 import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from cli import answers
 from cli.answers import BrokenAnswer, Json
 from cli.client import Client, step
 from cli.errors import ExitCode
 from cli.faults import ApiError
+from cli.joblines import Add, Labelled, all_ranks
 from cli.render import Screen
 from cli.session import job_in
 
@@ -25,6 +28,9 @@ LONGEST_POLL_SECONDS = 60
 ABSENCE_SECONDS = 120.0
 """How long a daemon may be away before following gives up: longer than a restart or a take-over (15 s)."""
 _LONGEST_PAUSE_SECONDS = 5.0
+_MOST_PIECES = 64
+"""Pieces of output that wait to be printed; whoever reads them faster waits."""
+_WAITING = frozenset({"pending", "held"})
 
 
 def has_ended(job: Json) -> bool:
@@ -94,14 +100,63 @@ class Companion:
                 # A server that answers at once is asked again soon, but not in a tight loop.
                 time.sleep(0.25 if deadline is None else max(0.0, min(0.25, deadline - time.monotonic())))
 
-    def follow(self, rank: int = 0) -> Json:
-        """Prints the job's output until the job has ended, and returns the job."""
+    def follow(self, job: Json | None = None, ranks: Sequence[int] | None = None, *, add: Add | None = None) -> Json:
+        """Prints the output of some of the job's nodes until the job has ended, and returns the job.
+
+        `ranks`: of these nodes; of all of a small gang where there are none, `job` being what is known of it. Of
+        several nodes each line has its rank before it, and `add` takes all pieces where it is given.
+        """
+        labelled = Labelled(self._output)
         while True:
-            attempt = self._stream(rank)
+            wanted = ranks or all_ranks(self._placed(job or {}))
+            if len(wanted) == 1:
+                attempt = self._stream(self._client, wanted[0], add or (lambda _rank, data: self._output(data)))
+            else:
+                attempt = self._streams(wanted, add or labelled.add)
+                labelled.close()
             job = self._settled(attempt)
             if has_ended(job):
                 return job
             self._screen.say(f"job {self._ref} starts again (attempt {attempt} ended); its output begins anew")
+
+    def _placed(self, job: Json) -> Json:
+        """The job, once it is known how many nodes it has: one that would take more waits for its start."""
+        found: Json | None = job
+        while found and answers.whole(found, "nodes_max") is not None and answers.text(found, "state") in _WAITING:
+            found = self._ask(1, None)
+            if found is not None and answers.text(found, "state") in _WAITING:
+                time.sleep(0.1)
+        return found or {}
+
+    def _streams(self, ranks: Sequence[int], add: Add) -> int:
+        """Prints one attempt's output on several nodes as it comes, to its end on all; returns which attempt it was.
+
+        Each has a connection of its own and is read by a thread; what they read is printed by this one alone.
+        """
+        pieces: queue.Queue[tuple[int, bytes | int | Exception]] = queue.Queue(_MOST_PIECES)
+
+        def read(rank: int) -> None:
+            client = Client(self._client.endpoint)
+            try:
+                pieces.put((rank, self._stream(client, rank, lambda of, data: pieces.put((of, data)))))
+            except Exception as problem:  # noqa: BLE001  (a thread's edge: it is raised where it is waited for)
+                pieces.put((rank, problem))
+            finally:
+                client.close()
+
+        for rank in ranks:
+            # Nobody waits for these after Ctrl-C: a quiet stream would keep the command alive.
+            threading.Thread(target=read, args=(rank,), daemon=True).start()
+        left, attempt = len(ranks), 1
+        while left:
+            rank, piece = pieces.get()
+            if isinstance(piece, Exception):
+                raise piece
+            if isinstance(piece, int):
+                left, attempt = left - 1, max(attempt, piece)
+            else:
+                add(rank, piece)
+        return attempt
 
     def _ask(self, hold_seconds: int, deadline: float | None) -> Json | None:
         """The job, held back by the server until it ends or `hold_seconds` are over; None if `deadline` came first."""
@@ -132,19 +187,19 @@ class Companion:
                 return job
             time.sleep(0.05)
 
-    def _stream(self, rank: int) -> int:
-        """Prints one attempt's output to its end; returns which attempt it was."""
+    def _stream(self, client: Client, rank: int, add: Add) -> int:
+        """Hands on one attempt's output on one node to its end; returns which attempt it was."""
         after: str | None = None
         pause, given_up_at = 0.05, time.monotonic() + ABSENCE_SECONDS
         while True:
             try:
-                for event in self._client.events(f"{self._path}/logs", {"rank": rank}, after=after):
+                for event in client.events(f"{self._path}/logs", {"rank": rank}, after=after):
                     self._is_known = True
                     after = event.id or after
                     content = _content(event.data)
                     if event.kind == "end":
                         return answers.whole(content, "attempt") or 1
-                    self._output(_bytes(content))
+                    add(rank, _bytes(content))
                     pause, given_up_at = 0.05, time.monotonic() + ABSENCE_SECONDS
                 self._is_known = True  # the stream of a job that has said nothing yet was cut
             except ApiError as problem:

@@ -13,7 +13,7 @@ from cli.faults import ApiError
 from cli.following import Companion, exit_code_of, has_ended
 from cli.seat import sit, size
 from cli.session import Session, job_in
-from cli.views import ending
+from cli.views import ended_as, ending
 
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 2.0
 RECONNECT_SECONDS = 45.0
@@ -44,9 +44,8 @@ def sit_at(session: Session, reference: str) -> int:
             job = _sit(session, reference)
         if has_ended(job):
             code = exit_code_of(job)
-            ended = ending(job)
-            if code != ExitCode.DONE and ended:
-                session.screen.say(f"job {reference} {answers.text(job, 'state')} ({ended})")
+            if code != ExitCode.DONE and ending(job):
+                session.screen.say(f"job {reference} {ended_as(job)}")
             return code
         session.screen.say(f"job {reference} was stopped and waits to start again; Ctrl-C cancels it")
 

@@ -6,7 +6,7 @@ from decimal import Decimal
 from cli import phrases
 from cli.answers import Json, items, number, sub, text, texts, truth, whole
 from cli.layout import Column, View
-from cli.views import ending, reason_words, used, why
+from cli.views import ended_as, reason_words, used, why
 
 MOST_AHEAD = 3
 """Jobs ahead that a line names; `-o json` has more."""
@@ -58,8 +58,7 @@ def told(job: Json, now: datetime) -> list[str]:
     }
     if state in {"pending", "held"}:
         facts["waits"] = why(job, now)
-    ended = ending(job)
-    heading = f"{phrases.job_id(job)} {text(job, 'name') or ''}: {state}" + (f" ({ended})" if ended else "")
+    heading = f"{phrases.job_id(job)} {text(job, 'name') or ''}: {ended_as(job)}"
     return [heading, *(f"  {name:<10}{value}" for name, value in facts.items() if value)]
 
 

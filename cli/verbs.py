@@ -209,7 +209,7 @@ class VerbGroup(TyperGroup):
         """Writes the verbs under their headings, without importing one of them."""
         shown = self._shown()
         for panel in dict.fromkeys(verb.panel for verb in shown):
-            with formatter.section(panel):
+            with formatter.section(panel or "Commands"):
                 formatter.write_dl([(verb.name, verb.summary) for verb in shown if verb.panel == panel])
 
     def _shown(self) -> list[Verb]:

@@ -101,6 +101,12 @@ def totals(answer: Json) -> str | None:
     return " · ".join(parts)
 
 
+def ended_as(job: Json) -> str:
+    """Returns the state that a job is in, and what more there is to say of its end: `failed (exit 3)`, `cancelled`."""
+    state, how = text(job, "state") or "?", ending(job)
+    return f"{state} ({how})" if how and how != state else state
+
+
 _JOB_FIELDS = (
     "id", "array_id", "array_index", "name", "tenant", "project", "user", "state", "reason", "exit_code",
     "gpus_per_node", "nodes", "gpus_total", "gpu_model", "pool", "booking", "priority", "time_limit_seconds",

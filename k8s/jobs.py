@@ -5,34 +5,37 @@
 
 All that must survive is in the cluster and in the scheduler's store: this class is a cache that can be lost at any
 instant, and `recover` makes it anew. Whatever of ours runs in the cluster for an allocation that is not live is deleted
-on sight. Pods of ended jobs stay for a while, for their logs. Reading order: `start`, `observe`, `recover`, `_sweep`.
+on sight. Pods of ended jobs stay for a while, for their logs. What becomes of a run is
+`judging`'s affair. Reading order: `start`, `observe`, `recover`.
 """
 
 import logging
 import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 from k8s import names
 from k8s.api import Api, Json
 from k8s.chores import Chores
-from k8s.cluster import Cluster, OurJob
+from k8s.cluster import Cluster
 from k8s.crew import Crew
 from k8s.ending import Ender, surplus_jobs
 from k8s.inside import Inside
+from k8s.judging import Judge, View
 from k8s.launching import Launcher
 from k8s.logkeeper import LogKeeper
 from k8s.manifests import is_meeting
-from k8s.nodes import Machine, inventory
+from k8s.nodes import inventory
 from k8s.options import Options
 from k8s.places import Places
 from k8s.pods import Pod
 from k8s.problems import KubernetesProblem
 from k8s.runs import Run, Stop
-from k8s.seats import DESERTED, Seats
-from k8s.shrinking import due_to_leave, may_shrink, surplus_places, try_to_shrink
+from k8s.seats import Seats
+from k8s.shrinking import may_shrink, surplus_places
+from k8s.sweeping import Sweeper
 from scheduler.clock import Clock
 from scheduler.core.model import AllocationId, EndReason, NodeAvailability
 from scheduler.executor import (
@@ -56,14 +59,6 @@ LOOK_MS = 1000
 """Between two looks at every run: how late a limit, a lost node or a timeout is noticed."""
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class _View:
-    """The cluster as it is for one look at all runs."""
-
-    now_ms: int
-    machines: dict[str, Machine]
 
 
 class KubernetesExecutor:
@@ -91,11 +86,12 @@ class KubernetesExecutor:
         self._ender = Ender(api, clock, self._cluster, self._launcher, self._chores, keeper)
         self._inside = Inside(api)
         self._seats = Seats(self._inside, clock, self._bell.set)
+        self._judge = Judge(self._cluster, self._ender, self._chores, self._seats, options.times)
         self._runs: dict[AllocationId, Run] = {}
         self._postponed: dict[AllocationId, StartOrder] = {}
         """Found by `recover` not to have been started (wholly): the next looks start them, some at a time."""
         self._places = Places(api, keeper)
-        self._kept_until_ms: dict[AllocationId, int] = {}
+        self._sweeper = Sweeper(self._cluster, self._chores, options.times.finished_seconds)
         self._asked: set[AllocationId] = set()
         """To be stopped, and not asked of the server yet."""
         self._has_offered = False
@@ -256,8 +252,7 @@ class KubernetesExecutor:
             for place in () if run.order.spec.is_terminal else run.ranks.values():
                 self._keeper.keep(allocation, place.pod, run.order.spec.log_limit_bytes)
             if is_ours:
-                keep_ms = round(self._options.times.finished_seconds * 1000)
-                self._kept_until_ms[allocation] = self._clock.now_ms() + keep_ms
+                self._sweeper.keep(allocation, self._clock.now_ms())
             self._chores.release(run.namespace, self._ender.job_names(run), gang)
 
     # ---- what happens ---------------------------------------------------------------------------------------------
@@ -272,24 +267,23 @@ class KubernetesExecutor:
         self._start_postponed()
         news: list[Observation] = []
         runs = self._to_look_at(touched, now_ms)
-        view = _View(now_ms, self._cluster.machines() if runs else {})
+        view = View(now_ms, self._cluster.machines() if runs else {})
         for run in runs:
             try:
-                self._look(run, view)
+                self._judge.look(run, view)
             except KubernetesProblem as problem:
                 # One run that cannot be ended now must not hide the others; the next look tries again.
                 _log.warning("allocation %s: %s", run.order.allocation.id, problem)
-        self._carry_out_stops(runs)
+        self._asked -= self._judge.carry_out(runs, self._crew)
         for run in runs:
-            self._try_to_end(run, now_ms)
+            self._judge.try_to_end(run, now_ms)
             started = run.started()
             if started is not None and run.end is None:
                 news.append(started)
         if now_ms >= self._next_sweep_ms:
             self._next_sweep_ms = now_ms + SWEEP_MS
-            self._sweep(None, now_ms)
-        else:
-            self._sweep(touched - self._runs.keys(), now_ms)
+            touched = self._cluster.allocations()
+        self._sweeper.sweep(touched, self._live(), now_ms)
         self._chores.work()
         news += [run.shrunk for run in self._runs.values() if run.shrunk is not None]
         return [*news, *(run.end for run in self._runs.values() if run.end is not None)]
@@ -316,7 +310,7 @@ class KubernetesExecutor:
             found = tuple(sorted(job.name for job in jobs if job.surplus in {None, order.surplus}))
             self._take_up(order, found, now_ms)
         self._is_recovered = True
-        self._sweep(None, now_ms)
+        self._sweeper.sweep(self._cluster.allocations(), self._live(), now_ms)
 
     def wait_for_news(self, timeout_seconds: float) -> bool:
         """Sleeps until a mirror hears something, `wake` is called, time makes a run due, or the time is over."""
@@ -398,70 +392,8 @@ class KubernetesExecutor:
         self._next_look_ms = now_ms + LOOK_MS
         return list(self._runs.values())
 
-    def _look(self, run: Run, view: _View) -> None:
-        """Brings one run up to date."""
-        if run.end is not None or (not run.is_created and run.stop is None):
-            return
-        for place, node in run.given_up(view.machines, view.now_ms, self._options.times):
-            place.lost_ms = self._ender.last_sign_ms(node, place.seen_ms, run)
-            lost = Stop(EndReason.NODE_LOST, 0.0, view.now_ms, f"node {node} was lost")
-            if place.pod.rank < run.least and run.stop is None:
-                run.stop = lost
-            elif place.pod.rank >= run.least and run.leaving is None:
-                run.leaving = replace(lost, grace_seconds=run.order.spec.grace_seconds)
-        jobs = self._cluster.jobs_of(run.order.allocation.id)
-        self._look_at_surplus(run, view, jobs)
-        if run.stop is None:
-            run.stop = run.due(view.now_ms, view.machines, self._options.times)
-            if run.stop is not None and run.stop.reason is EndReason.CANCELLED:
-                self._ender.blame_removed_node(run.order.allocation.grants[: run.staying], run.stop)
-        is_empty = run.order.spec.is_terminal and run.started_ms() is not None
-        if run.stop is None and is_empty and self._seats.deserted(run.order.allocation.id):
-            run.stop = Stop(EndReason.CANCELLED, run.order.spec.grace_seconds, view.now_ms, DESERTED)
-        if run.stop is None and any(job.is_deleting for job in jobs if job.surplus is None):
-            words = "its Job was deleted in Kubernetes, by hand or by another controller"
-            run.stop = Stop(EndReason.CANCELLED, run.order.spec.grace_seconds, view.now_ms, words)
-
-    def _look_at_surplus(self, run: Run, view: _View, jobs: Sequence[OurJob]) -> None:
-        """Finds out whether the ranks beyond the least must leave."""
-        own = run.order.surplus
-        is_job_deleted = any(job.is_deleting for job in jobs if job.surplus is not None and job.surplus == own)
-        times = self._options.times
-        stop = due_to_leave(run, view.now_ms, view.machines, times, is_job_deleted=is_job_deleted)
-        if stop is not None:
-            run.leaving = stop
-            if stop.reason is EndReason.CANCELLED:
-                self._ender.blame_removed_node(run.order.allocation.grants[run.least :], stop)
-
-    def _carry_out_stops(self, runs: Sequence[Run]) -> None:
-        """Asks the server to end what is to be stopped, all of it side by side: a node may take a hundred along."""
-        ending = [(run, self._ender.end) for run in runs if run.stop is not None and run.end is None]
-        ending += [
-            (run, self._ender.let_leave)
-            for run in runs
-            if run.stop is None
-            and run.end is None
-            and run.leaving is not None
-            and run.shrunk is None
-            and run.is_created
-        ]
-        for (run, _), outcome in zip(ending, self._crew.each([partial(end, run) for run, end in ending]), strict=True):
-            if isinstance(outcome, ExecutorError):
-                _log.warning("allocation %s is stopped later: %s", run.order.allocation.id, outcome)
-            else:
-                self._asked.discard(run.order.allocation.id)
-
-    def _try_to_end(self, run: Run, now_ms: int) -> None:
-        if run.end is not None or (not run.is_created and run.stop is None):
-            return
-        for pod in run.doubles():
-            try:
-                self._chores.delete_pod(pod, 0.0)
-            except KubernetesProblem as problem:
-                _log.warning("pod %s is deleted later: %s", pod.name, problem)
-        # First: a gang that ends before anybody heard of its loss is not billed for what was lost.
-        try_to_shrink(run, now_ms)
-        run.try_to_end(now_ms)
+    def _live(self) -> set[AllocationId]:
+        return self._runs.keys() | self._postponed.keys()
 
     def _take_up(self, order: StartOrder, found: tuple[str, ...], now_ms: int) -> None:
         """Adopts a live allocation after a restart, starts it if it never was, or says that it is gone."""
@@ -511,29 +443,6 @@ class KubernetesExecutor:
         allocation = order.allocation.id
         run = self._runs[allocation] = Run(order, self._launcher.namespace(order), is_created=True)
         run.end = Ended(allocation, self._clock.now_ms(), None, EndReason.LAUNCH_FAILED, detail=str(refusal))
-
-    def _sweep(self, only: set[AllocationId] | None, now_ms: int) -> None:
-        """Ends what runs for allocations that are not live, and tidies up what was kept long enough."""
-        for allocation in sorted(self._cluster.allocations() if only is None else only):
-            if allocation in self._runs or allocation in self._postponed:
-                continue
-            mine, theirs = self._cluster.pods_of(allocation), self._cluster.jobs_of(allocation)
-            mine = [pod for pod in mine if not pod.is_kept]
-            if not theirs and not mine:
-                continue
-            namespace = theirs[0].namespace if theirs else mine[0].namespace
-            job_names = tuple(job.name for job in theirs)
-            gang = theirs[0].gang if theirs else ""
-            if not mine or any(pod.usage is not None or pod.finish is None for pod in mine):
-                self._chores.end(namespace, job_names, gang, mine)
-            elif self._keep_until(allocation, mine) <= now_ms:
-                self._chores.end(namespace, job_names, gang, mine)
-                self._kept_until_ms.pop(allocation, None)
-
-    def _keep_until(self, allocation: AllocationId, pods: Sequence[Pod]) -> int:
-        keep_ms = round(self._options.times.finished_seconds * 1000)
-        ended_ms = max((pod.finish.at_ms or 0) if pod.finish is not None else 0 for pod in pods)
-        return self._kept_until_ms.get(allocation, ended_ms + keep_ms)
 
     def _due_seconds(self) -> float | None:
         """Returns in how many seconds time alone makes something due; None when nothing will."""

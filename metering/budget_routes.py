@@ -12,7 +12,7 @@ from sqlalchemy.engine import Connection
 
 from metering.budgets import end_budget, headroom_events, money, set_budget, standing, standings, top_up, warned_at
 from metering.core.budget import Budget, BudgetKind, Standing
-from metering.core.quantity import AMOUNT_DECIMALS
+from metering.core.quantity import AMOUNT_DECIMALS, Rounding, divide, minor_unit
 from metering.journal import budgets
 from metering.ledger import current_book
 from scheduler.auth import READS_JOBS, SETS_BUDGETS, Rights, is_within
@@ -227,18 +227,26 @@ def _shown(where: Standing | None) -> Json:
 def _item(where: Standing, warned: tuple[int, ...]) -> Json:
     budget, period = where.budget, where.period
 
+    cent = int(minor_unit(budget.currency).scaleb(AMOUNT_DECIMALS))
+
+    def whole(micros: int, mode: Rounding = Rounding.DOWN) -> int:
+        return divide(micros, cent, mode) * cent
+
     def amount(micros: int) -> Json:
         told = money(micros, budget.currency)
         return {"amount": told.amount, "currency": told.currency}
 
+    # Never told more than is left, nor less than is held; used is the rest, so that what is told adds up.
+    held, left = whole(where.held_micros, Rounding.UP), whole(where.left_micros)
+    used = whole(where.paid_micros + budget.overdraft_micros) - held - left if period else where.used_micros
     return {
         "account": budget.account,
         "period": budget.kind.value,
         "is_hard": budget.is_hard,
         "paid": amount(where.paid_micros),
-        "used": amount(where.used_micros),
-        "held": amount(where.held_micros),
-        "left": amount(where.left_micros),
+        "used": amount(used),
+        "held": amount(held),
+        "left": amount(left),
         "overdraft": amount(budget.overdraft_micros),
         "used_ratio": where.used_permille / 1000,
         "period_begins_at": None if period is None or not period.from_ms else iso_utc(period.from_ms),

@@ -30,7 +30,7 @@ from scheduler.store.ledger_rows import (
     life_start_ms,
 )
 from scheduler.store.readers import Readers
-from scheduler.store.repartition import absent_ms, device_gaps
+from scheduler.store.repartition import Gap, absent_ms, device_gaps
 
 _ORDER = tuple(OccupancyState)
 _PLACE = {state.value: place for place, state in enumerate(_ORDER)}
@@ -62,11 +62,33 @@ class StateOfDay:
     capacity_ms: int
 
 
+@dataclass(frozen=True, slots=True)
+class Lived:
+    """What a device was on each of its days, added up: what its rows are told from."""
+
+    device: LedgerDevice
+    first_day: int
+    slots: tuple[int, ...]
+    """Unit-milliseconds: _SLOTS for each day from its first to its last."""
+    start_ms: int
+    """When the ledger's knowledge of it begins, where that is in the days."""
+    until_ms: int
+    gaps: Sequence[Gap]
+
+
 def capacity_of(readers: Readers[Connection], days: Sequence[Day]) -> Iterator[StateOfDay]:
     """Yields every device's states of each day, by device, day and state; states that did not occur are left out.
 
+    As `lives_of` and `states_of`, which several processes may share.
+    """
+    for lived in lives_of(readers, days):
+        yield from states_of(lived, days)
+
+
+def lives_of(readers: Readers[Connection], days: Sequence[Day]) -> list[Lived]:
+    """Returns what every device was, by device; those that were not there are left out.
+
     `days` are contiguous. Open intervals count to the end of the last day, which the caller has found to be known.
-    Raises StoreCorrupt when the states of a day do not add up to the device.
     """
     connection = readers.source
     from_ms, to_ms = days[0].from_ms, days[-1].to_ms
@@ -76,6 +98,7 @@ def capacity_of(readers: Readers[Connection], days: Sequence[Day]) -> Iterator[S
     for interval in brief_cursors(connection, to_ms):
         sums.add(interval)
     gaps = device_gaps(connection)
+    found: list[Lived] = []
     for device in devices(connection):
         life = sums.lives.pop(device.id, None)
         if life is None:
@@ -83,12 +106,21 @@ def capacity_of(readers: Readers[Connection], days: Sequence[Day]) -> Iterator[S
         start_ms = life.since_ms
         if start_ms > from_ms:
             start_ms = life_start_ms(connection, device.id)
-        for number in range(life.first_day, life.last_day + 1):
-            day = days[number]
-            held = life.slots[number * _SLOTS : number * _SLOTS + _SLOTS]
-            begin_ms, end_ms = max(day.from_ms, start_ms), min(day.to_ms, life.until_ms)
-            life_ms = end_ms - begin_ms - absent_ms(gaps.get(device.id, ()), begin_ms, end_ms)
-            yield from _states_of_day(device, day, held, life_ms)
+        slots = tuple(life.slots[life.first_day * _SLOTS : (life.last_day + 1) * _SLOTS])
+        found.append(Lived(device, life.first_day, slots, start_ms, life.until_ms, gaps.get(device.id, ())))
+    return found
+
+
+def states_of(lived: Lived, days: Sequence[Day]) -> Iterator[StateOfDay]:
+    """Yields a device's states of each day, by day and state.
+
+    Raises StoreCorrupt when the states of a day do not add up to the device.
+    """
+    for place in range(0, len(lived.slots), _SLOTS):
+        day = days[lived.first_day + place // _SLOTS]
+        begin_ms, end_ms = max(day.from_ms, lived.start_ms), min(day.to_ms, lived.until_ms)
+        life_ms = end_ms - begin_ms - absent_ms(lived.gaps, begin_ms, end_ms)
+        yield from _states_of_day(lived.device, day, lived.slots[place : place + _SLOTS], life_ms)
 
 
 def _starts(processes: int, from_ms: int, to_ms: int) -> Sequence[Starts]:
@@ -175,8 +207,7 @@ class _Sums:
                 continue
             place, unit_ms = number * _SLOTS + _PLACE[state], units * (last_ms - first_ms)
             life.slots[place] += unit_ms
-            if last_ms > life.until_ms:
-                life.until_ms = last_ms
+            life.until_ms = max(life.until_ms, last_ms)
             if phase == _RUNNING and allocation is not None:
                 running[device, lane] = allocation
                 life.slots[number * _SLOTS + _BILLED] += unit_ms

@@ -25,7 +25,8 @@ from metering.focus import FocusRows, FocusTerms
 from metering.focus_check import FocusChecker, FocusPart
 from metering.ledger import has_windows
 from metering.timelines import MeterKey, Timelines, load_prices
-from metering.usage_lines import USAGE_COLUMNS, LineContext, RatedLine, UsageRows, rated_lines
+from metering.usage_columns import USAGE_COLUMNS
+from metering.usage_lines import LineContext, RatedLine, UsageRows, rated_lines
 from scheduler.core.model import AccountId, tenant_of
 from scheduler.store.account_names import load_account_names
 from scheduler.store.ledger_allocations import IdRange

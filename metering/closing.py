@@ -41,9 +41,9 @@ from scheduler.clock import Clock
 from scheduler.refusal import RefusalCode, Refused
 from scheduler.store.chained import append, head_of
 from scheduler.store.database import Database
+from scheduler.store.ledger_tables import OCCUPANCY, RECLASSIFICATION
 from scheduler.store.overlays import unknown_stretches
 from scheduler.store.read import ledger_head
-from scheduler.store.tables import OCCUPANCY, RECLASSIFICATION
 from scheduler.store.transaction import Transaction
 from scheduler.store.write import Command
 

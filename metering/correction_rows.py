@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from metering.tables import CORRECTION
-from metering.usage_lines import USAGE_COLUMNS
+from metering.usage_columns import USAGE_COLUMNS
 from scheduler.core.model import AccountId
 
 

@@ -40,7 +40,7 @@ from metering.usage_lines import PERIOD_STATUS
 from scheduler.core.model import AccountId, AllocationId
 from scheduler.refusal import RefusalCode, Refused
 from scheduler.store.chained import append, head_of
-from scheduler.store.tables import RECLASSIFICATION
+from scheduler.store.ledger_tables import RECLASSIFICATION
 from scheduler.store.transaction import Transaction
 
 _MICROS = 10**AMOUNT_DECIMALS

@@ -8,7 +8,8 @@ from metering.core.credits import Fault, credit_micros, credited_span
 from metering.core.quantity import AMOUNT_DECIMALS, GPU_HOURS_DECIMALS, fixed
 from metering.core.who_pays import WhoPays
 from metering.csv_files import harmless
-from metering.usage_lines import USAGE_COLUMNS, RatedLine
+from metering.usage_columns import USAGE_COLUMNS
+from metering.usage_lines import RatedLine
 
 CREDIT = "credit/"
 """What the id of a credit line begins with, before that of the usage line."""

@@ -31,6 +31,8 @@ MOST_ITEMS = 10_000
 """Pieces of evidence in one request: an agent's backlog of a day, at one sign of life a minute and job."""
 W = TypeVar("W", bound=StrEnum)
 _Moment = Annotated[str, Field(max_length=64)]
+_OpenSpan = tuple[int, int | None]
+"""From when, and until when if that is said; UTC milliseconds."""
 
 
 class EvidenceItem(Strict):
@@ -73,6 +75,15 @@ class ReclassifyBody(Strict):
         return self
 
 
+def _open_span(
+    from_: Annotated[str | None, Query(alias="from", max_length=64)] = None,
+    to: Annotated[str | None, Query(max_length=64)] = None,
+    zone: Annotated[str, Query(max_length=64)] = "UTC",
+) -> _OpenSpan:
+    where = zone_of(zone)
+    return 0 if from_ is None else instant_of(from_, where, "from"), None if to is None else instant_of(to, where, "to")
+
+
 def evidence_routes(door: Door) -> APIRouter:
     """Returns the routes of late evidence."""
     router = APIRouter(tags=["money"])
@@ -82,29 +93,18 @@ def evidence_routes(door: Door) -> APIRouter:
 
     @router.get("/v1/admin/ledger/unknown", summary="What the ledger does not know yet")
     async def unknown(
-        rights: Annotated[Rights, Depends(reader)],
-        from_: Annotated[str | None, Query(alias="from", max_length=64)] = None,
-        to: Annotated[str | None, Query(max_length=64)] = None,
-        zone: Annotated[str, Query(max_length=64)] = "UTC",
+        rights: Annotated[Rights, Depends(reader)], span: Annotated[_OpenSpan, Depends(_open_span)]
     ) -> Response:
         rights.require_centre()
-        where = zone_of(zone)
-        first_ms = 0 if from_ is None else instant_of(from_, where, "from")
-        last_ms = None if to is None else instant_of(to, where, "to")
-        found = await door.read(lambda connection: _unknown(connection, first_ms, last_ms))
+        found = await door.read(lambda connection: _unknown(connection, *span))
         return answer(page("UnknownList", door.now_ms, found))
 
     @router.get("/v1/admin/ledger/incidents", summary="What the centre was at fault for, and whom it hit")
     async def incidents(
-        rights: Annotated[Rights, Depends(reader)],
-        from_: Annotated[str | None, Query(alias="from", max_length=64)] = None,
-        to: Annotated[str | None, Query(max_length=64)] = None,
-        zone: Annotated[str, Query(max_length=64)] = "UTC",
+        rights: Annotated[Rights, Depends(reader)], span: Annotated[_OpenSpan, Depends(_open_span)]
     ) -> Response:
         rights.require_centre()
-        where = zone_of(zone)
-        first_ms = 0 if from_ is None else instant_of(from_, where, "from")
-        last_ms = door.now_ms + 1 if to is None else instant_of(to, where, "to")
+        first_ms, last_ms = span[0], door.now_ms + 1 if span[1] is None else span[1]
         found = await door.read(lambda connection: _incidents(hits_between(connection, first_ms, last_ms)))
         return answer(page("IncidentList", door.now_ms, found))
 

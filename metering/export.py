@@ -16,7 +16,8 @@ from zoneinfo import ZoneInfo
 
 from sqlalchemy.engine import Connection
 
-from metering.capacity import capacity_of
+from metering.capacity import lives_of
+from metering.capacity_rows import CAPACITY_COLUMNS, DEVICES_AT_ONCE, CapacityRows
 from metering.charged_rows import ALLOCATIONS_AT_ONCE, ChargedLines, ChargedPart, Charges, Request, Sums
 from metering.core.civil import civil_days, day_start_ms, local_time, utc_text
 from metering.core.fees import UsedKey
@@ -28,7 +29,7 @@ from metering.core.stretches import Stretch
 from metering.core.volume import Package
 from metering.core.who_pays import WHO_PAYS, WhoPays
 from metering.correction_rows import correction_cells
-from metering.csv_files import CsvFile, WrittenFile, harmless, harmless_name
+from metering.csv_files import CsvFile, WrittenFile, harmless
 from metering.fee_lines import fees_of
 from metering.focus import FocusTerms
 from metering.focus_check import FocusFold, FocusReport
@@ -36,11 +37,12 @@ from metering.focus_columns import columns_of
 from metering.manifest import MANIFEST, Manifest, tool_version, tzdata_version
 from metering.packages import package_sha256
 from metering.timelines import Timelines, load_prices, timelines
-from metering.usage_lines import USAGE_COLUMNS
+from metering.usage_columns import USAGE_COLUMNS
 from scheduler.core.model import AccountId, tenant_of
 from scheduler.refusal import RefusalCode, Refused
+from scheduler.rundir import sync_directory
 from scheduler.store.account_names import AccountNames, load_account_names
-from scheduler.store.database import StoreCorrupt
+from scheduler.store.database import StoreCorrupt, chunks
 from scheduler.store.ledger_allocations import id_ranges
 from scheduler.store.ledger_rows import ended_between, hash_at
 from scheduler.store.read import latest_known_ms
@@ -52,10 +54,6 @@ TOTALS_COLUMNS = (
     *("subtotal", "tax", "rounding", "payable", "payable_minor_units"),
 )
 CAPACITY_FILE = "capacity.csv"
-CAPACITY_COLUMNS = (
-    *("device_id", "node", "gpu_model", "gpu_units", "day", "state"),
-    *("state_unit_ms", "billed_unit_ms", "state_ms", "capacity_unit_ms", "capacity_ms"),
-)
 
 
 def export_usage(  # noqa: PLR0913 - a request in words: what, where, which time, whose
@@ -102,7 +100,7 @@ def export_usage(  # noqa: PLR0913 - a request in words: what, where, which time
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    _sync_directory(out_dir.parent)
+    sync_directory(out_dir.parent)
     return manifest
 
 
@@ -265,27 +263,11 @@ def minor_units(micros: int, currency: str) -> int:
 def _write_capacity(readers: Readers[Connection], folder: Path, request: Request, sums: Sums) -> WrittenFile:
     days = civil_days(request.from_ms, request.to_ms, request.zone)
     with CsvFile(folder / CAPACITY_FILE, CAPACITY_COLUMNS) as file:
-        for state in capacity_of(readers, days):
-            device = state.device
-            numbers = (
-                state.unit_ms,
-                state.billed_unit_ms,
-                state.state_ms,
-                state.capacity_unit_ms,
-                state.capacity_ms,
-            )
-            names = (device.id, device.node, device.gpu_class)
-            file.row(
-                [
-                    *map(harmless_name, names),
-                    str(device.units),
-                    state.day.isoformat(),
-                    state.state.value,
-                    *map(str, numbers),
-                ]
-            )
-            sums.capacity_unit_ms += state.unit_ms
-            sums.billed_unit_ms += state.billed_unit_ms
+        devices = lives_of(readers, days)
+        for told in readers.each(CapacityRows(days), chunks(devices, DEVICES_AT_ONCE)):
+            file.put(told.rows)
+            sums.capacity_unit_ms += told.unit_ms
+            sums.billed_unit_ms += told.billed_unit_ms
     if sums.billed_unit_ms != sums.held_unit_ms:
         raise StoreCorrupt(
             f"devices were held for {sums.billed_unit_ms} billed unit-milliseconds, but the usage lines hold"
@@ -335,11 +317,3 @@ def _write_text(path: Path, text: str) -> None:
         stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())
-
-
-def _sync_directory(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

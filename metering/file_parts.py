@@ -17,7 +17,7 @@ from metering.csv_files import BOM
 from metering.findings import Report
 from metering.focus_check import FocusChecker, FocusFold, FocusPart, FocusReport
 from metering.manifest import Manifest
-from metering.usage_lines import USAGE_COLUMNS
+from metering.usage_columns import USAGE_COLUMNS
 from metering.verify_lines import Lines
 from scheduler.store.readers import Readers
 

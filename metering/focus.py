@@ -26,7 +26,8 @@ from metering.core.rating import Invoice, LineType
 from metering.core.usage import Slice
 from metering.csv_files import harmless, harmless_name
 from metering.focus_columns import CUSTOM_COLUMNS, VERSIONS, columns_of
-from metering.usage_lines import USAGE_COLUMNS, RatedLine
+from metering.usage_columns import USAGE_COLUMNS
+from metering.usage_lines import RatedLine
 from scheduler.clock import parse_utc_ms
 from scheduler.core.model import Booking
 

@@ -21,7 +21,7 @@ from metering.core.rating import LineType
 from metering.core.volume import Package
 from metering.packages import packages_of
 from metering.tables import POSTING
-from metering.usage_lines import USAGE_COLUMNS
+from metering.usage_columns import USAGE_COLUMNS
 from scheduler.core.model import AccountId, tenant_of
 
 POSTED_AT_CLOSE = (

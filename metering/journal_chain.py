@@ -14,7 +14,7 @@ from sqlalchemy.engine import Connection
 from metering.tables import POSTING, POSTING_ENTRY
 from scheduler.core.occupancy import GENESIS_HASH, fields_hash
 from scheduler.store.chained import PAGE_ROWS, Break, head_of, move_head
-from scheduler.store.tables import CHAIN_HEAD
+from scheduler.store.ledger_tables import CHAIN_HEAD
 
 Row = Mapping[Any, Any]
 """A row's values by column: of the database, or about to be written."""

@@ -2,7 +2,7 @@
 
 Cells keep their value: whole numbers are int64, amounts and quantities exact decimals (never a float), UTC times
 timestamps, everything else the text that the CSV has; an empty cell is null. Row groups are written one after the
-other, so memory does not grow with the file. The library, `pyarrow`, is an extra (docs/decisions/0004-parquet.md) and
+other, so memory does not grow with the file. The library, `pyarrow`, is an extra (docs/decisions/0008-parquet.md) and
 is imported here only.
 
     Exception

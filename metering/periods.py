@@ -14,7 +14,8 @@ from metering.core.period import Period, PeriodStatus, period_at
 from metering.tables import CORRECTION, PERIOD_EVENT, POSTING_ENTRY
 from scheduler.refusal import RefusalCode, Refused
 from scheduler.store.chained import append
-from scheduler.store.tables import DEVICE, DEVICE_END, EVIDENCE, INCIDENT, OCCUPANCY, RECLASSIFICATION
+from scheduler.store.ledger_tables import DEVICE_END, EVIDENCE, INCIDENT, OCCUPANCY, RECLASSIFICATION
+from scheduler.store.tables import DEVICE
 from scheduler.store.transaction import Transaction
 
 CLOSING_HOURS = 72

@@ -12,7 +12,7 @@ from sqlalchemy.engine import Connection
 from metering.core.period import PeriodStatus
 from metering.periods import periods
 from metering.tables import DEVICE_WITNESS, GPU_WINDOW
-from scheduler.store.tables import NODE_EVENT
+from scheduler.store.history_tables import NODE_EVENT
 from scheduler.store.transaction import Transaction
 
 MOST_ROWS = 20_000

@@ -11,16 +11,10 @@ the entry last, when a trigger checks that they add up to zero; after it no leg 
 append-only history of budgets. `charge_due` is a list of work: allocations whose use is not charged to its end.
 """
 
-from typing import Any
-
 import sqlalchemy as sa
 from sqlmodel import Field, SQLModel
 
-from scheduler.store.tables import BIG_KEY
-
-
-def _big(*, nullable: bool = False, primary_key: bool = False) -> Any:  # Any: as Field() is typed
-    return Field(sa_type=sa.BigInteger(), nullable=nullable, primary_key=primary_key)
+from scheduler.store.columns import BIG_KEY, JsonObject, big, column, json, table_of
 
 
 class PriceBookRow(SQLModel, table=True):
@@ -28,11 +22,11 @@ class PriceBookRow(SQLModel, table=True):
 
     __tablename__ = "price_book"
     version: str = Field(primary_key=True)
-    effective_ms: int = Field(sa_type=sa.BigInteger(), nullable=False, unique=True)
+    effective_ms: int = column(sa.BigInteger(), unique=True)
     currency: str
-    body: dict[str, Any] = Field(sa_type=sa.JSON(), nullable=False)
+    body: JsonObject = json()
     sha256: str
-    published_ms: int = _big()
+    published_ms: int = big()
     retroactive_reason: str | None = None
     """Why it prices what was used before it was published; null for a book that does not."""
 
@@ -42,9 +36,9 @@ class PriceDraftRow(SQLModel, table=True):
 
     __tablename__ = "price_draft"
     version: str = Field(primary_key=True)
-    body: dict[str, Any] = Field(sa_type=sa.JSON(), nullable=False)
+    body: JsonObject = json()
     sha256: str
-    saved_ms: int = _big()
+    saved_ms: int = big()
 
 
 class PackageRow(SQLModel, table=True):
@@ -54,12 +48,12 @@ class PackageRow(SQLModel, table=True):
     id: str = Field(primary_key=True)
     tenant: str
     gpu_class: str
-    gpu_hours: int = _big()
+    gpu_hours: int = big()
     price: str
     currency: str
-    from_ms: int = _big()
-    to_ms: int = _big()
-    sold_ms: int = _big()
+    from_ms: int = big()
+    to_ms: int = big()
+    sold_ms: int = big()
     sha256: str
 
 
@@ -69,15 +63,15 @@ class GpuWindowRow(SQLModel, table=True):
     __tablename__ = "gpu_window"
     __table_args__ = (sa.Index("ix_gpu_window_to_ms", "to_ms"),)
     device: str = Field(primary_key=True)
-    from_ms: int = _big(primary_key=True)
-    to_ms: int = _big()
-    coverage_ms: int = _big()
+    from_ms: int = big(primary_key=True)
+    to_ms: int = big()
+    coverage_ms: int = big()
     utilization_mean_ppm: int | None = None
     utilization_max_ppm: int | None = None
-    memory_mean_bytes: int | None = _big(nullable=True)
-    memory_max_bytes: int | None = _big(nullable=True)
-    power_mean_milliwatts: int | None = _big(nullable=True)
-    energy_millijoules: int | None = _big(nullable=True)
+    memory_mean_bytes: int | None = big(nullable=True)
+    memory_max_bytes: int | None = big(nullable=True)
+    power_mean_milliwatts: int | None = big(nullable=True)
+    energy_millijoules: int | None = big(nullable=True)
     counter_resets: int = 0
     """1 where a new life of the driver begins with this window."""
 
@@ -91,12 +85,12 @@ class AgentRow(SQLModel, table=True):
     version: str
     collector: str
     driver_version: str | None = None
-    first_ms: int = _big()
-    heard_ms: int = _big()
-    skew_ms: int = _big()
-    silent_ms: int | None = _big(nullable=True)
-    problems: list[str] = Field(sa_type=sa.JSON(), nullable=False)
-    devices: list[dict[str, Any]] = Field(sa_type=sa.JSON(), nullable=False)
+    first_ms: int = big()
+    heard_ms: int = big()
+    skew_ms: int = big()
+    silent_ms: int | None = big(nullable=True)
+    problems: list[str] = json()
+    devices: list[JsonObject] = json()
 
 
 class AgentBatchRow(SQLModel, table=True):
@@ -107,7 +101,7 @@ class AgentBatchRow(SQLModel, table=True):
     node: str = Field(primary_key=True)
     key: str = Field(primary_key=True)
     sha256: str
-    taken_ms: int = _big()
+    taken_ms: int = big()
 
 
 class DeviceWitnessRow(SQLModel, table=True):
@@ -117,8 +111,8 @@ class DeviceWitnessRow(SQLModel, table=True):
     allocation_id: str = Field(primary_key=True)
     device: str = Field(primary_key=True)
     node: str
-    from_ms: int = _big()
-    to_ms: int = _big()
+    from_ms: int = big()
+    to_ms: int = big()
     witness: str
 
 
@@ -130,13 +124,13 @@ class PostingEntryRow(SQLModel, table=True):
         sa.Index("ix_posting_entry_allocation_id", "allocation_id"),
         sa.Index("ix_posting_entry_job_id", "job_id"),
     )
-    id: int = Field(sa_type=BIG_KEY, primary_key=True, sa_column_kwargs={"autoincrement": False})
+    id: int = column(BIG_KEY, primary_key=True, sa_column_kwargs={"autoincrement": False})
     key: str = Field(unique=True)
     kind: str
     currency: str
-    at_ms: int = _big()
+    at_ms: int = big()
     allocation_id: str | None = None
-    job_id: int | None = _big(nullable=True)
+    job_id: int | None = big(nullable=True)
     actor: str | None = None
     reason: str | None = None
     zone: str | None = None
@@ -154,13 +148,13 @@ class PostingRow(SQLModel, table=True):
         sa.Index("ix_posting_line_id", "line_id"),
         sa.Index("ix_posting_ledger_account_for_ms", "ledger", "account", "for_ms"),
     )
-    entry_id: int = _big(primary_key=True)
+    entry_id: int = big(primary_key=True)
     place: int = Field(primary_key=True)
     ledger: str
     account: str
-    micros: int = _big()
+    micros: int = big()
     line_id: str | None = None
-    for_ms: int = _big()
+    for_ms: int = big()
 
 
 class BalanceRow(SQLModel, table=True):
@@ -170,7 +164,7 @@ class BalanceRow(SQLModel, table=True):
     ledger: str = Field(primary_key=True)
     account: str = Field(primary_key=True)
     currency: str = Field(primary_key=True)
-    micros: int = _big()
+    micros: int = big()
 
 
 class BudgetTermRow(SQLModel, table=True):
@@ -182,23 +176,23 @@ class BudgetTermRow(SQLModel, table=True):
         sa.Index("ix_budget_term_topup_key", "account", "topup_key", unique=True),
         {"sqlite_autoincrement": True},
     )
-    sequence: int | None = Field(sa_type=BIG_KEY, primary_key=True, nullable=False)
+    sequence: int | None = column(BIG_KEY, primary_key=True)
     account: str
-    at_ms: int = _big()
+    at_ms: int = big()
     actor: str
     kind: str
     """month, fixed, prepaid; `none` ends the budget."""
     is_hard: bool
     currency: str
     zone: str
-    limit_micros: int = _big()
-    overdraft_micros: int = _big()
-    from_ms: int | None = _big(nullable=True)
-    to_ms: int | None = _big(nullable=True)
-    extra_micros: int = _big()
-    extra_from_ms: int | None = _big(nullable=True)
+    limit_micros: int = big()
+    overdraft_micros: int = big()
+    from_ms: int | None = big(nullable=True)
+    to_ms: int | None = big(nullable=True)
+    extra_micros: int = big()
+    extra_from_ms: int | None = big(nullable=True)
     topup_key: str | None = None
-    topup_micros: int | None = _big(nullable=True)
+    topup_micros: int | None = big(nullable=True)
     """What this row added, under its key once."""
     reason: str | None = None
 
@@ -208,8 +202,8 @@ class BudgetUseRow(SQLModel, table=True):
 
     __tablename__ = "budget_use"
     account: str = Field(primary_key=True)
-    from_ms: int = _big(primary_key=True)
-    micros: int = _big()
+    from_ms: int = big(primary_key=True)
+    micros: int = big()
 
 
 class BudgetNoticeRow(SQLModel, table=True):
@@ -217,18 +211,18 @@ class BudgetNoticeRow(SQLModel, table=True):
 
     __tablename__ = "budget_notice"
     account: str = Field(primary_key=True)
-    from_ms: int = _big(primary_key=True)
+    from_ms: int = big(primary_key=True)
     percent: int = Field(primary_key=True)
-    at_ms: int = _big()
+    at_ms: int = big()
 
 
 class JobCapRow(SQLModel, table=True):
     """The most that a job may cost over all its starts: its `--max-cost`."""
 
     __tablename__ = "job_cap"
-    job_id: int = _big(primary_key=True)
+    job_id: int = big(primary_key=True)
     currency: str
-    micros: int = _big()
+    micros: int = big()
 
 
 class ChargeDueRow(SQLModel, table=True):
@@ -237,11 +231,11 @@ class ChargeDueRow(SQLModel, table=True):
     __tablename__ = "charge_due"
     __table_args__ = (sa.Index("ix_charge_due_due_ms", "due_ms"),)
     allocation_id: str = Field(primary_key=True)
-    due_ms: int = _big()
+    due_ms: int = big()
     is_held: bool
     """Money is set aside for it."""
-    gpu_eq_units: int = _big()
-    grace_ms: int = _big()
+    gpu_eq_units: int = big()
+    grace_ms: int = big()
     is_warned: bool
 
 
@@ -250,13 +244,13 @@ class PeriodEventRow(SQLModel, table=True):
 
     __tablename__ = "period_event"
     __table_args__ = (sa.UniqueConstraint("period", "status"),)
-    sequence: int = _big(primary_key=True)
+    sequence: int = big(primary_key=True)
     period: str
     status: str
-    from_ms: int = _big()
-    to_ms: int = _big()
+    from_ms: int = big()
+    to_ms: int = big()
     zone: str
-    at_ms: int = _big()
+    at_ms: int = big()
     actor: str
     attempt: str
     """Names the sealed files; empty while it is closing."""
@@ -273,7 +267,7 @@ class PeriodFileRow(SQLModel, table=True):
     attempt: str = Field(primary_key=True)
     path: str = Field(primary_key=True)
     part: int = Field(primary_key=True)
-    data: bytes = Field(sa_type=sa.LargeBinary(), nullable=False)
+    data: bytes = column(sa.LargeBinary())
 
 
 class CorrectionRow(SQLModel, table=True):
@@ -284,7 +278,7 @@ class CorrectionRow(SQLModel, table=True):
         sa.Index("ix_correction_recorded_ms", "recorded_ms"),
         sa.Index("ix_correction_corrected_period", "corrected_period"),
     )
-    sequence: int = _big(primary_key=True)
+    sequence: int = big(primary_key=True)
     key: str = Field(unique=True)
     """The line's id in every export."""
     period: str
@@ -295,39 +289,35 @@ class CorrectionRow(SQLModel, table=True):
     """The line whose amount it brings to what is known now."""
     origin: str
     tenant: str
-    amount_micros: int = _big()
-    gpu_ms: int = _big()
-    hours_nano: int = _big()
+    amount_micros: int = big()
+    gpu_ms: int = big()
+    hours_nano: int = big()
     currency: str
     price_book: str
     cells: str
     """JSON: the line as exported, less what belongs to the period that it stands in."""
     reason: str
     actor: str
-    recorded_ms: int = _big()
+    recorded_ms: int = big()
     previous_hash: str
     hash: str
 
 
-def _table(model: type[SQLModel]) -> sa.Table:
-    return model.metadata.tables[str(model.__tablename__)]
-
-
-PRICE_BOOK = _table(PriceBookRow)
-PRICE_DRAFT = _table(PriceDraftRow)
-PACKAGE = _table(PackageRow)
-GPU_WINDOW = _table(GpuWindowRow)
-AGENT = _table(AgentRow)
-AGENT_BATCH = _table(AgentBatchRow)
-DEVICE_WITNESS = _table(DeviceWitnessRow)
-POSTING_ENTRY = _table(PostingEntryRow)
-POSTING = _table(PostingRow)
-BALANCE = _table(BalanceRow)
-BUDGET_TERM = _table(BudgetTermRow)
-BUDGET_USE = _table(BudgetUseRow)
-BUDGET_NOTICE = _table(BudgetNoticeRow)
-JOB_CAP = _table(JobCapRow)
-CHARGE_DUE = _table(ChargeDueRow)
-PERIOD_EVENT = _table(PeriodEventRow)
-PERIOD_FILE = _table(PeriodFileRow)
-CORRECTION = _table(CorrectionRow)
+PRICE_BOOK = table_of(PriceBookRow)
+PRICE_DRAFT = table_of(PriceDraftRow)
+PACKAGE = table_of(PackageRow)
+GPU_WINDOW = table_of(GpuWindowRow)
+AGENT = table_of(AgentRow)
+AGENT_BATCH = table_of(AgentBatchRow)
+DEVICE_WITNESS = table_of(DeviceWitnessRow)
+POSTING_ENTRY = table_of(PostingEntryRow)
+POSTING = table_of(PostingRow)
+BALANCE = table_of(BalanceRow)
+BUDGET_TERM = table_of(BudgetTermRow)
+BUDGET_USE = table_of(BudgetUseRow)
+BUDGET_NOTICE = table_of(BudgetNoticeRow)
+JOB_CAP = table_of(JobCapRow)
+CHARGE_DUE = table_of(ChargeDueRow)
+PERIOD_EVENT = table_of(PeriodEventRow)
+PERIOD_FILE = table_of(PeriodFileRow)
+CORRECTION = table_of(CorrectionRow)

@@ -24,19 +24,12 @@ from metering.csv_files import harmless, harmless_name
 from metering.ledger import sum_windows
 from metering.segments import segments_in
 from metering.timelines import Timelines
+from metering.usage_columns import USAGE_COLUMNS
 from metering.witness import has_witnesses, seen_devices
 from scheduler.core.model import GPU_UNITS, AccountId, DeviceId, tenant_of
 from scheduler.store.account_names import AccountNames
 from scheduler.store.ledger_allocations import ALL_IDS, IdRange, LedgerAllocation, allocations
 
-USAGE_COLUMNS = (
-    *("line_id", "period", "period_status", "tenant_id", "tenant_name", "project_id", "project_name", "user_id"),
-    *("job_id", "job_name", "segment_no", "end_reason", "gpu_model", "gpu_share", "gpu_count", "priority_class"),
-    *("start_local", "end_local", "start_utc", "duration_ms", "gpu_ms", "gpu_hours", "sku", "price_book"),
-    *("unit_price", "list_amount", "discount_amount", "amount", "currency", "tax_rate", "line_type"),
-    *("corrects_line_id", "package_id", "gpu_util_avg_pct", "energy_kwh", "evidence"),
-    *("list_price", "price_band", "effective_amount", "incident_id"),
-)
 PERIOD_STATUS = "open"
 """Of lines until they are sealed with their period: the export writes what they are."""
 ENERGY_COVERAGE_PERCENT = 95

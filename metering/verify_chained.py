@@ -11,8 +11,9 @@ from metering.tables import CORRECTION, PERIOD_EVENT
 from scheduler.core.model import AllocationId
 from scheduler.store.chained import breaks, rows_of
 from scheduler.store.evidence import missing_rows
+from scheduler.store.ledger_tables import DEVICE_END, EVIDENCE, INCIDENT, OCCUPANCY, RECLASSIFICATION
 from scheduler.store.overlays import evidence_row, reclassification_of
-from scheduler.store.tables import ALLOCATION, DEVICE_END, EVIDENCE, INCIDENT, OCCUPANCY, RECLASSIFICATION
+from scheduler.store.tables import ALLOCATION
 
 CHAINED = (EVIDENCE, RECLASSIFICATION, PERIOD_EVENT, CORRECTION, DEVICE_END, INCIDENT)
 _READERS = ((EVIDENCE, evidence_row), (RECLASSIFICATION, reclassification_of))

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from sqlalchemy.engine import Connection
 
+from metering.capacity_rows import CAPACITY_COLUMNS
 from metering.csv_files import BOM
 from metering.export import (
-    CAPACITY_COLUMNS,
     CAPACITY_FILE,
     TOTALS_COLUMNS,
     TOTALS_FILE,
@@ -22,7 +22,7 @@ from metering.findings import Check, Report
 from metering.focus_check import FocusReport, check_focus
 from metering.manifest import MANIFEST, Manifest
 from metering.rerating import compare_with_ledger
-from metering.usage_lines import USAGE_COLUMNS
+from metering.usage_columns import USAGE_COLUMNS
 from metering.verify_derived import is_derived, verify_derived
 from metering.verify_lines import OF_INVOICE, InvoiceKey, InvoiceSums, Lines, micros_of, verify_lines
 from scheduler.store.readers import Alone, Readers

@@ -12,7 +12,7 @@ from metering.core.quantity import AMOUNT_DECIMALS, GPU_HOURS_DECIMALS, Money
 from metering.core.rating import LineType
 from metering.findings import Check, Report
 from metering.manifest import Manifest
-from metering.usage_lines import USAGE_COLUMNS
+from metering.usage_columns import USAGE_COLUMNS
 from scheduler.clock import parse_utc_ms
 
 USAGE_TYPES = frozenset({LineType.USAGE.value, LineType.MINIMUM.value, LineType.ENERGY.value})

@@ -37,10 +37,11 @@ from scheduler.desk import Desk
 from scheduler.recording import Entry, Ticked, digest_of, pack_entries, pack_state, subject_of
 from scheduler.refusal import Refused
 from scheduler.snapshot import Snapshot
+from scheduler.store.columns import JsonObject
 from scheduler.store.database import Database, StoreError
 from scheduler.store.decisions import ENTRIES, STATE, Logged, SaveDecisions, TapePiece, estimate_subject
 from scheduler.store.read import StateParts, load_state_parts
-from scheduler.store.tables import LEADER_LEASE, JsonObject
+from scheduler.store.tables import LEADER_LEASE
 
 logger = logging.getLogger(__name__)
 

@@ -118,7 +118,7 @@ def write_atomically(path: str, content: Mapping[str, object], *, is_durable: bo
     os.replace(temporary, path)  # noqa: PTH105
 
 
-def sync_directory(path: str) -> None:
+def sync_directory(path: str | os.PathLike[str]) -> None:
     """Forces a directory's entries to the disk. Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

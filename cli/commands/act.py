@@ -60,7 +60,9 @@ class Described:
     state: Annotated[list[str] | None, typer.Option("-s", "--state", help="All in this state; repeatable.")] = None
     user: Annotated[str | None, typer.Option("-u", "--user", help="All of this user ('me' for yours).")] = None
     project: Annotated[str | None, typer.Option("-A", "--project", help="All of this project.")] = None
-    name: Annotated[str | None, typer.Option("-n", "--name", "-J", help="All with this name.")] = None
+    name: Annotated[
+        str | None, typer.Option("-n", "--name", "-J", help="All with this name; 'sweep-*': that begin so.")
+    ] = None
     pool: Annotated[str | None, typer.Option("-p", "--pool", help="All for this pool.")] = None
     yes: Annotated[bool, typer.Option("-y", "--yes", help="Don't ask.")] = False
 

@@ -1,8 +1,6 @@
 """Staying with jobs: `logs` and `wait`."""
 
-import json
 import time
-from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -11,11 +9,13 @@ from cli import answers, phrases
 from cli.answers import Json
 from cli.client import step
 from cli.errors import CliError, ExitCode, WaitedTooLong
+from cli.faults import ApiError
 from cli.following import Companion, exit_code_of, has_ended
-from cli.render import envelope, listed
-from cli.session import MOST_LISTED, Session, number_of
+from cli.joblines import Add, JsonLines, Labelled, all_ranks, left_out, ranks
+from cli.render import listed
+from cli.session import MOST_LISTED, NoSuchJob, Session, number_of
 from cli.values import count, duration
-from cli.views import ending, history_view
+from cli.views import ended_as, history_view
 
 _CHUNK_BYTES = 1 << 20
 
@@ -24,13 +24,18 @@ def logs(
     ctx: typer.Context,
     job: Annotated[str, typer.Argument(metavar="JOB", help="10482, 10482_7, a name, @")],
     following: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the job ends.")] = False,
-    rank: Annotated[str, typer.Option("--rank", metavar="N", help="Output of this node of the job.")] = "0",
+    rank: Annotated[
+        str | None, typer.Option("--rank", metavar="N", help="Output of this node of the job alone; 0-3,8: of these.")
+    ] = None,
     tail: Annotated[
-        str | None, typer.Option("--tail", metavar="N", help="Only the last N lines of what there is.")
+        str | None, typer.Option("--tail", metavar="N", help="Only the last N lines of what there is, of each node.")
     ] = None,
     exit_status: Annotated[bool, typer.Option("--exit-status", help="With -f: return the job's exit status.")] = False,
 ) -> int | None:
     """Print what a job wrote, as it wrote it; as JSON line by line too, with -o json as the items of one document.
+
+    Lines of a gang of several nodes begin with the node's rank (`3: epoch 1`), of the first 16 nodes where --rank says
+    nothing; with one rank alone they are as it wrote them.
 
     Examples:
       turnstile logs 10482
@@ -38,11 +43,20 @@ def logs(
       turnstile logs 10482 --rank 3 --tail 50
     """
     session: Session = ctx.obj
-    ref, node = session.reference(job), count(rank, "--rank", least=0)
-    sink = _Lines(session, ref, node) if session.screen.style.format in {"json", "jsonl"} else None
-    output = session.screen.raw if sink is None else sink.add
+    chosen = None if rank is None else ranks(rank)
+    lines = None if tail is None else count(tail, "--tail")
+    found = session.job(job)
+    read = _Reading(session, number_of(found), found, chosen)
+    sink = None
+    if session.screen.style.format in {"json", "jsonl"}:
+        one = read.ranks[0] if len(read.ranks) == 1 else None
+        sink = JsonLines(session.screen, {"id": found.get("id"), "rank": one})
     try:
-        code = _print_logs(session, ref, node, output, following=following, tail=tail, has_status=exit_status)
+        code = None
+        if following:
+            code = read.follow(sink, has_status=exit_status)
+        else:
+            read.whole(sink, lines)
     except CliError as error:
         if sink is None:
             raise
@@ -53,92 +67,70 @@ def logs(
     return code
 
 
-class _Lines:
-    """What a job wrote as JSON, each line as soon as it is whole: `jsonl` by itself, `json` as items of one document.
+class _Reading:
+    """Reads a job's output: of `chosen` ranks, or of all nodes of a small gang."""
 
-    The document is written as it grows, so that a log of any size needs no memory; one that broke off ends with
-    `error`, and is a document nevertheless.
-    """
+    def __init__(self, session: Session, ref: str, job: Json, chosen: tuple[int, ...] | None) -> None:
+        self._session = session
+        self._ref = ref
+        self._job = job
+        self._chosen = chosen
+        self.ranks = chosen or all_ranks(job)
+        """The ranks to read, as far as they are known before the job has started."""
+        most = answers.whole(job, "nodes_max") or answers.whole(job, "nodes") or 1
+        if max(self.ranks) >= most:
+            counted = phrases.plural(most, "node")
+            raise NoSuchJob(f"job {ref} has {counted}, counted from 0", code="not_found", tries=(f"--rank {most - 1}",))
+        if chosen is None and (more := left_out(job)) is not None:
+            session.screen.note(more)
 
-    def __init__(self, session: Session, ref: str, rank: int) -> None:
-        self._screen = session.screen
-        self._about: dict[str, object] = {"id": ref, "rank": rank}
-        self._rest = b""
-        self._is_open = False
-
-    def add(self, data: bytes) -> None:
-        *whole, self._rest = (self._rest + data).split(b"\n")
-        for each in whole:
-            self._one(each)
-
-    def close(self, error: CliError | None = None) -> None:
-        """Writes what is left. Raises the error again where nothing was written before it."""
-        if error is not None and not self._is_open:
-            raise error
-        if self._rest:
-            self._one(self._rest)
-        if self._screen.style.format == "json":
-            self._begin()
-            told = {} if error is None else {"error": {"code": error.code, "message": error.message}}
-            tail = "".join(f",\n  {json.dumps(name)}: {_json(value)}" for name, value in told.items())
-            self._print(f"\n  ]{tail}\n}}\n")
-
-    def _one(self, line: bytes) -> None:
-        item: dict[str, object] = {"line": line.decode("utf-8", "replace")}
-        if self._screen.style.format == "json":
-            is_first = not self._is_open
-            self._begin()
-            self._print(("\n    " if is_first else ",\n    ") + _json(item))
-        else:
-            self._is_open = True
-            self._print(_json(self._about | item) + "\n")
-
-    def _begin(self) -> None:
-        if not self._is_open:
-            self._is_open = True
-            head = _json(envelope("JobLog", self._about)).removesuffix("}")
-            self._print(f'{head}, "items": [')
-
-    def _print(self, text: str) -> None:
-        self._screen.raw(self._screen.concealed(text).encode())
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _print_logs(
-    session: Session,
-    ref: str,
-    node: int,
-    output: Callable[[bytes], None],
-    *,
-    following: bool,
-    tail: str | None,
-    has_status: bool,
-) -> int | None:
-    if following:
-        ended = Companion(session.client, session.screen, ref, output=output).follow(node)
+    def follow(self, sink: JsonLines | None, *, has_status: bool) -> int | None:
+        """Prints what comes until the job ends; returns its exit status where that is wanted."""
+        companion = Companion(self._session.client, self._session.screen, self._ref)
+        ended = companion.follow(self._job, self._chosen, add=None if sink is None else sink.add)
         return exit_code_of(ended) if has_status else None
-    lines = None if tail is None else count(tail, "--tail")
-    kept, offset = b"", 0
-    while True:
-        query = {"rank": node, "offset": offset, "limit_bytes": _CHUNK_BYTES}
-        chunk, headers = session.client.chunk(f"/v1/jobs/{step(ref)}/logs", query)
-        said = headers.get("turnstile-next-offset", "")
-        if not said.isdigit():
-            # Without this, a stranger that answers the same for ever would be read for ever.
-            raise answers.BrokenAnswer("a piece of the log does not say where it ends")
-        following_offset = int(said)
-        if lines is None:
-            output(chunk)
-        else:
-            kept = b"".join((kept + chunk).splitlines(keepends=True)[-lines:])
-        if not chunk or following_offset <= offset:
-            break
-        offset = following_offset
-    output(kept)
-    return None
+
+    def whole(self, sink: JsonLines | None, lines: int | None) -> None:
+        """Prints what there is, node after node. Raises ApiError where no node of several has a log."""
+        missing: ApiError | None = None
+        is_any = False
+        for each in self.ranks:
+            plain = Labelled(self._session.screen.raw) if len(self.ranks) > 1 else None
+            add = sink.add if sink is not None else plain.add if plain is not None else self._raw
+            try:
+                self._print(each, add, lines)
+                is_any = True
+            except ApiError as problem:
+                if problem.code != "not_found" or len(self.ranks) == 1:
+                    raise
+                missing = problem
+                self._session.screen.note(problem.message)
+            if plain is not None:
+                plain.close()
+        if missing is not None and not is_any:
+            raise missing
+
+    def _raw(self, _rank: int, data: bytes) -> None:
+        self._session.screen.raw(data)
+
+    def _print(self, rank: int, add: Add, lines: int | None) -> None:
+        kept, offset = b"", 0
+        while True:
+            query = {"rank": rank, "offset": offset, "limit_bytes": _CHUNK_BYTES}
+            chunk, headers = self._session.client.chunk(f"/v1/jobs/{step(self._ref)}/logs", query)
+            said = headers.get("turnstile-next-offset", "")
+            if not said.isdigit():
+                # Without this, a stranger that answers the same for ever would be read for ever.
+                raise answers.BrokenAnswer("a piece of the log does not say where it ends")
+            following_offset = int(said)
+            if lines is None:
+                add(rank, chunk)
+            else:
+                kept = b"".join((kept + chunk).splitlines(keepends=True)[-lines:])
+            if not chunk or following_offset <= offset:
+                break
+            offset = following_offset
+        add(rank, kept)
 
 
 def wait(
@@ -162,6 +154,8 @@ def wait(
     references = [session.reference(each) for each in job if each != "-"]
     if "-" in job:
         references += session.screen.read_words()
+        if not references:
+            session.screen.say("no jobs to wait for")
     ended: list[dict[str, object]] = []
     for reference in dict.fromkeys(references):
         found = Companion(session.client, session.screen, reference).wait_for_end(deadline)
@@ -175,9 +169,7 @@ def wait(
         session.screen.listing(answer, history_view(phrases.answered_at(answer)))
     else:
         for each in ended:
-            how = ending(each)
-            told = f"{phrases.job_id(each)} {answers.text(each, 'state')}"
-            session.screen.say(told + (f" ({how})" if how else ""))
+            session.screen.say(f"{phrases.job_id(each)} {ended_as(each)}")
     return max((exit_code_of(each) for each in ended), default=ExitCode.DONE)
 
 

@@ -192,5 +192,5 @@ VIEW = View(
         *("account", "period", "is_hard", "paid.amount", "used.amount", "held.amount", "left.amount", "left.currency"),
         *("overdraft.amount", "used_ratio", "period_begins_at", "period_ends_at", "zone"),
     ),
-    empty="no budgets: nothing but quota limits what may be used",
+    empty="no budgets at or below your account: quota limits what may be used, and so do budgets above it",
 )

@@ -21,7 +21,9 @@ def queue(
     project: Annotated[str | None, typer.Option("-A", "--project", help="Jobs of this project.")] = None,
     state: Annotated[list[str] | None, typer.Option("-s", "--state", help=f"One of {_STATES}; repeatable.")] = None,
     pool: Annotated[str | None, typer.Option("-p", "--pool", help="Jobs for this pool.")] = None,
-    name: Annotated[str | None, typer.Option("-n", "--name", "-J", help="Jobs with this name.")] = None,
+    name: Annotated[
+        str | None, typer.Option("-n", "--name", "-J", help="Jobs with this name; 'sweep-*': that begin so.")
+    ] = None,
     tenant: Annotated[str | None, typer.Option("--tenant", help="Jobs of this tenant (operators).")] = None,
     limit: Annotated[str, typer.Option("--limit", help="At most so many jobs.")] = "200",
     show_all: Annotated[bool, typer.Option("-a", "--all", help="Ended jobs too.")] = False,
@@ -64,7 +66,9 @@ def history(
     user: Annotated[str | None, typer.Option("-u", "--user", help="Jobs of this user ('me' for yours).")] = None,
     project: Annotated[str | None, typer.Option("-A", "--project", help="Jobs of this project.")] = None,
     state: Annotated[list[str] | None, typer.Option("-s", "--state", help="Only this state; repeatable.")] = None,
-    name: Annotated[str | None, typer.Option("-n", "--name", "-J", help="Jobs with this name.")] = None,
+    name: Annotated[
+        str | None, typer.Option("-n", "--name", "-J", help="Jobs with this name; 'sweep-*': that begin so.")
+    ] = None,
     limit: Annotated[str, typer.Option("--limit", help="At most so many jobs.")] = "200",
 ) -> None:
     """List jobs that have ended, newest first; with JOB, what happened to that one.

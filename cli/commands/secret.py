@@ -1,6 +1,7 @@
 """`secret set|list|rm`: values that jobs get by name."""
 
 import getpass
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +16,7 @@ from cli.layout import Column, View
 from cli.session import Session
 from cli.verbs import Verb
 
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", re.ASCII)
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The variable that a job finds it in: HF_TOKEN.")]
 Project = Annotated[str | None, typer.Option("-A", "--project", help="Of this project; by default the token's.")]
 
@@ -44,6 +46,11 @@ def change(
             "a secret's value is not typed on the command line, where others can see it",
             f"turnstile secret set {bare or 'NAME'} < FILE",
             f'printf %s "$VALUE" | turnstile secret set {bare or "NAME"}',
+        )
+    if not _NAME.fullmatch(name):
+        raise UsageProblem(
+            f"a secret's name has letters, digits, '_', '-' and '.', and {name!r} has others",
+            "turnstile secret set HF_TOKEN < FILE",
         )
     value = _value(name, from_file)
     session.screen.conceal(value)

@@ -15,17 +15,23 @@ from cli.errors import ExitCode, UsageProblem
 from cli.faults import ApiError
 from cli.following import Companion, exit_code_of
 from cli.jobflags import FLAGS_OF_FIELDS, JobFlags
+from cli.joblines import left_out
 from cli.layout import View
 from cli.render import envelope, listed
 from cli.session import Session, job_in, number_of
 from cli.verbs import with_flags
-from cli.views import ending, history_view, job_view, reason_words
+from cli.views import ended_as, history_view, job_view, reason_words
 
 SECOND_INTERRUPT_SECONDS = 2.0
 """A second Ctrl-C within this time of the first is about the job, not about the view of it."""
 
 _NO_LIMIT = ("time_limit_seconds", "is required")
 """What the API says of a job without a time limit."""
+_NO_GPUS = ("gpus_per_node", "say how many GPUs: gpus_per_node or total_gpus, one of them")
+"""What the API says of a job without GPUs, in the words of its fields."""
+_NO_GPUS_HERE = "is required: how many GPUs on each node"
+_VERBS = ("is ", "must ", "may ", "takes ", "asks ", "names ", "has ", "cannot ")
+"""What a sentence goes on with whose subject is the flag; before others stands a colon."""
 Words = Annotated[
     list[str] | None, typer.Argument(metavar="[FILE | SCRIPT | [--] COMMAND] [ARGS]...", help="What runs on the nodes.")
 ]
@@ -59,7 +65,7 @@ def submit(
     sent = _send(session, job)
     _tell_all(session, sent, is_dry_run=flags.dry_run)
     if follow_it and not flags.dry_run:
-        return attach(session, _reference(sent[0]), has_end=False)  # what was submitted is the one document
+        return attach(session, sent[0], has_end=False)  # what was submitted is the one document
     return None
 
 
@@ -102,22 +108,24 @@ def run(
     reference = _reference(answer)
     session.screen.say(f"Submitted {reference}")
     if not pty:
-        return attach(session, reference)
+        return attach(session, answer)
     from cli.interactive import sit_at
 
     return sit_at(session, reference)
 
 
-def attach(session: Session, reference: str, *, has_end: bool = True) -> int:
-    """Prints a job's output until it ends and returns its exit status; Ctrl-C leaves it alone.
+def attach(session: Session, submitted: Json, *, has_end: bool = True) -> int:
+    """Prints the output of what was submitted until it ends and returns its exit status; Ctrl-C leaves it alone.
 
     Under `-o json` what it wrote goes to standard error; standard output has the job as it ended, if `has_end`.
     """
-    screen = session.screen
+    screen, reference, known = session.screen, _reference(submitted), job_in(submitted)
     is_json = screen.style.format in {"json", "jsonl"}
+    if (more := left_out(known)) is not None:
+        screen.note(more)
     output = partial(screen.raw, is_error=True) if is_json else screen.raw
     try:
-        job = Companion(session.client, screen, reference, is_known=True, output=output).follow()
+        job = Companion(session.client, screen, reference, is_known=True, output=output).follow(known)
     except KeyboardInterrupt:
         _detach(session, reference)
         return ExitCode.INTERRUPTED
@@ -126,8 +134,7 @@ def attach(session: Session, reference: str, *, has_end: bool = True) -> int:
         answer = listed("JobList", [dict(job)])
         screen.listing(answer, history_view(phrases.answered_at(answer)))
     if code != ExitCode.DONE:
-        ended = ending(job)
-        session.screen.say(f"job {reference} {answers.text(job, 'state')}" + (f" ({ended})" if ended else ""))
+        session.screen.say(f"job {reference} {ended_as(job)}")
     return code
 
 
@@ -208,9 +215,16 @@ def _post(session: Session, spec: Json, *, is_dry_run: bool) -> Json:
 
 def _name_flags(refused: ApiError) -> None:
     """Puts the flags that people typed in the place of the fields that the API knows."""
+    if any((each.field, each.message) == _NO_GPUS for each in refused.problems):
+        refused.tries = refused.tries or ("-g 1", "-g H100:8", "--total-gpus 16")
+        refused.message = refused.message.replace(_NO_GPUS[1], _NO_GPUS_HERE)
+        refused.problems = tuple(
+            replace(each, message=each.message.replace(_NO_GPUS[1], _NO_GPUS_HERE)) for each in refused.problems
+        )
     for field, flag in FLAGS_OF_FIELDS.items():
         if refused.message.startswith(f"{field}: "):
-            refused.message = f"{flag} {refused.message.removeprefix(f'{field}: ')}"
+            said = refused.message.removeprefix(f"{field}: ")
+            refused.message = f"{flag}{' ' if said.startswith(_VERBS) else ': '}{said}"
     if not refused.tries and any((each.field, each.message) == _NO_LIMIT for each in refused.problems):
         refused.tries = ("-t 90m", "-t 12h")
     refused.problems = tuple(
@@ -235,6 +249,8 @@ def _tell_all(session: Session, sent: list[Json], *, is_dry_run: bool) -> None:
         session.screen.listing(whole, job_view(phrases.answered_at(sent[0])))
         return
     common = ["each", *_told(sent[0], None)[1:]]
+    if is_dry_run and session.screen.style.format == "name":
+        return
     if is_dry_run:
         headings = [_told(answer, None)[0] for answer in sent]
         session.screen.document(sent[0], job_view(phrases.answered_at(sent[0])), [*headings, *common])
@@ -250,6 +266,8 @@ def _tell(session: Session, answer: Json, *, is_dry_run: bool) -> None:
     if screen.style.format in {"json", "jsonl", "csv"}:
         screen.listing(answer, job_view(phrases.answered_at(answer)))
         return
+    if is_dry_run and screen.style.format == "name":
+        return  # what is not submitted has no number
     if is_dry_run:
         screen.document(answer, job_view(phrases.answered_at(answer)), _told(answer, None))
         return

@@ -135,6 +135,8 @@ class Daemon:
             # made the store an eighth slower.
             gc.collect()
             gc.freeze()
+            # Who connects as soon as this is announced waits in the socket's queue until the server takes him.
+            self._listener.listen(parts.server.config.backlog)
             announce(self)
             _stop_at_signals(parts.server)
             parts.server.run(sockets=[self._listener])

@@ -16,6 +16,7 @@ from cli.daemon import migrate
 from metering.findings import Report
 from metering.together import reading_ledger
 from metering.verify import verify
+from scheduler.rundir import sync_directory
 from scheduler.store.database import Database, StoreCorrupt
 
 JOBS_SINCE = 1_000_000
@@ -64,7 +65,7 @@ def back_up(source: Path, target: Path) -> Copied:
         copied = _proved(new)
         _make_one_file(new)
         os.link(new, target)  # unlike a rename, never over a file that came meanwhile
-    _sync_directory(target.parent)
+    sync_directory(target.parent)
     return copied
 
 
@@ -94,7 +95,7 @@ def restore(source: Path, target: Path, put_aside: Path | None, next_job: int | 
                 with suppress(FileNotFoundError):
                     Path(f"{target}{suffix}").rename(f"{put_aside}{suffix}")
         new.replace(target)
-    _sync_directory(target.parent)
+    sync_directory(target.parent)
     return copied
 
 
@@ -180,11 +181,3 @@ def _make_one_file(path: Path) -> None:
         connection.execute("PRAGMA journal_mode = DELETE")
     with path.open("rb") as written:
         os.fsync(written.fileno())
-
-
-def _sync_directory(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

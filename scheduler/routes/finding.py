@@ -53,12 +53,14 @@ def filter_of(asked: JobListQuery | JobFilterBody, rights: Rights) -> JobFilter 
     root = _root(asked.tenant, asked.project, rights)
     if root is None:
         return None
+    is_prefix = asked.name is not None and asked.name.endswith("*")
     return JobFilter(
         under=root,
         states=tuple(sorted(parse_states(asked.state))),
         users=None if asked.user is None else (UserName(asked.user),),
         pool=None if asked.pool is None else PoolName(asked.pool),
-        name=asked.name,
+        name=None if is_prefix else asked.name,
+        name_prefix=asked.name[:-1] if asked.name is not None and is_prefix else None,
         since_ms=None if asked.since is None else parse_time(asked.since, "since"),
         array=None if asked.array is None else JobId(asked.array),
     )

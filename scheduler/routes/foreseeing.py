@@ -21,6 +21,7 @@ from scheduler.core.sooner import Room, room_for, search
 from scheduler.core.state import ClusterState
 from scheduler.core.supposing import supposed, would_start
 from scheduler.routes.door import Door
+from scheduler.routes.knowing import Knowing
 from scheduler.routes.quota import standing_answer
 from scheduler.wire.problems import Json
 
@@ -57,8 +58,9 @@ class Foreseen:
 class Foreseeing:
     """Shared by the routes of one app. Belongs to one event loop."""
 
-    def __init__(self, door: Door) -> None:
+    def __init__(self, door: Door, knowing: Knowing) -> None:
         self._door = door
+        self._knowing = knowing
         self._searching = asyncio.Semaphore(1)
 
     async def job(self, job_id: JobId) -> Foreseen | None:
@@ -103,7 +105,8 @@ class Foreseeing:
         def tried(state: ClusterState, _: Plan) -> bool:
             return _is_in_line(state, instead_of) and would_start(state, policy, now_ms, asked, instead_of)
 
-        return await self._door.ask(tried)
+        # The planner knows what holds cost only of jobs that it tried to start: whoever keeps the money is asked too.
+        return await self._door.ask(tried) and await self._knowing.is_affordable(asked)
 
     def _measured(self, explanation: Explanation, estimate: StartEstimate | None) -> Foreseen:
         if estimate is None or estimate.pool is None:

@@ -40,7 +40,7 @@ def job_routes(door: Door, shown: Shown) -> APIRouter:
     router = APIRouter(tags=["jobs"])
     reader = door.allow(READS_JOBS)
     runner = door.allow_change(RUNS_JOBS)
-    foreseeing = Foreseeing(door)
+    foreseeing = Foreseeing(door, shown.knowing)
 
     @router.post("/v1/jobs", status_code=201, summary="Submit a job or an array", openapi_extra=body_of(JobSpec))
     async def submit(
@@ -57,8 +57,7 @@ def job_routes(door: Door, shown: Shown) -> APIRouter:
         draft = replace(asked, costs=shown.knowing.submission(asked).questions)
         if dry_run:
             return answer(await preview(door, (shown, foreseeing), draft, rights))
-        outcome = await door.carry_out(Submit.of(draft, key, body))
-        return answer(await submitted(door, shown, draft, outcome, rights), 201)
+        return answer(await submitted(door, shown, draft, Submit.of(draft, key, body), rights), 201)
 
     @router.get("/v1/jobs", summary="List jobs")
     async def list_jobs(

@@ -129,11 +129,11 @@ class Knowing:
 
     # ---- money ------------------------------------------------------------------------------------------------------
 
-    async def max_cost(self, job: Priced) -> Json | None:
+    async def max_cost(self, job: Priced | JobDraft) -> Json | None:
         """Returns the most that a job can cost; None where a class that it may get has no price."""
         return (await self.max_costs([job]))[0]
 
-    async def max_costs(self, jobs: Sequence[Priced], most_new: int = MOST_NEW_COSTS) -> list[Json | None]:
+    async def max_costs(self, jobs: Sequence[Priced | JobDraft], most_new: int = MOST_NEW_COSTS) -> list[Json | None]:
         """Returns the most that each job can cost, in order, asking the store about at most so many new sizes."""
         now_ms = self._door.now_ms
         questions = [questions_of(job, self._door.controller.offers) for job in jobs]
@@ -191,8 +191,21 @@ class Knowing:
             fits = {"fits": False, "message": refused.message, "try": list(refused.tries)}
         return {**(answer or {}), **fits}
 
-    async def budget_of(self, account: AccountId) -> Json | None:
-        """Returns the budget nearest to an account as it stood a moment ago; None where there is none."""
+    async def budget_before(self, draft: JobDraft) -> Json | None:
+        """Returns the budget nearest to a draft's account as it stands before the draft is submitted; None without one.
+
+        Ask before the submission: a job that starts at once has its hold taken off what is left, and an echo that
+        takes the most it can cost off that would count it twice. It may be a moment old, unless the draft would then
+        not fit: somebody topped it up since.
+        """
+        cost = await self.max_cost(draft)
+        known = self._budgets.get(draft.account)
+        left = None if known is None or known[0] is None else Decimal(known[0].left.amount)
+        if cost is not None and left is not None and left < Decimal(str(cost["amount"])) * draft.count:
+            del self._budgets[draft.account]
+        return await self._budget_of(draft.account)
+
+    async def _budget_of(self, account: AccountId) -> Json | None:
         now_ms = self._door.now_ms
         found = self._budgets.get(account)
         if found is None or now_ms - found[1] >= _COST_LIFE_MS:
@@ -202,8 +215,22 @@ class Knowing:
             found = self._budgets[account] = (left, now_ms)
         return _budget_answer(found[0])
 
+    async def is_affordable(self, job: Job) -> bool:
+        """Tells whether budgets would let the job be submitted now."""
+        now_ms = self._door.now_ms
+        asked = Submission(questions_of(job, self._door.controller.offers), 1)
 
-def questions_of(job: Priced | JobDraft, offers: Sequence[Offer]) -> tuple[CostQuestion, ...]:
+        def admits(connection: Connection) -> bool:
+            try:
+                self._admission.admit(connection, asked, now_ms)
+            except Refused:
+                return False
+            return True
+
+        return await self._door.read(admits)
+
+
+def questions_of(job: Priced | JobDraft | Job, offers: Sequence[Offer]) -> tuple[CostQuestion, ...]:
     """Returns what a job may cost, a question for each class that it may get."""
     return tuple(
         CostQuestion(

@@ -58,8 +58,13 @@ def checked_key(key: str | None) -> str | None:
     return key
 
 
-async def submitted(door: Door, shown: Shown, draft: JobDraft, outcome: Submitted, rights: Rights) -> Json:
-    """Returns the answer to a submission: the job, or an array's first element, and how many there are."""
+async def submitted(door: Door, shown: Shown, draft: JobDraft, command: Submit, rights: Rights) -> Json:
+    """Submits, and returns the answer: the job, or an array's first element, how many there are, the budget before it.
+
+    Raises Refused as the command does.
+    """
+    budget = await shown.knowing.budget_before(draft)
+    outcome = await door.carry_out(command)
     if outcome.is_new:
         first = _record(draft, outcome.ids[0], outcome.at_ms)
     else:
@@ -74,7 +79,7 @@ async def submitted(door: Door, shown: Shown, draft: JobDraft, outcome: Submitte
         items,
         array_size=None if draft.array_indexes is None else len(outcome.ids),
         is_new=outcome.is_new,
-        budget=await shown.knowing.budget_of(draft.account),
+        budget=budget,
     )
 
 

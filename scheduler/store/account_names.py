@@ -8,7 +8,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from scheduler.core.model import AccountId
-from scheduler.store.tables import ACCOUNT, ACCOUNT_NAME
+from scheduler.store.ledger_tables import ACCOUNT_NAME
+from scheduler.store.tables import ACCOUNT
 
 
 @dataclass(frozen=True, slots=True)

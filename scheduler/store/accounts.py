@@ -15,7 +15,8 @@ from scheduler.core.terms import check_terms, check_within, with_lock
 from scheduler.refusal import Problem, RefusalCode, Refused
 from scheduler.store.actions import RequeueJobs
 from scheduler.store.codec import ACCOUNT_COLUMNS, account_of, terms_json
-from scheduler.store.tables import ACCOUNT, ACCOUNT_NAME, JOB, MEMBER, TOKEN
+from scheduler.store.ledger_tables import ACCOUNT_NAME
+from scheduler.store.tables import ACCOUNT, JOB, MEMBER, TOKEN
 from scheduler.store.tokens import revoke_tokens
 from scheduler.store.transaction import Transaction
 

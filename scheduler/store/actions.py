@@ -19,13 +19,14 @@ from scheduler.core.lifecycle import ACTIVE, ENDS, WAITING
 from scheduler.core.model import AllocationId, BookingWanted, EndReason, HoldKind, Job, JobId, JobState
 from scheduler.refusal import RefusalCode, Refused
 from scheduler.store.codec import JOB_COLUMNS, Row, job_of
+from scheduler.store.columns import JsonObject
 from scheduler.store.database import chunks
 from scheduler.store.dependencies import settle_waiters
 from scheduler.store.extending import TimeGiven, give_time
 from scheduler.store.gangs import stop
 from scheduler.store.moving import Move, check_movable, move
 from scheduler.store.quotas import Ask, check_high
-from scheduler.store.tables import ALLOCATION, JOB, JsonObject
+from scheduler.store.tables import ALLOCATION, JOB
 from scheduler.store.transaction import Transaction
 
 _GLANCE = (JOB.c.id, JOB.c.state, JOB.c.hold, JOB.c.allocation_id)

@@ -42,6 +42,7 @@ from scheduler.core.stretch import AdvanceReservation
 from scheduler.executor import StartOrder
 from scheduler.store import claims
 from scheduler.store.codec import JOB_COLUMNS, grants_json, job_of, launch_of
+from scheduler.store.columns import JsonObject
 from scheduler.store.database import chunks
 from scheduler.store.gangs import order_of, stop
 from scheduler.store.nodes import CLAIM_CAUSE, load_nodes
@@ -50,7 +51,7 @@ from scheduler.store.prepared import Prepared, json_text
 from scheduler.store.promotions import promote
 from scheduler.store.reservations import live_reservations
 from scheduler.store.secrets import resolve
-from scheduler.store.tables import ALLOCATION, JOB, POOL, JsonObject
+from scheduler.store.tables import ALLOCATION, JOB, POOL
 from scheduler.store.transaction import Transaction
 
 _ALLOCATION_NAMES = (

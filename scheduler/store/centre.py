@@ -22,8 +22,9 @@ from scheduler.core.model import (
 )
 from scheduler.core.occupancy import OccupancyState
 from scheduler.store.codec import ACCOUNT_COLUMNS, account_of
+from scheduler.store.ledger_tables import DEVICE_CURSOR
 from scheduler.store.nodes import load_nodes
-from scheduler.store.tables import ACCOUNT, DEVICE_CURSOR, NODE, POOL, TOKEN
+from scheduler.store.tables import ACCOUNT, NODE, POOL, TOKEN
 from scheduler.store.tokens import TOKEN_COLUMNS, TokenRecord
 
 

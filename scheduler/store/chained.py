@@ -13,7 +13,7 @@ from sqlalchemy.engine import Connection, Row
 
 from scheduler.core.occupancy import GENESIS_HASH, fields_hash
 from scheduler.store.database import StoreCorrupt
-from scheduler.store.tables import CHAIN_HEAD
+from scheduler.store.ledger_tables import CHAIN_HEAD
 
 PAGE_ROWS = 5_000
 _CHAIN = ("previous_hash", "hash")

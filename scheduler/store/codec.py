@@ -43,7 +43,9 @@ from scheduler.core.model import (
 )
 from scheduler.core.occupancy import Cursor, Evidence, Interval, OccupancyState, Occupant
 from scheduler.executor import LaunchSpec
-from scheduler.store.tables import ACCOUNT, ALLOCATION, DEVICE, DEVICE_CURSOR, JOB, OCCUPANCY, JsonObject
+from scheduler.store.columns import JsonObject
+from scheduler.store.ledger_tables import DEVICE_CURSOR, OCCUPANCY
+from scheduler.store.tables import ACCOUNT, ALLOCATION, DEVICE, JOB
 
 # Taken from the class itself, so that a field that it gains is kept from that day on.
 _LAUNCH_FIELDS = tuple(field.name for field in fields(LaunchSpec))

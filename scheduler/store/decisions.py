@@ -12,8 +12,9 @@ from sqlalchemy.engine import Connection, Row
 from scheduler.core.calibration import Measured
 from scheduler.core.decided import Kind
 from scheduler.core.model import AllocationId, JobId, PoolName
+from scheduler.store.columns import JsonObject
+from scheduler.store.history_tables import DECISION, DECISION_TAPE
 from scheduler.store.prepared import Prepared, json_text
-from scheduler.store.tables import DECISION, DECISION_TAPE, JsonObject
 from scheduler.store.transaction import Transaction
 
 _NAMES = (

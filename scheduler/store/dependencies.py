@@ -26,9 +26,10 @@ from scheduler.core.model import (
 )
 from scheduler.refusal import Problem, RefusalCode, Refused
 from scheduler.store.codec import JOB_COLUMNS, job_of, waits_for_text
+from scheduler.store.columns import JsonObject
 from scheduler.store.database import chunks
 from scheduler.store.prepared import Prepared
-from scheduler.store.tables import JOB, JOB_DEPENDENCY, JsonObject
+from scheduler.store.tables import JOB, JOB_DEPENDENCY
 from scheduler.store.transaction import Transaction
 
 Alike = tuple[AccountId, UserName, str]

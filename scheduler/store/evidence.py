@@ -20,9 +20,11 @@ from scheduler.core.overlay import laid_over
 from scheduler.refusal import RefusalCode, Refused
 from scheduler.store.chained import append
 from scheduler.store.codec import INTERVAL_COLUMNS, interval_of, occupant_values
+from scheduler.store.columns import JsonObject
 from scheduler.store.database import chunks
+from scheduler.store.ledger_tables import EVIDENCE, OCCUPANCY, RECLASSIFICATION
 from scheduler.store.overlays import evidence_of, over, unknown_stretches
-from scheduler.store.tables import ALLOCATION, EVIDENCE, OCCUPANCY, RECLASSIFICATION, JsonObject
+from scheduler.store.tables import ALLOCATION
 from scheduler.store.transaction import Transaction
 
 SILENT = "silent"

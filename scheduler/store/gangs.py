@@ -21,9 +21,10 @@ from scheduler.core.model import (
 from scheduler.core.occupancy import Cursor, Evidence
 from scheduler.executor import LaunchSpec, StartOrder
 from scheduler.store.codec import ALLOCATION_COLUMNS, allocation_of
+from scheduler.store.columns import JsonObject
 from scheduler.store.database import chunks
 from scheduler.store.partition import Lanes, in_phase
-from scheduler.store.tables import ALLOCATION, JOB, JsonObject
+from scheduler.store.tables import ALLOCATION, JOB
 from scheduler.store.transaction import Transaction
 
 _UPDATE_STOPPING = sa.update(ALLOCATION).where(ALLOCATION.c.id == sa.bindparam("at_id"))

@@ -10,7 +10,8 @@ from scheduler.core.model import AllocationId, EndReason, JobId, JobState
 from scheduler.store.codec import grants_of, launch_of
 from scheduler.store.database import chunks
 from scheduler.store.gangs import stop
-from scheduler.store.tables import ALLOCATION, JOB, JOB_EVENT
+from scheduler.store.history_tables import JOB_EVENT
+from scheduler.store.tables import ALLOCATION, JOB
 from scheduler.store.transaction import Transaction
 
 IDLE = "idle"

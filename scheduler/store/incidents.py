@@ -27,8 +27,9 @@ from scheduler.core.model import (
 )
 from scheduler.core.occupancy import OccupancyState
 from scheduler.store.chained import append
+from scheduler.store.ledger_tables import DEVICE_CURSOR, INCIDENT, OCCUPANCY
 from scheduler.store.nodes import KnownNode
-from scheduler.store.tables import DEVICE, DEVICE_CURSOR, INCIDENT, OCCUPANCY
+from scheduler.store.tables import DEVICE
 from scheduler.store.transaction import Transaction
 
 OF_MACHINES = frozenset((EndReason.NODE_LOST, EndReason.GPU_ERROR))

@@ -22,11 +22,13 @@ from scheduler.core.model import (
 from scheduler.core.occupancy import Evidence, OccupancyState, Occupant
 from scheduler.executor import NodeInventory
 from scheduler.refusal import RefusalCode, Refused
+from scheduler.store.columns import JsonObject
 from scheduler.store.database import chunks
+from scheduler.store.ledger_tables import DEVICE_CURSOR
 from scheduler.store.nodes import CLAIM_CAUSE, GONE, KnownNode, load_nodes, resting
 from scheduler.store.partition import Lanes
 from scheduler.store.repartition import repartition
-from scheduler.store.tables import DEVICE, DEVICE_CURSOR, NODE, POOL, JsonObject
+from scheduler.store.tables import DEVICE, NODE, POOL
 from scheduler.store.transaction import Transaction
 
 _HELD = sa.select(DEVICE_CURSOR.c.device).where(DEVICE_CURSOR.c.state == OccupancyState.ALLOCATED.value).distinct()

@@ -23,10 +23,10 @@ from scheduler.executor import LaunchSpec
 from scheduler.notices import NoticeEvent, NoticeWhen
 from scheduler.refusal import RefusalCode, Refused
 from scheduler.store.codec import launch_json, retry_on_text, shape_json, waits_for_text
+from scheduler.store.columns import JsonObject
 from scheduler.store.dependencies import file_dependencies, still_to_wait_for
 from scheduler.store.prepared import json_text
 from scheduler.store.quotas import Ask, check_quotas
-from scheduler.store.tables import JsonObject
 from scheduler.store.transaction import Transaction
 
 

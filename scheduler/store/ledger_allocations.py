@@ -40,8 +40,9 @@ from scheduler.store.codec import (
 )
 from scheduler.store.incidents import incident_ids
 from scheduler.store.ledger_rows import has_reclassifications, plain_rows
+from scheduler.store.ledger_tables import DEVICE_CURSOR, OCCUPANCY, RECLASSIFICATION
 from scheduler.store.overlays import evidence_of, held_now
-from scheduler.store.tables import ALLOCATION, DEVICE_CURSOR, JOB, OCCUPANCY, RECLASSIFICATION
+from scheduler.store.tables import ALLOCATION, JOB
 
 PAGE_ALLOCATIONS = 256
 """Allocations read at once, with all their rows: some thousand rows even where gangs are large."""

@@ -27,8 +27,9 @@ from scheduler.store.codec import (
     interval_of,
 )
 from scheduler.store.database import chunks
+from scheduler.store.ledger_tables import DEVICE_CURSOR, OCCUPANCY, RECLASSIFICATION
 from scheduler.store.overlays import known_now
-from scheduler.store.tables import ALLOCATION, DEVICE, DEVICE_CURSOR, OCCUPANCY, RECLASSIFICATION
+from scheduler.store.tables import ALLOCATION, DEVICE
 
 PAGE_ROWS = 5_000
 END_OF_CHAIN = (1 << 63) - 1

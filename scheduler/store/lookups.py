@@ -20,8 +20,9 @@ from scheduler.core.model import (
 from scheduler.core.occupancy import Interval, OccupancyState
 from scheduler.store.codec import INTERVAL_COLUMNS, grants_of, interval_of
 from scheduler.store.database import chunks
+from scheduler.store.ledger_tables import DEVICE_CURSOR, OCCUPANCY
 from scheduler.store.nodes import load_nodes
-from scheduler.store.tables import ALLOCATION, DEVICE, DEVICE_CURSOR, JOB, OCCUPANCY
+from scheduler.store.tables import ALLOCATION, DEVICE, JOB
 
 Ref = tuple[JobId, int | None]
 """A job's id, or an array's id with an index."""

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from scheduler.core.model import NodeName
-from scheduler.store.tables import NODE_EVENT
+from scheduler.store.history_tables import NODE_EVENT
 
 
 @dataclass(frozen=True, slots=True)

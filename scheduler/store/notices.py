@@ -25,8 +25,10 @@ from scheduler.notices import (
     wait_ms,
 )
 from scheduler.refusal import RefusalCode, Refused
+from scheduler.store.columns import JsonObject
 from scheduler.store.database import chunks
-from scheduler.store.tables import DELIVERY, JOB, JOB_EVENT, NOTICE_CURSOR, NOTICE_TARGET, JsonObject
+from scheduler.store.history_tables import JOB_EVENT
+from scheduler.store.tables import DELIVERY, JOB, NOTICE_CURSOR, NOTICE_TARGET
 from scheduler.store.transaction import Transaction
 
 EVERYBODY = UserName("")

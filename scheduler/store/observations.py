@@ -37,6 +37,7 @@ from scheduler.executor import Checkpointed, Ended, Observation, Shrunk, Started
 from scheduler.store.adopted import is_adopted
 from scheduler.store.claims import live_claims, reserve
 from scheduler.store.codec import JOB_COLUMNS, job_of
+from scheduler.store.columns import JsonObject
 from scheduler.store.database import chunks
 from scheduler.store.dependencies import settle_waiters
 from scheduler.store.evidence import GANG_LOST, SILENT, keep, late_word
@@ -45,7 +46,7 @@ from scheduler.store.incidents import faulty_node, note_incidents
 from scheduler.store.nodes import KnownNode, load_nodes, resting
 from scheduler.store.partition import in_phase
 from scheduler.store.prepared import Prepared
-from scheduler.store.tables import ALLOCATION, JOB, JsonObject
+from scheduler.store.tables import ALLOCATION, JOB
 from scheduler.store.transaction import Transaction
 
 _UPDATE_GANG = Prepared(

@@ -12,7 +12,7 @@ from scheduler.core.occupancy import Evidence, Interval, OccupancyState
 from scheduler.core.overlay import Reclassification, laid_over
 from scheduler.store.codec import INTERVAL_COLUMNS, interval_of, occupant_of, occupant_values
 from scheduler.store.database import chunks
-from scheduler.store.tables import EVIDENCE, OCCUPANCY, RECLASSIFICATION
+from scheduler.store.ledger_tables import EVIDENCE, OCCUPANCY, RECLASSIFICATION
 
 _OCCUPANT = ("state", "units", "cause", "phase", "holder", "job_id", "allocation_id", "segment", "booking")
 _COLUMNS = tuple(

@@ -23,9 +23,10 @@ from scheduler.core.model import DeviceId, GpuClass, Phase
 from scheduler.core.occupancy import Cursor, Evidence, Interval, OccupancyState, Occupant, interval_hash
 from scheduler.store.chained import append
 from scheduler.store.codec import CURSOR_COLUMNS, cursor_of, occupant_values
+from scheduler.store.columns import JsonObject
 from scheduler.store.database import StoreCorrupt, chunks
+from scheduler.store.ledger_tables import DEVICE_CURSOR, DEVICE_END, LEDGER_HEAD, OCCUPANCY
 from scheduler.store.prepared import Prepared
-from scheduler.store.tables import DEVICE_CURSOR, DEVICE_END, LEDGER_HEAD, OCCUPANCY, JsonObject
 
 LaneKey = tuple[DeviceId, int]
 

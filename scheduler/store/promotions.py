@@ -9,8 +9,9 @@ from scheduler.core.events import AllocationPromoted
 from scheduler.core.model import AllocationId, Booking, Phase
 from scheduler.core.occupancy import Evidence
 from scheduler.core.plan import Promotion
+from scheduler.store.columns import JsonObject
 from scheduler.store.gangs import devices_of, lanes_of, load_live
-from scheduler.store.tables import ALLOCATION, JsonObject
+from scheduler.store.tables import ALLOCATION
 from scheduler.store.transaction import Transaction
 
 _UPDATE = sa.update(ALLOCATION).where(ALLOCATION.c.id == sa.bindparam("at_id"))

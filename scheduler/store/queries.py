@@ -35,7 +35,8 @@ from scheduler.store.codec import (
     job_of,
     launch_of,
 )
-from scheduler.store.tables import ALLOCATION, JOB, JOB_EVENT
+from scheduler.store.history_tables import JOB_EVENT
+from scheduler.store.tables import ALLOCATION, JOB
 
 JobKey = Literal["account", "tenant", "user", "state", "reason", "gpu_class"]
 """What jobs may be counted by."""
@@ -115,6 +116,8 @@ class JobFilter:
     pool: PoolName | None = None
     """Jobs that ask for this pool."""
     name: str | None = None
+    name_prefix: str | None = None
+    """Jobs whose name begins so: those of a sweep."""
     since_ms: int | None = None
     """Jobs that are not over, or ended at this time or later."""
     array: JobId | None = None
@@ -210,6 +213,8 @@ def _conditions(wanted: JobFilter) -> list[sa.ColumnElement[bool]]:
         found.append(JOB.c.shape["pool"].as_string() == wanted.pool)
     if wanted.name is not None:
         found.append(JOB.c.name == wanted.name)
+    if wanted.name_prefix is not None:
+        found.append(JOB.c.name.startswith(wanted.name_prefix, autoescape=True))
     if wanted.since_ms is not None:
         found.append(sa.or_(JOB.c.ended_ms.is_(None), JOB.c.ended_ms >= wanted.since_ms))
     if wanted.array is not None:

@@ -14,7 +14,8 @@ from sqlalchemy.engine import Connection
 from scheduler.core.debt import RateKey
 from scheduler.core.events import RatesChanged
 from scheduler.core.model import AccountId, Booking, GpuClass
-from scheduler.store.tables import ALLOCATION, OCCUPANCY, RATE_CHANGE
+from scheduler.store.ledger_tables import OCCUPANCY, RATE_CHANGE
+from scheduler.store.tables import ALLOCATION
 from scheduler.store.transaction import Transaction
 
 FORGOTTEN_HALF_LIVES = 128

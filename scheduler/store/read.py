@@ -35,20 +35,13 @@ from scheduler.store.codec import (
     shape_of_text,
 )
 from scheduler.store.gangs import order_of
+from scheduler.store.history_tables import JOB_EVENT
+from scheduler.store.ledger_tables import DEVICE_CURSOR, LEDGER_HEAD, OCCUPANCY
 from scheduler.store.nodes import load_nodes
 from scheduler.store.rates import FORGOTTEN_HALF_LIVES, BurstUse, ended_burst_use, rate_history
 from scheduler.store.reservations import live_reservations
 from scheduler.store.secrets import resolve
-from scheduler.store.tables import (
-    ACCOUNT,
-    ALLOCATION,
-    DEVICE_CURSOR,
-    JOB,
-    JOB_EVENT,
-    LEDGER_HEAD,
-    OCCUPANCY,
-    POOL,
-)
+from scheduler.store.tables import ACCOUNT, ALLOCATION, JOB, POOL
 
 STREAM_ROWS = 2000
 """Rows held in memory at once while a long table is read."""

@@ -17,7 +17,8 @@ from scheduler.core.model import GPU_UNITS, DeviceHealth, DeviceId, GpuClass
 from scheduler.core.occupancy import Evidence, OccupancyState, Occupant
 from scheduler.executor import NodeInventory
 from scheduler.store.ledger_rows import cursors
-from scheduler.store.tables import DEVICE, DEVICE_CURSOR, DEVICE_END, OCCUPANCY
+from scheduler.store.ledger_tables import DEVICE_CURSOR, DEVICE_END, OCCUPANCY
+from scheduler.store.tables import DEVICE
 from scheduler.store.transaction import Transaction
 
 REMAINDER_CAUSE = "mig_remainder"

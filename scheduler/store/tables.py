@@ -1,38 +1,17 @@
-"""The scheduler's tables, as SQLModel classes; hot paths use their Core tables (`JOB`, `OCCUPANCY`, …).
+"""The scheduler's tables of what is, as SQLModel classes; hot paths use their Core tables (`JOB`, `ALLOCATION`, …).
 
 Times are integer UTC milliseconds (`*_ms`). JSON columns hold core values as `codec` writes them. Migrations make the
-tables (`cli.daemon.migrations`), triggers included; a test holds that both say the same.
-
-What never changes: `occupancy` (triggers refuse update, delete, gaps and overlaps), `account_name`, `device_end`,
-`incident`, `evidence` and `reclassification` (triggers refuse update and delete). What is history: `job_event`,
-`node_event`, `decision` and `decision_tape`, which are forgotten after a time.
-Everything else is the present.
+tables (`cli.daemon.migrations`); a test holds that both say the same. What never changes is in `ledger_tables`, what is
+forgotten after a time in `history_tables`.
 """
-
-from typing import Any
 
 import sqlalchemy as sa
 from sqlmodel import Field, SQLModel
 
-BIG_KEY = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
-"""A 64-bit key that SQLite takes for its rowid."""
+from scheduler.store.columns import BIG_KEY, JsonObject, big, column, json, table_of
 
 HAS_DEADLINE = "deadline_ms IS NOT NULL AND ended_ms IS NULL"
 """Which jobs the index of deadlines holds."""
-
-JsonObject = dict[str, Any]  # Any: JSON as the driver gives it; codec.py is the only reader
-
-
-def _column(kind: "sa.types.TypeEngine[Any]", *, nullable: bool = False, **named: Any) -> Any:  # as Field() is typed
-    return Field(sa_type=kind, nullable=nullable, **named)
-
-
-def _big(*, nullable: bool = False) -> Any:
-    return _column(sa.BigInteger(), nullable=nullable)
-
-
-def _json() -> Any:
-    return _column(sa.JSON())
 
 
 class LeaderLeaseRow(SQLModel, table=True):
@@ -42,17 +21,8 @@ class LeaderLeaseRow(SQLModel, table=True):
     id: int = Field(primary_key=True)
     holder: str
     url: str
-    epoch: int = _big()
-    expires_ms: int = _big()
-
-
-class LedgerHeadRow(SQLModel, table=True):
-    """The last row of the occupancy chain; one row."""
-
-    __tablename__ = "ledger_head"
-    id: int = Field(primary_key=True)
-    sequence: int = _big()
-    hash: str
+    epoch: int = big()
+    expires_ms: int = big()
 
 
 class AccountRow(SQLModel, table=True):
@@ -62,13 +32,13 @@ class AccountRow(SQLModel, table=True):
     id: str = Field(primary_key=True)
     display_name: str
     weight: int
-    guarantee: JsonObject = _json()
-    limit: JsonObject = _json()
+    guarantee: JsonObject = json()
+    limit: JsonObject = json()
     is_suspended: bool
-    created_ms: int = _big()
-    terms: JsonObject = _json()
+    created_ms: int = big()
+    terms: JsonObject = json()
     """Its further limits, as `codec.terms_json` writes them."""
-    changed_ms: int = _big()
+    changed_ms: int = big()
 
 
 class MemberRow(SQLModel, table=True):
@@ -79,21 +49,7 @@ class MemberRow(SQLModel, table=True):
     user: str = Field(primary_key=True)
     role: str
     may_use_high: bool
-    created_ms: int = _big()
-
-
-class AccountNameRow(SQLModel, table=True):
-    """What an account was called from an instant on: append-only, and kept when the account is removed."""
-
-    __tablename__ = "account_name"
-    __table_args__ = (
-        sa.Index("ix_account_name_account_from_ms", "account", "from_ms"),
-        {"sqlite_autoincrement": True},
-    )
-    sequence: int | None = _column(BIG_KEY, primary_key=True)
-    account: str
-    from_ms: int = _big()
-    name: str
+    created_ms: int = big()
 
 
 class TokenRow(SQLModel, table=True):
@@ -105,9 +61,9 @@ class TokenRow(SQLModel, table=True):
     role: str
     account: str
     user: str
-    created_ms: int = _big()
-    expires_ms: int | None = _big(nullable=True)
-    revoked_ms: int | None = _big(nullable=True)
+    created_ms: int = big()
+    expires_ms: int | None = big(nullable=True)
+    revoked_ms: int | None = big(nullable=True)
 
 
 class PoolRow(SQLModel, table=True):
@@ -129,16 +85,16 @@ class NodeRow(SQLModel, table=True):
     name: str = Field(primary_key=True)
     gpu_class: str
     pool: str
-    cpu_millicores: int = _big()
-    memory_bytes: int = _big()
-    labels: JsonObject = _json()
+    cpu_millicores: int = big()
+    memory_bytes: int = big()
+    labels: JsonObject = json()
     availability: str
     reason: str | None = None
     drain_reason: str | None = None
     kept_by: str | None = None
     assigned_pool: str | None = None
-    seen_ms: int = _big()
-    removed_ms: int | None = _big(nullable=True)
+    seen_ms: int = big()
+    removed_ms: int | None = big(nullable=True)
 
 
 class ReservationRow(SQLModel, table=True):
@@ -154,17 +110,17 @@ class ReservationRow(SQLModel, table=True):
             postgresql_where=sa.text("ended_ms IS NULL"),
         ),
     )
-    sequence: int | None = _column(BIG_KEY, primary_key=True)
+    sequence: int | None = column(BIG_KEY, primary_key=True)
     name: str
-    start_ms: int = _big()
-    end_ms: int = _big()
-    nodes: list[str] = _json()
+    start_ms: int = big()
+    end_ms: int = big()
+    nodes: list[str] = json()
     account: str | None = None
     reason: str | None = None
-    created_ms: int = _big()
+    created_ms: int = big()
     created_by: str
     is_in_force: bool
-    ended_ms: int | None = _big(nullable=True)
+    ended_ms: int | None = big(nullable=True)
     ended_by: str | None = None
 
 
@@ -176,25 +132,12 @@ class DeviceRow(SQLModel, table=True):
     node: str = Field(index=True)
     position: int
     gpu_class: str
-    units: int = _big()
+    units: int = big()
     health: str
     reason: str | None = None
     is_foreign: bool
-    first_seen_ms: int = _big()
-    removed_ms: int | None = _big(nullable=True)
-
-
-class NodeEventRow(SQLModel, table=True):
-    """What happened to a machine beside its GPUs' occupancy: its agent fell silent, a GPU reported an XID."""
-
-    __tablename__ = "node_event"
-    __table_args__ = (sa.Index("ix_node_event_node_at_ms", "node", "at_ms"), {"sqlite_autoincrement": True})
-    sequence: int | None = _column(BIG_KEY, primary_key=True)
-    node: str
-    at_ms: int = _big()
-    kind: str
-    device: str | None = None
-    detail: str
+    first_seen_ms: int = big()
+    removed_ms: int | None = big(nullable=True)
 
 
 class JobRow(SQLModel, table=True):
@@ -215,7 +158,7 @@ class JobRow(SQLModel, table=True):
         # Ids are never given twice, not even after the newest jobs were archived.
         {"sqlite_autoincrement": True},
     )
-    id: int | None = _column(BIG_KEY, primary_key=True)
+    id: int | None = column(BIG_KEY, primary_key=True)
     account: str
     tenant: str
     user: str
@@ -226,31 +169,31 @@ class JobRow(SQLModel, table=True):
     exit_code: int | None = None
     gpu_class: str
     nodes: int
-    gpu_units: int = _big()
-    shape: JsonObject = _json()
+    gpu_units: int = big()
+    shape: JsonObject = json()
     wanted: str
     priority: int
-    time_limit_ms: int = _big()
-    submitted_ms: int = _big()
-    begin_ms: int | None = _big(nullable=True)
+    time_limit_ms: int = big()
+    submitted_ms: int = big()
+    begin_ms: int | None = big(nullable=True)
     is_backing_off: bool
-    deadline_ms: int | None = _big(nullable=True)
+    deadline_ms: int | None = big(nullable=True)
     hold: str | None = None
     attempt: int
     retries_left: int
     allocation_id: str | None = None
-    array_id: int | None = _big(nullable=True)
+    array_id: int | None = big(nullable=True)
     array_index: int | None = None
     array_cap: int | None = None
-    waits_for: str | None = _column(sa.Text(), nullable=True)
+    waits_for: str | None = column(sa.Text(), nullable=True)
     """Dependencies not met yet, as `codec.waits_for_text` writes them; the rows of `job_dependency` say the same."""
     retry_on: str | None = None
     """End reasons with a space between them; null for all that are retried."""
-    started_ms: int | None = _big(nullable=True)
-    ended_ms: int | None = _big(nullable=True)
-    launch: JsonObject = _json()
-    labels: JsonObject = _json()
-    notify: JsonObject | None = _column(sa.JSON(none_as_null=True), nullable=True)
+    started_ms: int | None = big(nullable=True)
+    ended_ms: int | None = big(nullable=True)
+    launch: JsonObject = json()
+    labels: JsonObject = json()
+    notify: JsonObject | None = column(sa.JSON(none_as_null=True), nullable=True)
     """The events that its user is to be told of, where they are other than by default."""
 
 
@@ -263,11 +206,11 @@ class JobDependencyRow(SQLModel, table=True):
         sa.Index("ix_job_dependency_on_array", "on_array"),
         sa.Index("ix_job_dependency_account_user_name", "account", "user", "name"),
     )
-    job_id: int = _column(BIG_KEY, primary_key=True, sa_column_kwargs={"autoincrement": False})
+    job_id: int = column(BIG_KEY, primary_key=True, sa_column_kwargs={"autoincrement": False})
     dependency: str = Field(primary_key=True)
     kind: str
-    on_job: int | None = _big(nullable=True)
-    on_array: int | None = _big(nullable=True)
+    on_job: int | None = big(nullable=True)
+    on_array: int | None = big(nullable=True)
     """All elements of this array."""
     account: str | None = None
     """Of a singleton: it waits for earlier jobs of this project, `user` and `name`."""
@@ -283,8 +226,8 @@ class SubmissionKeyRow(SQLModel, table=True):
     user: str = Field(primary_key=True)
     key: str = Field(primary_key=True)
     request_sha256: str
-    job_ids: list[int] = _json()
-    created_ms: int = _big()
+    job_ids: list[int] = json()
+    created_ms: int = big()
 
 
 class AllocationRow(SQLModel, table=True):
@@ -297,38 +240,26 @@ class AllocationRow(SQLModel, table=True):
         sa.Index("ix_allocation_surplus_of", "surplus_of"),
     )
     id: str = Field(primary_key=True)
-    job_id: int = _big()
+    job_id: int = big()
     account: str
     user: str
     gpu_class: str
     booking: str
     phase: str
     segment: int
-    grants: list[JsonObject] = _json()
-    time_limit_ms: int = _big()
+    grants: list[JsonObject] = json()
+    time_limit_ms: int = big()
     attempt: int
-    decided_ms: int = _big()
-    started_ms: int | None = _big(nullable=True)
-    checkpointed_ms: int | None = _big(nullable=True)
-    stopping_ms: int | None = _big(nullable=True)
+    decided_ms: int = big()
+    started_ms: int | None = big(nullable=True)
+    checkpointed_ms: int | None = big(nullable=True)
+    stopping_ms: int | None = big(nullable=True)
     stop_reason: str | None = None
-    ended_ms: int | None = _big(nullable=True)
+    ended_ms: int | None = big(nullable=True)
     end_reason: str | None = None
     exit_code: int | None = None
     detail: str | None = None
     surplus_of: str | None = None
-
-
-class JobEventRow(SQLModel, table=True):
-    """What users see as a job's history."""
-
-    __tablename__ = "job_event"
-    __table_args__ = (sa.Index("ix_job_event_job_id", "job_id"), {"sqlite_autoincrement": True})
-    sequence: int | None = _column(BIG_KEY, primary_key=True)
-    at_ms: int = _big()
-    job_id: int = _big()
-    kind: str
-    detail: JsonObject = _json()
 
 
 class SecretRow(SQLModel, table=True):
@@ -338,7 +269,7 @@ class SecretRow(SQLModel, table=True):
     account: str = Field(primary_key=True)
     name: str = Field(primary_key=True)
     value: str
-    updated_ms: int = _big()
+    updated_ms: int = big()
     updated_by: str
 
 
@@ -351,8 +282,8 @@ class NoticeTargetRow(SQLModel, table=True):
     webhook: str | None = None
     secret: str | None = None
     email: str | None = None
-    events: list[str] = _json()
-    updated_ms: int = _big()
+    events: list[str] = json()
+    updated_ms: int = big()
 
 
 class NoticeCursorRow(SQLModel, table=True):
@@ -360,7 +291,7 @@ class NoticeCursorRow(SQLModel, table=True):
 
     __tablename__ = "notice_cursor"
     id: int = Field(primary_key=True)
-    sequence: int = _big()
+    sequence: int = big()
 
 
 class DeliveryRow(SQLModel, table=True):
@@ -382,171 +313,12 @@ class DeliveryRow(SQLModel, table=True):
     channel: str
     event: str
     cause: str = Field(unique=True)
-    made_ms: int = _big()
-    body: JsonObject = _json()
+    made_ms: int = big()
+    body: JsonObject = json()
     tries: int
-    next_ms: int = _big()
-    done_ms: int | None = _big(nullable=True)
+    next_ms: int = big()
+    done_ms: int | None = big(nullable=True)
     error: str | None = None
-
-
-class DeviceCursorRow(SQLModel, table=True):
-    """The open interval of a lane; moved by compare-and-swap on `version`."""
-
-    __tablename__ = "device_cursor"
-    device: str = Field(primary_key=True)
-    lane: int = Field(primary_key=True)
-    gpu_class: str
-    since_ms: int = _big()
-    version: int = _big()
-    state: str
-    units: int = _big()
-    cause: str | None = None
-    phase: str | None = None
-    holder: str | None = None
-    job_id: int | None = _big(nullable=True)
-    allocation_id: str | None = None
-    segment: int | None = None
-    booking: str | None = None
-    gpu_eq_units: int = _big()
-
-
-class OccupancyRow(SQLModel, table=True):
-    """A closed interval of a lane: append-only, without gap or overlap, chained by hashes."""
-
-    __tablename__ = "occupancy"
-    __table_args__ = (
-        sa.CheckConstraint("to_ms > from_ms", name="ck_occupancy_to_after_from"),
-        sa.Index("ix_occupancy_from_ms", "from_ms"),
-        sa.Index("ix_occupancy_device_lane_from_ms", "device", "lane", "from_ms"),
-        sa.Index("ix_occupancy_allocation_id", "allocation_id"),
-    )
-    sequence: int = _column(BIG_KEY, primary_key=True, sa_column_kwargs={"autoincrement": False})
-    device: str
-    lane: int
-    gpu_class: str
-    from_ms: int = _big()
-    to_ms: int = _big()
-    state: str
-    units: int = _big()
-    cause: str | None = None
-    phase: str | None = None
-    holder: str | None = None
-    job_id: int | None = _big(nullable=True)
-    allocation_id: str | None = None
-    segment: int | None = None
-    booking: str | None = None
-    gpu_eq_units: int = _big()
-    evidence: str
-    recorded_ms: int = _big()
-    idempotency_key: str = Field(unique=True)
-    previous_hash: str
-    hash: str
-
-
-class ChainHeadRow(SQLModel, table=True):
-    """The last row of each chained table beside the occupancy: see `chained`."""
-
-    __tablename__ = "chain_head"
-    name: str = Field(primary_key=True)
-    sequence: int = _big()
-    hash: str
-
-
-class DeviceEndRow(SQLModel, table=True):
-    """Where a device's life ended, because its GPU was partitioned otherwise: append-only, chained."""
-
-    __tablename__ = "device_end"
-    sequence: int = _column(BIG_KEY, primary_key=True, sa_column_kwargs={"autoincrement": False})
-    device: str = Field(index=True)
-    at_ms: int = _big()
-    version: int = _big()
-    """The greatest that a lane of it had: should the device come back, its lanes go on from there."""
-    cause: str
-    recorded_ms: int = _big()
-    previous_hash: str
-    hash: str
-
-
-class IncidentRow(SQLModel, table=True):
-    """A gang that a machine's fault ended, and the incident that this was: append-only, chained."""
-
-    __tablename__ = "incident"
-    sequence: int = _column(BIG_KEY, primary_key=True, sa_column_kwargs={"autoincrement": False})
-    id: str
-    """Of the incident: the same for all gangs that it hit."""
-    reason: str
-    node: str = Field(index=True)
-    began_ms: int = _big()
-    allocation_id: str = Field(unique=True)
-    job_id: int = _big()
-    account: str
-    at_ms: int = _big()
-    recorded_ms: int = _column(sa.BigInteger(), index=True)
-    previous_hash: str
-    hash: str
-
-
-class EvidenceRow(SQLModel, table=True):
-    """The inbox: what was said about the end of an allocation after it was written, each thing once by its key."""
-
-    __tablename__ = "evidence"
-    __table_args__ = (sa.Index("ix_evidence_allocation_id", "allocation_id"),)
-    sequence: int = _column(BIG_KEY, primary_key=True, sa_column_kwargs={"autoincrement": False})
-    key: str = Field(unique=True)
-    kind: str
-    allocation_id: str
-    at_ms: int = _big()
-    source: str
-    end_reason: str | None = None
-    actor: str
-    note: str
-    recorded_ms: int = _big()
-    previous_hash: str
-    hash: str
-
-
-class ReclassificationRow(SQLModel, table=True):
-    """What a part of a closed interval was, as became known later: laid over the partition, append-only, chained."""
-
-    __tablename__ = "reclassification"
-    __table_args__ = (
-        sa.CheckConstraint("to_ms > from_ms", name="ck_reclassification_to_after_from"),
-        sa.Index("ix_reclassification_covers", "covers"),
-        sa.Index("ix_reclassification_allocation_id", "allocation_id"),
-        sa.Index("ix_reclassification_to_ms", "to_ms"),
-    )
-    sequence: int = _column(BIG_KEY, primary_key=True, sa_column_kwargs={"autoincrement": False})
-    covers: int = _big()
-    device: str
-    lane: int
-    from_ms: int = _big()
-    to_ms: int = _big()
-    state: str
-    units: int = _big()
-    cause: str | None = None
-    phase: str | None = None
-    holder: str | None = None
-    job_id: int | None = _big(nullable=True)
-    allocation_id: str | None = None
-    segment: int | None = None
-    booking: str | None = None
-    gpu_eq_units: int = _big()
-    evidence: str
-    actor: str
-    reason: str
-    recorded_ms: int = _big()
-    previous_hash: str
-    hash: str
-
-
-class RateChangeRow(SQLModel, table=True):
-    """List rates that came into force, by `class/booking`, in micro-credits per GPU-second; append-only."""
-
-    __tablename__ = "rate_change"
-    sequence: int | None = _column(BIG_KEY, primary_key=True)
-    at_ms: int = _big()
-    rates: JsonObject = _json()
 
 
 class ClaimRow(SQLModel, table=True):
@@ -554,93 +326,37 @@ class ClaimRow(SQLModel, table=True):
 
     __tablename__ = "claim"
     __table_args__ = (sa.Index("ix_claim_ended_ms", "ended_ms"),)
-    sequence: int | None = _column(BIG_KEY, primary_key=True)
-    job_id: int = _big()
+    sequence: int | None = column(BIG_KEY, primary_key=True)
+    job_id: int = big()
     account: str
     user: str
     gpu_class: str
     booking: str
-    grants: list[JsonObject] = _json()
-    victims: list[str] = _json()
+    grants: list[JsonObject] = json()
+    victims: list[str] = json()
     guarded: int
-    made_ms: int = _big()
-    free_ms: int = _big()
-    end_ms: int = _big()
-    until_ms: int = _big()
-    ended_ms: int | None = _big(nullable=True)
+    made_ms: int = big()
+    free_ms: int = big()
+    end_ms: int = big()
+    until_ms: int = big()
+    ended_ms: int | None = big(nullable=True)
     outcome: str | None = None
 
 
-class DecisionRow(SQLModel, table=True):
-    """One line of the decision log. `subject` names the group or shape that waits; the others name a job."""
-
-    __tablename__ = "decision"
-    __table_args__ = (
-        sa.Index("ix_decision_job_id", "job_id"),
-        sa.Index("ix_decision_subject", "subject"),
-        sa.Index("ix_decision_at_ms", "at_ms"),
-        {"sqlite_autoincrement": True},
-    )
-    sequence: int | None = _column(BIG_KEY, primary_key=True)
-    epoch: int = _big()
-    decision: int = _big()
-    at_ms: int = _big()
-    version: int = _big()
-    policy: str
-    kind: str
-    subject: str | None = None
-    job_id: int | None = _big(nullable=True)
-    allocation_id: str | None = None
-    tenant: str | None = None
-    reasons: list[JsonObject] = _json()
-    words: str | None = None
-
-
-class DecisionTapeRow(SQLModel, table=True):
-    """A piece of the flight recorder's tape: a state, or the events and ticks that came after."""
-
-    __tablename__ = "decision_tape"
-    __table_args__ = (sa.Index("ix_decision_tape_at_ms", "at_ms"), {"sqlite_autoincrement": True})
-    sequence: int | None = _column(BIG_KEY, primary_key=True)
-    epoch: int = _big()
-    at_ms: int = _big()
-    kind: str
-    last_decision: int = _big()
-    body: bytes = _column(sa.LargeBinary())
-
-
-def _table(model: type[SQLModel]) -> sa.Table:
-    return model.metadata.tables[str(model.__tablename__)]
-
-
-LEADER_LEASE = _table(LeaderLeaseRow)
-LEDGER_HEAD = _table(LedgerHeadRow)
-ACCOUNT = _table(AccountRow)
-MEMBER = _table(MemberRow)
-ACCOUNT_NAME = _table(AccountNameRow)
-TOKEN = _table(TokenRow)
-POOL = _table(PoolRow)
-NODE = _table(NodeRow)
-RESERVATION = _table(ReservationRow)
-DEVICE = _table(DeviceRow)
-NODE_EVENT = _table(NodeEventRow)
-JOB = _table(JobRow)
-JOB_DEPENDENCY = _table(JobDependencyRow)
-SUBMISSION_KEY = _table(SubmissionKeyRow)
-ALLOCATION = _table(AllocationRow)
-JOB_EVENT = _table(JobEventRow)
-SECRET = _table(SecretRow)
-NOTICE_TARGET = _table(NoticeTargetRow)
-NOTICE_CURSOR = _table(NoticeCursorRow)
-DELIVERY = _table(DeliveryRow)
-DEVICE_CURSOR = _table(DeviceCursorRow)
-OCCUPANCY = _table(OccupancyRow)
-RATE_CHANGE = _table(RateChangeRow)
-CLAIM = _table(ClaimRow)
-DECISION = _table(DecisionRow)
-DECISION_TAPE = _table(DecisionTapeRow)
-CHAIN_HEAD = _table(ChainHeadRow)
-DEVICE_END = _table(DeviceEndRow)
-INCIDENT = _table(IncidentRow)
-EVIDENCE = _table(EvidenceRow)
-RECLASSIFICATION = _table(ReclassificationRow)
+LEADER_LEASE = table_of(LeaderLeaseRow)
+ACCOUNT = table_of(AccountRow)
+MEMBER = table_of(MemberRow)
+TOKEN = table_of(TokenRow)
+POOL = table_of(PoolRow)
+NODE = table_of(NodeRow)
+RESERVATION = table_of(ReservationRow)
+DEVICE = table_of(DeviceRow)
+JOB = table_of(JobRow)
+JOB_DEPENDENCY = table_of(JobDependencyRow)
+SUBMISSION_KEY = table_of(SubmissionKeyRow)
+ALLOCATION = table_of(AllocationRow)
+SECRET = table_of(SecretRow)
+NOTICE_TARGET = table_of(NoticeTargetRow)
+NOTICE_CURSOR = table_of(NoticeCursorRow)
+DELIVERY = table_of(DeliveryRow)
+CLAIM = table_of(ClaimRow)

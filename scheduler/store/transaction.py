@@ -17,9 +17,11 @@ from scheduler.core.events import Event
 from scheduler.core.model import Account, AccountId, JobId, UserName, lineage
 from scheduler.core.policy import Policy
 from scheduler.store.codec import ACCOUNT_COLUMNS, account_of
+from scheduler.store.columns import JsonObject
+from scheduler.store.history_tables import JOB_EVENT
 from scheduler.store.partition import Chain, ChainMark, Lanes
 from scheduler.store.prepared import Prepared, json_text
-from scheduler.store.tables import ACCOUNT, JOB, JOB_EVENT, SUBMISSION_KEY, JsonObject
+from scheduler.store.tables import ACCOUNT, JOB, SUBMISSION_KEY
 
 _INSERT_JOB = Prepared(
     sa.insert(JOB),

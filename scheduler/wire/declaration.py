@@ -9,13 +9,12 @@ from scheduler.core.model import AccountId, NodeName, PoolName, UserName
 from scheduler.refusal import Problem
 from scheduler.store.declared import DeclaredAccount, DeclaredUser
 from scheduler.store.declared_pools import DeclaredPool
-from scheduler.wire.requests import JobCount, Strict
+from scheduler.wire.requests import AccountTerms, Strict
 from scheduler.wire.spec import invalid
 from scheduler.wire.text import AccountPath, Name, Words, problems_of
 
 MOST_ENTRIES = 20_000
 """Of one section: a centre of thousands of projects in one file."""
-ClassCounts = dict[Name, Annotated[int, Field(ge=0, le=10_000_000)]]
 
 
 class ApplyBody(Strict):
@@ -28,25 +27,13 @@ class ApplyBody(Strict):
     """The digest of the differences that were shown: they are made only if they are still those."""
 
 
-class AccountEntry(Strict):
+class AccountEntry(AccountTerms):
     """An account. A limit that is null is taken away; what is left out stays."""
 
     id: AccountPath
     display_name: Name | None = None
     weight: Annotated[int, Field(ge=-1_000_000, le=1_000_000)] = 1
     """Too small a one is told by the rules of the tree, together with all else that is wrong in them."""
-    guarantee: ClassCounts = Field(default_factory=dict, max_length=64)
-    limit: ClassCounts = Field(default_factory=dict, max_length=64)
-    user_limit: ClassCounts = Field(default_factory=dict, max_length=64)
-    running_limit: JobCount | None = None
-    pending_limit: JobCount | None = None
-    high_limit: JobCount | None = None
-    limit_weight: Annotated[int, Field(ge=0, le=1_000_000)] = 0
-    service_weight: Annotated[int, Field(ge=0, le=1_000_000)] = 0
-    slowdown_weight: Annotated[int, Field(ge=0, le=1_000_000)] = 0
-    takes_turns: bool = False
-    guaranteed_yields: bool = False
-    is_suspended: bool = False
 
     def declared(self) -> DeclaredAccount:
         """Returns what the entry says."""

@@ -31,6 +31,7 @@ class Strict(BaseModel):
 
 
 JobCount = Annotated[int, Field(ge=0, le=10_000_000)]
+ClassCounts = dict[Name, Annotated[int, Field(ge=0, le=10_000_000)]]
 
 
 class JobFilterBody(Strict):
@@ -85,14 +86,12 @@ class JobUpdate(BaseModel):
         return self
 
 
-class AccountBody(Strict):
-    """The terms of an account: GPUs per class, whole."""
+class AccountTerms(Strict):
+    """What an account may hold and how its jobs follow one another; GPUs per class, whole."""
 
-    display_name: Name | None = None
-    weight: Annotated[int, Field(ge=1, le=1_000_000)] = 1
-    guarantee: dict[Name, Annotated[int, Field(ge=0, le=10_000_000)]] = Field(default_factory=dict, max_length=64)
-    limit: dict[Name, Annotated[int, Field(ge=0, le=10_000_000)]] = Field(default_factory=dict, max_length=64)
-    user_limit: dict[Name, Annotated[int, Field(ge=0, le=10_000_000)]] = Field(default_factory=dict, max_length=64)
+    guarantee: ClassCounts = Field(default_factory=dict, max_length=64)
+    limit: ClassCounts = Field(default_factory=dict, max_length=64)
+    user_limit: ClassCounts = Field(default_factory=dict, max_length=64)
     running_limit: JobCount | None = None
     pending_limit: JobCount | None = None
     high_limit: JobCount | None = None
@@ -102,6 +101,13 @@ class AccountBody(Strict):
     takes_turns: bool = False
     guaranteed_yields: bool = False
     is_suspended: bool = False
+
+
+class AccountBody(AccountTerms):
+    """The terms of an account: GPUs per class, whole."""
+
+    display_name: Name | None = None
+    weight: Annotated[int, Field(ge=1, le=1_000_000)] = 1
 
 
 class SuspendBody(Strict):

@@ -213,7 +213,7 @@ def check_time_limit(seconds: int, rules: SubmissionRules) -> None:
             RefusalCode.POLICY,
             f"a time limit of {duration_words(seconds)} is more than this centre allows: {longest}",
             tries=(f"-t {longest}",),
-            problems=(Problem(f"at most {rules.longest_time_limit_seconds}", "time_limit_seconds"),),
+            problems=(Problem(f"at most {longest}", "time_limit_seconds"),),
         )
 
 

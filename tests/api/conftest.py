@@ -1,8 +1,7 @@
-"""A migrated SQLite database for each test, copied from one; and a client of the whole app."""
+"""A migrated SQLite database for each test, and a client of the whole app."""
 
 import asyncio
 import json
-import shutil
 import threading
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
@@ -12,26 +11,16 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from cli.daemon import migrate
 from scheduler.auth import Role
 from scheduler.store.database import Database
 from tests.api.centre import Centre, app_of, two_tenants
-
-
-@pytest.fixture(scope="session")
-def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("api") / "template.db"
-    migrate.upgrade(f"sqlite:///{path}")
-    return path
+from tests.databases import opened_sqlite
 
 
 @pytest.fixture
-def database(migrated_file: Path, tmp_path: Path) -> Iterator[Database]:
-    path = tmp_path / "turnstile.db"
-    shutil.copy(migrated_file, path)
-    opened = Database.open(f"sqlite:///{path}")
-    yield opened
-    opened.dispose()
+def database(tmp_path: Path) -> Iterator[Database]:
+    with opened_sqlite(tmp_path / "turnstile.db") as opened:
+        yield opened
 
 
 @pytest.fixture

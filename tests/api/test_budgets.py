@@ -1,9 +1,11 @@
 """Budgets over HTTP: who sees and sets them, what a submission is told, what the planner does without money."""
 
+from decimal import Decimal
 from typing import Any
 
 import pytest
 
+from metering.keeping import KeepBudgets
 from metering.ledger import publish
 from scheduler.auth import Role
 from tests.api.centre import Centre
@@ -151,3 +153,52 @@ def test_a_job_that_waits_moves_only_where_there_is_money_for_it(people: People)
     assert people.admin().get(f"/v1/jobs/{job}").json()["project"] == "vision"
     set_budget(people.operator(), "acme/nlp", "72")
     assert people.admin().post("/v1/jobs/update", json=change).json()["items"][0]["did"] == "changed"
+
+
+def test_an_echo_takes_the_cost_of_a_job_that_starts_at_once_off_what_was_left_before_it(
+    centre: Centre, people: People
+) -> None:
+    set_budget(operator(people), "acme", "100")
+    mei, starts = people.user(), [centre.tick]
+    forget = centre.on_change(lambda: starts.pop()() if starts else None)
+    told = mei.post("/v1/jobs", json=job_spec(**{**HOURS_4, "time_limit_seconds": 3600})).json()
+    forget()
+    assert mei.get(f"/v1/jobs/{told['items'][0]['id']}").json()["state"] == "running"
+    assert told["budget"]["left"] == {"amount": "100.00", "currency": "CNY"}
+
+
+def test_an_echo_tells_a_budget_that_was_topped_up_a_moment_ago(people: People) -> None:
+    set_budget(operator(people), "acme", "20")
+    hour = job_spec(**{**HOURS_4, "time_limit_seconds": 3600})
+    assert people.user().post("/v1/jobs", json=hour).json()["budget"]["left"]["amount"] == "20.00"
+    set_budget(operator(people), "acme", "40")
+    two = {**hour, "time_limit_seconds": 7200}
+    assert people.user().post("/v1/jobs", json=two).json()["budget"]["left"]["amount"] == "40.00"
+
+
+def test_what_would_start_a_job_without_money_sooner_is_what_its_budget_can_pay(centre: Centre, people: People) -> None:
+    set_budget(operator(people), "acme", "25")
+    hour = {**HOURS_4, "time_limit_seconds": 3600}
+    first, waits = (people.user().submit(**hour) for _ in range(2))
+    centre.tick()
+    centre.tick()
+    why = people.user().get(f"/v1/jobs/{waits}/why?sooner=true").json()
+    assert (why["reasons"][0]["code"], people.user().get(f"/v1/jobs/{first}").json()["state"]) == ("budget", "running")
+    # Beside 18.00 and the grace, 15 minutes for 4.50 fit into 25.00, and 30 for 9.00 do not; A100 have no price.
+    assert [" ".join(each["flags"]) for each in why["sooner"]] == ["-t 15m", "--booking spot", "-g A100:1"]
+
+
+def test_what_a_budget_tells_adds_up_to_the_cent(centre: Centre, people: People) -> None:
+    set_budget(operator(people), "acme", "100")
+    job = people.user().submit(**{**HOURS_4, "time_limit_seconds": 3600})
+    centre.tick()
+    centre.clock.advance(milliseconds=7001)
+    centre.commit(KeepBudgets(centre.admission, is_whole=True))
+    running = people.operator().get("/v1/budgets").json()["items"][0]
+    centre.ends(job)
+    centre.commit(KeepBudgets(centre.admission))
+    ended = people.operator().get("/v1/budgets").json()["items"][0]
+    assert ended["used"]["amount"] == "0.04", "0.035005 was used"
+    assert ended["left"]["amount"] == "99.96"
+    for told in (running, ended):
+        assert sum(Decimal(told[part]["amount"]) for part in ("used", "held", "left")) == 100, told

@@ -69,6 +69,8 @@ def test_filters_leave_what_they_name(people: People) -> None:
         return ids_by_pages(admin, **query)
 
     assert ids(name="one") == [named]
+    assert ids(name="on*") == [named]
+    assert ids(name="o%*") == ids(name="*ne") == [], "a star at the end stands for more, and nothing else does"
     assert ids(pool="main") == [pooled]
     assert ids(state="held") == [held]
     assert ids(user="bob") == [bobs]

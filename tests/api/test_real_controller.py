@@ -9,7 +9,6 @@ import httpx
 import pytest
 from ulid import ULID
 
-from cli.daemon import migrate
 from metering.admission import BudgetAdmission
 from metering.routes import ledger_routes
 from scheduler.auth import Role, new_secret, secret_hash
@@ -29,6 +28,7 @@ from scheduler.store.tokens import SaveToken
 from scheduler.telemetry import Telemetry
 from tests.api.conftest import Client, Http, job_spec
 from tests.builders import account, node, shape
+from tests.databases import new_sqlite
 
 DEADLINE_SECONDS = 30.0
 ENDLESS_BURST = 10**9
@@ -36,9 +36,7 @@ ENDLESS_BURST = 10**9
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[tuple[Controller, Http]]:
-    url = f"sqlite:///{tmp_path / 'turnstile.db'}"
-    migrate.upgrade(url)
-    database = Database.open(url)
+    database = Database.open(new_sqlite(tmp_path / "turnstile.db"))
     clock, telemetry = LedgerClock(), Telemetry("1.2.3")
     executor = SimulatedExecutor(clock, lambda: [node("h1"), node("h2")])
     lease = LeaderLease(database, "test", "http://test.invalid", 60_000)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from cli.commands.you import installed_version
 from tests.cli.conftest import Home
 from tests.cli.peer import Peer, envelope, page, said
-from tests.cli.recorded import AGENTS, FAILED, ended, stream
+from tests.cli.recorded import AGENTS, FAILED, ended, on_one_node, stream
 from tests.cli.test_ledger import tar
 
 Words = tuple[str, ...]
@@ -39,7 +39,12 @@ def _history(_home: Home, peer: Peer) -> None:
     peer.answers("GET", "/v1/jobs", page("JobList", [FAILED]))
 
 
+def _logs(_home: Home, peer: Peer) -> None:
+    on_one_node(peer)
+
+
 def _run(_home: Home, peer: Peer) -> None:
+    on_one_node(peer)
     peer.answers("GET", "/v1/jobs/10482/logs", stream(b"epoch 1\n", b"epoch 2\n"))
     peer.answers("GET", "/v1/jobs/10482/wait", ended(state="failed", reason="exit_nonzero", exit_code=3))
 
@@ -97,7 +102,7 @@ JOBS = {
     "queue-wide": Case(("queue", "-o", "wide"), ("GET", "/v1/jobs")),
     "show": Case(("show", "10482"), ("GET", "/v1/jobs/10482")),
     "why": Case(("why", "10482"), ("GET", "/v1/jobs/10482/why")),
-    "logs": Case(("logs", "10482"), ("GET", "/v1/jobs/10482/logs")),
+    "logs": Case(("logs", "10482"), ("GET", "/v1/jobs/10482/logs"), prepare=_logs),
     "history": Case(("history", "--since", "2026-11-16"), ("GET", "/v1/jobs"), prepare=_history),
     "history-of-one": Case(("history", "10431"), ("GET", "/v1/jobs/10431/events")),
     "report": Case(("report", "10431"), ("GET", "/v1/jobs/10431/report")),

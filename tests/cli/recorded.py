@@ -483,6 +483,13 @@ def ended(**how: Any) -> Json:
     return envelope("Job", **(job(reasons=[], start_estimate=None) | facts | how))
 
 
+def on_one_node(peer: Peer) -> None:
+    """Lets job 10482, and what is submitted, take one node: its output has no ranks before its lines."""
+    small = {"nodes": 1, "gpus_total": 8}
+    peer.answers("GET", "/v1/jobs/10482", envelope("Job", **job(**small)))
+    peer.answers("POST", "/v1/jobs", {**SUBMITTED, "items": [{**SUBMITTED["items"][0], **small}]})
+
+
 INCIDENT: Json = {
     "id": "node_lost/gpu-017/2026-11-22T08:00:00.250Z",
     "reason": "node_lost",

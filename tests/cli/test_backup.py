@@ -9,11 +9,11 @@ import pytest
 
 from cli.daemon.app import claim_data_dir
 from cli.daemon.backups import JOBS_SINCE
-from cli.daemon.migrate import upgrade
 from scheduler.core.policy import Policy
 from scheduler.store.database import Database
 from scheduler.store.transaction import Transaction
 from tests.cli.conftest import Home
+from tests.databases import new_sqlite
 from tests.metering.centre import Centre
 
 
@@ -24,8 +24,7 @@ class Daemons:
         self.folder = folder
         self.path = folder / "turnstile.db"
         folder.mkdir()
-        upgrade(f"sqlite:///{self.path}")
-        self.database = Database.open(f"sqlite:///{self.path}")
+        self.database = Database.open(new_sqlite(self.path))
         self.centre = Centre(self.database)
         self.centre.tenant("acme/vision")
         self.devices = self.centre.node("a")

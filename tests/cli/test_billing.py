@@ -4,19 +4,8 @@ import tarfile
 
 from tests.cli.conftest import Home
 from tests.cli.peer import Peer, page
+from tests.cli.recorded_money import BILL as MONTH
 from tests.cli.test_ledger import tar
-
-MONTH = {
-    "period": "2026-10",
-    "status": "closed",
-    "from": "2026-09-30T16:00:00Z",
-    "to": "2026-10-31T16:00:00Z",
-    "zone": "Asia/Shanghai",
-    "is_draft": False,
-    "has_charges": True,
-    "closed_at": "2026-11-04T00:00:00Z",
-    "manifest_sha256": "ab",
-}
 
 
 def test_months_are_listed_with_the_state_of_their_bills(home: Home, peer: Peer) -> None:

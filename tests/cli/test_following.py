@@ -17,10 +17,16 @@ from cli.errors import ExitCode
 from cli.following import exit_code_of
 from tests.cli.conftest import Home
 from tests.cli.peer import Asked, Json, Peer, Reply, envelope, page, problem, said
-from tests.cli.recorded import ELEMENT, ended, job, stream
+from tests.cli.recorded import ELEMENT, ended, job, on_one_node, stream
 
 LOGS, WAIT = ("GET", "/v1/jobs/10482/logs"), ("GET", "/v1/jobs/10482/wait")
 RUN = ("run", "-t", "1h", "--", "./x")
+
+
+@pytest.fixture(autouse=True)
+def one_node(peer: Peer) -> None:
+    """The jobs of these tests take one node, but where a test says otherwise."""
+    on_one_node(peer)
 
 
 @pytest.mark.parametrize(
@@ -65,8 +71,8 @@ def test_output_that_breaks_off_is_taken_up_where_it_ended(home: Home, peer: Pee
 
 def test_a_job_that_starts_again_is_followed_from_the_beginning_of_its_next_output(home: Home, peer: Peer) -> None:
     peer.answers(*LOGS, stream(b"first\n", attempt=1), stream(b"second\n", attempt=2))
-    again = envelope("Job", **job(state="running", attempt=2))
-    peer.answers(*WAIT, envelope("Job", **job(state="pending", attempt=1)), again, ended(attempt=2))
+    again = envelope("Job", **job(state="running", nodes=1, attempt=2))
+    peer.answers(*WAIT, envelope("Job", **job(state="pending", nodes=1, attempt=1)), again, ended(attempt=2))
     done = home.turnstile("logs", "-f", "10482", "--exit-status")
     assert (done.code, done.out) == (0, "first\nsecond\n")
     assert "starts again (attempt 1 ended)" in done.err
@@ -111,6 +117,18 @@ def test_wait_returns_the_worst_of_several(home: Home, peer: Peer) -> None:
     assert home.turnstile("wait", "-", stdin="1\n3\n").code == 4
 
 
+def test_wait_says_that_there_was_nothing_to_wait_for(home: Home) -> None:
+    done = home.turnstile("wait", "-", stdin="")
+    assert (done.code, done.err) == (0, "no jobs to wait for\n")
+
+
+def test_a_cancelled_job_is_not_said_to_be_cancelled_by_cancelling(home: Home, peer: Peer) -> None:
+    peer.answers(*WAIT, ended(state="cancelled", reason="cancelled", exit_code=None, nodes=1))
+    assert home.turnstile("wait", "10482").err == "10482 cancelled\n"
+    peer.answers(*LOGS, stream())
+    assert home.turnstile(*RUN).err.splitlines()[-1] == "job 10482 cancelled"
+
+
 def test_wait_for_an_array_waits_for_all_of_its_elements(home: Home, peer: Peer) -> None:
     first = ended(id="10490_0", array_id=10490, array_index=0)
     peer.answers("GET", "/v1/jobs/10490/wait", first)
@@ -136,6 +154,7 @@ def test_logs_prints_what_there_is_in_pieces_and_its_tail(home: Home, peer: Peer
 
     peer.answers(*LOGS, part)
     assert home.turnstile("logs", "10482").out == "".join(f"line {n}\n" for n in range(10))
+    peer.answers("GET", "/v1/jobs/10482", envelope("Job", **job()))
     assert home.turnstile("logs", "10482", "--tail", "3", "--rank", "2").out == "line 7\nline 8\nline 9\n"
     assert peer.requests(*LOGS)[-1].query["rank"] == ["2"]
 

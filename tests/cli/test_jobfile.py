@@ -18,7 +18,7 @@ from cli.jobkeys import EITHER, KEYS, NOT_IN_FILES, Shape
 from cli.yamlread import BrokenFile, Listed, Scalar
 from tests.cli.conftest import Home
 from tests.cli.peer import Json, Peer, envelope
-from tests.cli.recorded import job, stream
+from tests.cli.recorded import job, on_one_node, stream
 
 EXAMPLE = """\
 name: llama-sft
@@ -192,6 +192,7 @@ def test_text_keeps_the_form_in_which_it_was_typed(tmp_path: Path) -> None:
 def test_run_and_quote_and_follow_read_job_files_like_submit(home: Home, peer: Peer) -> None:
     (home.path / "train.yaml").write_text(EXAMPLE)
     peer.answers("GET", "/v1/jobs/10482/logs", stream(b"out\n"))
+    on_one_node(peer)
     ended = job(state="failed", exit_code=7, started_at="2026-11-23T11:30:00Z", attempt=1)
     peer.answers("GET", "/v1/jobs/10482/wait", envelope("Job", **ended))
     for verb in (("run",), ("submit", "-q", "-f")):

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from cli.daemon.migrate import upgrade
 from scheduler.store.database import Database
 from tests.cli.conftest import Home
 from tests.cli.peer import Peer, Reply
+from tests.databases import new_sqlite
 from tests.metering.centre import Centre
 
 SPAN = ("--from", "2026-11-01", "--to", "2026-11-02", "--zone", "Asia/Shanghai")
@@ -23,8 +23,7 @@ SPAN = ("--from", "2026-11-01", "--to", "2026-11-02", "--zone", "Asia/Shanghai")
 def kept(tmp_path: Path) -> Iterator[tuple[Path, Centre]]:
     """A database in which a job ran for an hour, and the centre that it is of."""
     path = tmp_path / "turnstile.db"
-    upgrade(f"sqlite:///{path}")
-    database = Database.open(f"sqlite:///{path}")
+    database = Database.open(new_sqlite(path))
     centre = Centre(database)
     centre.tenant("acme/vision")
     devices = centre.node("a")

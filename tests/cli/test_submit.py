@@ -193,6 +193,10 @@ def test_a_dry_run_says_so_to_the_server_and_prints_no_id(home: Home, peer: Peer
     assert peer.requests("POST", "/v1/jobs")[0].query == {"dry_run": ["true"]}
     assert done.out.startswith("Would submit dpo-run\n")
     assert home.turnstile("run", "--dry-run", "-t", "12h", "x").out == done.out
+    many = ("--sweep", "lr=1,2", "-n", "s")
+    for more in ((), many):
+        asked = home.turnstile("submit", "-q", "--dry-run", "-t", "12h", *more, "x")
+        assert (asked.code, asked.out) == (0, ""), "what is not submitted has no number"
 
 
 def test_a_contexts_project_is_not_sent_with_another_token(
@@ -335,3 +339,18 @@ def test_a_dash_is_no_job_file(home: Home, peer: Peer) -> None:
     done = home.turnstile("submit", "-", stdin="command: [x]")
     assert (done.code, "a job is not read from standard input" in done.err) == (2, True)
     assert peer.requests("POST", "/v1/jobs") == []
+
+
+def test_a_refusal_by_the_server_reads_as_a_sentence_about_the_flag_that_was_typed(home: Home, peer: Peer) -> None:
+    said = {
+        "-p: no pool 'x'; there are main": ("pool", "no pool 'x'; there are main"),
+        "-t is required": ("time_limit_seconds", "is required"),
+        "-g is required: how many GPUs on each node": (
+            "gpus_per_node", "say how many GPUs: gpus_per_node or total_gpus, one of them",
+        ),
+    }  # fmt: skip
+    for sentence, (field, message) in said.items():
+        why = problem("invalid", 422, f"{field}: {message}", problems=[{"field": field, "message": message}])
+        peer.answers("POST", "/v1/jobs", why)
+        assert home.turnstile("submit", "--", "x").err.splitlines()[0] == f"error: {sentence}"
+    assert "--total-gpus 16" in home.turnstile("submit", "--", "x").err

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,13 +55,15 @@ def centre(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Centre]:
 
 
 def _url(daemon: "subprocess.Popen[bytes]", log: Path) -> str:
-    """Where the daemon answers, once it has made its contexts."""
+    """Where the daemon answers, once it has made its contexts; whoever believes its first words is not turned away."""
     deadline = time.monotonic() + READY_SECONDS
     while time.monotonic() < deadline and daemon.poll() is None:
-        said = log.read_text(errors="replace")
-        if "contexts dev" in said and (found := re.search(r"answers at (http://\S+);", said)):
-            return found[1]
-        time.sleep(0.05)
+        if found := re.search(r"answers at (http://\S+);", log.read_text(errors="replace")):
+            with urllib.request.urlopen(f"{found[1]}/healthz", timeout=READY_SECONDS) as answer:
+                assert answer.status == 200
+            if "contexts dev" in log.read_text(errors="replace"):
+                return found[1]
+        time.sleep(0.01)
     pytest.fail(f"the daemon did not become ready:\n{log.read_text(errors='replace')[-3000:]}")
 
 

@@ -232,8 +232,9 @@ class Rig:
     def close(self) -> None:
         """Removes all that the test made, through the executor itself, and then the namespace."""
         self.executor.recover([])
-        self.executor._kept_until_ms.clear()
-        self.executor._options = replace(self.options, times=replace(self.options.times, finished_seconds=-1e9))
+        sweeper = self.executor._sweeper
+        sweeper._kept_until_ms.clear()
+        sweeper._keep_ms = -(10**12)
         self.executor._next_sweep_ms = 0
 
         def is_gone() -> bool:

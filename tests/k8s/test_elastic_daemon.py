@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from cli.daemon import migrate
 from cli.daemon.attendance import AttendedExecutor
 from k8s import names
 from k8s.cluster import Cluster
@@ -27,6 +26,7 @@ from scheduler.store.lease import LeaderLease
 from scheduler.store.queries import history_of
 from scheduler.store.queries import job as stored_job
 from tests.builders import account, shape
+from tests.databases import new_sqlite
 from tests.k8s.controllers import PREFIX
 from tests.k8s.grounds import FAST_WATCHES, Ground, until
 from tests.loop.test_controller import assert_memory_equals_database, state_of
@@ -39,8 +39,7 @@ class Centre:
 
     def __init__(self, ground: Ground) -> None:
         self.ground, self.admin, self.clock = ground, ground.api(), LedgerClock()
-        url = f"sqlite:///{ground.folder / 'turnstile.db'}"
-        migrate.upgrade(url)
+        url = new_sqlite(ground.folder / "turnstile.db")
         self.database = Database.open(url)
         self.lead()
         for each in (account("acme"), account("acme/nlp"), account("vip", guarantee=24), account("vip/p")):

@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 import pytest
 
-from cli.daemon import migrate
 from k8s import names
 from k8s.admitting import keeps_gates
 from k8s.api import Json
@@ -31,6 +30,7 @@ from scheduler.store.queries import JobFilter, JobRecord
 from scheduler.store.tokens import Member, SaveMember
 from scheduler.wire.submission import SubmissionRules
 from tests.builders import account
+from tests.databases import new_sqlite
 from tests.k8s.controllers import GPU, PREFIX
 from tests.k8s.grounds import FAST_WATCHES, Ground, until
 
@@ -45,8 +45,7 @@ class Centre:
 
     def __init__(self, ground: Ground) -> None:
         self.ground, self.admin = ground, ground.api()
-        url = f"sqlite:///{ground.folder / 'turnstile.db'}"
-        migrate.upgrade(url)
+        url = new_sqlite(ground.folder / "turnstile.db")
         self.database, self.clock = Database.open(url), LedgerClock()
         self.lead()
         for name in ("acme", "acme/nlp", "rival", "rival/vision"):

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from cli.daemon import migrate
 from scheduler.clock import LedgerClock
 from scheduler.core.model import AccountId, AllocationId, EndReason, JobId, UserName
 from scheduler.core.policy import Policy
@@ -18,6 +17,7 @@ from scheduler.store.database import Database
 from scheduler.store.jobs import JobDraft, SubmitJobs
 from scheduler.store.lease import LeaderLease
 from tests.builders import account, launch, node, shape
+from tests.databases import new_sqlite
 
 SECONDS = 20.0
 
@@ -26,8 +26,7 @@ class World:
     """One database, and daemons that come and go over it."""
 
     def __init__(self, folder: Path) -> None:
-        self.url = f"sqlite:///{folder / 'turnstile.db'}"
-        migrate.upgrade(self.url)
+        self.url = new_sqlite(folder / "turnstile.db")
         self.clock = LedgerClock()
         self.nodes: list[NodeInventory] = [node("n1"), node("n2")]
         self.open: list[Controller] = []

@@ -13,9 +13,9 @@ from scheduler.loop import Controller
 from scheduler.recording import Entry, NotRecorded, Replayed, Ticked, replay, subject_of, unpack_entries, unpack_state
 from scheduler.store.actions import CancelJobs
 from scheduler.store.decisions import ENTRIES, MOST_FORGOTTEN, STATE, ForgetDecisions, last_tick, of_job, tape, wait_of
+from scheduler.store.history_tables import DECISION, DECISION_TAPE
 from scheduler.store.queries import job as stored_job
 from scheduler.store.rates import ChangeRates
-from scheduler.store.tables import DECISION, DECISION_TAPE
 from tests.builders import node
 from tests.loop.conftest import SECONDS, World, submit, until
 

@@ -1,6 +1,5 @@
 """Databases for metering's tests: made by the migrations once, copied for each test."""
 
-import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,25 +10,15 @@ from sqlalchemy.engine import make_url
 
 from cli.daemon.migrate import upgrade
 from scheduler.store.database import Database
+from tests.databases import opened_sqlite
 from tests.metering.centre import Centre
 
 
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A SQLite file with the newest schema and nothing in it."""
-    path = tmp_path_factory.mktemp("template") / "empty.db"
-    upgrade(f"sqlite:///{path}")
-    return path
-
-
 @pytest.fixture
-def database(empty_database: Path, tmp_path: Path) -> Iterator[Database]:
+def database(tmp_path: Path) -> Iterator[Database]:
     """A database of the test's own."""
-    path = tmp_path / "turnstile.db"
-    shutil.copy(empty_database, path)
-    opened = Database.open(f"sqlite:///{path}")
-    yield opened
-    opened.dispose()
+    with opened_sqlite(tmp_path / "turnstile.db") as opened:
+        yield opened
 
 
 @pytest.fixture

@@ -40,6 +40,7 @@ from scheduler.refusal import Refused
 from scheduler.store.database import Database
 from scheduler.store.observations import RecordObservations
 from scheduler.store.write import Writer
+from tests.databases import new_sqlite
 from tests.metering.purse import MICROS, PurseCentre
 
 T = TypeVar("T")
@@ -95,13 +96,10 @@ class _Dying:
 class Money(RuleBasedStateMachine):
     """Jobs of three projects on four GPUs, under budgets that change."""
 
-    template: Path
-
     def __init__(self) -> None:
         super().__init__()
         self.folder = Path(tempfile.mkdtemp())
-        shutil.copy(self.template, self.folder / "turnstile.db")
-        self.database = Database.open(f"sqlite:///{self.folder / 'turnstile.db'}")
+        self.database = Database.open(new_sqlite(self.folder / "turnstile.db"))
         self.centre = PurseCentre(self.database)
         for account in ACCOUNTS:
             self.centre.tenant(account)
@@ -270,8 +268,7 @@ def _nonzero(sums: dict[K, int]) -> dict[K, int]:
     return {key: value for key, value in sums.items() if value}
 
 
-def test_money_under_any_interleaving(empty_database: Path) -> None:
-    Money.template = empty_database
+def test_money_under_any_interleaving() -> None:
     run_machine(
         Money,
         settings=settings(

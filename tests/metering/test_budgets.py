@@ -11,7 +11,8 @@ from scheduler.core.events import HeadroomChanged, HoldPriced
 from scheduler.core.model import AccountId, EndReason
 from scheduler.refusal import RefusalCode, Refused
 from scheduler.store.database import Database
-from scheduler.store.tables import JOB, JOB_EVENT
+from scheduler.store.history_tables import JOB_EVENT
+from scheduler.store.tables import JOB
 from tests.metering.builders import HOUR_MS, book
 from tests.metering.purse import ACME, MICROS, VISION, PurseCentre
 

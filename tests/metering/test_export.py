@@ -17,18 +17,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metering import export, verify_holders
+from metering.capacity_rows import CAPACITY_COLUMNS
 from metering.csv_files import BOM, CsvFile, harmless
-from metering.export import CAPACITY_COLUMNS, TOTALS_COLUMNS, usage_file_name
+from metering.export import TOTALS_COLUMNS, usage_file_name
 from metering.findings import Check, Report
 from metering.ledger import GpuWindow, write_windows
 from metering.manifest import Manifest, tzdata_version
-from metering.usage_lines import USAGE_COLUMNS, gpu_share, sku
+from metering.usage_columns import USAGE_COLUMNS
+from metering.usage_lines import gpu_share, sku
 from scheduler.clock import parse_utc_ms
 from scheduler.core.model import GPU_UNITS, AccountId, Booking, DeviceId, EndReason
 from scheduler.refusal import RefusalCode, Refused
-from scheduler.store import ledger_rows
+from scheduler.store import ledger_allocations, ledger_rows
 from scheduler.store.database import StoreCorrupt
-from scheduler.store.tables import ACCOUNT_NAME, JOB, OCCUPANCY
+from scheduler.store.ledger_tables import ACCOUNT_NAME, OCCUPANCY
+from scheduler.store.tables import JOB
 from tests.metering.builders import DAY_MS, HOUR_MS, NOON_MS, book
 from tests.metering.centre import SECRET, Centre
 from tests.metering.in_parts import verify, verify_export
@@ -460,7 +463,7 @@ def test_a_ledger_written_anew_is_found_by_the_chain_head_of_an_earlier_export(b
 def test_memory_does_not_grow_with_the_number_of_lines(
     centre: Centre, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledger_rows, "PAGE_ALLOCATIONS", 16)
+    monkeypatch.setattr(ledger_allocations, "PAGE_ALLOCATIONS", 16)
     monkeypatch.setattr(export, "ALLOCATIONS_AT_ONCE", 16)
     monkeypatch.setattr(verify_holders, "ALLOCATIONS_AT_ONCE", 16)
     monkeypatch.setattr(ledger_rows, "PAGE_ROWS", 64)

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from metering.focus_check import ONE_PARENT, FocusChecker, check_focus
 from metering.focus_columns import FOCUS_1_2, VERSIONS, Kind, columns_of
 from metering.focus_rules import REPEATING_RULES, VARYING, VARYING_RULES, cell_breaks
 from scheduler.core.model import DeviceId
-from scheduler.store.database import Database
+from tests.databases import opened_sqlite
 from tests.metering.builders import NOON_MS, book
 from tests.metering.centre import SHANGHAI, Centre
 
@@ -44,15 +43,11 @@ def rows(sound: Rows) -> Rows:
 
 
 @pytest.fixture(scope="module")
-def sound(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Rows:
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Rows:
     """Usage, tax and rounding as exported; a package bought and drawn from, a reservation, a credit, a correction."""
     folder = tmp_path_factory.mktemp("focus")
-    shutil.copy(empty_database, folder / "turnstile.db")
-    database = Database.open(f"sqlite:///{folder / 'turnstile.db'}")
-    try:
+    with opened_sqlite(folder / "turnstile.db") as database:
         return _made(Centre(database), folder)
-    finally:
-        database.dispose()
 
 
 def _made(centre: Centre, tmp_path: Path) -> Rows:

@@ -1,7 +1,6 @@
 """What tenants owe by the journal is what their invoices ask, whatever was bought, given back and corrected."""
 
 import csv
-import shutil
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,7 +30,7 @@ from metering.verify_journal import verify_entries, verify_journal
 from scheduler.core.model import AccountId, Booking, DeviceId, EndReason
 from scheduler.core.occupancy import GENESIS_HASH
 from scheduler.store.chained import move_head
-from scheduler.store.database import Database
+from tests.databases import opened_sqlite
 from tests.metering.builders import HOUR_MS
 from tests.metering.centre import Centre
 from tests.metering.purse import PurseCentre
@@ -43,13 +42,10 @@ TENANTS = ("acme", "globex")
 
 
 @pytest.fixture(scope="module")
-def centre(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Centre]:
+def centre(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Centre]:
     """Use under a book that has everything, a package, credits; October closed. Tampering leaves nothing behind."""
-    path = tmp_path_factory.mktemp("invoicing") / "turnstile.db"
-    shutil.copy(empty_database, path)
-    database = Database.open(f"sqlite:///{path}")
-    yield lived(PurseCentre(database))
-    database.dispose()
+    with opened_sqlite(tmp_path_factory.mktemp("invoicing") / "turnstile.db") as database:
+        yield lived(PurseCentre(database))
 
 
 def lived(centre: PurseCentre) -> Centre:

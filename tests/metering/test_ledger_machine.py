@@ -23,7 +23,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from sqlalchemy.engine import make_url
 
-from cli.daemon.migrate import upgrade
 from metering.core.quantity import UNIT_MS_PER_GPU_HOUR
 from metering.export import export_usage
 from metering.ledger import publish
@@ -42,6 +41,7 @@ from scheduler.store.inventory import SyncInventory
 from scheduler.store.observations import RecordObservations
 from scheduler.store.transaction import Transaction
 from scheduler.store.write import Command, Writer
+from tests.databases import new_sqlite
 from tests.metering.builders import book
 from tests.metering.centre import Centre
 
@@ -348,13 +348,6 @@ class LedgerMachine(RuleBasedStateMachine):
         assert billed == payable
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("machine") / "empty.db"
-    upgrade(f"sqlite:///{path}")
-    return path
-
-
 def run(zone: str, make_url: Callable[[Path], str], examples: int, steps: int) -> None:
     machine = type("Machine", (LedgerMachine,), {"make_url": staticmethod(make_url), "zone": zone})
     health = [HealthCheck.too_slow, HealthCheck.data_too_large]
@@ -367,12 +360,8 @@ def run(zone: str, make_url: Callable[[Path], str], examples: int, steps: int) -
 
 
 @pytest.mark.parametrize("zone", CASES)
-def test_whatever_happens_the_ledger_says_what_counting_seconds_says(template: Path, zone: str) -> None:
-    def make_url(folder: Path) -> str:
-        shutil.copy(template, folder / "t.db")
-        return f"sqlite:///{folder / 't.db'}"
-
-    run(zone, make_url, examples=10, steps=18)
+def test_whatever_happens_the_ledger_says_what_counting_seconds_says(zone: str) -> None:
+    run(zone, lambda folder: new_sqlite(folder / "t.db"), examples=10, steps=18)
 
 
 @pytest.mark.postgres

@@ -1,6 +1,5 @@
 """What the ledger's metrics say against what was held, measured, and really stands in the ledger."""
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from metering.windows import SampleWindow
 from scheduler.core.model import GPU_UNITS, DeviceId, EndReason
 from scheduler.store.database import Database
 from scheduler.store.ledger_rows import ClosedTotal, closed_totals, intervals_of_device
+from tests.databases import new_sqlite
 from tests.metering.builders import NOON_MS
 from tests.metering.centre import Centre
 
@@ -115,13 +115,12 @@ def test_what_was_held_before_the_first_look_is_not_counted(centre: Centre) -> N
 @given(st.lists(st.tuples(st.sampled_from(["run", "end", "tick", "blind"]), st.integers(0, 60_000)), max_size=14))
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_all_kinds_add_up_to_the_time_held_and_no_counter_goes_back(
-    empty_database: Path, tmp_path: Path, steps: list[tuple[str, int]]
+    tmp_path: Path, steps: list[tuple[str, int]]
 ) -> None:
     path = tmp_path / "turnstile.db"
     for old in tmp_path.glob("turnstile.db*"):
         old.unlink()
-    shutil.copy(empty_database, path)
-    database = Database.open(f"sqlite:///{path}")
+    database = Database.open(new_sqlite(path))
     try:
         centre = Centre(database)
         centre.tenant("acme/vision")

@@ -10,8 +10,8 @@ from metering.tables import DEVICE_WITNESS, GPU_WINDOW
 from metering.witness import Holding, write_witnesses
 from scheduler.core.model import AllocationId, DeviceId, NodeName
 from scheduler.store.database import Database
+from scheduler.store.history_tables import NODE_EVENT
 from scheduler.store.node_events import NodeEvent, write_node_events
-from scheduler.store.tables import NODE_EVENT
 from tests.metering.builders import DAY_MS, HOUR_MS
 from tests.metering.centre import Centre
 from tests.metering.test_periods import TERMS, close

@@ -1,7 +1,6 @@
 """Σ `usage` = ledger = native CSV = FOCUS BilledCost before tax and rounding = counters, for centres made at random."""
 
 import csv
-import shutil
 from collections import Counter
 from decimal import Decimal
 from pathlib import Path
@@ -24,6 +23,7 @@ from scheduler.core.occupancy import OccupancyState
 from scheduler.store.database import Database
 from scheduler.store.ledger_rows import devices, intervals_of_device
 from scheduler.store.readers import Alone
+from tests.databases import new_sqlite
 from tests.metering.builders import NOON_MS, book
 from tests.metering.centre import SHANGHAI, Centre
 
@@ -82,11 +82,9 @@ def rows_of(folder: Path, pattern: str) -> list[dict[str, str]]:
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32))
-def test_usage_ledger_csv_focus_statements_and_counters_say_the_same(empty_database: Path, seed: int) -> None:
+def test_usage_ledger_csv_focus_statements_and_counters_say_the_same(seed: int) -> None:
     with TemporaryDirectory() as scratch:
-        path = Path(scratch) / "turnstile.db"
-        shutil.copy(empty_database, path)
-        database = Database.open(f"sqlite:///{path}")
+        database = Database.open(new_sqlite(Path(scratch) / "turnstile.db"))
         try:
             centre, watch = lived(database, seed)
             folder = Path(scratch) / "out"

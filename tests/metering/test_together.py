@@ -12,8 +12,8 @@ from metering.together import MOST_UNASKED, processes_of
 from metering.verify import verify, verify_export
 from scheduler.core.model import GPU_UNITS, Booking, DeviceId, EndReason
 from scheduler.store.database import StoreUnavailable
+from scheduler.store.ledger_tables import OCCUPANCY
 from scheduler.store.readers import Alone, Readers, reading
-from scheduler.store.tables import OCCUPANCY
 from tests.metering.builders import book
 from tests.metering.centre import SHANGHAI, Centre
 from tests.metering.in_parts import InParts, small_parts

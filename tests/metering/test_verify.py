@@ -1,7 +1,5 @@
 """Verification proves a sound ledger and finds every tampering with it, by place."""
 
-from collections.abc import Callable
-
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -10,10 +8,12 @@ from metering.findings import Check, Report
 from metering.tables import PRICE_BOOK
 from scheduler.core.model import GPU_UNITS, DeviceId, EndReason
 from scheduler.core.occupancy import OccupancyState
-from scheduler.store.tables import ALLOCATION, DEVICE, DEVICE_CURSOR, LEDGER_HEAD, OCCUPANCY
+from scheduler.store.ledger_tables import DEVICE_CURSOR, LEDGER_HEAD, OCCUPANCY
+from scheduler.store.tables import ALLOCATION, DEVICE
 from tests.metering.builders import NOON_MS
 from tests.metering.centre import Centre
 from tests.metering.in_parts import verify
+from tests.metering.tampering import tampered
 
 A0, A1, B0, B1 = (DeviceId(f"GPU-{place}") for place in ("a-0", "a-1", "b-0", "b-1"))
 
@@ -47,23 +47,6 @@ def busy(centre: Centre) -> Centre:
 def proof(centre: Centre) -> Report:
     with centre.read() as connection:
         return verify(connection, centre.now_ms)
-
-
-def tampered(centre: Centre, tamper: Callable[[Connection], object]) -> Report:
-    """Returns what verification says after the tampering, which is undone again."""
-    with centre.database.write() as connection:
-        _drop_triggers(connection)
-        connection.exec_driver_sql("SAVEPOINT sound")
-        tamper(connection)
-        report = verify(connection, centre.now_ms)
-        connection.exec_driver_sql("ROLLBACK TO sound")
-    return report
-
-
-def _drop_triggers(connection: Connection) -> None:
-    names = connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'trigger'").scalars().all()
-    for name in names:
-        connection.exec_driver_sql(f'DROP TRIGGER "{name}"')
 
 
 def test_a_sound_ledger_is_proved(busy: Centre) -> None:

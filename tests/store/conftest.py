@@ -3,7 +3,6 @@
 The schema is migrated once a session and copied for each database: a file on SQLite, a template on PostgreSQL.
 """
 
-import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from sqlalchemy.engine import make_url
 
 from cli.daemon import migrate
 from scheduler.store.database import Database
+from tests.databases import new_sqlite
 from tests.store.harness import Centre
 
 MakeDatabase = Callable[[], Database]
@@ -37,14 +37,6 @@ def postgres_url() -> Iterator[str]:
             pytest.skip(f"PostgreSQL cannot run here: {error}")
     yield server.get_uri()
     server.cleanup()
-
-
-@pytest.fixture(scope="session")
-def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A migrated SQLite file, to be copied."""
-    path = tmp_path_factory.mktemp("template") / "template.db"
-    migrate.upgrade(f"sqlite:///{path}")
-    return path
 
 
 @pytest.fixture(scope="session")
@@ -80,14 +72,11 @@ def new_url(dialect: str, tmp_path: Path, request: pytest.FixtureRequest) -> Cal
     if dialect == "postgresql":
         make: Callable[[bool], str] = request.getfixturevalue("new_postgres")
         return make
-    template: Path = request.getfixturevalue("sqlite_template")
     numbers = count()
 
     def copy(is_migrated: bool) -> str:
         path = tmp_path / f"{next(numbers)}.db"
-        if is_migrated:
-            shutil.copy(template, path)
-        return f"sqlite:///{path}"
+        return new_sqlite(path) if is_migrated else f"sqlite:///{path}"
 
     return copy
 

@@ -43,11 +43,13 @@ from scheduler.store import read
 from scheduler.store.accounts import SaveAccount
 from scheduler.store.allocations import Applied, ApplyPlan
 from scheduler.store.database import Database
+from scheduler.store.history_tables import JOB_EVENT
 from scheduler.store.inventory import SyncInventory
 from scheduler.store.jobs import JobDraft, SubmitJobs
 from scheduler.store.lease import LeaderLease
+from scheduler.store.ledger_tables import DEVICE_END
 from scheduler.store.observations import Recorded, RecordObservations
-from scheduler.store.tables import DEVICE, DEVICE_END, JOB, JOB_EVENT
+from scheduler.store.tables import DEVICE, JOB
 from scheduler.store.write import Batch, Command, Done, Writer
 
 T = TypeVar("T")

@@ -11,8 +11,8 @@ from scheduler.core.plan import Stop, Surplus
 from scheduler.executor import Ended, Shrunk
 from scheduler.store.incidents import STILL_MS, Hit, hits_between
 from scheduler.store.inventory import SyncInventory
+from scheduler.store.ledger_tables import INCIDENT
 from scheduler.store.observations import RecordObservations
-from scheduler.store.tables import INCIDENT
 from tests.store.harness import Centre, draft, node, start
 
 

@@ -11,7 +11,7 @@ from scheduler.executor import CutGpu, NodeInventory
 from scheduler.store.allocations import MarkStopping
 from scheduler.store.database import StoreCorrupt
 from scheduler.store.inventory import SyncInventory
-from scheduler.store.tables import DEVICE_END, OCCUPANCY
+from scheduler.store.ledger_tables import DEVICE_END, OCCUPANCY
 from tests.store.harness import Centre, node
 
 HALF = GPU_UNITS // 2

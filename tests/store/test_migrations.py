@@ -1,7 +1,6 @@
 """The schema: made by migrations, the same as the models say, and never touched by a version that does not know it."""
 
 import importlib
-import importlib.util
 from collections.abc import Callable
 
 import pytest
@@ -12,12 +11,12 @@ from sqlmodel import SQLModel
 
 from cli.daemon import migrate
 from scheduler.store.database import Database
-from scheduler.store.tables import LEADER_LEASE, LEDGER_HEAD
+from scheduler.store.ledger_tables import LEDGER_HEAD
+from scheduler.store.tables import LEADER_LEASE
 
-for module in ("scheduler.store.tables", "metering.tables"):
-    # Metadata is filled by import; the schema holds the tables of every module there is.
-    if importlib.util.find_spec(module) is not None:
-        importlib.import_module(module)
+for module in ("history_tables", "ledger_tables", "tables"):
+    importlib.import_module(f"scheduler.store.{module}")  # metadata is filled by import
+importlib.import_module("metering.tables")
 
 
 def test_an_empty_database_is_brought_to_the_head_and_a_second_upgrade_changes_nothing(

@@ -16,9 +16,10 @@ from scheduler.store import read
 from scheduler.store.accounts import RemoveAccount, SaveAccount
 from scheduler.store.actions import CancelJobs, Did, JobAction
 from scheduler.store.allocations import ApplyPlan
+from scheduler.store.history_tables import JOB_EVENT
 from scheduler.store.jobs import SubmitJobs
 from scheduler.store.observations import RecordObservations
-from scheduler.store.tables import JOB, JOB_EVENT, POOL, SUBMISSION_KEY
+from scheduler.store.tables import JOB, POOL, SUBMISSION_KEY
 from scheduler.store.transaction import Transaction
 from scheduler.store.write import Writer
 from tests.store.harness import ACME, ANA, PROJECT, Centre, check_ledger, draft, refused, start, values

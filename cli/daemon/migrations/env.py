@@ -4,6 +4,8 @@ from alembic import context
 from sqlmodel import SQLModel
 
 import metering.tables  # noqa: F401  # fills the metadata
+import scheduler.store.history_tables
+import scheduler.store.ledger_tables
 import scheduler.store.tables  # noqa: F401
 
 connection = context.config.attributes.get("connection")
