@@ -4,6 +4,7 @@ Only where standard error is a terminal, and only after a moment: an answer that
 what reads the output of a command sees nothing of it. The line is gone before anything else is printed.
 """
 
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -30,6 +31,22 @@ def waiting(screen: Screen, what: str, patience_seconds: float = PATIENCE_SECOND
     finally:
         done.set()
         teller.join()
+
+
+@contextmanager
+def ended_by_term() -> Iterator[None]:
+    """Lets SIGTERM end the body as Ctrl-C does, so that it takes away what it had half written.
+
+    In the main thread, which alone gets signals.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _tell(screen: Screen, what: str, done: threading.Event, patience_seconds: float) -> None:

@@ -26,7 +26,7 @@ from cli.layout import Column, View
 from cli.render import LINE_WIDTH, envelope
 from cli.session import Session
 from cli.verbs import Verb
-from cli.waiting import waiting
+from cli.waiting import ended_by_term, waiting
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
@@ -138,7 +138,7 @@ def export(
         raise Refusal(f"{out_dir} is there and not empty", "a directory that is new", code="conflict")
     if parquet:
         require_parquet()
-    with waiting(session.screen, "rating and writing"):
+    with waiting(session.screen, "rating and writing"), ended_by_term():
         if is_served:
             query = {"from": moments.write(since), "to": moments.write(until), "zone": zone, "tenant": tenant}
             query |= {"focus": focus, "issuer": issuer}

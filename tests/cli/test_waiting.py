@@ -1,11 +1,13 @@
 """A long answer is announced to a person at a terminal, and to nobody else."""
 
+import os
+import signal
 import threading
 
 import pytest
 
 from cli.render import Screen
-from cli.waiting import waiting
+from cli.waiting import ended_by_term, waiting
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])
@@ -35,3 +37,20 @@ def test_an_answer_that_comes_at_once_is_not_announced(capsys: pytest.CaptureFix
     with waiting(screen, "proving the ledger", patience_seconds=600):
         pass
     assert capsys.readouterr().err == ""
+
+
+def terminated(left: list[str]) -> None:
+    with ended_by_term():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.sigtimedwait([], 60)  # ends as soon as the signal is there
+        finally:
+            left.clear()
+
+
+def test_being_terminated_ends_what_is_written_as_an_interrupt_does() -> None:
+    before, left = signal.getsignal(signal.SIGTERM), ["half a file"]
+    with pytest.raises(KeyboardInterrupt):
+        terminated(left)
+    assert not left
+    assert signal.getsignal(signal.SIGTERM) is before

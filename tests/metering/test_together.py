@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from metering.export import export_usage
-from metering.together import MOST_UNASKED, processes_of
+from metering.together import MOST_UNASKED, processes_of, reading_ledger
 from metering.verify import verify, verify_export
 from scheduler.core.model import GPU_UNITS, Booking, DeviceId, EndReason
 from scheduler.store.database import StoreUnavailable
@@ -102,3 +102,13 @@ def test_unasked_there_is_a_process_for_each_core_up_to_four_and_asked_as_many_a
         monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)))
         assert processes_of(None) == processes
         assert processes_of(3) == 3
+
+
+def test_readings_at_the_same_time_start_no_more_processes_than_one_alone(lived: Centre) -> None:
+    with (
+        reading_ledger(lived.database, MOST_UNASKED, worth_rows=1) as first,
+        reading_ledger(lived.database, 2, worth_rows=1) as second,
+    ):
+        assert (first.processes, second.processes) == (MOST_UNASKED, 1)
+    with reading_ledger(lived.database, 2, worth_rows=1) as after:
+        assert after.processes == 2
